@@ -1,0 +1,1 @@
+"""What N is worth: draws, scores and the statistics over them."""

@@ -1,0 +1,1 @@
+"""Training: the reward model from preference pairs."""

@@ -1,0 +1,1 @@
+"""The HTTP face: OpenAI's chat API, its errors, authentication and streams."""

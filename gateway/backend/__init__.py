@@ -1,0 +1,1 @@
+"""Where candidates are drawn: TGI first, others by flavour."""

@@ -1,0 +1,1 @@
+"""What differs between backend servers, and nothing else."""

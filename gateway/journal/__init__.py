@@ -1,0 +1,1 @@
+"""Every completion as one durable record."""

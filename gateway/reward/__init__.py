@@ -1,0 +1,1 @@
+"""Where rewards come from: a model in this process, or a server."""

@@ -1,0 +1,267 @@
+"""The gateway's settings: read once from the environment at start, frozen, passed down.
+
+Names are ``GATEWAY_`` + field, with ``__`` between levels: ``GATEWAY_BACKEND__URLS``. An unknown or bad value is
+fatal and names itself. The docstring under each field is the settings table of README (``python -m gateway
+settings`` prints it; a test keeps the two equal).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from gateway.errors import SettingsError
+
+Urls = Annotated[tuple[str, ...], NoDecode]
+Names = Annotated[tuple[str, ...], NoDecode]
+
+PREFIX = "GATEWAY_"
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _split(value: object) -> object:
+    """Accept ``a,b`` for a tuple, as environment variables write it."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+class BackendSettings(_Group):
+    """Where candidates are drawn."""
+
+    kind: Literal["tgi", "vllm", "llamacpp"] = "tgi"
+    """Which server answers at the URLs."""
+    urls: Urls = ("http://127.0.0.1:8080",)
+    """Base URLs of the replicas, separated by commas; the least loaded healthy one serves a race."""
+    api_key: str = ""
+    """Sent to the backend as a bearer token. HF_TOKEN is never sent."""
+    request_timeout_s: float = Field(default=120.0, gt=0)
+    """Longest time one draw may take."""
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    """Longest time to open a connection."""
+    max_connections: int = Field(default=1024, ge=1)
+    """Connections kept in each replica's pool."""
+    unhealthy_s: float = Field(default=5.0, ge=0)
+    """How long a replica that broke a connection is passed over."""
+
+    _urls = field_validator("urls", mode="before")(_split)
+
+    @field_validator("urls")
+    @classmethod
+    def _http_only(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        if not urls or any(not url.startswith(("http://", "https://")) for url in urls):
+            raise ValueError("one or more http:// or https:// URLs are needed")
+        return tuple(url.rstrip("/") for url in urls)
+
+
+class RewardSettings(_Group):
+    """Where rewards come from: a model in this process, or a server."""
+
+    model: str = ""
+    """Local reward model: a folder or hub id of a one-label sequence classifier. Excludes url."""
+    adapter: Path | None = None
+    """PEFT adapter (safetensors) applied on top of the local model."""
+    url: str = ""
+    """Remote reward server that speaks /classify (vLLM, SGLang, or python -m gateway reward). Excludes model."""
+    url_model: str = ""
+    """Model name sent to the remote server."""
+    tokenizer: str = ""
+    """Tokenizer whose chat template renders conversations for a remote vLLM or SGLang; empty for our own server."""
+    api_key: str = ""
+    """Sent to the remote reward server as a bearer token."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N. auto takes CUDA where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto is bfloat16 on CUDA and float32 on the CPU."""
+    max_length_tokens: int = Field(default=4096, ge=16)
+    """Longest input; a longer one loses the beginning of its prompt, and says so."""
+    max_batch_tokens: int = Field(default=16384, ge=16)
+    """Padded tokens in one batch."""
+    max_wait_ms: float = Field(default=2.0, ge=0)
+    """Longest time an entry waits for others to share its batch."""
+    max_queue: int = Field(default=4096, ge=1)
+    """Entries waiting for the model; more are refused, and those races fall back."""
+    timeout_s: float = Field(default=10.0, gt=0)
+    """Longest time a race waits for a reward after its last candidate finished."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.model and self.url:
+            raise ValueError("set model (in this process) or url (a server), not both")
+        return self
+
+
+class RedisSettings(_Group):
+    """Where records and the policy document live."""
+
+    url: str = "redis://127.0.0.1:6379/0"
+    """redis:// or rediss:// (TLS) URL, with user, password and database."""
+    key_prefix: str = "ratchet"
+    """Prefix of every key this project writes."""
+    stream_max_records: int = Field(default=1_000_000, ge=1)
+    """The stream is trimmed to about this many records."""
+    timeout_s: float = Field(default=5.0, gt=0)
+    """Longest time one Redis call may take; callers never wait for it."""
+
+
+class JournalSettings(_Group):
+    """How a record becomes durable."""
+
+    spool_dir: Path = Path("spool")
+    """Folder of the spool on local disk; holds what Redis has not taken yet."""
+    durability: Literal["fsync", "relaxed"] = "fsync"
+    """fsync: a record survives a power cut before its response ends. relaxed: it survives a crash of the gateway."""
+    max_spool_bytes: int = Field(default=2_000_000_000, ge=1_000_000)
+    """With this much waiting for Redis, readiness says so and an alert metric rises; records are still kept."""
+    batch_records: int = Field(default=256, ge=1)
+    """Records sent to Redis in one round trip."""
+
+
+class PolicySettings(_Group):
+    """The policy that holds until one is published in Redis."""
+
+    n: int = Field(default=4, ge=1)
+    """N for requests that do not say."""
+    n_max: int = Field(default=8, ge=1)
+    """N of an exploration request."""
+    adapter: str | None = None
+    """Adapter that answers; unset is the base model."""
+    default_temperature: float | None = Field(default=None, ge=0, le=2)
+    """Temperature for callers who set none; unset leaves it to the backend."""
+    exploration: float = Field(default=0.02, ge=0, le=1)
+    """Share of requests that draw n_max uncut, so that the reward curve stays measurable."""
+    refresh_s: float = Field(default=2.0, gt=0)
+    """How often Redis is asked for a newer policy."""
+
+
+class RaceSettings(_Group):
+    """Limits of one request's race and of all together."""
+
+    best_of_max: int = Field(default=16, ge=1)
+    """Largest N a caller may ask for."""
+    deadline_s: float = Field(default=60.0, gt=0)
+    """At the deadline the best finished candidate answers; none finished is a 504."""
+    quorum: float = Field(default=1.0, gt=0, le=1)
+    """Share of candidates that suffices once quorum_after_s has passed; 1 waits for all until the deadline."""
+    quorum_after_s: float = Field(default=10.0, gt=0)
+    """When the quorum begins to suffice. Exploration requests ignore it: they are never cut."""
+    max_in_flight: int = Field(default=128, ge=1)
+    """Candidates being drawn at once, over all requests (TGI refuses more than its own 128)."""
+    max_waiting: int = Field(default=256, ge=0)
+    """Requests that may wait for their first permit; more are refused with 429."""
+    queue_timeout_s: float = Field(default=5.0, gt=0)
+    """Longest wait for a first permit before 429."""
+
+
+class ApiSettings(_Group):
+    """What callers may send."""
+
+    models: Names = ("ratchet",)
+    """Model names served, separated by commas; the first is canonical, the others are aliases."""
+    keys_file: Path | None = None
+    """File of hashed API keys (python -m gateway key new NAME). Required to listen beyond loopback."""
+    max_body_bytes: int = Field(default=1_000_000, ge=1_000)
+    """Largest request body."""
+    max_messages: int = Field(default=1_000, ge=1)
+    """Longest conversation."""
+    keep_alive_s: float = Field(default=3.0, gt=0)
+    """A streamed race sends its headers after this time, and a comment each time it passes again."""
+
+    _models = field_validator("models", mode="before")(_split)
+
+    @field_validator("models")
+    @classmethod
+    def _at_least_one(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        if not models:
+            raise ValueError("at least one model name is needed")
+        return models
+
+
+class Settings(BaseSettings):
+    """Everything ``python -m gateway serve`` reads."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    host: str = "127.0.0.1"
+    """Address to listen on; anything but loopback needs GATEWAY_API__KEYS_FILE."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on."""
+    workers: int = Field(default=1, ge=1)
+    """Worker processes; they share the port, and should share one reward server too."""
+    shutdown_s: float = Field(default=30.0, gt=0)
+    """How long running races may finish after SIGTERM."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is logged."""
+    log_format: Literal["json", "console"] = "json"
+    """json for machines, console for people."""
+    backend: BackendSettings = BackendSettings()
+    reward: RewardSettings = RewardSettings()
+    redis: RedisSettings = RedisSettings()
+    journal: JournalSettings = JournalSettings()
+    policy: PolicySettings = PolicySettings()
+    race: RaceSettings = RaceSettings()
+    api: ApiSettings = ApiSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not is_loopback(self.host) and self.api.keys_file is None:
+            raise ValueError(f"host {self.host} is not loopback: set {PREFIX}API__KEYS_FILE to require API keys")
+        if max(self.policy.n, self.policy.n_max) > self.race.best_of_max:
+            raise ValueError(f"policy n and n_max must not exceed {PREFIX}RACE__BEST_OF_MAX")
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    return host in {"127.0.0.1", "localhost", "::1"}
+
+
+def load() -> Settings:
+    """Read the settings from the environment, or say in one message which are unknown or bad.
+
+    Raises:
+        SettingsError: Names every unknown variable and every bad value.
+    """
+    known = {name.upper() for name in variables()}
+    strangers = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+    if strangers:
+        raise SettingsError("unknown settings: " + ", ".join(strangers) + " (python -m gateway settings lists them)")
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = [f"{_variable(item['loc'])}: {item['msg']}" for item in error.errors(include_url=False)]
+        raise SettingsError("bad settings: " + "; ".join(problems)) from error
+
+
+def variables() -> dict[str, tuple[str, str]]:
+    """Every environment variable with its default and its one-line description, in the order of the classes."""
+    rows: dict[str, tuple[str, str]] = {}
+    for name, info in Settings.model_fields.items():
+        group = info.annotation
+        if isinstance(group, type) and issubclass(group, _Group):
+            for inner, inner_info in group.model_fields.items():
+                rows[_variable((name, inner))] = (_shown(inner_info.default), inner_info.description or "")
+        else:
+            rows[_variable((name,))] = (_shown(info.default), info.description or "")
+    return rows
+
+
+def _variable(loc: tuple[int | str, ...]) -> str:
+    return PREFIX + "__".join(str(part).upper() for part in loc[:2])
+
+
+def _shown(default: object) -> str:
+    if default is None or default == "":
+        return ""
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)

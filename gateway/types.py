@@ -1,0 +1,240 @@
+"""The nouns that rooms exchange, and the seams (protocols) between them. No I/O, no behaviour beyond a property."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict
+
+if TYPE_CHECKING:
+    from gateway.errors import GatewayError
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+JsonObject = dict[str, Any]
+
+
+class Message(TypedDict):
+    """One chat message in OpenAI's shape; text parts are already joined to one string."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None
+    name: NotRequired[str]
+    tool_calls: NotRequired[list[JsonObject]]
+    tool_call_id: NotRequired[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one draw is sampled. None means "the caller did not say": the backend's default holds.
+
+    Units: ``max_tokens`` in tokens; ``seed`` is the caller's, from which each draw's own seed is derived.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = None
+    tools: tuple[JsonObject, ...] = ()
+    tool_choice: str | JsonObject | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: JsonObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is asked of the backend: the conversation, how to sample, and which adapter answers (None: the base)."""
+
+    messages: Sequence[Message]
+    sampling: Sampling
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the backend gave for one draw, in OpenAI's terms whatever the backend's own were."""
+
+    text: str | None
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    tool_calls: tuple[JsonObject, ...] = ()
+    logprobs: JsonObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One piece of a streamed draw. The last one carries ``finish_reason``; token counts come with it."""
+
+    text: str = ""
+    tool_calls: tuple[JsonObject, ...] = ()
+    logprobs: JsonObject | None = None
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A reward (raw logit; higher is better) and whether the prompt's beginning had to be cut to fit the model."""
+
+    reward: float
+    prompt_truncated: bool = False
+
+
+class Selection(StrEnum):
+    """Why this answer won."""
+
+    SCORED = "scored"  # the highest reward of at least two scored candidates
+    FALLBACK = "fallback"  # several answers, too few rewards to compare them: the first one, never training data
+    SINGLE = "single"  # there was one answer to choose from
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One draw of a race, filled in as the race goes on.
+
+    ``latency_ms`` runs from the draw's start to its last token; ``cut_at_tokens`` is set when it was stopped early
+    on purpose (none is today; records leave room for it).
+    """
+
+    index: int
+    seed: int
+    answer: Answer | None = None
+    reward: float | None = None
+    prompt_truncated: bool = False
+    latency_ms: float | None = None
+    cut_at_tokens: int | None = None
+    error: GatewayError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where a request's time went, in milliseconds.
+
+    ``queue`` waits for permits; ``generate`` runs from the first draw's start to the last counted answer; ``score``
+    is what scoring added after that; ``journal`` waits for the record to be durable; ``overhead`` is the rest of
+    ``total``: the gateway's own work.
+    """
+
+    queue_ms: float = 0.0
+    generate_ms: float = 0.0
+    score_ms: float = 0.0
+    journal_ms: float = 0.0
+    total_ms: float = 0.0
+
+    @property
+    def overhead_ms(self) -> float:
+        """The gateway's own share of the total."""
+        return max(0.0, self.total_ms - self.queue_ms - self.generate_ms - self.score_ms - self.journal_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One request's race, decided before the first draw.
+
+    ``n_asked`` is what caller or policy wanted; ``exploration_probability`` is the policy's share of exploration
+    traffic, on explored and ordinary records alike, so that either can be weighted by it.
+    """
+
+    n_asked: int
+    seed: int
+    adapter: str | None
+    policy_version: int
+    exploration: bool = False
+    exploration_probability: float = 0.0
+    n_returned: int = 1
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a race ended: every candidate, the winners best first, and why."""
+
+    plan: Plan
+    n_run: int
+    candidates: list[Candidate]
+    winners: list[Candidate]
+    selection: Selection
+    timings: Timings
+    deadline_hit: bool = False
+    scoring_error: str | None = None
+    reward_model: str | None = None
+
+    @property
+    def rewards(self) -> list[float | None]:
+        """Rewards in candidate order; None where there is none."""
+        return [candidate.reward for candidate in self.candidates]
+
+    @property
+    def n_scored(self) -> int:
+        """How many candidates have a reward."""
+        return sum(candidate.reward is not None for candidate in self.candidates)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens of every finished draw, returned or not."""
+        return sum(c.answer.completion_tokens for c in self.candidates if c.answer is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether a part can serve, and in words why not."""
+
+    ready: bool
+    detail: str = ""
+    facts: JsonObject = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """Where draws come from. Implementations raise only errors of ``gateway.errors``."""
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuse what this backend cannot serve, naming the field (``UnsupportedField``)."""
+        ...
+
+    def choose_replica(self) -> int:
+        """The least loaded healthy replica: all draws of a race go there, for its prefix cache's sake."""
+        ...
+
+    async def complete(self, prompt: Prompt, *, seed: int, replica: int) -> Answer:
+        """Draw one whole answer. Cancelling the call closes its connection, which stops generation."""
+        ...
+
+    def stream(self, prompt: Prompt, *, seed: int, replica: int) -> AsyncIterator[Delta]:
+        """Draw one answer piece by piece. Closing the iterator closes the connection."""
+        ...
+
+    async def readiness(self) -> Readiness:
+        """Ready when at least one replica is healthy."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        ...
+
+
+class Scorer(Protocol):
+    """Gives a text its reward. Implementations raise only ``RewardError`` and its kin."""
+
+    @property
+    def name(self) -> str:
+        """The reward model's name, as records carry it."""
+        ...
+
+    async def score(self, messages: Sequence[Message], answer: str) -> Score:
+        """Reward of ``answer`` as the assistant's next turn after ``messages``. Cancelling drops the work."""
+        ...
+
+    async def readiness(self) -> Readiness:
+        """Whether rewards can be had now."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release the model or the connection."""
+        ...
