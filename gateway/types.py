@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import json
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict
@@ -66,6 +67,14 @@ class Answer:
     completion_tokens: int
     tool_calls: tuple[JsonObject, ...] = ()
     logprobs: JsonObject | None = None
+
+    @property
+    def judged_text(self) -> str:
+        """What the reward model reads: the text, or the tool calls as JSON; equal answers have equal ones."""
+        if not self.tool_calls:
+            return self.text or ""
+        calls = [call["function"] for call in self.tool_calls]
+        return (self.text or "") + json.dumps(calls, ensure_ascii=False, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +148,13 @@ class Timings:
 class Plan:
     """One request's race, decided before the first draw.
 
-    ``n_asked`` is what caller or policy wanted; ``exploration_probability`` is the policy's share of exploration
+    ``n_asked`` is what caller or policy wanted (an exploration request: the policy's n_max, with ``n_ordinary`` what
+    it would have drawn otherwise); ``exploration_probability`` is the policy's share of exploration
     traffic, on explored and ordinary records alike, so that either can be weighted by it.
     """
 
     n_asked: int
+    n_ordinary: int
     seed: int
     adapter: str | None
     policy_version: int
@@ -206,7 +217,7 @@ class Backend(Protocol):
         """Draw one whole answer. Cancelling the call closes its connection, which stops generation."""
         ...
 
-    def stream(self, prompt: Prompt, *, seed: int, replica: int) -> AsyncIterator[Delta]:
+    def stream(self, prompt: Prompt, *, seed: int, replica: int) -> AsyncGenerator[Delta]:
         """Draw one answer piece by piece. Closing the iterator closes the connection."""
         ...
 

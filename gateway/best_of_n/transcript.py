@@ -1,0 +1,56 @@
+"""A streamed draw, put together again: what the client saw piece by piece, the record holds whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gateway.errors import BackendProtocolError
+from gateway.types import Answer, Delta, JsonObject
+
+
+@dataclass(slots=True)
+class Transcript:
+    """The pieces so far."""
+
+    text: list[str] = field(default_factory=list)
+    tool_calls: list[JsonObject] = field(default_factory=list)
+    logprobs: list[JsonObject] = field(default_factory=list)
+    last: Delta | None = None
+
+    def add(self, delta: Delta) -> None:
+        """Take in one piece."""
+        self.text.append(delta.text)
+        for call in delta.tool_calls:
+            _merge_tool_call(self.tool_calls, call)
+        if delta.logprobs:
+            self.logprobs.extend(delta.logprobs.get("content") or [])
+        if delta.finish_reason is not None:
+            self.last = delta
+
+    def answer(self) -> Answer:
+        """The whole answer.
+
+        Raises:
+            BackendProtocolError: The stream ended before its last piece.
+        """
+        if self.last is None or self.last.finish_reason is None:
+            raise BackendProtocolError("the backend's stream ended without a finish reason")
+        return Answer(
+            text="".join(self.text) or (None if self.tool_calls else ""),
+            finish_reason=self.last.finish_reason,
+            prompt_tokens=self.last.prompt_tokens or 0,
+            completion_tokens=self.last.completion_tokens or 0,
+            tool_calls=tuple(self.tool_calls),
+            logprobs={"content": self.logprobs} if self.logprobs else None,
+        )
+
+
+def _merge_tool_call(calls: list[JsonObject], piece: JsonObject) -> None:
+    """Add one streamed piece of a tool call (OpenAI: pieces of one call share an index)."""
+    index = piece.get("index", 0)
+    while len(calls) <= index:
+        calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+    call, function = calls[index], piece.get("function") or {}
+    call["id"] = piece.get("id") or call["id"]
+    call["function"]["name"] = function.get("name") or call["function"]["name"]
+    call["function"]["arguments"] += function.get("arguments") or ""
