@@ -1,0 +1,281 @@
+"""Which adapter answers, with which N, at which default temperature: a versioned document in Redis.
+
+Running gateways ask Redis for a newer one every ``refresh_s``; requests read it from memory. The last known good one
+is kept on disk, for a start without Redis; without either, the settings are version 0. A malformed or out-of-range
+document is refused and logged, and the last good one holds. A Redis that lost the document gets it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, WatchError
+
+from gateway.errors import PolicyError
+from gateway.settings import PolicySettings, RedisSettings
+from gateway.types import Readiness
+
+if TYPE_CHECKING:
+    from redis.asyncio.client import Pipeline
+
+_HISTORY = 1_000
+_FILE = "policy.json"
+
+log = structlog.get_logger()
+
+
+class Policy(BaseModel):
+    """One version of the policy. Fields of a newer program are ignored, so that a mixed fleet keeps serving."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    version: int = Field(ge=0)
+    adapter: str | None = None
+    n: int = Field(ge=1)
+    n_max: int = Field(ge=1)
+    default_temperature: float | None = Field(default=None, ge=0, le=2)
+    exploration: float = Field(default=0.0, ge=0, le=1)
+    reason: str = ""
+    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+    @model_validator(mode="after")
+    def _exploration_sees_n(self) -> Self:
+        if self.n > self.n_max:
+            raise ValueError("n must not exceed n_max: exploration would not see the N that serves")
+        return self
+
+    @classmethod
+    def from_settings(cls, settings: PolicySettings) -> Self:
+        """Version 0: what holds until a policy is published."""
+        return cls(
+            version=0,
+            adapter=settings.adapter,
+            n=settings.n,
+            n_max=max(settings.n, settings.n_max),
+            default_temperature=settings.default_temperature,
+            exploration=settings.exploration,
+            reason="settings",
+        )
+
+    def successor(self, *, reason: str, **changes: Any) -> Self:
+        """The next version, with some fields changed.
+
+        Raises:
+            PolicyError: A changed field is unknown or out of range.
+        """
+        unknown = sorted(changes.keys() - type(self).model_fields.keys())
+        if unknown:
+            raise PolicyError("unknown policy fields: " + ", ".join(unknown))
+        fields = self.model_dump(exclude={"created"}) | changes | {"version": self.version + 1, "reason": reason}
+        try:
+            return type(self).model_validate(fields)
+        except ValidationError as error:
+            raise PolicyError(_problems(error)) from error
+
+    @classmethod
+    def parse(cls, document: bytes | str, *, n_limit: int) -> Self:
+        """Read a document.
+
+        Raises:
+            PolicyError: It is malformed, or asks for more candidates than ``n_limit``.
+        """
+        try:
+            policy = cls.model_validate_json(document)
+        except ValidationError as error:
+            raise PolicyError(_problems(error)) from error
+        if policy.n_max > n_limit:
+            raise PolicyError(f"n_max: {policy.n_max} is over this gateway's limit of {n_limit}")
+        return policy
+
+
+class PolicyStore:
+    """Serves the current policy from memory and keeps it fresh.
+
+    ``start`` never fails for want of Redis, nor does the refresh: ``current`` is then the last known good policy.
+
+    Args:
+        settings: The policy before any was published, and how often to refresh.
+        redis: Where the document lives.
+        folder: Where the last known good policy is kept on disk.
+        n_limit: Largest N served here; a document that asks for more is refused.
+    """
+
+    def __init__(self, settings: PolicySettings, redis: RedisSettings, *, folder: Path, n_limit: int) -> None:
+        self._defaults = Policy.from_settings(settings)
+        self._refresh_s = settings.refresh_s
+        self._n_limit = n_limit
+        self._file = folder / _FILE
+        self._key = f"{redis.key_prefix}:policy"
+        self._history_key = f"{redis.key_prefix}:policy:history"
+        self._redis: Redis = Redis.from_url(
+            redis.url,
+            socket_timeout=redis.timeout_s,
+            socket_connect_timeout=redis.timeout_s,
+            retry=Retry(NoBackoff(), 0),  # the refresh loop is the retry
+        )
+        self._current = self._defaults
+        self._task: asyncio.Task[None] | None = None
+        self._refused: bytes | str | None = None
+        self.source: Literal["settings", "disk", "redis"] = "settings"
+        self.last_error: str | None = None
+
+    @property
+    def current(self) -> Policy:
+        """The policy that holds now. No I/O."""
+        return self._current
+
+    async def start(self) -> None:
+        """Load the policy (Redis, else disk, else settings) and begin to refresh it."""
+        saved = await asyncio.to_thread(self._load)
+        if saved is not None:
+            self._current, self.source = saved, "disk"
+        await self.refresh()
+        self._task = asyncio.create_task(self._refresh_loop(), name="policy-refresh")
+
+    async def refresh(self) -> None:
+        """Ask Redis once for the policy. Never raises for what Redis is or says."""
+        try:
+            document = await self._redis.get(self._key)
+            if document is None and self._current.version > 0:
+                log.warning("policy_restored", version=self._current.version)
+                await self._redis.set(self._key, self._current.model_dump_json(), nx=True)
+        except (RedisError, OSError) as error:
+            self._failed(type(error).__name__)
+            return
+        if self.last_error is not None:
+            log.info("policy_refresh_recovered")
+            self.last_error = None
+        if document is not None:
+            await self._take(document)
+
+    async def publish(self, policy: Policy) -> None:
+        """Make ``policy`` the current one everywhere. Its version must be the published one's plus one.
+
+        Raises:
+            PolicyError: Another version is published already, the policy is out of range, or Redis does not answer.
+        """
+        document = policy.model_dump_json()
+        Policy.parse(document, n_limit=self._n_limit)
+        try:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                await self._publish(pipe, policy, document)
+        except WatchError as error:
+            raise PolicyError("another policy was published at the same time: read it and try again") from error
+        except (RedisError, OSError) as error:
+            raise PolicyError(f"not published: Redis said {type(error).__name__}") from error
+        await self._take(document)
+
+    async def history(self, limit: int = 100) -> list[Policy]:
+        """Published policies, newest first.
+
+        Raises:
+            PolicyError: Redis does not answer.
+        """
+        try:
+            documents = await self._redis.lrange(self._history_key, 0, limit - 1)
+        except (RedisError, OSError) as error:
+            raise PolicyError(f"no history: Redis said {type(error).__name__}") from error
+        return [policy for document in documents if (policy := _readable(document)) is not None]
+
+    async def readiness(self) -> Readiness:
+        """Always ready, since a last known good policy can serve; says what it is and where it came from."""
+        facts = {"version": self._current.version, "source": self.source, "n": self._current.n}
+        detail = "" if self.last_error is None else f"policy not refreshed: {self.last_error}"
+        return Readiness(ready=True, detail=detail, facts=facts)
+
+    async def aclose(self) -> None:
+        """Stop refreshing and close the connection."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        await self._redis.aclose()
+
+    async def _refresh_loop(self) -> None:
+        while True:
+            await asyncio.sleep(self._refresh_s)
+            await self.refresh()
+
+    async def _publish(self, pipe: Pipeline, policy: Policy, document: str) -> None:
+        await pipe.watch(self._key)
+        found = await pipe.get(self._key)
+        published = None if found is None else _readable(found)
+        # An unreadable or lost document must not restart the count: records name policies by version.
+        version = self._current.version if published is None else published.version
+        if policy.version != version + 1:
+            raise PolicyError(f"version {policy.version} does not follow the published version {version}")
+        pipe.multi()  # type: ignore[no-untyped-call]
+        pipe.set(self._key, document)
+        pipe.lpush(self._history_key, document)
+        pipe.ltrim(self._history_key, 0, _HISTORY - 1)
+        await pipe.execute()
+
+    async def _take(self, document: bytes | str) -> None:
+        """Make a document from Redis the current policy, if it is a good one."""
+        try:
+            policy = Policy.parse(document, n_limit=self._n_limit)
+        except PolicyError as error:
+            if document != self._refused:  # once, not every refresh_s
+                log.error("policy_refused", problem=error.message, kept_version=self._current.version)
+            self._refused, self.last_error = document, "PolicyError"
+            return
+        self.source = "redis"
+        if policy == self._current:
+            return
+        log.info(
+            "policy_changed", version=policy.version, was=self._current.version, n=policy.n, adapter=policy.adapter
+        )
+        self._current = policy
+        try:
+            await asyncio.to_thread(self._save, policy)
+        except OSError as error:
+            log.error("policy_not_saved", error=type(error).__name__)
+
+    def _failed(self, error: str) -> None:
+        if error != self.last_error:
+            log.warning("policy_refresh_failed", error=error, version=self._current.version)
+        self.last_error = error
+
+    def _load(self) -> Policy | None:
+        try:
+            return Policy.parse(self._file.read_bytes(), n_limit=self._n_limit)
+        except FileNotFoundError:
+            return None
+        except (PolicyError, OSError) as error:
+            log.error("policy_file_unreadable", error=type(error).__name__)
+            return None
+
+    def _save(self, policy: Policy) -> None:
+        """Replace the file in one step: workers share it, and any may be killed here."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        draft = self._file.with_name(f"{_FILE}.{uuid.uuid4().hex}")
+        try:
+            with draft.open("w") as file:
+                file.write(policy.model_dump_json())
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self._file)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def _readable(document: bytes | str) -> Policy | None:
+    """A published document, whatever this gateway's limit; None if it is malformed."""
+    try:
+        return Policy.model_validate_json(document)
+    except ValidationError:
+        return None
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, item['loc'])) or 'policy'}: {item['msg']}" for item in error.errors())
