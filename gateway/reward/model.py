@@ -118,6 +118,22 @@ class RewardModel:
         answer = _printable(answer)
         return self._encode_chat(messages, answer) if self._templated else self._encode_pair(messages, answer)
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether ``encode_text`` makes sense: only a chat template puts a prompt and its answer into one text."""
+        return self._templated
+
+    def encode_text(self, text: str) -> EncodedPair:
+        """Token ids of a conversation that the model's chat template rendered elsewhere, without its leading BOS.
+
+        An over-long text loses its beginning.
+        """
+        ids = cast("list[int]", self._tokenizer(_printable(text), verbose=False)["input_ids"])
+        if len(ids) <= self.max_length_tokens:
+            return EncodedPair(ids)
+        first = ids[:1] if ids[0] == self._tokenizer.bos_token_id else []
+        return EncodedPair([*first, *ids[len(ids) - self.max_length_tokens + len(first) :]], prompt_truncated=True)
+
     def score(self, batch: Sequence[EncodedPair]) -> list[float]:
         """Rewards in the batch's order; a text's reward does not depend on its neighbours.
 

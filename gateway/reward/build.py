@@ -1,0 +1,25 @@
+"""The scorer that the settings ask for. Nothing here imports torch; a local model's own thread does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gateway.reward.batcher import BatchStats
+from gateway.reward.local import LocalScorer
+from gateway.reward.remote import RemoteScorer
+from gateway.settings import RewardSettings
+from gateway.types import Scorer
+
+
+def build_scorer(settings: RewardSettings, *, observe: Callable[[BatchStats], None] | None = None) -> Scorer | None:
+    """A model in this process, a client of a server, or None where no reward is configured.
+
+    Args:
+        settings: ``model`` or ``url`` decides.
+        observe: Told about each batch that was scored.
+    """
+    if settings.model:
+        return LocalScorer(settings, observe=observe)
+    if settings.url:
+        return RemoteScorer(settings, observe=observe)
+    return None

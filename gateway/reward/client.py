@@ -1,0 +1,183 @@
+"""HTTP to a reward server: who it is, whether its rewards can be believed, and one call after another.
+
+aiohttp costs a quarter of httpx2's CPU a call, and a race of N answers makes up to N calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import aiohttp
+import structlog
+
+from gateway.errors import RewardError, RewardTimeout
+from gateway.reward import wire
+from gateway.settings import RewardSettings
+from gateway.types import Score
+
+MAX_ANSWER_BYTES = 16_000_000
+HEALTH_TIMEOUT_S = 2.0
+INTRODUCTION_PAUSE_S = 1.0  # between attempts to learn what a server is
+# Texts whose raw rewards are not likely all to fall between 0 and 1.
+_PROBES = ("What is two and two? Four.", "qq zz qq zz", "Name a colour. I cannot say, and neither can you.", "a")
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a server said it is."""
+
+    dialect: wire.Dialect
+    model: str
+
+
+class ClassifyClient:
+    """Calls one reward server. Its session opens on first use, inside the running loop."""
+
+    def __init__(self, settings: RewardSettings) -> None:
+        self._settings = settings
+        self._url = settings.url.rstrip("/")
+        self._session: aiohttp.ClientSession | None = None
+        self._known: Server | None = None
+        self._introduction: asyncio.Task[Server] | None = None
+        self._refusal: RewardError | None = None
+        self._refused_until_s = 0.0
+
+    @property
+    def known(self) -> Server | None:
+        """The server, if it was met already."""
+        return self._known
+
+    async def server(self) -> Server:
+        """The server, met on first use and again after it was lost.
+
+        Raises:
+            RewardError: It cannot be reached, or cannot be used as it is configured.
+        """
+        if self._known is not None:
+            return self._known
+        loop = asyncio.get_running_loop()
+        if self._refusal is not None and loop.time() < self._refused_until_s:
+            raise type(self._refusal)(self._refusal.message)
+        if self._introduction is None:
+            self._introduction = loop.create_task(self._introduce())
+            self._introduction.add_done_callback(self._introduced)
+        introduction = self._introduction
+        try:
+            return await asyncio.shield(introduction)
+        except asyncio.CancelledError:
+            if introduction.cancelled():
+                raise RewardError("scoring has stopped") from None
+            raise
+
+    async def classify(self, items: Sequence[bytes]) -> list[Score | RewardError]:
+        """Raw rewards of encoded items, in order.
+
+        Raises:
+            RewardTimeout: The server was too slow.
+            RewardError: The server cannot be reached, refuses, or answers with something else.
+        """
+        return await self._classify(await self.server(), items)
+
+    async def health(self) -> None:
+        """Return if the server says it can serve.
+
+        Raises:
+            RewardError: It does not.
+        """
+        await self._call("GET", "/health", timeout_s=HEALTH_TIMEOUT_S)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._introduction is not None:
+            self._introduction.cancel()
+        if self._session is not None:
+            await self._session.close()
+
+    async def _introduce(self) -> Server:
+        dialect, models = wire.served_models(await self._call("GET", "/v1/models"))
+        wanted = self._settings.url_model
+        if not models or (wanted and wanted not in models):
+            raise RewardError(f"the reward server does not serve {wanted or 'any model'}")
+        server = Server(dialect, wanted or models[0])
+        if dialect is not wire.Dialect.OURS and not self._settings.tokenizer:
+            raise RewardError(f"a {dialect} reward server reads only text: set GATEWAY_REWARD__TOKENIZER")
+        if dialect is wire.Dialect.VLLM:
+            await self._see_that_rewards_are_raw(server)
+        return server
+
+    async def _see_that_rewards_are_raw(self, server: Server) -> None:
+        probes = [wire.text(probe) for probe in _PROBES]
+        raw = await self._classify(server, probes)
+        activated = await self._classify(server, probes, activated=True)
+        if wire.is_squashed(
+            [score.reward for score in raw if isinstance(score, Score)],
+            [score.reward for score in activated if isinstance(score, Score)],
+        ):
+            raise RewardError("the reward server ignores use_activation and gives probabilities, not raw rewards")
+
+    def _introduced(self, introduction: asyncio.Task[Server]) -> None:
+        self._introduction = None
+        if introduction.cancelled():
+            return
+        error = introduction.exception()
+        if error is None:
+            self._known, self._refusal = introduction.result(), None
+            _log.info("reward_server_met", url=self._url, protocol=self._known.dialect.value, model=self._known.model)
+        elif isinstance(error, RewardError):
+            self._refusal = error
+            self._refused_until_s = asyncio.get_running_loop().time() + INTRODUCTION_PAUSE_S
+            _log.warning("reward_server_refused", url=self._url, error=error.message)
+
+    async def _classify(
+        self, server: Server, items: Sequence[bytes], *, activated: bool = False
+    ) -> list[Score | RewardError]:
+        body = wire.request_body(server.dialect, server.model, items, activated=activated)
+        return wire.scores(server.dialect, await self._call("POST", "/classify", body), len(items))
+
+    async def _call(
+        self, method: str, path: str, body: bytes | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
+        try:
+            try:
+                return await self._send(method, path, body, timeout_s)
+            except aiohttp.ClientConnectorError:
+                raise
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                # A kept connection that the server closed while it was idle; asking twice changes nothing there.
+                return await self._send(method, path, body, timeout_s)
+        except TimeoutError as error:
+            raise RewardTimeout("the reward server was too slow") from error
+        except aiohttp.ClientConnectionError as error:
+            self._known = None  # whoever answers next may be another server
+            raise RewardError("the reward server cannot be reached") from error
+        except aiohttp.ClientError as error:
+            raise RewardError(f"the reward server's answer broke off: {type(error).__name__}") from error
+
+    async def _send(self, method: str, path: str, body: bytes | None, timeout_s: float | None) -> bytes:
+        timeout = aiohttp.ClientTimeout(total=timeout_s or self._settings.timeout_s)
+        request = self._open_session().request(
+            method, self._url + path, data=body, timeout=timeout, allow_redirects=False
+        )
+        async with request as response:
+            if response.status != 200:
+                if response.status == 404:
+                    self._known = None  # a restart may have changed what is served
+                raise RewardError(f"the reward server answered {path} with status {response.status}")
+            received = bytearray()
+            async for chunk in response.content.iter_any():
+                received += chunk
+                if len(received) > MAX_ANSWER_BYTES:
+                    raise RewardError("the reward server's answer is too large")
+            return bytes(received)
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            headers = {"Content-Type": "application/json"}
+            if self._settings.api_key:
+                headers["Authorization"] = f"Bearer {self._settings.api_key}"
+            self._session = aiohttp.ClientSession(headers=headers, cookie_jar=aiohttp.DummyCookieJar())
+        return self._session

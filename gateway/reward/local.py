@@ -1,0 +1,222 @@
+"""The reward model in this process. One thread owns the model, a second one its tokenizer; the event loop waits.
+
+Tokenizing in a thread of its own lets the next batch be encoded while this one is scored, and keeps long prompts
+(milliseconds each) off the event loop. torch is imported by the loading thread, so a gateway without a local model
+never imports it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from gateway.errors import RewardError, SettingsError
+from gateway.reward.batcher import Batcher, BatchStats
+from gateway.settings import RewardSettings
+from gateway.types import Message, Readiness, Score
+
+if TYPE_CHECKING:
+    from gateway.reward.model import EncodedPair
+
+_log = structlog.get_logger()
+
+
+class Model(Protocol):
+    """What is asked of a model; ``gateway.reward.model.RewardModel`` is one."""
+
+    name: str
+    max_length_tokens: int
+
+    @property
+    def device(self) -> str:
+        """Where the weights are."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Their type."""
+        ...
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a rendered conversation can be scored (a chat template rules it); else prompt and answer pair."""
+        ...
+
+    def encode(self, messages: Sequence[Message], answer: str) -> EncodedPair:
+        """Token ids of an answer to a conversation."""
+        ...
+
+    def encode_text(self, text: str) -> EncodedPair:
+        """Token ids of a conversation that is rendered already."""
+        ...
+
+    def score(self, batch: Sequence[EncodedPair]) -> list[float]:
+        """Rewards, in order. Blocks."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """An answer and what it answers."""
+
+    messages: Sequence[Message]
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A score and the tokens that were read for it."""
+
+    score: Score
+    tokens: int
+
+
+class LocalScorer:
+    """Scores with a model in this process, batched over all requests. Loading starts at once, in the model's thread.
+
+    Args:
+        settings: Which model, and the limits of its batches.
+        observe: Told about each batch.
+        load: Gives the model; runs in the model's thread.
+    """
+
+    def __init__(
+        self,
+        settings: RewardSettings,
+        *,
+        observe: Callable[[BatchStats], None] | None = None,
+        load: Callable[[], Model] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="reward-model")
+        self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="reward-tokenizer")
+        self._loading: Future[Model] = self._model_thread.submit(load or self._load)
+        self._batcher = Batcher["EncodedPair", float](
+            self._run,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_wait_ms=settings.max_wait_ms,
+            max_queue=settings.max_queue,
+            observe=observe,
+        )
+
+    @property
+    def name(self) -> str:
+        """The model's name; until it is loaded, the name it was asked for by."""
+        return self._loading.result().name if self._is_loaded() else self._settings.model
+
+    @property
+    def waiting(self) -> int:
+        """Answers in the queue."""
+        return self._batcher.waiting
+
+    async def loaded(self) -> Model:
+        """The model, once it is loaded.
+
+        Raises:
+            SettingsError: It cannot be loaded.
+        """
+        return await asyncio.shield(asyncio.wrap_future(self._loading))
+
+    async def score(self, messages: Sequence[Message], answer: str) -> Score:
+        """Reward of ``answer`` as the assistant's next turn after ``messages``. Cancelling drops the work.
+
+        Raises:
+            RewardError: The model is not loaded, the queue is full, or there is no number to give.
+        """
+        (result,) = await self.score_many([Conversation(messages, answer)])
+        if isinstance(result, RewardError):
+            raise result
+        return result.score
+
+    async def score_many(self, items: Sequence[Conversation | str]) -> list[Scored | RewardError]:
+        """Score several conversations, or texts rendered already, each failing for itself.
+
+        Raises:
+            RewardError: The model is not loaded.
+            QueueFull: Not all of them can wait; none is scored.
+        """
+        model = self._model()
+        loop = asyncio.get_running_loop()
+        encoded = await loop.run_in_executor(self._tokenizer_thread, _encode_all, model, items)
+        replies: list[asyncio.Future[float]] = []
+        try:
+            for pair in encoded:
+                if not isinstance(pair, RewardError):
+                    replies.append(self._batcher.put(pair, pair.length))
+            rewards = iter(await asyncio.gather(*replies, return_exceptions=True))
+        finally:
+            for reply in replies:
+                reply.cancel()
+        return [pair if isinstance(pair, RewardError) else _scored(pair, next(rewards)) for pair in encoded]
+
+    async def readiness(self) -> Readiness:
+        """Ready once the model is loaded."""
+        if not self._loading.done():
+            return Readiness(False, "the reward model is loading", {"model": self._settings.model})
+        error = self._loading.exception()
+        if error is not None:
+            return Readiness(False, f"the reward model could not be loaded: {error}", {"model": self._settings.model})
+        model = self._loading.result()
+        facts = {"model": model.name, "device": model.device, "dtype": model.dtype, "waiting": self._batcher.waiting}
+        return Readiness(True, facts=facts)
+
+    async def aclose(self) -> None:
+        """Stop scoring and release the model's threads; a batch in the model ends first."""
+        await self._batcher.aclose()
+        self._tokenizer_thread.shutdown(wait=False, cancel_futures=True)
+        self._model_thread.shutdown(wait=False, cancel_futures=True)
+
+    def _load(self) -> Model:
+        from gateway.reward.model import RewardModel
+
+        settings = self._settings
+        try:
+            return RewardModel.load(
+                settings.model,
+                adapter=settings.adapter,
+                device=settings.device,
+                dtype=settings.dtype,
+                max_length_tokens=settings.max_length_tokens,
+            )
+        except SettingsError as error:
+            _log.error("reward_model_not_loaded", model=settings.model, error=error.message)
+            raise
+
+    def _is_loaded(self) -> bool:
+        return self._loading.done() and not self._loading.cancelled() and self._loading.exception() is None
+
+    def _model(self) -> Model:
+        if not self._is_loaded():
+            state = "could not be loaded" if self._loading.done() else "is still loading"
+            raise RewardError(f"the reward model {state}")
+        return self._loading.result()
+
+    async def _run(self, batch: Sequence[EncodedPair]) -> list[float | RewardError]:
+        loop = asyncio.get_running_loop()
+        rewards = await loop.run_in_executor(self._model_thread, self._model().score, batch)
+        return [r if math.isfinite(r) else RewardError("the reward model gave no number") for r in rewards]
+
+
+def _encode_all(model: Model, items: Sequence[Conversation | str]) -> list[EncodedPair | RewardError]:
+    return [_encode(model, item) for item in items]
+
+
+def _encode(model: Model, item: Conversation | str) -> EncodedPair | RewardError:
+    try:
+        return model.encode_text(item) if isinstance(item, str) else model.encode(item.messages, item.answer)
+    except RewardError as error:
+        return error
+
+
+def _scored(pair: EncodedPair, reward: float | BaseException) -> Scored | RewardError:
+    if isinstance(reward, RewardError):
+        return reward
+    if isinstance(reward, BaseException):
+        raise reward
+    return Scored(Score(reward, pair.prompt_truncated), pair.length)

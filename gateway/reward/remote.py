@@ -1,0 +1,129 @@
+"""Rewards from a server that speaks /classify: this project's own, vLLM or SGLang.
+
+Answers that finish together travel together; several calls may be under way. What a server gives is checked before
+it is believed: a reward that was squashed to a probability, or that belongs to another answer, is worse than none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.errors import RewardError, SettingsError
+from gateway.reward import wire
+from gateway.reward.batcher import Batcher, BatchStats
+from gateway.reward.client import ClassifyClient
+from gateway.settings import RewardSettings
+from gateway.types import Message, Readiness, Score
+
+if TYPE_CHECKING:
+    from gateway.reward.rendering import ChatRenderer
+
+CALLS_IN_FLIGHT = 4
+_BYTES_PER_TOKEN = 4  # where no tokenizer counts
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One answer as it is sent, about how many tokens it has, and whether it was cut here."""
+
+    encoded: bytes
+    tokens: int
+    truncated: bool
+
+
+class RemoteScorer:
+    """Scores with a reward server. Connections are opened on first use, inside the running loop.
+
+    Args:
+        settings: Where the server is and how conversations are rendered for it.
+        observe: Told about each call.
+    """
+
+    def __init__(self, settings: RewardSettings, *, observe: Callable[[BatchStats], None] | None = None) -> None:
+        self._settings = settings
+        self._client = ClassifyClient(settings)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reward-renderer")
+        self._renderer: Future[ChatRenderer] | None = None
+        if settings.tokenizer:
+            self._renderer = self._thread.submit(_load_renderer, settings)
+        self._batcher = Batcher[_Item, Score](
+            self._run,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_wait_ms=0,  # the server waits for company; here what is ready in one turn of the loop goes together
+            max_queue=settings.max_queue,
+            concurrency=CALLS_IN_FLIGHT,
+            launch_tokens=settings.max_batch_tokens,  # padding costs nothing on the wire, calls do
+            abort_unwanted=True,
+            observe=observe,
+        )
+
+    @property
+    def name(self) -> str:
+        """The server's model; until it was asked, the name it is asked for by."""
+        return self._client.known.model if self._client.known else self._settings.url_model or self._settings.url
+
+    @property
+    def waiting(self) -> int:
+        """Answers in the queue."""
+        return self._batcher.waiting
+
+    async def score(self, messages: Sequence[Message], answer: str) -> Score:
+        """Reward of ``answer`` as the assistant's next turn after ``messages``. Cancelling drops the work.
+
+        Raises:
+            RewardTimeout: The server was too slow.
+            RewardError: The server cannot be reached, refuses, or gives no usable reward.
+        """
+        if self._client.known is None:
+            await self._client.server()
+        item = await self._item(messages, answer)
+        return await self._batcher.put(item, item.tokens)
+
+    async def readiness(self) -> Readiness:
+        """Ready when the server answers, its rewards are raw, and the tokenizer (if any) is loaded."""
+        facts = {"url": self._settings.url}
+        if self._renderer is not None and not self._renderer.done():
+            return Readiness(False, "the reward tokenizer is loading", facts)
+        try:
+            if self._renderer is not None:
+                self._renderer.result()
+            server = await self._client.server()
+            await self._client.health()
+        except (RewardError, SettingsError) as error:
+            return Readiness(False, error.message, facts)
+        return Readiness(True, facts={**facts, "model": server.model, "protocol": server.dialect.value})
+
+    async def aclose(self) -> None:
+        """Stop scoring and close the connections."""
+        await self._batcher.aclose()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        await self._client.aclose()
+
+    async def _item(self, messages: Sequence[Message], answer: str) -> _Item:
+        if self._renderer is None:
+            encoded = wire.conversation(messages, answer)
+            return _Item(encoded, len(encoded) // _BYTES_PER_TOKEN, False)
+        if not self._renderer.done():
+            raise RewardError("the reward tokenizer is still loading")
+        if self._renderer.exception() is not None:
+            raise RewardError("the reward tokenizer could not be loaded")
+        render = self._renderer.result().render
+        rendered = await asyncio.get_running_loop().run_in_executor(self._thread, render, messages, answer)
+        return _Item(wire.text(rendered.text), rendered.tokens, rendered.truncated)
+
+    async def _run(self, batch: Sequence[_Item]) -> list[Score | RewardError]:
+        scores = await self._client.classify([item.encoded for item in batch])
+        return [
+            Score(score.reward, True) if item.truncated and isinstance(score, Score) else score
+            for item, score in zip(batch, scores, strict=True)
+        ]
+
+
+def _load_renderer(settings: RewardSettings) -> ChatRenderer:
+    from gateway.reward.rendering import ChatRenderer
+
+    return ChatRenderer(settings.tokenizer, max_length_tokens=settings.max_length_tokens)
