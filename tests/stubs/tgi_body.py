@@ -1,0 +1,147 @@
+"""Reads request bodies as TGI's deserialiser does: types first, ranges later (tgi_validation)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from tests.stubs.tgi_errors import BodyError
+
+U32 = 2**32 - 1
+U64 = 2**64 - 1
+
+
+def parse(raw: bytes, content_type: str) -> dict[str, Any]:
+    """The JSON object in ``raw``.
+
+    Raises:
+        BodyError: 415 for another content type, 400 for a syntax error, 422 for anything but an object.
+    """
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type != "application/json" and not (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    ):
+        raise BodyError(415, "Expected request with `Content-Type: application/json`")
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise BodyError(400, f"Failed to parse the request body as JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise mistyped("", "struct")
+    return body
+
+
+def mistyped(name: str, wanted: str) -> BodyError:
+    """A field has the wrong type."""
+    where = f"{name}: " if name else ""
+    return BodyError(
+        422, f"Failed to deserialize the JSON body into the target type: {where}invalid type, expected {wanted}"
+    )
+
+
+def missing(name: str) -> BodyError:
+    """A field that must be there is not."""
+    return BodyError(422, f"Failed to deserialize the JSON body into the target type: missing field `{name}`")
+
+
+def optional(body: dict[str, Any], name: str, right: Callable[[Any], bool], wanted: str) -> Any:
+    """The field's value, or None where it is absent or null."""
+    value = body.get(name)
+    if value is None or right(value):
+        return value
+    raise mistyped(name, wanted)
+
+
+def is_float(value: Any) -> bool:
+    """Whether ``value`` reads as f32."""
+    return type(value) is float or type(value) is int
+
+
+def is_u32(value: Any) -> bool:
+    """Whether ``value`` reads as u32: 5.0 does not."""
+    return type(value) is int and 0 <= value <= U32
+
+
+def is_u64(value: Any) -> bool:
+    """Whether ``value`` reads as u64."""
+    return type(value) is int and 0 <= value <= U64
+
+
+def is_bool(value: Any) -> bool:
+    """Whether ``value`` is a boolean."""
+    return type(value) is bool
+
+
+def is_text(value: Any) -> bool:
+    """Whether ``value`` is a string."""
+    return type(value) is str
+
+
+def is_texts(value: Any) -> bool:
+    """Whether ``value`` is a list of strings: one string alone is not."""
+    return type(value) is list and all(type(item) is str for item in value)
+
+
+def is_floats(value: Any) -> bool:
+    """Whether ``value`` is a list of numbers."""
+    return type(value) is list and all(map(is_float, value))
+
+
+def never_null(body: dict[str, Any], name: str, right: Callable[[Any], bool], wanted: str, default: Any) -> Any:
+    """The field's value, or the default where it is absent; null is of the wrong type."""
+    if name not in body:
+        return default
+    if not right(body[name]):
+        raise mistyped(name, wanted)
+    return body[name]
+
+
+def message_text(message: Any) -> str:
+    """The text of one chat message: its content, or else its tool calls."""
+    if type(message) is not dict:
+        raise mistyped("messages", "struct Message")
+    if "role" not in message:
+        raise missing("role")
+    if not is_text(message["role"]):
+        raise mistyped("messages.role", "a string")
+    optional(message, "name", is_text, "a string")
+    content = message.get("content")
+    if type(content) is str:
+        return content
+    if type(content) is list and all(map(_is_chunk, content)):
+        return "".join(
+            chunk["text"] if chunk["type"] == "text" else f"![]({chunk['image_url']['url']})" for chunk in content
+        )
+    calls = message.get("tool_calls")
+    if type(calls) is list and all(map(_is_tool_call, calls)):
+        return orjson.dumps(calls).decode()
+    raise BodyError(
+        422,
+        "Failed to deserialize the JSON body into the target type: messages: data did not match any variant of "
+        "untagged enum MessageBody",
+    )
+
+
+def _is_chunk(chunk: Any) -> bool:
+    if type(chunk) is not dict:
+        return False
+    if chunk.get("type") == "text":
+        return is_text(chunk.get("text"))
+    url = chunk.get("image_url")
+    return chunk.get("type") == "image_url" and type(url) is dict and is_text(url.get("url"))
+
+
+def _is_tool_call(call: Any) -> bool:
+    if type(call) is not dict or not is_text(call.get("id")) or not is_text(call.get("type")):
+        return False
+    return is_function(call.get("function"))
+
+
+def is_function(function: Any) -> bool:
+    """Whether ``function`` defines one: a name, and arguments or parameters (a tool without them is refused)."""
+    if type(function) is not dict or not is_text(function.get("name")):
+        return False
+    description = function.get("description")
+    return ("arguments" in function) != ("parameters" in function) and (description is None or is_text(description))

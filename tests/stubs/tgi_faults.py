@@ -1,0 +1,89 @@
+"""Which requests go wrong, and the answers that no healthy server gives."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import orjson
+from aiohttp import web
+
+from tests.stubs.knobs import Fault, Knobs
+from tests.stubs.server import json_response
+from tests.stubs.state import State
+from tests.stubs.tgi_errors import of_status
+from tests.stubs.tgi_pace import drip
+
+WHOLE_FAULTS = frozenset({Fault.STATUS, Fault.HTML, Fault.HALF_JSON, Fault.EMPTY, Fault.GARBAGE})
+HTML = b"<html><head><title>Bad Gateway</title></head><body><h1>Bad Gateway</h1></body></html>"
+HALF_JSON = b'{"object":"chat.completion","id":"","choices":[{"index":0,"message":{"role":"assi'
+GARBAGE = bytes(range(128, 256)) * 4 + b"\n\n"
+
+
+class FaultPicker:
+    """Says of each request whether the knobs' fault strikes it."""
+
+    def __init__(self, knobs: Knobs) -> None:
+        self._knobs = knobs
+        self._rng = random.Random(0)
+        self._count = 0
+
+    def pick(self, seed: int | None) -> Fault:
+        """The fault of the next request, whose seed is ``seed``."""
+        knobs = self._knobs
+        if knobs.fault is Fault.NONE:
+            return Fault.NONE
+        self._count += 1
+        if knobs.fault_next > 0:
+            knobs.fault_next -= 1
+            return knobs.fault
+        by_turn = knobs.fault_every > 0 and self._count % knobs.fault_every == 0
+        by_seed = (
+            knobs.fault_seed_modulo > 0
+            and seed is not None
+            and seed % knobs.fault_seed_modulo == knobs.fault_seed_remainder
+        )
+        by_chance = knobs.fault_probability > 0 and self._rng.random() < knobs.fault_probability
+        return knobs.fault if by_turn or by_seed or by_chance else Fault.NONE
+
+
+async def whole_fault(fault: Fault, knobs: Knobs, state: State, *, stream: bool) -> web.Response:
+    """An answer that is wrong from its first byte, given when ``fault_after_tokens`` tokens would be there."""
+    state.failed += 1
+    state.changed()
+    if knobs.fault_after_tokens:
+        await asyncio.sleep(knobs.due_s(knobs.fault_after_tokens - 1))
+    if fault is Fault.STATUS:
+        error = of_status(knobs.fault_status)
+        body = b"" if error is None else orjson.dumps(error.body)
+        return json_response(body, status=knobs.fault_status)
+    if fault is Fault.HTML:
+        return web.Response(body=HTML, status=knobs.fault_status, content_type="text/html")
+    body = {Fault.HALF_JSON: HALF_JSON, Fault.GARBAGE: GARBAGE}.get(fault, b"")
+    if stream:
+        body = b"data: " + body if body else b""
+        return web.Response(body=body, content_type="text/event-stream")
+    return json_response(body)
+
+
+async def break_off(http: web.BaseRequest, body: bytes) -> web.StreamResponse:
+    """Send the first half of ``body`` and close the connection."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(body))})
+    await response.prepare(http)
+    await response.write(body[: len(body) // 2])
+    hang_up(http)
+    return response
+
+
+async def dripped(http: web.BaseRequest, body: bytes, knobs: Knobs) -> web.StreamResponse:
+    """Send ``body`` a few bytes at a time."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(body))})
+    await response.prepare(http)
+    await drip(response, body, knobs)
+    return response
+
+
+def hang_up(http: web.BaseRequest) -> None:
+    """Close the connection once what was written is sent."""
+    if http.transport is not None:
+        http.transport.close()

@@ -1,0 +1,196 @@
+"""From a request's body to what is to be drawn, with every refusal that TGI has on the way."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from tests.stubs import tgi_body as body_of
+from tests.stubs.knobs import Knobs
+from tests.stubs.tgi_errors import BodyError, TgiError, invalid
+from tests.stubs.tgi_generation import count_tokens
+from tests.stubs.tgi_grammar import Grammar, ToolCall, choose_tool, read_response_format, read_tools
+
+
+@dataclass(slots=True)
+class GenerationRequest:
+    """TGI's internal request: both routes come down to it. Ranges are checked by ``check`` only."""
+
+    conversation: bytes
+    prompt_tokens: int
+    model: str
+    adapter: str | None
+    max_new_tokens: int | None
+    temperature: float | None
+    do_sample: bool
+    top_p: float | None
+    repetition_penalty: float | None
+    frequency_penalty: float | None
+    stop: list[str]
+    seed: int | None
+    top_n_tokens: int | None
+    stream: bool = False
+    include_usage: bool = False
+    logprobs: bool = False
+    details: bool = True
+    return_full_text: bool = False
+    best_of: int | None = None
+    grammar: Grammar | None = None
+    tool_call: ToolCall | None = None
+    inputs: str = ""
+
+
+def read_chat(body: dict[str, Any], knobs: Knobs) -> GenerationRequest:
+    """Read a body of /v1/chat/completions. Unknown fields are ignored, and so are n and a list in logit_bias.
+
+    Raises:
+        BodyError: A field has the wrong type.
+        TgiError: Tools are wrong: refused before a stream begins, unlike values out of range.
+    """
+    if "messages" not in body:
+        raise body_of.missing("messages")
+    messages = body["messages"]
+    if type(messages) is not list:
+        raise body_of.mistyped("messages", "a sequence")
+    texts = [body_of.message_text(message) for message in messages]
+    get = body_of.optional
+    get(body, "n", body_of.is_u32, "u32")
+    get(body, "logit_bias", body_of.is_floats, "a sequence")
+    model = get(body, "model", body_of.is_text, "a string")
+    adapter = None if model == "tgi" else model
+    presence_penalty = get(body, "presence_penalty", body_of.is_float, "f32")
+    temperature = get(body, "temperature", body_of.is_float, "f32")
+    request = GenerationRequest(
+        conversation=orjson.dumps(messages),
+        prompt_tokens=sum(map(count_tokens, texts)) + 4 * len(texts),
+        model=knobs.model_id if adapter is None else adapter,
+        adapter=adapter,
+        max_new_tokens=_max_tokens(body),
+        temperature=None if temperature == 0 else temperature,
+        do_sample=temperature != 0,
+        top_p=get(body, "top_p", body_of.is_float, "f32"),
+        repetition_penalty=None if presence_penalty is None else presence_penalty + 2.0,
+        frequency_penalty=get(body, "frequency_penalty", body_of.is_float, "f32"),
+        stop=get(body, "stop", body_of.is_texts, "a sequence") or [],
+        seed=get(body, "seed", body_of.is_u64, "u64"),
+        top_n_tokens=get(body, "top_logprobs", body_of.is_u32, "u32"),
+        stream=body_of.never_null(body, "stream", body_of.is_bool, "a boolean", False),
+        include_usage=_include_usage(body),
+        logprobs=get(body, "logprobs", body_of.is_bool, "a boolean") or False,
+    )
+    request.grammar = read_response_format(body)
+    tools = read_tools(body)
+    if tools is not None and request.grammar is not None:
+        raise TgiError("tool_error", "Tool error: Grammar and tools are mutually exclusive")
+    if tools:
+        request.tool_call = choose_tool(tools, body.get("tool_choice"), messages, " ".join(texts))
+    return request
+
+
+def read_generate(body: dict[str, Any], knobs: Knobs) -> GenerationRequest:
+    """Read a body of /generate or /generate_stream.
+
+    Raises:
+        BodyError: A field has the wrong type.
+    """
+    inputs = body.get("inputs")
+    if not isinstance(inputs, str):
+        raise body_of.missing("inputs") if "inputs" not in body else body_of.mistyped("inputs", "a string")
+    parameters = body.get("parameters", {})
+    if type(parameters) is not dict:
+        raise body_of.mistyped("parameters", "struct GenerateParameters")
+    get = body_of.optional
+    adapter = get(parameters, "adapter_id", body_of.is_text, "a string")
+    flag = body_of.never_null
+    return GenerationRequest(
+        conversation=inputs.encode(),
+        prompt_tokens=count_tokens(inputs),
+        model=knobs.model_id,
+        adapter=adapter,
+        max_new_tokens=get(parameters, "max_new_tokens", body_of.is_u32, "u32"),
+        temperature=get(parameters, "temperature", body_of.is_float, "f32"),
+        do_sample=flag(parameters, "do_sample", body_of.is_bool, "a boolean", "parameters" not in body),
+        top_p=get(parameters, "top_p", body_of.is_float, "f32"),
+        repetition_penalty=get(parameters, "repetition_penalty", body_of.is_float, "f32"),
+        frequency_penalty=get(parameters, "frequency_penalty", body_of.is_float, "f32"),
+        stop=flag(parameters, "stop", body_of.is_texts, "a sequence", []),
+        seed=get(parameters, "seed", body_of.is_u64, "u64"),
+        top_n_tokens=get(parameters, "top_n_tokens", body_of.is_u32, "u32"),
+        details=flag(parameters, "details", body_of.is_bool, "a boolean", False),
+        return_full_text=get(parameters, "return_full_text", body_of.is_bool, "a boolean") or False,
+        best_of=get(parameters, "best_of", body_of.is_u32, "u32"),
+        inputs=inputs,
+    )
+
+
+def check(request: GenerationRequest, knobs: Knobs) -> None:
+    """Check ranges, in TGI's order, and fill in what was left out: the seed and the longest answer.
+
+    Raises:
+        TgiError: A value is out of range.
+    """
+    best_of = 1 if request.best_of is None else request.best_of
+    sampling = request.do_sample or request.temperature is not None or request.top_p is not None
+    if best_of > 1 and not sampling:
+        raise invalid("you must use sampling when `best_of` is > 1")
+    if request.temperature is not None and request.temperature <= 0:
+        raise invalid("`temperature` must be strictly positive")
+    if request.repetition_penalty is not None and request.repetition_penalty <= 0:
+        raise invalid("`repetition_penalty` must be strictly positive")
+    if request.frequency_penalty is not None and not -2 <= request.frequency_penalty <= 2:
+        raise invalid("`frequency_penalty` must be >= -2.0 and <= 2.0")
+    if request.top_p is not None and not 0 < request.top_p < 1:
+        raise invalid("`top_p` must be > 0.0 and < 1.0")
+    if request.max_new_tokens == 0:
+        raise invalid("`max_new_tokens` must be strictly positive")
+    if len(request.stop) > knobs.max_stop_sequences:
+        given, most = len(request.stop), knobs.max_stop_sequences
+        raise invalid(f"`stop` supports up to {most} stop sequences. Given: {given}")
+    if best_of > 1 and request.seed is not None:
+        raise invalid("`seed` must not be set when `best_of` > 1")
+    if not 0 < best_of <= knobs.max_best_of:
+        raise invalid(f"`best_of` must be > 0 and <= {knobs.max_best_of}. Given: {best_of}")
+    if request.top_n_tokens is not None and request.top_n_tokens > knobs.max_top_n_tokens:
+        given, most = request.top_n_tokens, knobs.max_top_n_tokens
+        raise invalid(f"`top_n_tokens` must be >= 0 and <= {most}. Given: {given}")
+    _check_length(request, knobs)
+    if request.grammar is not None:
+        request.grammar.check()
+    if request.seed is None:
+        request.seed = random.getrandbits(64)
+
+
+def _check_length(request: GenerationRequest, knobs: Knobs) -> None:
+    if not request.prompt_tokens:
+        raise invalid("`inputs` cannot be empty")
+    room = knobs.max_total_tokens - request.prompt_tokens
+    if request.max_new_tokens is None:
+        request.max_new_tokens = max(1, room)
+    elif request.max_new_tokens > room:
+        raise invalid(
+            f"`inputs` tokens + `max_new_tokens` must be <= {knobs.max_total_tokens}. "
+            f"Given: {request.prompt_tokens} `inputs` tokens and {request.max_new_tokens} `max_new_tokens`"
+        )
+    if request.prompt_tokens > knobs.max_input_tokens:
+        raise invalid(f"`inputs` must have less than {knobs.max_input_tokens} tokens. Given: {request.prompt_tokens}")
+
+
+def _max_tokens(body: dict[str, Any]) -> int | None:
+    if "max_tokens" in body and "max_completion_tokens" in body:
+        raise BodyError(422, "Failed to deserialize the JSON body into the target type: duplicate field `max_tokens`")
+    name = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
+    value: int | None = body_of.optional(body, name, body_of.is_u32, "u32")
+    return value
+
+
+def _include_usage(body: dict[str, Any]) -> bool:
+    if "stream_options" not in body:
+        return False
+    options = body["stream_options"]
+    if type(options) is not dict:
+        raise body_of.mistyped("stream_options", "struct StreamOptions")
+    include: bool = body_of.never_null(options, "include_usage", body_of.is_bool, "a boolean", False)
+    return include
