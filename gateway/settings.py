@@ -73,7 +73,11 @@ class RewardSettings(_Group):
     tokenizer: str = ""
     """Tokenizer whose chat template renders conversations for a remote vLLM or SGLang; empty for our own server."""
     api_key: str = ""
-    """Sent to the remote reward server as a bearer token."""
+    """Sent to the remote reward server as a bearer token; python -m gateway reward requires it of its callers."""
+    host: str = "127.0.0.1"
+    """Address that python -m gateway reward listens on; anything but loopback needs GATEWAY_REWARD__API_KEY."""
+    port: int = Field(default=8001, ge=0, le=65535)
+    """Port that python -m gateway reward listens on."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N. auto takes CUDA where there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -93,6 +97,8 @@ class RewardSettings(_Group):
     def _one_source(self) -> Self:
         if self.model and self.url:
             raise ValueError("set model (in this process) or url (a server), not both")
+        if not is_loopback(self.host) and not self.api_key:
+            raise ValueError(f"host {self.host} is not loopback: set {PREFIX}REWARD__API_KEY to require it of callers")
         return self
 
 

@@ -123,6 +123,17 @@ class LocalScorer:
         """
         return await asyncio.shield(asyncio.wrap_future(self._loading))
 
+    def model(self) -> Model:
+        """The model.
+
+        Raises:
+            RewardError: It is not loaded.
+        """
+        if not self._is_loaded():
+            state = "could not be loaded" if self._loading.done() else "is still loading"
+            raise RewardError(f"the reward model {state}")
+        return self._loading.result()
+
     async def score(self, messages: Sequence[Message], answer: str) -> Score:
         """Reward of ``answer`` as the assistant's next turn after ``messages``. Cancelling drops the work.
 
@@ -141,7 +152,7 @@ class LocalScorer:
             RewardError: The model is not loaded.
             QueueFull: Not all of them can wait; none is scored.
         """
-        model = self._model()
+        model = self.model()
         loop = asyncio.get_running_loop()
         encoded = await loop.run_in_executor(self._tokenizer_thread, _encode_all, model, items)
         replies: list[asyncio.Future[float]] = []
@@ -191,15 +202,9 @@ class LocalScorer:
     def _is_loaded(self) -> bool:
         return self._loading.done() and not self._loading.cancelled() and self._loading.exception() is None
 
-    def _model(self) -> Model:
-        if not self._is_loaded():
-            state = "could not be loaded" if self._loading.done() else "is still loading"
-            raise RewardError(f"the reward model {state}")
-        return self._loading.result()
-
     async def _run(self, batch: Sequence[EncodedPair]) -> list[float | RewardError]:
         loop = asyncio.get_running_loop()
-        rewards = await loop.run_in_executor(self._model_thread, self._model().score, batch)
+        rewards = await loop.run_in_executor(self._model_thread, self.model().score, batch)
         return [r if math.isfinite(r) else RewardError("the reward model gave no number") for r in rewards]
 
 

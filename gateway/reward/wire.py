@@ -126,6 +126,18 @@ def parse_items(body: Any) -> list[str | tuple[list[Message], str]]:
     return [_parse_item(item, f"input[{position}]") for position, item in enumerate(items)]
 
 
+def parse_activation(body: JsonObject) -> bool:
+    """Whether a caller of our server wants its reward squashed; like vLLM's, the default for one label is a sigmoid.
+
+    Raises:
+        ValueError: In the caller's terms.
+    """
+    wanted = body.get("use_activation")
+    if not isinstance(wanted, bool | None):
+        raise ValueError("use_activation must be true, false or null")
+    return wanted is not False
+
+
 def classification(model: str, results: Sequence[tuple[Score | None, int]], *, activated: bool) -> bytes:
     """Our server's answer. A reward that could not be had is null; ``results`` are scores and tokens read."""
     tokens = sum(count for _, count in results)
