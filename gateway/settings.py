@@ -31,6 +31,11 @@ def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    return host in {"127.0.0.1", "localhost", "::1"}
+
+
 class BackendSettings(_Group):
     """Where candidates are drawn."""
 
@@ -226,11 +231,6 @@ class Settings(BaseSettings):
         if max(self.policy.n, self.policy.n_max) > self.race.best_of_max:
             raise ValueError(f"policy n and n_max must not exceed {PREFIX}RACE__BEST_OF_MAX")
         return self
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``."""
-    return host in {"127.0.0.1", "localhost", "::1"}
 
 
 def load() -> Settings:
