@@ -1,4 +1,4 @@
-"""What a test can set on the TGI stub: at construction, on its command line, or while it runs (POST /_stub/knobs)."""
+"""What a test can set on a stub: at construction, on its command line, or while it runs (POST /_stub/knobs)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,31 @@ class Fault(StrEnum):
 
 
 @dataclass(slots=True, kw_only=True)
-class Knobs:
+class AnyKnobs:
+    """What the knobs of all stubs have in common."""
+
+    api_key: str = ""
+    healthy: bool = True
+    record_requests: int = 64  # how many of the last requests GET /_stub/state tells of
+
+    def __post_init__(self) -> None:
+        self.update({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+
+    def update(self, changes: Mapping[str, Any]) -> None:
+        """Change some knobs.
+
+        Raises:
+            ValueError: A knob is unknown or its value has the wrong type.
+        """
+        hints = typing.get_type_hints(type(self))
+        for name, value in changes.items():
+            if name not in hints:
+                raise ValueError(f"unknown knob: {name}")
+            setattr(self, name, _coerced(name, hints[name], value))
+
+
+@dataclass(slots=True, kw_only=True)
+class Knobs(AnyKnobs):
     """Settings of the stub. Those of TGI's launcher have TGI's defaults; the rest make an instant, healthy server.
 
     A fault strikes a request when any selector picks it: ``fault_next`` (the next k requests), ``fault_probability``,
@@ -37,7 +61,6 @@ class Knobs:
 
     model_id: str = "stub/base"
     adapters: tuple[str, ...] = ()  # LORA_ADAPTERS: any other adapter id is served by the base, silently
-    api_key: str = ""
     max_concurrent_requests: int = 128
     max_input_tokens: int = 4095
     max_total_tokens: int = 4096
@@ -45,7 +68,6 @@ class Knobs:
     max_top_n_tokens: int = 5
     max_best_of: int = 2
     payload_limit_bytes: int = 2_000_000
-    healthy: bool = True
 
     latency_ms: float | None = None  # every answer takes exactly this long; excludes the two below
     tokens_per_s: float = 0.0  # 0: all at once
@@ -64,23 +86,6 @@ class Knobs:
     fault_seed_remainder: int = 0
     drip_bytes: int = 16
     drip_interval_ms: float = 5.0
-
-    record_requests: int = 64  # how many of the last requests GET /_stub/state tells of
-
-    def __post_init__(self) -> None:
-        self.update(dataclasses.asdict(self))
-
-    def update(self, changes: Mapping[str, Any]) -> None:
-        """Change some knobs.
-
-        Raises:
-            ValueError: A knob is unknown or its value has the wrong type.
-        """
-        hints = typing.get_type_hints(type(self))
-        for name, value in changes.items():
-            if name not in hints:
-                raise ValueError(f"unknown knob: {name}")
-            setattr(self, name, _coerced(name, hints[name], value))
 
     def due_s(self, index: int) -> float:
         """Seconds from a generation's start until its token ``index`` (from 0) is there."""

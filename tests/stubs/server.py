@@ -12,27 +12,17 @@ import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, Self
+from typing import Self
 
 import orjson
 import uvloop
 from aiohttp import web
 
-from tests.stubs.knobs import add_arguments, chosen
+from tests.stubs.knobs import AnyKnobs, add_arguments, chosen
 from tests.stubs.state import RecordedRequest, State
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 BACKLOG = 2048
-
-
-class AnyKnobs(Protocol):
-    """What a stub's knobs have in common."""
-
-    record_requests: int
-
-    def update(self, changes: dict[str, Any]) -> None:
-        """Change some knobs, or raise ValueError."""
-        ...
 
 
 class StubServer(ABC):
@@ -41,10 +31,10 @@ class StubServer(ABC):
     ``stop`` breaks every connection at once, as a crash would; ``start`` then listens on the same port again.
     """
 
-    knobs: Any
+    knobs: AnyKnobs
+    state: State
 
     def __init__(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.state = State()
         self._host = host
         self._port = port
         self._http: web.Server | None = None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,30 +23,25 @@ class RecordedRequest:
 class State:
     """Counters of a stub, and its last requests.
 
-    ``started`` generations end as ``finished``, ``cancelled`` (the client closed its connection) or ``failed`` (a
-    fault); until then they are ``generating``. ``tokens_generated`` counts the tokens of cancelled ones up to then.
+    What is ``started`` ends as ``finished``, ``cancelled`` (the client closed its connection) or ``failed`` (a fault).
+    ``rejected`` requests were at fault themselves.
     """
 
-    generating: int = 0
-    peak_generating: int = 0
     started: int = 0
     finished: int = 0
     cancelled: int = 0
     failed: int = 0
-    overloaded: int = 0
     rejected: int = 0
-    tokens_generated: int = 0
     requests: deque[RecordedRequest] = field(default_factory=lambda: deque(maxlen=64))
-    _waiters: list[tuple[Callable[[State], bool], asyncio.Future[None]]] = field(default_factory=list)
+    _waiters: list[tuple[Callable[[Any], bool], asyncio.Future[None]]] = field(default_factory=list)
 
     def changed(self) -> None:
         """Wake whoever waited for what is true now."""
-        if self._waiters:
-            for predicate, future in self._waiters:
-                if not future.done() and predicate(self):
-                    future.set_result(None)
+        for predicate, future in self._waiters:
+            if not future.done() and predicate(self):
+                future.set_result(None)
 
-    async def until(self, predicate: Callable[[State], bool], timeout_s: float = 10.0) -> None:
+    async def until(self, predicate: Callable[[Self], bool], timeout_s: float = 10.0) -> None:
         """Wait until ``predicate`` holds; in-process only.
 
         Raises:
@@ -65,7 +60,7 @@ class State:
 
     def as_json(self) -> dict[str, Any]:
         """The state for GET /_stub/state."""
-        counters = {name: getattr(self, name) for name in self.__slots__ if name not in {"requests", "_waiters"}}
+        names = [item.name for item in fields(self) if item.name not in {"requests", "_waiters"}]
         requests = [
             {
                 "method": request.method,
@@ -75,4 +70,23 @@ class State:
             }
             for request in self.requests
         ]
-        return {**counters, "requests": requests}
+        return {**{name: getattr(self, name) for name in names}, "requests": requests}
+
+
+@dataclass(slots=True)
+class TgiState(State):
+    """``generating`` hold a permit now; ``tokens_generated`` counts those of cancelled generations up to then."""
+
+    generating: int = 0
+    peak_generating: int = 0
+    overloaded: int = 0
+    tokens_generated: int = 0
+
+
+@dataclass(slots=True)
+class RewardState(State):
+    """``scoring`` calls are under way now."""
+
+    scoring: int = 0
+    texts_scored: int = 0
+    largest_batch: int = 0

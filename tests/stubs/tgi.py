@@ -11,11 +11,13 @@ from collections.abc import Callable
 import orjson
 from aiohttp import web
 
+from tests.stubs.faults import hang_up
 from tests.stubs.knobs import Fault, Knobs
 from tests.stubs.server import Handler, StubServer, json_response, main, text_response
+from tests.stubs.state import TgiState
 from tests.stubs.tgi_body import parse
 from tests.stubs.tgi_errors import BodyError, TgiError, overloaded
-from tests.stubs.tgi_faults import WHOLE_FAULTS, FaultPicker, break_off, dripped, hang_up, whole_fault
+from tests.stubs.tgi_faults import WHOLE_FAULTS, FaultPicker, break_off, dripped, whole_fault
 from tests.stubs.tgi_generation import Generated, draw, split
 from tests.stubs.tgi_pace import Generation
 from tests.stubs.tgi_validation import GenerationRequest, check, read_chat, read_generate
@@ -37,9 +39,11 @@ class TgiStub(StubServer):
     """The stub's routes. One generation goes: permit, ranges, draw, pace, answer."""
 
     knobs: Knobs
+    state: TgiState
 
     def __init__(self, knobs: Knobs | None = None, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self.knobs = Knobs() if knobs is None else knobs
+        self.state = TgiState()
         self._faults = FaultPicker(self.knobs)
         self._request_count = 0
         super().__init__(host=host, port=port)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import random
 
 import orjson
 from aiohttp import web
 
+from tests.stubs.faults import Picker, hang_up
 from tests.stubs.knobs import Fault, Knobs
 from tests.stubs.server import json_response
-from tests.stubs.state import State
+from tests.stubs.state import TgiState
 from tests.stubs.tgi_errors import of_status
 from tests.stubs.tgi_pace import drip
 
@@ -25,7 +25,7 @@ class FaultPicker:
 
     def __init__(self, knobs: Knobs) -> None:
         self._knobs = knobs
-        self._rng = random.Random(0)
+        self._picker = Picker()
         self._count = 0
 
     def pick(self, seed: int | None) -> Fault:
@@ -34,20 +34,16 @@ class FaultPicker:
         if knobs.fault is Fault.NONE:
             return Fault.NONE
         self._count += 1
-        if knobs.fault_next > 0:
-            knobs.fault_next -= 1
-            return knobs.fault
         by_turn = knobs.fault_every > 0 and self._count % knobs.fault_every == 0
         by_seed = (
             knobs.fault_seed_modulo > 0
             and seed is not None
             and seed % knobs.fault_seed_modulo == knobs.fault_seed_remainder
         )
-        by_chance = knobs.fault_probability > 0 and self._rng.random() < knobs.fault_probability
-        return knobs.fault if by_turn or by_seed or by_chance else Fault.NONE
+        return knobs.fault if self._picker.picks(knobs) or by_turn or by_seed else Fault.NONE
 
 
-async def whole_fault(fault: Fault, knobs: Knobs, state: State, *, stream: bool) -> web.Response:
+async def whole_fault(fault: Fault, knobs: Knobs, state: TgiState, *, stream: bool) -> web.Response:
     """An answer that is wrong from its first byte, given when ``fault_after_tokens`` tokens would be there."""
     state.failed += 1
     state.changed()
@@ -81,9 +77,3 @@ async def dripped(http: web.BaseRequest, body: bytes, knobs: Knobs) -> web.Strea
     await response.prepare(http)
     await drip(response, body, knobs)
     return response
-
-
-def hang_up(http: web.BaseRequest) -> None:
-    """Close the connection once what was written is sent."""
-    if http.transport is not None:
-        http.transport.close()

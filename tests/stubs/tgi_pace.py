@@ -9,7 +9,7 @@ from typing import Self
 from aiohttp import web
 
 from tests.stubs.knobs import Fault, Knobs
-from tests.stubs.state import State
+from tests.stubs.state import TgiState
 from tests.stubs.tgi_errors import TgiError, of_status
 from tests.stubs.tgi_generation import Generated
 from tests.stubs.tgi_wire import KEEP_ALIVE, Event
@@ -20,7 +20,7 @@ class Generation:
 
     __slots__ = ("_knobs", "_loop", "_started_at", "_state", "failed", "generated", "limit")
 
-    def __init__(self, state: State, knobs: Knobs, generated: Generated) -> None:
+    def __init__(self, state: TgiState, knobs: Knobs, generated: Generated) -> None:
         self.generated = generated
         self.failed = False
         self.limit = generated.n_tokens
