@@ -1,0 +1,174 @@
+"""The backend as the rest of the gateway sees it: draws from a pool of replicas, in OpenAI's terms."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Self
+
+import orjson
+import structlog
+
+from gateway.backend.failures import CALL_ERRORS, from_status, translate
+from gateway.backend.flavours import FLAVOURS, Catalogue
+from gateway.backend.hub import BackendHttp, HubClient
+from gateway.backend.reading import StreamReader, read_answer
+from gateway.backend.replicas import Replica, Replicas
+from gateway.backend.transport import AiohttpTransport
+from gateway.errors import BackendFailed, BackendProtocolError, BackendUnreachable, GatewayError
+from gateway.settings import BackendSettings
+from gateway.types import Answer, Delta, Prompt, Readiness, Sampling
+
+log = structlog.get_logger()
+
+
+class BackendPool:
+    """Draws answers from the replicas of one backend; implements ``gateway.types.Backend``.
+
+    Connections open with the first draw and belong to the event loop that made it; ``aclose`` (or ``async with``)
+    closes them.
+    """
+
+    def __init__(self, settings: BackendSettings) -> None:
+        self._settings = settings
+        self._flavour = FLAVOURS[settings.kind]
+        self._http = BackendHttp(
+            AiohttpTransport(max_connections=settings.max_connections),
+            api_key=settings.api_key,
+            connect_timeout_s=settings.connect_timeout_s,
+        )
+        self._replicas = Replicas(settings.urls, self._connect, settings.unhealthy_s)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuse what this backend cannot serve.
+
+        Raises:
+            UnsupportedField: Names the field.
+        """
+        self._flavour.check(sampling)
+
+    def choose_replica(self) -> int:
+        """The least loaded healthy replica; with none healthy, the one whose failure is longest ago."""
+        return self._replicas.choose()
+
+    async def complete(self, prompt: Prompt, *, seed: int, replica: int) -> Answer:
+        """Draw one whole answer, from another replica where this one breaks the connection.
+
+        Raises:
+            BackendError: No answer could be had, and why.
+            InvalidRequest: The messages cannot be sent.
+        """
+        chosen = self._replicas.all[replica]
+        try:
+            return await self._complete(chosen, prompt, seed)
+        except BackendUnreachable as error:
+            spare = self._spare(chosen, error)
+        return await self._complete(spare, prompt, seed)
+
+    async def stream(self, prompt: Prompt, *, seed: int, replica: int) -> AsyncGenerator[Delta, None]:
+        """Draw one answer piece by piece; before the first piece another replica may still take over.
+
+        Raises:
+            BackendError: No answer could be had, or no more of it, and why.
+            InvalidRequest: The messages cannot be sent.
+        """
+        chosen = self._replicas.all[replica]
+        begun = False
+        try:
+            async with aclosing(self._stream(chosen, prompt, seed)) as deltas:
+                async for delta in deltas:
+                    begun = True
+                    yield delta
+            return
+        except BackendUnreachable as error:
+            if begun:
+                raise
+            spare = self._spare(chosen, error)
+        async with aclosing(self._stream(spare, prompt, seed)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def readiness(self) -> Readiness:
+        """Ask every replica for its health; ready when at least one is well. Names those that are not."""
+        problems = await asyncio.gather(*(self._problem(replica) for replica in self._replicas.all))
+        facts = {replica.name: problem or "ok" for replica, problem in zip(self._replicas.all, problems, strict=True)}
+        detail = "; ".join(f"{name}: {state}" for name, state in facts.items() if state != "ok")
+        return Readiness(ready=not all(problems), detail=detail, facts={"replicas": facts})
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._http.aclose()
+
+    def _connect(self, url: str) -> HubClient:
+        return HubClient(self._http, url, timeout_s=self._settings.request_timeout_s)
+
+    def _spare(self, broken: Replica, error: BackendUnreachable) -> Replica:
+        spare = self._replicas.spare(broken)
+        if spare is None:
+            raise error
+        log.warning("backend_replica_replaced", broken=broken.name, by=spare.name, reason=error.message)
+        return spare
+
+    async def _complete(self, replica: Replica, prompt: Prompt, seed: int) -> Answer:
+        with replica.drawing():
+            arguments = self._flavour.arguments(prompt, seed, await self._catalogue(replica, prompt.adapter))
+            try:
+                body = await replica.hub.completion(arguments)
+            except CALL_ERRORS as error:
+                raise translate(error, self._flavour) from error
+            return read_answer(body, self._flavour, prompt.sampling)
+
+    async def _stream(self, replica: Replica, prompt: Prompt, seed: int) -> AsyncGenerator[Delta, None]:
+        reader = StreamReader(self._flavour, prompt.sampling)
+        with replica.drawing():
+            arguments = self._flavour.arguments(prompt, seed, await self._catalogue(replica, prompt.adapter))
+            try:
+                async with aclosing(replica.hub.chunks(arguments)) as chunks:
+                    async for chunk in chunks:
+                        for delta in reader.read(chunk):
+                            yield delta
+                        if reader.overrun:
+                            break
+            except CALL_ERRORS as error:
+                raise translate(error, self._flavour) from error
+            yield reader.last()
+
+    async def _catalogue(self, replica: Replica, adapter: str | None) -> Catalogue:
+        """What the replica serves, asked anew when the adapter is not among it: it may have been loaded since."""
+        if self._flavour.catalogue_path is None:
+            return Catalogue(self._flavour.base_model)
+        known = replica.catalogue
+        if known is None or (adapter is not None and adapter not in known.adapters):
+            listing = await self._get(replica, self._flavour.catalogue_path)
+            try:
+                known = replica.catalogue = self._flavour.read_catalogue(listing)
+            except (LookupError, TypeError, AttributeError, ValueError) as error:
+                raise BackendProtocolError("the backend's list of models could not be read") from error
+            if adapter is not None and adapter not in known.adapters:
+                raise BackendFailed(f"the backend has not loaded the adapter {adapter}")
+        return known
+
+    async def _problem(self, replica: Replica) -> str | None:
+        """What keeps the replica from serving; None when nothing does."""
+        try:
+            with replica.drawing():
+                await self._get(replica, self._flavour.health_path, decode=False)
+        except GatewayError as error:
+            return error.message
+        return None
+
+    async def _get(self, replica: Replica, path: str, *, decode: bool = True) -> Any:
+        try:
+            response = await self._http.get(replica.root_url + path, timeout=self._settings.connect_timeout_s)
+            if response.status_code != 200:
+                raise from_status(response.status_code, {}, self._flavour)
+            return orjson.loads(response.content) if decode else None
+        except CALL_ERRORS as error:
+            raise translate(error, self._flavour) from error

@@ -1,0 +1,87 @@
+"""Every way a backend can fail, in the words of ``gateway.errors``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import orjson
+from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
+
+from gateway.backend.flavours import Flavour
+from gateway.errors import (
+    BackendFailed,
+    BackendOverloaded,
+    BackendProtocolError,
+    BackendRejected,
+    BackendTimeout,
+    BackendUnreachable,
+    GatewayError,
+    InvalidRequest,
+)
+from gateway.types import JsonObject
+
+# What a call through the hub's client can raise: httpx2's and its own (both are HTTPError), and, for answers of
+# another shape than it expects, whatever its parsing stumbles over.
+CALL_ERRORS = (httpx2.HTTPError, httpx2.StreamError, ValueError, TypeError, AttributeError, RecursionError)
+
+_REJECTED = frozenset({400, 413, 415, 422})
+_OVERLOADED = frozenset({429, 503})
+_TIMED_OUT = frozenset({408, 504})
+_MESSAGE_CHARS = 500
+
+
+def translate(error: Exception, flavour: Flavour) -> GatewayError:
+    """The gateway's error for one that came out of a call; its message holds no prompt or answer text."""
+    match error:
+        case HfHubHTTPError():
+            return from_status(error.response.status_code, _error_body(error.response.content), flavour)
+        case InferenceTimeoutError(__cause__=httpx2.ConnectTimeout()) | httpx2.ConnectTimeout():
+            return BackendUnreachable("the backend could not be reached in time")
+        case InferenceTimeoutError() | httpx2.TimeoutException():
+            return BackendTimeout("the backend did not answer in time")
+        case httpx2.ConnectError():
+            return BackendUnreachable("the backend could not be reached")
+        case httpx2.NetworkError():
+            return BackendUnreachable("the connection to the backend broke")
+        case orjson.JSONEncodeError():
+            return InvalidRequest("messages: text that is not valid Unicode", param="messages")
+        case _:
+            return BackendProtocolError("the backend's answer could not be read")
+
+
+def from_status(status: int, body: JsonObject, flavour: Flavour) -> GatewayError:
+    """The error for an HTTP status, with the server's reason where that is safe to pass on.
+
+    404 and 401 are the operator's mistakes (a wrong URL, a missing key), not the caller's: ``BackendFailed``. 503 is
+    a server without capacity now, whether loading, draining or full.
+    """
+    if status in _REJECTED:
+        reason = flavour.refusal(body)
+        return BackendRejected(reason[:_MESSAGE_CHARS] if reason else "the backend refused the request as invalid")
+    if status in _OVERLOADED:
+        return BackendOverloaded("the backend is overloaded")
+    if status in _TIMED_OUT:
+        return BackendTimeout("the backend did not answer in time")
+    if status in (401, 403):
+        return BackendFailed("the backend refused the gateway's API key")
+    return BackendFailed(f"the backend answered with status {status}")
+
+
+def raise_if_error(body: Any, flavour: Flavour) -> None:
+    """Raise for an error that was reported under a status of 200.
+
+    Raises:
+        GatewayError: The body is an error's.
+    """
+    if isinstance(body, dict) and body.get("error") is not None:
+        raise from_status(flavour.status_within(body), body, flavour)
+
+
+def _error_body(content: bytes) -> JsonObject:
+    """An error's JSON; nothing where it is text, HTML or half of something."""
+    try:
+        body = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return {}
+    return body if isinstance(body, dict) else {}

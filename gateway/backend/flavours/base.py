@@ -1,0 +1,121 @@
+"""What a flavour may say, and the server that follows OpenAI's API to the letter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
+
+import orjson
+
+from gateway.errors import UnsupportedField
+from gateway.types import FinishReason, JsonObject, Prompt, Sampling
+
+# Nucleus sampling keeps at least one token, so this is OpenAI's 0 for servers that want a number above it.
+_LEAST_TOP_P = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """What a replica says it serves: the base model's name, and by which name or number it knows each adapter."""
+
+    base_model: str
+    adapters: Mapping[str, str | int] = field(default_factory=dict)
+
+
+class Flavour:
+    """How one kind of server is asked and understood. Subclasses hold only what differs from OpenAI's API."""
+
+    base_model: ClassVar[str] = ""
+    """Name that addresses the base model, where it is always the same."""
+    health_path: ClassVar[str] = "/health"
+    catalogue_path: ClassVar[str | None] = None
+    """Where the server lists what it serves; None where it need not be asked."""
+    seeds: ClassVar[int] = 2**63
+    """How many seeds the server tells apart."""
+    keeps_stop_text: ClassVar[bool] = False
+    """Whether a stop string that ended an answer is still in its text."""
+    finish_reasons: ClassVar[Mapping[str, FinishReason]] = {
+        "stop": "stop",
+        "length": "length",
+        "tool_calls": "tool_calls",
+        "content_filter": "content_filter",
+    }
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuse what the server cannot serve.
+
+        Raises:
+            UnsupportedField: Names the field.
+        """
+
+    def arguments(self, prompt: Prompt, seed: int, catalogue: Catalogue) -> JsonObject:
+        """The draw as arguments of ``AsyncInferenceClient.chat_completion``; None is "not said" and is left out.
+
+        Raises:
+            KeyError: The catalogue does not hold the prompt's adapter.
+        """
+        sampling = prompt.sampling
+        return {
+            "messages": prompt.messages,
+            "model": self.model(prompt.adapter, catalogue),
+            "seed": seed % self.seeds,
+            "temperature": sampling.temperature,
+            "top_p": None if sampling.top_p is None else max(sampling.top_p, _LEAST_TOP_P),
+            "max_tokens": sampling.max_tokens,
+            "stop": list(sampling.stop) or None,
+            "frequency_penalty": sampling.frequency_penalty,
+            "presence_penalty": sampling.presence_penalty,
+            "logprobs": sampling.logprobs or None,
+            "top_logprobs": sampling.top_logprobs if sampling.logprobs else None,
+            "tools": verbatim(sampling.tools) if sampling.tools else None,
+            "tool_choice": sampling.tool_choice,
+            "response_format": self.response_format(sampling.response_format),
+            "extra_body": {
+                "logit_bias": sampling.logit_bias or None,
+                "parallel_tool_calls": sampling.parallel_tool_calls,
+            },
+        }
+
+    def model(self, adapter: str | None, catalogue: Catalogue) -> str:
+        """The ``model`` that addresses the adapter, or the base where there is none."""
+        return self.base_model if adapter is None else adapter
+
+    def response_format(self, wanted: JsonObject | None) -> Any:
+        """The response format as this server writes it."""
+        return None if wanted is None else verbatim(wanted)
+
+    def read_catalogue(self, listing: Any) -> Catalogue:
+        """Understand what ``catalogue_path`` answered.
+
+        Raises:
+            LookupError, TypeError, AttributeError: The listing has another shape.
+        """
+        raise NotImplementedError
+
+    def refusal(self, body: JsonObject) -> str | None:
+        """The server's reason for refusing a request, where it is known to hold no prompt text."""
+        return None
+
+    def status_within(self, body: JsonObject) -> int:
+        """The HTTP status that an error reported under a status of 200 stands for."""
+        error = body["error"]
+        code = error.get("code") if isinstance(error, dict) else None
+        return code if isinstance(code, int) and 400 <= code <= 599 else 500
+
+
+def verbatim(value: object) -> orjson.Fragment:
+    """Write JSON as it is: the hub's client rewrites response formats for TGI and drops every null it finds."""
+    return orjson.Fragment(orjson.dumps(value))
+
+
+def schema_of(response_format: JsonObject) -> JsonObject:
+    """The JSON schema in OpenAI's ``json_schema`` response format; any object where it names none."""
+    named = response_format.get("json_schema")
+    schema = named.get("schema") if isinstance(named, dict) else None
+    return cast(JsonObject, schema) if isinstance(schema, dict) else {"type": "object"}
+
+
+def refuse(field_name: str, reason: str) -> UnsupportedField:
+    """The error that names ``field_name``."""
+    return UnsupportedField(f"{field_name}: {reason}", param=field_name)

@@ -1,0 +1,48 @@
+"""llama.cpp's server, by itself or embedded through xllamacpp."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Any
+
+from gateway.backend.flavours.base import Catalogue, Flavour, schema_of, verbatim
+from gateway.types import JsonObject, Prompt
+
+
+class LlamaCpp(Flavour):
+    """llama.cpp picks adapters by number in each request, and takes one seed to mean "random"."""
+
+    base_model = "default"
+    catalogue_path = "/lora-adapters"
+    seeds = 2**32 - 1  # the 32-bit seed after these is "random"
+
+    def arguments(self, prompt: Prompt, seed: int, catalogue: Catalogue) -> JsonObject:
+        """Say for each draw which adapter applies, none included: those loaded would otherwise all apply."""
+        arguments = super().arguments(prompt, seed, catalogue)
+        adapter = prompt.adapter
+        arguments["extra_body"]["lora"] = [] if adapter is None else [{"id": catalogue.adapters[adapter], "scale": 1.0}]
+        if prompt.sampling.logprobs:
+            # Unsaid is 20 alternatives and 0 is no logprobs at all; what was not asked for is taken off again.
+            arguments["top_logprobs"] = max(prompt.sampling.top_logprobs or 0, 1)
+        return arguments
+
+    def model(self, adapter: str | None, catalogue: Catalogue) -> str:
+        """The name is not looked at."""
+        return self.base_model
+
+    def response_format(self, wanted: JsonObject | None) -> Any:
+        """A schema stands beside ``json_object``."""
+        if wanted is not None and wanted.get("type") == "json_schema":
+            return verbatim({"type": "json_object", "schema": schema_of(wanted)})
+        return super().response_format(wanted)
+
+    def read_catalogue(self, listing: Any) -> Catalogue:
+        """An adapter's name is its file's, without the ending."""
+        return Catalogue(self.base_model, {PurePath(entry["path"]).stem: int(entry["id"]) for entry in listing})
+
+    def refusal(self, body: JsonObject) -> str | None:
+        """Too long a prompt is told in numbers; other messages may quote the request."""
+        error = body.get("error")
+        if isinstance(error, dict) and error.get("type") == "exceed_context_size_error":
+            return str(error.get("message"))
+        return None

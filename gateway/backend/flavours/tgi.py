@@ -1,0 +1,71 @@
+"""text-generation-inference, v3.3.7: the protocol of a server that will not change any more."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from gateway.backend.flavours.base import Catalogue, Flavour, refuse, schema_of, verbatim
+from gateway.types import JsonObject, Prompt, Sampling
+
+_MAX_STOPS = 4
+_MAX_TOP_LOGPROBS = 5
+# These messages speak of lengths, limits, templates and tool names; any other may quote the request.
+_SAFE_MESSAGES = ("Input validation error: ", "Template error: ", "Tool error: ")
+
+
+class Tgi(Flavour):
+    """TGI takes an explicit default for something else, keeps stop strings and names its adapters as models."""
+
+    base_model = "tgi"
+    seeds = 2**64
+    keeps_stop_text = True
+    finish_reasons: ClassVar = {"stop": "stop", "length": "length", "stop_sequence": "stop"}
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuse what TGI drops, mistakes for something else or answers with a 422."""
+        if sampling.logit_bias:
+            raise refuse("logit_bias", "TGI does not apply it")
+        if sampling.presence_penalty:
+            # It would arrive as a repetition penalty of x + 2, which turns an answer into noise: never that silently.
+            raise refuse("presence_penalty", "TGI has none; frequency_penalty is the nearest")
+        if len(sampling.stop) > _MAX_STOPS:
+            raise refuse("stop", f"TGI takes at most {_MAX_STOPS} stop strings")
+        if (sampling.top_logprobs or 0) > _MAX_TOP_LOGPROBS:
+            raise refuse("top_logprobs", f"TGI gives at most {_MAX_TOP_LOGPROBS}")
+        if sampling.tools and self.response_format(sampling.response_format) is not None:
+            raise refuse("response_format", "TGI cannot combine it with tools")
+
+    def arguments(self, prompt: Prompt, seed: int, catalogue: Catalogue) -> JsonObject:
+        """Leave out what TGI refuses or misreads when it is said: penalties of 0 and a ``top_p`` of 1."""
+        arguments = super().arguments(prompt, seed, catalogue)
+        arguments["frequency_penalty"] = arguments["frequency_penalty"] or None
+        arguments["presence_penalty"] = None
+        if arguments["top_p"] == 1:
+            arguments["top_p"] = None
+        # TGI calls one tool at a time whatever is asked, which is what false means and true allows.
+        del arguments["extra_body"]
+        return arguments
+
+    def response_format(self, wanted: JsonObject | None) -> Any:
+        """TGI constrains by a schema under ``value``; free text is what it does unasked."""
+        if wanted is None or wanted.get("type") == "text":
+            return None
+        return verbatim({"type": "json_object", "value": schema_of(wanted)})
+
+    def refusal(self, body: JsonObject) -> str | None:
+        """TGI's own words on limits, templates and tools."""
+        message = _message(body)
+        return message if message.startswith(_SAFE_MESSAGES) else None
+
+    def status_within(self, body: JsonObject) -> int:
+        """An error in a stream always calls itself 422, overload too: only its words tell."""
+        if _message(body) == "Model is overloaded":
+            return 429
+        return 422 if self.refusal(body) is not None else 424
+
+
+def _message(body: JsonObject) -> str:
+    """The words of an error, which stand one level deeper in a stream."""
+    error = body.get("error")
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) else ""
