@@ -1,0 +1,281 @@
+"""Carries the spool to the Redis stream, in the background and at least once, and adopts what dead workers left.
+
+A round sends what there is, asks Redis to confirm it, then moves the cursors and deletes what they passed. Whatever
+fails ends the round; the next one, after a pause that grows and is never the same, begins at the cursors again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import structlog
+from redis.exceptions import RedisError
+
+from gateway.journal.claim import Claim
+from gateway.journal.spool import Position, Tail
+from gateway.journal.stream import StreamLink
+from gateway.settings import RedisSettings
+
+_BATCH_BYTES = 512 * 1024  # packing more at once would hold up requests for milliseconds
+_ROUND_BATCHES = 32
+_LINGER_S = 0.05  # between rounds, so that a steady trickle ships in batches
+_ADOPT_S = 30.0
+_BACKOFF_S = 0.1
+_BACKOFF_MAX_S = 5.0
+_DIRECT_BYTES = 64 * 1024 * 1024
+
+log = structlog.get_logger()
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class JournalStats:
+    """What the journal has done and what is waiting; plain numbers for telemetry to read.
+
+    ``lag_*`` is what Redis has not acknowledged yet. ``direct_records`` went to Redis from memory because the disk
+    refused them; ``lost_records`` went nowhere. ``last_error`` is an error's class name, None while all is well.
+    ``aof``: whether Redis's acknowledgement means its append-only file (True) or only its memory (False).
+    """
+
+    appended_records: int = 0
+    commits: int = 0
+    shipped_records: int = 0
+    direct_records: int = 0
+    lost_records: int = 0
+    cut_bytes: int = 0
+    lag_records: int = 0
+    lag_bytes: int = 0
+    connected: bool = False
+    aof: bool | None = None
+    last_error: str | None = None
+
+
+class _Source:
+    """One folder on its way to Redis. ``end`` is how far its writer got; None for an orphan, which has no writer."""
+
+    def __init__(self, claim: Claim, end: Position | None) -> None:
+        self.claim = claim
+        self.end = end
+        self.tail = Tail(claim.folder)
+
+    def exhausted(self) -> bool:
+        """Whether Redis has all of the folder."""
+        self.tail.rewind()
+        return not self.tail.read(max_records=1, max_bytes=1, end=None)
+
+    def let_go(self) -> None:
+        """Delete the folder if Redis has all of it, else leave it for whoever starts next."""
+        if self.exhausted():
+            self.claim.remove()
+        else:
+            self.claim.release()
+
+
+class Shipper:
+    """Ships this worker's folder and every orphan's. Lives on the event loop; files are read in threads.
+
+    Args:
+        claim: This worker's own folder.
+        redis: Where the stream is.
+        batch_records: Records in one round trip.
+        stats: Kept up to date here.
+    """
+
+    def __init__(self, claim: Claim, redis: RedisSettings, *, batch_records: int, stats: JournalStats) -> None:
+        self._own = _Source(claim, Position(0, 0))
+        self._orphans: list[_Source] = []
+        self._direct: deque[tuple[bytes, bytes]] = deque()
+        self._direct_bytes = 0
+        self._spool_dir: Path = claim.folder.parent
+        self._batch_records = batch_records
+        self._stats = stats
+        self._link = StreamLink(redis)
+        # One thread, so that a cancelled call has ended before the next one begins.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal-shipper")
+        self._news = asyncio.Event()
+        self._progress = asyncio.Condition()
+        self._next_adoption_s = 0.0
+        self._failures = 0
+
+    def advance(self, end: Position) -> None:
+        """The worker's folder is durable up to ``end``."""
+        self._own.end = end
+        self._news.set()
+
+    def send_directly(self, record_id: bytes, data: bytes) -> bool:
+        """Take a record that the disk refused; False if even memory is full."""
+        if self._direct_bytes + len(data) > _DIRECT_BYTES:
+            return False
+        self._direct.append((record_id, data))
+        self._direct_bytes += len(data)
+        self._news.set()
+        return True
+
+    @property
+    def idle(self) -> bool:
+        """Whether Redis has everything, orphans included."""
+        return self._next_adoption_s > 0 and not self._stats.lag_records and not self._direct
+
+    async def wait_idle(self) -> None:
+        """Wait until Redis has everything."""
+        async with self._progress:
+            await self._progress.wait_for(lambda: self.idle)
+
+    async def run(self) -> None:
+        """Ship until cancelled."""
+        while True:
+            self._news.clear()
+            try:
+                await self._adopt()
+                await self._link.connect()
+                moved = await self._round()
+            except (RedisError, OSError) as error:
+                await self._failed(error)
+                continue
+            self._recovered()
+            async with self._progress:
+                self._progress.notify_all()
+            if moved:
+                await asyncio.sleep(_LINGER_S)
+            else:
+                await self._wait_for_news()
+
+    async def close(self) -> None:
+        """Let go of the folders. What Redis has not taken stays on disk for whoever starts next."""
+        await self._link.close()
+        self._stats.connected = False
+        self._stats.lost_records += len(self._direct)
+        if self._direct:
+            log.error("records_lost", count=len(self._direct))
+        for source in [self._own, *self._orphans]:
+            try:
+                await self._in_thread(source.let_go)
+            except OSError as error:
+                log.error("spool_not_released", folder=source.claim.folder.name, error=type(error).__name__)
+        self._thread.shutdown()
+
+    async def _round(self) -> int:
+        """Send what there is, confirm it, remember it. Returns how many records moved."""
+        moved = await self._send_direct()
+        refusal = None
+        for source in [self._own, *self._orphans]:
+            n_sent, refusal = await self._send(source)
+            moved += n_sent
+            if refusal is not None:
+                break
+        taken = [source for source in [self._own, *self._orphans] if source.tail.unacknowledged]
+        if taken and await self._link.confirm():
+            for source in taken:
+                await self._acknowledge(source)
+        self._stats.aof = self._link.aof
+        if refusal is not None:
+            raise refusal
+        await self._finish_orphans()
+        return moved
+
+    async def _send(self, source: _Source) -> tuple[int, RedisError | None]:
+        n_sent = 0
+        for _ in range(_ROUND_BATCHES):
+            try:
+                frames = await self._in_thread(
+                    source.tail.read, max_records=self._batch_records, max_bytes=_BATCH_BYTES, end=source.end
+                )
+            except OSError as error:  # this folder waits, the others go on
+                log.error("spool_unreadable", folder=source.claim.folder.name, error=type(error).__name__)
+                break
+            if not frames:
+                break
+            n_taken, refusal = await self._link.add([(frame.record_id, frame.data) for frame in frames])
+            source.tail.taken(frames[:n_taken])
+            n_sent += n_taken
+            if refusal is not None:
+                return n_sent, refusal
+        return n_sent, None
+
+    async def _send_direct(self) -> int:
+        records = list(self._direct)[: self._batch_records]
+        if not records:
+            return 0
+        n_taken, refusal = await self._link.add(records)
+        for _ in range(n_taken):
+            self._direct_bytes -= len(self._direct.popleft()[1])
+        self._stats.direct_records += n_taken
+        if refusal is not None:
+            raise refusal
+        return n_taken
+
+    async def _acknowledge(self, source: _Source) -> None:
+        sizes = list(source.tail.unacknowledged)
+        self._stats.shipped_records += len(sizes)
+        self._stats.lag_records -= len(sizes)
+        self._stats.lag_bytes -= sum(sizes)
+        try:
+            await self._in_thread(source.tail.acknowledge)
+        except OSError as error:
+            log.error("cursor_not_saved", error=type(error).__name__)
+
+    async def _adopt(self) -> None:
+        """Now and then, claim the folders of workers that died."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._next_adoption_s:
+            return
+        for claim in await self._in_thread(Claim.orphans, self._spool_dir):
+            source = _Source(claim, None)
+            try:
+                n_records, n_bytes = await self._in_thread(source.tail.measure)
+            except OSError as error:
+                log.error("spool_unreadable", folder=claim.folder.name, error=type(error).__name__)
+                claim.release()
+                continue
+            log.info("spool_adopted", folder=claim.folder.name, records=n_records, bytes=n_bytes)
+            self._stats.lag_records += n_records
+            self._stats.lag_bytes += n_bytes
+            self._stats.cut_bytes += source.tail.cut_bytes
+            self._orphans.append(source)
+        self._next_adoption_s = loop.time() + _ADOPT_S
+
+    async def _finish_orphans(self) -> None:
+        """Remove the orphans that Redis has all of."""
+        for source in list(self._orphans):
+            if not source.tail.unacknowledged and await self._in_thread(source.exhausted):
+                self._orphans.remove(source)
+                await self._in_thread(source.claim.remove)
+
+    async def _wait_for_news(self) -> None:
+        try:
+            async with asyncio.timeout(max(0.0, self._next_adoption_s - asyncio.get_running_loop().time())):
+                await self._news.wait()
+        except TimeoutError:
+            return  # nothing new: time to look for orphans
+
+    async def _failed(self, error: Exception) -> None:
+        name = type(error).__name__
+        if self._stats.last_error != name:
+            log.warning("journal_not_shipping", error=name, lag_records=self._stats.lag_records)
+        self._stats.last_error = name
+        self._stats.connected = self._link.connected
+        await self._link.close()
+        for source in [self._own, *self._orphans]:
+            source.tail.rewind()
+        ceiling_s = min(_BACKOFF_MAX_S, _BACKOFF_S * 2 ** min(self._failures, 10))
+        self._failures += 1
+        await asyncio.sleep(random.uniform(ceiling_s / 2, ceiling_s))
+
+    async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(call, *args, **kwargs))
+
+    def _recovered(self) -> None:
+        if self._stats.last_error is not None:
+            log.info("journal_shipping_again", lag_records=self._stats.lag_records)
+        self._stats.last_error = None
+        self._stats.connected = True
+        self._failures = 0
