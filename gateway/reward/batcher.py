@@ -69,6 +69,7 @@ class Batcher(Generic[Payload, Result]):
         max_queue: Entries that may wait.
         concurrency: Batches in ``run`` at once.
         launch_tokens: What starting a batch costs, in tokens: the weight of "fewer batches" against "less padding".
+            May be set later too, when it is known where the model runs.
         abort_unwanted: Cancel ``run`` when every waiter of its batch is gone (a call can be, a thread cannot).
         observe: Told about each batch that ended.
     """
@@ -90,7 +91,7 @@ class Batcher(Generic[Payload, Result]):
         self._max_wait_s = max_wait_ms / 1000
         self._max_queue = max_queue
         self._concurrency = concurrency
-        self._launch_tokens = launch_tokens
+        self.launch_tokens = launch_tokens
         self._abort_unwanted = abort_unwanted
         self._observe = observe
         self._waiting: OrderedDict[_Entry[Payload, Result], None] = OrderedDict()  # oldest first
@@ -103,6 +104,11 @@ class Batcher(Generic[Payload, Result]):
     def waiting(self) -> int:
         """Entries in the queue."""
         return len(self._waiting)
+
+    @property
+    def closed(self) -> bool:
+        """Whether entries are refused for good."""
+        return self._closed
 
     def put(self, payload: Payload, tokens: int) -> asyncio.Future[Result]:
         """Queue an entry; the future gives its result, and cancelling it drops the entry.
@@ -178,7 +184,7 @@ class Batcher(Generic[Payload, Result]):
             [entry.tokens for entry in by_length],
             by_length.index(oldest),
             max_batch_tokens=self._max_batch_tokens,
-            launch_tokens=self._launch_tokens,
+            launch_tokens=self.launch_tokens,
         )
         taken = by_length[window]
         for entry in taken:

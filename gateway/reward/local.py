@@ -24,6 +24,11 @@ from gateway.types import Message, Readiness, Score
 if TYPE_CHECKING:
     from gateway.reward.model import EncodedPair
 
+# What starting a batch costs, in tokens: kernels to launch on a GPU, next to nothing on a CPU. Measured by
+# simulation (20 ms and 1.5 µs a token against 2 ms and 60 µs): with 256 a GPU gives 392 answers a second at 32 races,
+# with 4096 it gives 592; a CPU gives the same with either, and its shorter answers wait less with little.
+LAUNCH_TOKENS = {"cuda": 4096, "cpu": 128}
+
 _log = structlog.get_logger()
 
 
@@ -102,8 +107,10 @@ class LocalScorer:
             max_batch_tokens=settings.max_batch_tokens,
             max_wait_ms=settings.max_wait_ms,
             max_queue=settings.max_queue,
+            launch_tokens=LAUNCH_TOKENS["cpu"],
             observe=observe,
         )
+        self._loading.add_done_callback(self._weigh_launches)
 
     @property
     def name(self) -> str:
@@ -127,8 +134,10 @@ class LocalScorer:
         """The model.
 
         Raises:
-            RewardError: It is not loaded.
+            RewardError: It is not loaded, or was released.
         """
+        if self._batcher.closed:
+            raise RewardError("scoring has stopped")
         if not self._is_loaded():
             state = "could not be loaded" if self._loading.done() else "is still loading"
             raise RewardError(f"the reward model {state}")
@@ -184,9 +193,11 @@ class LocalScorer:
         self._model_thread.shutdown(wait=False, cancel_futures=True)
 
     def _load(self) -> Model:
-        from gateway.reward.model import RewardModel
-
         settings = self._settings
+        try:
+            from gateway.reward.model import RewardModel
+        except ImportError as error:
+            raise SettingsError(f"a reward model in this process needs ratchet[reward]: {error}") from error
         try:
             return RewardModel.load(
                 settings.model,
@@ -198,6 +209,10 @@ class LocalScorer:
         except SettingsError as error:
             _log.error("reward_model_not_loaded", model=settings.model, error=error.message)
             raise
+
+    def _weigh_launches(self, _loading: Future[Model]) -> None:
+        if self._is_loaded() and self._loading.result().device.startswith("cuda"):
+            self._batcher.launch_tokens = LAUNCH_TOKENS["cuda"]
 
     def _is_loaded(self) -> bool:
         return self._loading.done() and not self._loading.cancelled() and self._loading.exception() is None

@@ -142,11 +142,19 @@ class RewardModel:
         """
         if not batch:
             return []
+        try:
+            with torch.inference_mode():
+                return cast("list[float]", self.logits(batch).tolist())
+        except (RuntimeError, IndexError) as error:
+            raise RewardError(f"the reward model failed on {self.device}: {type(error).__name__}") from error
+
+    def logits(self, batch: Sequence[EncodedPair]) -> torch.Tensor:
+        """Rewards of a batch of at least one, as a float32 tensor (B,) on the device: what training differentiates."""
         width = max(pair.length for pair in batch)
         device = self._model.device
-        # B = pairs in the batch, T = tokens of its longest; padded on the right, int64.
         pad_id = self._pad_id if self._pad_id is not None else _token_that_ends_none(batch)
         self._model.config.pad_token_id = pad_id
+        # B = pairs in the batch, T = tokens of its longest; padded on the right, int64.
         ids_BT = torch.full((len(batch), width), pad_id, dtype=torch.long)
         mask_BT = torch.zeros((len(batch), width), dtype=torch.long)
         types_BT = torch.zeros((len(batch), width), dtype=torch.long)
@@ -158,12 +166,8 @@ class RewardModel:
         inputs = {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.to(device)}
         if self._typed:
             inputs["token_type_ids"] = types_BT.to(device)
-        try:
-            with torch.inference_mode():
-                logits_B1 = self._model(**inputs).logits
-                return cast("list[float]", logits_B1.float().squeeze(-1).tolist())
-        except RuntimeError as error:
-            raise RewardError(f"the reward model failed on {self.device}: {type(error).__name__}") from error
+        logits_B1: torch.Tensor = self._model(**inputs).logits
+        return logits_B1.float().squeeze(-1)
 
     def _encode_pair(self, messages: Sequence[Message], answer: str) -> EncodedPair:
         backend = self._tokenizer.backend_tokenizer

@@ -78,6 +78,8 @@ class RemoteScorer:
             RewardTimeout: The server was too slow.
             RewardError: The server cannot be reached, refuses, or gives no usable reward.
         """
+        if self._batcher.closed:
+            raise RewardError("scoring has stopped")
         if self._client.known is None:
             await self._client.server()
         item = await self._item(messages, answer)
