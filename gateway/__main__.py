@@ -1,0 +1,193 @@
+"""``python -m gateway``: serve · reward · demo · policy · key · settings."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
+
+import typer
+import uvicorn
+from rich.console import Console
+from rich.table import Table
+
+from gateway import settings_table
+from gateway.api.auth import new_key
+from gateway.errors import GatewayError
+from gateway.policy import Policy, PolicyStore
+from gateway.settings import Settings, load
+from gateway.telemetry import MULTIPROCESS_DIR, configure_logging
+
+T = TypeVar("T")
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Best-of-N answers behind OpenAI's chat API.")
+policy_cli = typer.Typer(no_args_is_help=True, help="Show or change which adapter answers, and with which N.")
+key_cli = typer.Typer(no_args_is_help=True, help="API keys.")
+cli.add_typer(policy_cli, name="policy")
+cli.add_typer(key_cli, name="key")
+
+out = Console()
+err = Console(stderr=True)
+
+
+@cli.command()
+def serve(
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Bring Redis, llama.cpp and a small reward model along.")
+    ] = False,
+) -> None:
+    """Serve the chat API, with settings from the environment."""
+    if embedded:
+        from gateway.embedded.demo import serve_embedded
+
+        raise typer.Exit(serve_embedded())
+    settings = _settings()
+    with tempfile.TemporaryDirectory(prefix="ratchet-metrics-") as folder:
+        if settings.workers > 1:
+            os.environ[MULTIPROCESS_DIR] = folder  # before any worker makes a metric
+        uvicorn.run(
+            "gateway.app:from_environment",
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            timeout_graceful_shutdown=int(settings.shutdown_s),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+        )
+
+
+@cli.command()
+def reward() -> None:
+    """Serve the configured reward model over /classify, for many gateway workers to share."""
+    from gateway.reward.server import serve as serve_rewards
+
+    settings = _settings()
+    _told(lambda: serve_rewards(settings))
+
+
+@cli.command()
+def demo() -> None:
+    """Run best-of-N on real weights, a real Redis and the official client, all on this machine."""
+    from gateway.embedded.demo import main
+
+    raise typer.Exit(main())
+
+
+@policy_cli.command("show")
+def policy_show() -> None:
+    """Show the policy in force."""
+
+    async def show(store: PolicyStore) -> None:
+        out.print(_policy_table([store.current], f"Policy in force (from {store.source})"))
+
+    _with_store(show)
+
+
+@policy_cli.command("history")
+def policy_history(limit: Annotated[int, typer.Option(min=1)] = 20) -> None:
+    """Show the newest versions of the policy, newest first."""
+
+    async def history(store: PolicyStore) -> None:
+        out.print(_policy_table(await store.history(limit), "Policy history"))
+
+    _with_store(history)
+
+
+@policy_cli.command("set")
+def policy_set(
+    reason: Annotated[str, typer.Option(help="Why; kept in the history.")],
+    n: Annotated[int | None, typer.Option(min=1, help="N for requests that do not say.")] = None,
+    n_max: Annotated[int | None, typer.Option(min=1, help="N of exploration requests.")] = None,
+    exploration: Annotated[float | None, typer.Option(min=0, max=1, help="Share of exploration requests.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="Temperature for callers who set none.")
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="Adapter that answers; empty for the base model.")] = None,
+) -> None:
+    """Publish a new version; running gateways take it within seconds."""
+    given = {"n": n, "n_max": n_max, "exploration": exploration, "default_temperature": temperature}
+    changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    if adapter is not None:
+        changes["adapter"] = adapter or None
+    if not changes:
+        err.print(
+            "[red]nothing to change:[/] give at least one of --n, --n-max, --exploration, --temperature, --adapter"
+        )
+        raise typer.Exit(2)
+
+    async def publish(store: PolicyStore) -> None:
+        await store.publish(store.current.successor(reason=reason, **changes))
+        out.print(_policy_table([store.current], "Published"))
+
+    _with_store(publish)
+
+
+@key_cli.command("new")
+def key_new(name: Annotated[str, typer.Argument(help="Whose key it is; only for people who read the file.")]) -> None:
+    """Make an API key: the key for its owner, and the line for the key file."""
+    key, line = _told(lambda: new_key(name))
+    out.print(f"The key, shown only now:  {key}", highlight=False, soft_wrap=True)
+    out.print(f"Add to the key file:      {line}", highlight=False, soft_wrap=True)
+
+
+@cli.command()
+def settings(
+    env: Annotated[bool, typer.Option("--env", help="As .env.example, not as the table in README.")] = False,
+) -> None:
+    """List every setting, its default and what it means."""
+    typer.echo(settings_table.env_example() if env else settings_table.markdown(), nl=False)
+
+
+def _settings() -> Settings:
+    return _told(load)
+
+
+def _with_store(use: Callable[[PolicyStore], Awaitable[None]]) -> None:
+    """Open the policy store as a gateway would, use it once, close it."""
+    settings = _settings()
+    configure_logging("error", "console")
+
+    async def run() -> None:
+        store = PolicyStore(
+            settings.policy, settings.redis, folder=settings.journal.spool_dir, n_limit=settings.race.best_of_max
+        )
+        try:
+            await store.refresh()
+            await use(store)
+        finally:
+            await store.aclose()
+
+    _told(lambda: asyncio.run(run()))
+
+
+def _policy_table(policies: list[Policy], title: str) -> Table:
+    table = Table("version", "n", "n_max", "temperature", "exploration", "adapter", "created", "reason", title=title)
+    for policy in policies:
+        table.add_row(
+            str(policy.version),
+            str(policy.n),
+            str(policy.n_max),
+            "" if policy.default_temperature is None else str(policy.default_temperature),
+            f"{policy.exploration:.1%}",
+            policy.adapter or "(base)",
+            f"{policy.created:%Y-%m-%d %H:%M:%S}",
+            policy.reason,
+        )
+    return table
+
+
+def _told(action: Callable[[], T]) -> T:
+    """Run a command's work; an error of ours is one line, not a trace."""
+    try:
+        return action()
+    except GatewayError as error:
+        err.print(f"[red]{type(error).__name__}:[/] {error.message}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+
+
+if __name__ == "__main__":
+    cli()

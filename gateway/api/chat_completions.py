@@ -1,0 +1,224 @@
+"""``POST /v1/chat/completions``: one request's way, from its bytes to its answer."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field, replace
+
+import structlog
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from gateway.api import errors, render, sse
+from gateway.api.auth import ApiKeys
+from gateway.api.connection import EventStream, read_body, unless_gone
+from gateway.api.openapi import ERRORS, request_body
+from gateway.api.schemas import ChatCompletion, ChatCompletionRequest
+from gateway.api.translate import Ask, translate
+from gateway.best_of_n.plan import make_plan
+from gateway.best_of_n.race import BestOfN, Entry
+from gateway.errors import GatewayError
+from gateway.journal.record import completion_record
+from gateway.journal.writer import Journal
+from gateway.policy import PolicyStore
+from gateway.settings import Settings
+from gateway.telemetry import Metrics
+from gateway.types import Backend, Outcome, Plan, Prompt, Timings
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Job:
+    """One request on its way."""
+
+    ask: Ask
+    plan: Plan
+    prompt: Prompt
+    key_id: str | None
+    started: float
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+    headers: dict[str, str] = field(default_factory=dict)
+    """Facts of the race for the response's headers, once it has ended."""
+
+    def elapsed_ms(self) -> float:
+        return (time.perf_counter() - self.started) * 1e3
+
+
+class ChatCompletions:
+    """Answers chat requests with the best of N.
+
+    Args:
+        race: Draws, scores and selects.
+        backend: Asked beforehand whether it can serve a request's sampling.
+        policies: What holds now: adapter, N, default temperature.
+        journal: Takes every completion's record.
+        keys: Who may call.
+        metrics: Counts.
+        settings: Limits.
+    """
+
+    def __init__(
+        self,
+        race: BestOfN,
+        backend: Backend,
+        policies: PolicyStore,
+        journal: Journal,
+        keys: ApiKeys,
+        metrics: Metrics,
+        settings: Settings,
+    ) -> None:
+        self._race = race
+        self._backend = backend
+        self._policies = policies
+        self._journal = journal
+        self._keys = keys
+        self._metrics = metrics
+        self._settings = settings
+
+    async def respond(self, request: Request) -> Response:
+        """Answer one request."""
+        job = await self._accept(request)
+        if not job.ask.stream:
+            return await unless_gone(request.receive, self._whole(job))
+        stream = EventStream(
+            self._events(job),
+            keep_alive_s=self._settings.api.keep_alive_s,
+            keep_alive=sse.KEEP_ALIVE,
+            on_error=self._error_event,
+        )
+        await stream.start(request.receive)
+        stream.headers.update(job.headers)
+        return stream
+
+    async def _accept(self, request: Request) -> _Job:
+        """Authenticate, validate and plan; refuses before any work is done."""
+        started = time.perf_counter()
+        key_id = self._keys.authenticate(request.headers.get("authorization"))
+        body = await read_body(request, limit_bytes=self._settings.api.max_body_bytes)
+        try:
+            parsed = ChatCompletionRequest.model_validate_json(body)
+        except ValidationError as error:
+            raise errors.invalid_body(error) from None
+        ask = translate(
+            parsed,
+            best_of_header=request.headers.get("x-best-of"),
+            api=self._settings.api,
+            best_of_max=self._settings.race.best_of_max,
+        )
+        policy = self._policies.current
+        sampling = ask.sampling
+        if sampling.temperature is None:
+            sampling = replace(sampling, temperature=policy.default_temperature)
+        self._backend.check(sampling)
+        plan = make_plan(
+            policy, messages=ask.messages, sampling=sampling, best_of=ask.best_of, n_returned=ask.n_returned
+        )
+        return _Job(ask, plan, Prompt(ask.messages, sampling, plan.adapter), key_id, started)
+
+    async def _whole(self, job: _Job) -> Response:
+        entry = await self._race.admit(job.plan)
+        outcome = await self._run(entry, job)
+        timings = await self._record(outcome, job)
+        body = render.completion(outcome, timings, completion_id=job.id, created=job.created, model=job.ask.model)
+        return errors.json_response(body, headers=render.headers(outcome, timings))
+
+    async def _events(self, job: _Job) -> AsyncGenerator[bytes]:
+        """The events of a streamed request: a race's winner in one burst of chunks, or a single draw as it comes."""
+        chunks = sse.Chunks(
+            completion_id=job.id, created=job.created, model=job.ask.model, include_usage=job.ask.include_usage
+        )
+        entry = await self._race.admit(job.plan)
+        if entry.n_run > 1:
+            outcome = await self._run(entry, job)
+            timings = await self._record(outcome, job)
+            job.headers = render.headers(outcome, timings)
+            yield b"".join(chunks.winners(outcome))
+        else:
+            try:
+                live = self._race.live(entry, job.prompt)
+                opened = False
+                async for delta in live.deltas:
+                    piece = chunks.piece(delta) if delta.text or delta.tool_calls or delta.logprobs else b""
+                    if opening := b"" if opened else chunks.first():
+                        job.headers = {"x-bon-n": "1", "x-bon-selection": live.outcome.selection.value}
+                        opened = True
+                    if opening or piece:
+                        yield opening + piece
+            finally:
+                await live.deltas.aclose()
+                self._race.leave(entry)
+            outcome = live.outcome
+            timings = await self._record(outcome, job)
+        yield b"".join(chunks.end(outcome, timings))
+
+    async def _run(self, entry: Entry, job: _Job) -> Outcome:
+        try:
+            return await self._race.race(entry, job.prompt)
+        finally:
+            self._race.leave(entry)
+
+    async def _record(self, outcome: Outcome, job: _Job) -> Timings:
+        """Make the completion's record durable, and count it; the answer leaves only after this."""
+        outcome.timings = replace(outcome.timings, total_ms=job.elapsed_ms())
+        record = completion_record(
+            id=job.id,
+            outcome=outcome,
+            messages=job.ask.messages,
+            sampling=job.prompt.sampling,
+            model=job.ask.model,
+            key_id=job.key_id,
+            store=job.ask.store,
+            user=job.ask.user,
+            metadata=job.ask.metadata,
+        )
+        before_ms = job.elapsed_ms()
+        if not await self._journal.append(record):
+            # The caller's answer is not lost with our disk; the loss is told where operators look.
+            self._metrics.journal_not_durable.inc()
+        total_ms = job.elapsed_ms()
+        timings = replace(outcome.timings, journal_ms=total_ms - before_ms, total_ms=total_ms)
+        self._metrics.completed(outcome, timings)
+        _log.info(
+            "completion",
+            completion=job.id,
+            n=outcome.n_run,
+            n_asked=outcome.plan.n_asked,
+            selection=outcome.selection.value,
+            scoring_error=outcome.scoring_error,
+            total_ms=round(timings.total_ms, 1),
+            overhead_ms=round(timings.overhead_ms, 1),
+        )
+        return timings
+
+    def _error_event(self, error: GatewayError) -> bytes:
+        self._metrics.errors.labels(type(error).__name__).inc()
+        _, body, _ = errors.describe(error)
+        return sse.frame(body) + sse.DONE
+
+
+def routes(service: ChatCompletions) -> APIRouter:
+    """The route, for the app to include."""
+    router = APIRouter(tags=["chat"])
+
+    @router.post(
+        "/v1/chat/completions",
+        summary="Answer with the best of N candidates",
+        responses={200: {"model": ChatCompletion, "content": {"text/event-stream": {}}}, **ERRORS},
+        openapi_extra=request_body(
+            ChatCompletionRequest,
+            header={
+                "name": "X-Best-Of",
+                "schema": {"type": "integer", "minimum": 1},
+                "description": "N, over the body",
+            },
+        ),
+    )
+    async def chat_completions(request: Request) -> Response:
+        return await service.respond(request)
+
+    return router

@@ -1,0 +1,143 @@
+"""The caller's connection: reading a body within its limit, and noticing at once when the caller is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.errors import GatewayError, RequestTooLarge
+
+T = TypeVar("T")
+
+
+class ClientGone(Exception):
+    """The caller closed the connection before the answer."""
+
+
+async def read_body(request: Request, *, limit_bytes: int) -> bytes:
+    """The request's body.
+
+    Raises:
+        RequestTooLarge: It is over the limit; told before more than the limit is read.
+        ClientGone: The caller hung up while sending.
+    """
+    too_large = RequestTooLarge(f"the request body is over this server's limit of {limit_bytes} bytes")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit_bytes:
+        raise too_large
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit_bytes:
+                raise too_large
+    except ClientDisconnect as error:
+        raise ClientGone from error
+    return bytes(body)
+
+
+async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
+    """Do the work, or cancel it the moment the caller closes the connection.
+
+    Raises:
+        ClientGone: The caller went first; the work has ended by then.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_until_disconnect(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+class EventStream(Response):
+    """A streamed answer that stops the moment its caller is gone, and speaks while it waits.
+
+    ``start`` waits a while for the first event, so that an early error is still an HTTP status and the headers can
+    tell how the race went. After that each ``keep_alive_s`` of silence sends a comment, and an error is an event.
+
+    Args:
+        events: The events; closed however the stream ends.
+        keep_alive_s: Longest silence, in seconds.
+        keep_alive: The comment that breaks it.
+        on_error: What to send of an error once the status has gone out.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes],
+        *,
+        keep_alive_s: float,
+        keep_alive: bytes,
+        on_error: Callable[[GatewayError], bytes],
+    ) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+        self._next = asyncio.ensure_future(anext(events, None))
+        self._keep_alive_s = keep_alive_s
+        self._keep_alive = keep_alive
+        self._on_error = on_error
+
+    async def start(self, receive: Receive) -> None:
+        """Wait up to ``keep_alive_s`` for the first event.
+
+        Raises:
+            GatewayError: The stream failed before its first event.
+            ClientGone: The caller hung up.
+        """
+        try:
+            await unless_gone(receive, asyncio.wait({self._next}, timeout=self._keep_alive_s))
+            if self._next.done():
+                self._next.result()
+        except BaseException:
+            await self._close()
+            raise
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything, unless the caller goes first."""
+        try:
+            await unless_gone(receive, self._send_all(send))
+        except ClientGone:
+            return
+        finally:
+            await self._close()
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            while (event := await self._next_or_comment()) is not None:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        except GatewayError as error:
+            await send({"type": "http.response.body", "body": self._on_error(error), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _next_or_comment(self) -> bytes | None:
+        await asyncio.wait({self._next}, timeout=self._keep_alive_s)
+        if not self._next.done():
+            return self._keep_alive
+        event = self._next.result()
+        self._next = asyncio.ensure_future(anext(self._events, None))
+        return event
+
+    async def _close(self) -> None:
+        self._next.cancel()
+        await asyncio.gather(self._next, return_exceptions=True)
+        await self._events.aclose()
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,43 @@
+"""``POST /v1/feedback``: what a caller thought of an answer, into the journal."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from gateway.api import errors
+from gateway.api.auth import ApiKeys
+from gateway.api.connection import read_body
+from gateway.api.openapi import ERRORS, request_body
+from gateway.api.schemas import FeedbackRequest, FeedbackResponse
+from gateway.errors import NotReady
+from gateway.journal.record import feedback_record
+from gateway.journal.writer import Journal
+from gateway.settings import ApiSettings
+
+
+def routes(settings: ApiSettings, keys: ApiKeys, journal: Journal) -> APIRouter:
+    """The route, for the app to include."""
+    router = APIRouter(tags=["feedback"])
+
+    @router.post(
+        "/v1/feedback",
+        summary="Rate an answer",
+        responses={200: {"model": FeedbackResponse}, **{status: ERRORS[status] for status in (400, 401, 413, 503)}},
+        openapi_extra=request_body(FeedbackRequest),
+    )
+    async def feedback(request: Request) -> Response:
+        key_id = keys.authenticate(request.headers.get("authorization"))
+        body = await read_body(request, limit_bytes=settings.max_body_bytes)
+        try:
+            rated = FeedbackRequest.model_validate_json(body)
+        except ValidationError as error:
+            raise errors.invalid_body(error) from None
+        # A rating is all there is to keep here: if it cannot be made durable, its caller must know.
+        record = feedback_record(completion_id=rated.id, rating=rated.rating, comment=rated.comment, key_id=key_id)
+        if not await journal.append(record):
+            raise NotReady("the rating could not be recorded; try again later")
+        return errors.json_response({"id": rated.id, "object": "feedback", "recorded": True})
+
+    return router

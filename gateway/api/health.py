@@ -1,0 +1,68 @@
+"""Health, readiness and metrics: what balancers, operators and Prometheus ask."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from gateway.api.errors import json_response
+from gateway.api.schemas import ReadyResponse
+from gateway.types import Readiness
+
+Probe = Callable[[], Awaitable[Readiness]]
+
+
+def needed_at_start(probe: Probe) -> Probe:
+    """A part that must have been ready once, and is only missed after that.
+
+    Without rewards the gateway still answers: if a reward server that all gateways share goes down, taking every
+    gateway out of its balancer would turn worse answers into none.
+    """
+    was_ready = False
+
+    async def lenient() -> Readiness:
+        nonlocal was_ready
+        found = await probe()
+        was_ready = was_ready or found.ready
+        return Readiness(was_ready, found.detail)
+
+    return lenient
+
+
+def routes(probes: Mapping[str, Probe], render: Callable[[], tuple[bytes, str]]) -> APIRouter:
+    """The routes, for the app to include.
+
+    Args:
+        probes: One for each part. A part that is not ready makes the gateway not ready; a ready one that has
+            something to tell makes it degraded.
+        render: The metrics' text and content type.
+    """
+    router = APIRouter(tags=["health"])
+
+    @router.get("/health/live", summary="Whether the process runs")
+    async def live() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get(
+        "/health/ready",
+        summary="Whether requests can be answered, and if not, why",
+        responses={200: {"model": ReadyResponse}, 503: {"model": ReadyResponse}},
+    )
+    async def ready() -> Response:
+        found = dict(zip(probes, await asyncio.gather(*(probe() for probe in probes.values())), strict=True))
+        if not all(part.ready for part in found.values()):
+            status = "not ready"
+        else:
+            status = "degraded" if any(part.detail for part in found.values()) else "ready"
+        parts = {name: {"ready": part.ready, "detail": part.detail} for name, part in found.items()}
+        return json_response({"status": status, "parts": parts}, status=503 if status == "not ready" else 200)
+
+    @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def metrics() -> Response:
+        body, content_type = render()
+        return Response(body, media_type=content_type)
+
+    return router

@@ -1,0 +1,66 @@
+"""The OpenAPI document. Bodies are read and validated by hand, strictly and within a limit, so described here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from gateway.api.schemas import ChatCompletionRequest, ErrorResponse, FeedbackRequest
+from gateway.settings import Settings
+
+_BODIES: list[type[BaseModel]] = [ChatCompletionRequest, FeedbackRequest]
+_REF = "#/components/schemas/{model}"
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": description}
+    for status, description in {
+        400: "The request is malformed, or asks for what is not served; `param` names the field",
+        401: "No API key, or an unknown one",
+        404: "The model is not served here",
+        413: "The body is over the limit",
+        429: "No capacity now; Retry-After says when to come back",
+        500: "A defect of this gateway",
+        502: "The backend failed",
+        503: "Not ready",
+        504: "No answer before the deadline",
+    }.items()
+}
+
+
+def request_body(model: type[BaseModel], *, header: dict[str, Any] | None = None) -> dict[str, Any]:
+    """``openapi_extra`` of a route that reads its own JSON body, and perhaps a header."""
+    schema = {"$ref": _REF.format(model=model.__name__)}
+    extra: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    if header is not None:
+        extra["parameters"] = [{"in": "header", "required": False, **header}]
+    return extra
+
+
+def describe(app: FastAPI, settings: Settings) -> None:
+    """Give the app its OpenAPI document, with this server's own limits in it."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+            _, definitions = models_json_schema([(model, "validation") for model in _BODIES], ref_template=_REF)
+            document["components"]["schemas"].update(definitions["$defs"])
+            _state_limits(document, settings)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _state_limits(document: dict[str, Any], settings: Settings) -> None:
+    fields = document["components"]["schemas"][ChatCompletionRequest.__name__]["properties"]
+    fields["model"]["enum"] = list(settings.api.models)
+    fields["messages"]["maxItems"] = settings.api.max_messages
+    for name in ("best_of", "n"):
+        fields[name]["anyOf"][0]["maximum"] = settings.race.best_of_max
+    if settings.api.keys_file is not None:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]

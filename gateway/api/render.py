@@ -1,0 +1,98 @@
+"""From an outcome to OpenAI's answer: the whole body, the extension, the headers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.types import Answer, Candidate, JsonObject, Outcome, Timings
+
+
+def completion(outcome: Outcome, timings: Timings, *, completion_id: str, created: int, model: str) -> JsonObject:
+    """The body of an answer that is not streamed; shape as ``gateway.api.schemas.ChatCompletion``."""
+    return {
+        "id": completion_id,
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": [choice(rank, answer) for rank, answer in enumerate(answers(outcome))],
+        "usage": usage(outcome),
+        "best_of_n": report(outcome, timings),
+    }
+
+
+def choice(rank: int, answer: Answer) -> JsonObject:
+    """One returned answer."""
+    message: JsonObject = {"role": "assistant", "content": answer.text, "refusal": None}
+    if answer.tool_calls:
+        message["tool_calls"] = answer.tool_calls
+    return {
+        "index": rank,
+        "message": message,
+        "logprobs": answer.logprobs,
+        "finish_reason": answer.finish_reason,
+    }
+
+
+def answers(outcome: Outcome) -> list[Answer]:
+    """The answers that are returned, best first."""
+    return [candidate.answer for candidate in outcome.winners if candidate.answer is not None]
+
+
+def usage(outcome: Outcome) -> JsonObject:
+    """Tokens of what is returned: the prompt once, and every returned answer."""
+    returned = answers(outcome)
+    prompt_tokens = returned[0].prompt_tokens if returned else 0
+    completion_tokens = sum(answer.completion_tokens for answer in returned)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def report(outcome: Outcome, timings: Timings) -> JsonObject:
+    """The race behind the answer; shape as ``gateway.api.schemas.BestOfNReport``."""
+    plan = outcome.plan
+    return {
+        "n": outcome.n_run,
+        "n_asked": plan.n_asked,
+        "scored": outcome.n_scored,
+        "selection": outcome.selection.value,
+        "rewards": outcome.rewards,
+        "winners": [candidate.index for candidate in outcome.winners],
+        "generated_tokens": outcome.generated_tokens,
+        "policy": plan.policy_version,
+        "adapter": plan.adapter,
+        "reward_model": outcome.reward_model,
+        "exploration": plan.exploration,
+        "deadline_hit": outcome.deadline_hit,
+        "timings": {
+            "queue_ms": round(timings.queue_ms, 3),
+            "generate_ms": round(timings.generate_ms, 3),
+            "score_ms": round(timings.score_ms, 3),
+            "journal_ms": round(timings.journal_ms, 3),
+            "overhead_ms": round(timings.overhead_ms, 3),
+            "total_ms": round(timings.total_ms, 3),
+        },
+    }
+
+
+def headers(outcome: Outcome, timings: Timings) -> dict[str, str]:
+    """The same facts as ``x-bon-*`` headers."""
+    reward = _reward(outcome.winners)
+    return {
+        "x-bon-n": str(outcome.n_run),
+        "x-bon-n-asked": str(outcome.plan.n_asked),
+        "x-bon-scored": str(outcome.n_scored),
+        "x-bon-selection": outcome.selection.value,
+        "x-bon-generated-tokens": str(outcome.generated_tokens),
+        "x-bon-policy": str(outcome.plan.policy_version),
+        "x-bon-total-ms": f"{timings.total_ms:.3f}",
+        "x-bon-overhead-ms": f"{timings.overhead_ms:.3f}",
+        **({"x-bon-reward-model": outcome.reward_model} if outcome.reward_model else {}),
+        **({"x-bon-reward": f"{reward:.6g}"} if reward is not None else {}),
+    }
+
+
+def _reward(winners: Sequence[Candidate]) -> float | None:
+    return winners[0].reward if winners else None

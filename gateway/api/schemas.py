@@ -1,0 +1,325 @@
+"""OpenAI's chat completions on the wire: what callers may send, and what they get back.
+
+Every field of the current chat schema is here. Types are strict and unknown fields are refused, so that a typing
+error is told and not ignored. What a valid field may hold beyond what can be served is refused by
+``gateway.api.translate``, by name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Open(BaseModel):
+    """An object that is accepted in order to be refused by name, whatever it holds."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class ContentPart(_Open):
+    """One part of a message's content; text is served."""
+
+    type: str
+    text: str | None = None
+
+
+Content = str | list[ContentPart]
+
+
+class FunctionCall(_Wire):
+    """The function of a tool call, its arguments as JSON text."""
+
+    name: str = Field(min_length=1, max_length=128)
+    arguments: str
+
+
+class ToolCall(_Wire):
+    """A tool call in an assistant's message."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class SystemMessage(_Wire):
+    """Instructions."""
+
+    role: Literal["system", "developer"]
+    content: Content
+    name: str | None = None
+
+
+class UserMessage(_Wire):
+    """A person's turn."""
+
+    role: Literal["user"]
+    content: Content
+    name: str | None = None
+
+
+class AssistantMessage(_Open):
+    """The model's turn; ``refusal``, ``audio`` and the like, which answers carry, may come back as null."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class ToolMessage(_Wire):
+    """A tool's result."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str
+
+
+ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+class FunctionDefinition(_Wire):
+    """A function that the model may call; ``parameters`` is a JSON schema."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Wire):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(_Wire):
+    """Names the function that must be called."""
+
+    name: str = Field(min_length=1)
+
+
+class NamedTool(_Wire):
+    """Names the tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class JsonSchema(_Wire):
+    """A named JSON schema that the answer must follow."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class PlainFormat(_Wire):
+    """Free text, or any JSON object."""
+
+    type: Literal["text", "json_object"]
+
+
+class SchemaFormat(_Wire):
+    """JSON that follows a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")]
+
+
+class StreamOptions(_Wire):
+    """What a stream carries beside the answer."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class ChatCompletionRequest(_Wire):
+    """Body of ``POST /v1/chat/completions``."""
+
+    model: str = Field(min_length=1, max_length=256)
+    messages: list[ChatMessage] = Field(min_length=1)
+    best_of: int | None = Field(default=None, ge=1, description="N: how many candidates are drawn and scored.")
+    n: int | None = Field(default=None, ge=1, description="How many of the best answers are returned.")
+
+    temperature: Finite | None = Field(default=None, ge=0, le=2)
+    top_p: Finite | None = Field(default=None, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
+    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    frequency_penalty: Finite | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: Finite | None = Field(default=None, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[Finite, Field(ge=-100, le=100)]] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    tools: list[Tool] | None = Field(default=None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(default=None, max_length=512)
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
+        default=None, max_length=16
+    )
+    store: bool | None = Field(default=None, description="false keeps all content out of the journal.")
+
+    # Hints to OpenAI's own service: they change no answer, so any value is taken and none has an effect.
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
+
+    # Accepted at the value that changes nothing; any other is refused by name.
+    audio: dict[str, Any] | None = None
+    function_call: str | dict[str, Any] | None = None
+    functions: list[dict[str, Any]] | None = None
+    modalities: list[str] | None = None
+    moderation: dict[str, Any] | None = None
+    prediction: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    service_tier: str | None = None
+    verbosity: str | None = None
+    web_search_options: dict[str, Any] | None = None
+
+
+class FeedbackRequest(_Wire):
+    """Body of ``POST /v1/feedback``."""
+
+    id: str = Field(pattern=r"^chatcmpl-[0-9a-f]{32}$", description="The id of the completion that is rated.")
+    rating: Finite = Field(ge=-1, le=1, description="-1 is bad, 1 is good.")
+    comment: str | None = Field(default=None, max_length=10_000)
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, in the caller's terms."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """Every error, in OpenAI's envelope."""
+
+    error: ErrorDetail
+
+
+class FeedbackResponse(BaseModel):
+    """The rating is in the journal."""
+
+    id: str
+    object: Literal["feedback"] = "feedback"
+    recorded: bool
+
+
+class Model(BaseModel):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    """All models that are served."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class PartReport(BaseModel):
+    """Whether one part can serve, and why not."""
+
+    ready: bool
+    detail: str
+
+
+class ReadyResponse(BaseModel):
+    """Whether this gateway can serve, and part by part why not."""
+
+    status: Literal["ready", "degraded", "not ready"]
+    parts: dict[str, PartReport]
+
+
+class StageTimings(BaseModel):
+    """Where the time went, in milliseconds; see ``gateway.types.Timings``."""
+
+    queue_ms: float
+    generate_ms: float
+    score_ms: float
+    journal_ms: float
+    overhead_ms: float
+    total_ms: float
+
+
+class BestOfNReport(BaseModel):
+    """The race behind an answer: an extension of OpenAI's shape."""
+
+    n: int = Field(description="Candidates that were drawn.")
+    n_asked: int = Field(description="Candidates that caller or policy wanted; more than n under overload.")
+    scored: int = Field(description="Candidates with a reward.")
+    selection: Literal["scored", "fallback", "single"]
+    rewards: list[float | None] = Field(description="Rewards in the order of the draws.")
+    winners: list[int] = Field(description="Which draws were returned, best first.")
+    generated_tokens: int
+    policy: int = Field(description="Version of the policy that decided the race.")
+    adapter: str | None
+    reward_model: str | None
+    exploration: bool
+    deadline_hit: bool
+    timings: StageTimings
+
+
+class AnswerMessage(BaseModel):
+    """The assistant's turn."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None
+    tool_calls: list[ToolCall] | None = None
+
+
+class Choice(BaseModel):
+    """One returned answer."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: dict[str, Any] | None
+    finish_reason: Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+class Usage(BaseModel):
+    """Tokens of what was returned; ``best_of_n.generated_tokens`` counts all that were drawn."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatCompletion(BaseModel):
+    """Answer of ``POST /v1/chat/completions`` when it is not streamed."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    best_of_n: BestOfNReport

@@ -1,0 +1,184 @@
+"""From the wire to the gateway's own nouns, refusing by name what cannot be served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gateway.api.schemas import (
+    AssistantMessage,
+    ChatCompletionRequest,
+    ChatMessage,
+    Content,
+    ToolMessage,
+)
+from gateway.errors import InvalidRequest, ModelNotFound, UnsupportedField
+from gateway.settings import ApiSettings
+from gateway.types import JsonObject, Message, Sampling
+
+MAX_STOPS = 4
+"""OpenAI's limit, and TGI's."""
+
+# Fields that this gateway cannot serve, with the values that ask for nothing.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "audio": (),
+    "function_call": (),
+    "functions": (),
+    "modalities": (["text"],),
+    "moderation": (),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "service_tier": ("auto", "default"),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+_INSTEAD = {"function_call": "; use tool_choice", "functions": "; use tools"}
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request after validation: what to draw, how often, and how to return it."""
+
+    model: str
+    messages: list[Message]
+    sampling: Sampling
+    best_of: int | None
+    n_returned: int
+    stream: bool
+    include_usage: bool
+    store: bool
+    user: str | None
+    metadata: dict[str, str] | None
+
+
+def translate(body: ChatCompletionRequest, *, best_of_header: str | None, api: ApiSettings, best_of_max: int) -> Ask:
+    """Turn a request into the gateway's own nouns.
+
+    Raises:
+        ModelNotFound: The model is not served here.
+        UnsupportedField: A valid field asks for what this gateway does not do.
+        InvalidRequest: A value is out of range, or two contradict each other.
+    """
+    if body.model not in api.models:
+        raise ModelNotFound(f"the model {_quoted(body.model)} does not exist here; GET /v1/models lists what does")
+    if len(body.messages) > api.max_messages:
+        raise InvalidRequest(
+            f"{len(body.messages)} messages are over this server's limit of {api.max_messages}", param="messages"
+        )
+    for field, neutral in _NEUTRAL.items():
+        value = getattr(body, field)
+        if value is not None and value not in neutral:
+            raise UnsupportedField(f"{field} is not supported here{_INSTEAD.get(field, '')}", param=field)
+    sampling = _sampling(body)
+    best_of = _best_of(body, best_of_header, best_of_max)
+    n = body.n if body.n is not None else 1
+    if n > (best_of if best_of is not None else best_of_max):
+        bound = "best_of" if best_of is not None else f"the largest best_of here, {best_of_max}"
+        raise InvalidRequest(f"n must not be larger than {bound}", param="n")
+    if n > 1 and sampling.temperature == 0:
+        raise InvalidRequest("n must be 1 at temperature 0: all answers would be the same", param="n")
+    options = body.stream_options
+    if options is not None and not body.stream:
+        raise InvalidRequest("stream_options is only allowed with stream: true", param="stream_options")
+    return Ask(
+        model=body.model,
+        messages=[_message(message, index) for index, message in enumerate(body.messages)],
+        sampling=sampling,
+        best_of=best_of,
+        n_returned=n,
+        stream=bool(body.stream),
+        include_usage=bool(options and options.include_usage),
+        store=body.store is not False,
+        user=body.user,
+        metadata=body.metadata,
+    )
+
+
+def _best_of(body: ChatCompletionRequest, header: str | None, best_of_max: int) -> int | None:
+    """N as the caller asks for it: header over body, within the configured maximum."""
+    if header is not None:
+        if not (header.isascii() and header.isdigit() and len(header) <= 6):
+            raise InvalidRequest("X-Best-Of must be a whole number", param="X-Best-Of")
+        best_of: int | None = int(header)
+    else:
+        best_of = body.best_of
+    if best_of is not None and not 1 <= best_of <= best_of_max:
+        name = "X-Best-Of" if header is not None else "best_of"
+        raise InvalidRequest(f"{name} must be between 1 and {best_of_max}", param=name)
+    return best_of
+
+
+def _sampling(body: ChatCompletionRequest) -> Sampling:
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if len(stop) > MAX_STOPS:
+        raise InvalidRequest(f"stop takes at most {MAX_STOPS} strings", param="stop")
+    if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
+        raise InvalidRequest("max_tokens and max_completion_tokens contradict each other", param="max_tokens")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+    if body.tool_choice not in (None, "none") and not body.tools:
+        raise InvalidRequest("tool_choice needs tools", param="tool_choice")
+    choice = body.tool_choice
+    response_format = body.response_format
+    return Sampling(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        max_tokens=body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens,
+        stop=tuple(stop),
+        seed=body.seed,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        logit_bias=body.logit_bias,
+        logprobs=bool(body.logprobs),
+        top_logprobs=body.top_logprobs,
+        tools=tuple(tool.model_dump(exclude_none=True) for tool in body.tools or ()),
+        tool_choice=choice.model_dump() if choice is not None and not isinstance(choice, str) else choice,
+        parallel_tool_calls=body.parallel_tool_calls,
+        response_format=(
+            response_format.model_dump(by_alias=True, exclude_none=True)
+            if response_format is not None and response_format.type != "text"
+            else None
+        ),
+    )
+
+
+def _message(message: ChatMessage, index: int) -> Message:
+    role = "system" if message.role == "developer" else message.role
+    out: JsonObject = {"role": role, "content": _text(message.content, f"messages[{index}].content")}
+    if isinstance(message, ToolMessage):
+        out["tool_call_id"] = message.tool_call_id
+        return out  # type: ignore[return-value]
+    if message.name is not None:
+        out["name"] = message.name
+    if isinstance(message, AssistantMessage):
+        if extra := [key for key, value in (message.model_extra or {}).items() if value not in (None, [], {})]:
+            raise UnsupportedField(
+                f"messages[{index}].{extra[0]} is not supported here", param=f"messages[{index}].{extra[0]}"
+            )
+        if message.tool_calls:
+            out["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+        elif message.content is None:
+            raise InvalidRequest(
+                "an assistant's message needs content or tool_calls", param=f"messages[{index}].content"
+            )
+    return out  # type: ignore[return-value]
+
+
+def _text(content: Content | None, where: str) -> str | None:
+    """Text parts joined to one string, as TGI's chat templates want it."""
+    return content if content is None or isinstance(content, str) else "".join(_parts(content, where))
+
+
+def _parts(content: Sequence[object], where: str) -> Iterator[str]:
+    for index, part in enumerate(content):
+        kind, text = getattr(part, "type", None), getattr(part, "text", None)
+        if kind != "text":
+            raise UnsupportedField("only text content is supported here", param=f"{where}[{index}].type")
+        if not isinstance(text, str):
+            raise InvalidRequest("a text part needs text", param=f"{where}[{index}].text")
+        yield text
+
+
+def _quoted(name: str) -> str:
+    """A caller's own short word in an error, made safe to print."""
+    return repr(name[:64])

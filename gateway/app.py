@@ -1,0 +1,176 @@
+"""The composition root: builds every part once, connects them, and owns their lives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+import gateway
+from gateway.api import chat_completions, errors, feedback, health, models, openapi
+from gateway.api.auth import ApiKeys
+from gateway.api.connection import ClientGone
+from gateway.api.observe import Observe
+from gateway.backend.client import BackendPool
+from gateway.best_of_n.permits import Permits
+from gateway.best_of_n.race import BestOfN
+from gateway.errors import GatewayError, SettingsError
+from gateway.journal.writer import Journal
+from gateway.policy import PolicyStore
+from gateway.reward.build import build_scorer
+from gateway.settings import Settings, load
+from gateway.telemetry import Metrics, configure_logging
+from gateway.types import Backend, Scorer
+
+_SAMPLE_S = 1.0
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything a running gateway is made of."""
+
+    backend: Backend
+    scorer: Scorer
+    journal: Journal
+    policies: PolicyStore
+    permits: Permits
+    keys: ApiKeys
+    metrics: Metrics
+
+
+def from_environment() -> FastAPI:
+    """The app as each server process makes it: settings from the environment, logs configured."""
+    settings = load()
+    configure_logging(settings.log_level, settings.log_format)
+    return create_app(settings)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the gateway.
+
+    Raises:
+        SettingsError: No reward model is configured, or the key file is bad.
+    """
+    parts = build(settings)
+    app = FastAPI(
+        title="Ratchet",
+        version=gateway.__version__,
+        summary="An OpenAI-compatible chat API that answers with the best of N candidates.",
+        lifespan=lambda _: _running(parts),
+    )
+    race = BestOfN(
+        parts.backend, parts.scorer, parts.permits, settings.race, reward_timeout_s=settings.reward.timeout_s
+    )
+    service = chat_completions.ChatCompletions(
+        race, parts.backend, parts.policies, parts.journal, parts.keys, parts.metrics, settings
+    )
+    app.include_router(chat_completions.routes(service))
+    app.include_router(models.routes(settings.api, parts.keys))
+    app.include_router(feedback.routes(settings.api, parts.keys, parts.journal))
+    app.include_router(
+        health.routes(
+            {
+                "backend": parts.backend.readiness,
+                "reward": health.needed_at_start(parts.scorer.readiness),
+                "journal": parts.journal.readiness,
+                "policy": parts.policies.readiness,
+            },
+            parts.metrics.render,
+        )
+    )
+    _handle_errors(app, parts.metrics)
+    openapi.describe(app, settings)
+    app.add_middleware(Observe, metrics=parts.metrics)
+    return app
+
+
+def build(settings: Settings) -> Parts:
+    """Build every part; nothing is connected or loaded yet."""
+    metrics = Metrics()
+    scorer = build_scorer(
+        settings.reward,
+        observe=lambda batch: metrics.scored_batch(
+            batch.entries, batch.tokens, batch.padded_tokens, batch.wait_ms, batch.run_ms
+        ),
+    )
+    if scorer is None:
+        raise SettingsError(
+            "no reward model: set GATEWAY_REWARD__MODEL (in this process) or GATEWAY_REWARD__URL (a server)"
+        )
+    return Parts(
+        backend=BackendPool(settings.backend),
+        scorer=scorer,
+        journal=Journal(settings.journal, settings.redis),
+        policies=PolicyStore(
+            settings.policy, settings.redis, folder=settings.journal.spool_dir, n_limit=settings.race.best_of_max
+        ),
+        permits=Permits(
+            settings.race.max_in_flight,
+            max_waiting=settings.race.max_waiting,
+            queue_timeout_s=settings.race.queue_timeout_s,
+        ),
+        keys=ApiKeys.read(settings.api.keys_file),
+        metrics=metrics,
+    )
+
+
+@asynccontextmanager
+async def _running(parts: Parts) -> AsyncIterator[None]:
+    """Start what must be started; close everything at the end, the journal last, for it holds what is worth most."""
+    async with AsyncExitStack() as stack:
+        await parts.journal.start()
+        stack.push_async_callback(parts.journal.aclose)
+        await parts.policies.start()
+        stack.push_async_callback(parts.policies.aclose)
+        stack.push_async_callback(parts.scorer.aclose)
+        stack.push_async_callback(parts.backend.aclose)
+        sampler = asyncio.create_task(_sample(parts), name="gauges")
+        stack.callback(sampler.cancel)
+        _log.info("started", version=gateway.__version__, policy=parts.policies.current.version)
+        yield
+    _log.info("stopped")
+
+
+async def _sample(parts: Parts) -> None:
+    """Keep the gauges fresh. Not read at the scrape: with several workers any one of them answers for all."""
+    metrics, stats = parts.metrics, parts.journal.stats
+    while True:
+        metrics.in_flight.set(parts.permits.in_flight)
+        metrics.waiting.set(parts.permits.waiting)
+        metrics.policy_n.set(parts.policies.current.n)
+        metrics.policy_version.set(parts.policies.current.version)
+        metrics.journal_lag_records.set(stats.lag_records)
+        metrics.journal_lag_bytes.set(stats.lag_bytes)
+        metrics.redis_connected.set(stats.connected)
+        await asyncio.sleep(_SAMPLE_S)
+
+
+def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
+    @app.exception_handler(GatewayError)
+    async def on_gateway_error(_: Request, error: GatewayError) -> Response:
+        metrics.errors.labels(type(error).__name__).inc()
+        _log.info("refused", error=type(error).__name__)
+        return errors.respond(error)
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(_: Request, error: HTTPException) -> Response:
+        return errors.respond_status(error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(ClientGone)
+    async def on_client_gone(_: Request, __: ClientGone) -> Response:
+        metrics.errors.labels(ClientGone.__name__).inc()
+        return Response(status_code=499)
+
+    @app.exception_handler(Exception)
+    async def on_defect(_: Request, error: Exception) -> Response:
+        # Starlette raises it again after this answer, so that the server logs the trace; the caller sees none.
+        metrics.errors.labels("defect").inc()
+        return errors.respond_status(500, "internal error; the server's log has the details under this request's id")

@@ -1,0 +1,141 @@
+"""What the gateway says about itself: log lines and Prometheus metrics. Never a prompt or an answer.
+
+Stages in the metrics are those of ``gateway.types.Timings``, so that a load test and an operator read the same
+numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Literal
+
+import structlog
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+from gateway.types import Outcome, Timings
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_ENTRIES = (1, 2, 4, 8, 16, 32, 64, 128)
+_REWARDS = (-8, -6, -4, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4, 6, 8)
+_PREFIX = "ratchet_"
+MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def configure_logging(level: str, form: Literal["json", "console"]) -> None:
+    """Log to stderr through structlog, the standard library's loggers included."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=False)
+    )
+    structlog.configure(
+        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    # Their request lines carry URLs and nothing that ours lack.
+    for name in ("uvicorn.access", "httpx2", "httpcore2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class Metrics:
+    """Every metric of one gateway process, on a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        counter, histogram, gauge = self._counter, self._histogram, self._gauge
+        self.requests = counter("requests_total", "HTTP requests by route and status", "route", "status")
+        self.request_seconds = histogram("request_seconds", "Time from request to last byte", _SECONDS, "route")
+        self.errors = counter("errors_total", "Requests that ended in an error, by kind", "kind")
+
+        self.stage_seconds = histogram("stage_seconds", "Time of a completion by stage", _SECONDS, "stage")
+        self.selections = counter("selections_total", "Completions by why their answer won", "selection")
+        self.explorations = counter("explorations_total", "Completions that drew n_max uncut, to measure the curve")
+        self.reduced = counter(
+            "reduced_total", "Completions that raced with fewer draws than asked, for lack of permits"
+        )
+        self.deadlines = counter("deadlines_total", "Completions answered at deadline or quorum, with draws cut")
+        self.candidates = counter("candidates_total", "Candidates by what became of them", "outcome")
+        self.generated_tokens = counter("generated_tokens_total", "Tokens of all finished candidates")
+        self.returned_tokens = counter("returned_tokens_total", "Tokens of the answers that were returned")
+        self.winner_reward = histogram("winner_reward", "Reward of the winner, by policy version", _REWARDS, "policy")
+        self.in_flight = gauge("candidates_in_flight", "Candidates being drawn now")
+        self.waiting = gauge("requests_waiting", "Requests waiting for their first permit")
+
+        self.policy_n = gauge("policy_n", "N of the policy in force", "mostrecent")
+        self.policy_version = gauge("policy_version", "Version of the policy in force", "mostrecent")
+
+        self.journal_lag_records = gauge("journal_lag_records", "Records on disk that Redis has not taken")
+        self.journal_lag_bytes = gauge("journal_lag_bytes", "Bytes on disk that Redis has not taken")
+        self.journal_not_durable = counter("journal_not_durable_total", "Completions whose record the disk refused")
+        self.redis_connected = gauge("redis_connected", "1 while records reach Redis", "min")
+
+        self.reward_batch_entries = histogram("reward_batch_entries", "Answers in one batch", _ENTRIES)
+        self.reward_batch_tokens = histogram("reward_batch_tokens", "Padded tokens in one batch", _TOKENS)
+        self.reward_batch_padding = counter("reward_batch_padding_tokens_total", "Padding among the batches' tokens")
+        self.reward_wait_seconds = histogram("reward_wait_seconds", "Longest wait of an answer for its batch", _SECONDS)
+        self.reward_run_seconds = histogram("reward_run_seconds", "Time to score one batch", _SECONDS)
+
+    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(_PREFIX + name, help_text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, help_text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(_PREFIX + name, help_text, labels, buckets=buckets, registry=self.registry)
+
+    def _gauge(self, name: str, help_text: str, mode: Literal["livesum", "mostrecent", "min"] = "livesum") -> Gauge:
+        return Gauge(_PREFIX + name, help_text, registry=self.registry, multiprocess_mode=mode)
+
+    def completed(self, outcome: Outcome, timings: Timings) -> None:
+        """Count one completion."""
+        self.selections.labels(outcome.selection.value).inc()
+        self.generated_tokens.inc(outcome.generated_tokens)
+        self.returned_tokens.inc(sum(c.answer.completion_tokens for c in outcome.winners if c.answer))
+        self.explorations.inc(outcome.plan.exploration)
+        self.reduced.inc(outcome.n_run < outcome.plan.n_asked)
+        self.deadlines.inc(outcome.deadline_hit)
+        for candidate in outcome.candidates:
+            self.candidates.labels("finished" if candidate.answer else type(candidate.error).__name__).inc()
+        if outcome.winners[0].reward is not None:
+            self.winner_reward.labels(str(outcome.plan.policy_version)).observe(outcome.winners[0].reward)
+        for stage in ("queue", "generate", "score", "journal", "overhead"):
+            self.stage_seconds.labels(stage).observe(getattr(timings, f"{stage}_ms") / 1e3)
+
+    def scored_batch(self, entries: int, tokens: int, padded_tokens: int, wait_ms: float, run_ms: float) -> None:
+        """Count one batch of the reward model."""
+        self.reward_batch_entries.observe(entries)
+        self.reward_batch_tokens.observe(padded_tokens)
+        self.reward_batch_padding.inc(padded_tokens - tokens)
+        self.reward_wait_seconds.observe(wait_ms / 1e3)
+        self.reward_run_seconds.observe(run_ms / 1e3)
+
+    def render(self) -> tuple[bytes, str]:
+        """The exposition text and its content type; of all workers where there are several."""
+        registry = self.registry
+        if MULTIPROCESS_DIR in os.environ:
+            registry = CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry), CONTENT_TYPE_LATEST

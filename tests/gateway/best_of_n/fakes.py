@@ -1,0 +1,104 @@
+"""A backend and a scorer that a test can steer, for what real ones do only by chance."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from gateway.errors import GatewayError
+from gateway.types import Answer, Delta, Message, Prompt, Readiness, Sampling, Score
+
+
+def answer(text: str, tokens: int = 3) -> Answer:
+    return Answer(text=text, finish_reason="stop", prompt_tokens=5, completion_tokens=tokens)
+
+
+@dataclass
+class FakeBackend:
+    """Draw ``i`` gives ``script[i]``: an answer, an error, or never anything (None)."""
+
+    script: Sequence[Answer | GatewayError | None]
+    gates: dict[int, asyncio.Event] = field(default_factory=dict)
+    deltas: Sequence[Delta | GatewayError] = ()
+    seeds: list[int] = field(default_factory=list)
+    cancelled: int = 0
+    running: int = 0
+    most_running: int = 0
+    closed_streams: int = 0
+
+    def check(self, sampling: Sampling) -> None:
+        return None
+
+    def choose_replica(self) -> int:
+        return 0
+
+    async def complete(self, prompt: Prompt, *, seed: int, replica: int) -> Answer:
+        index = len(self.seeds)
+        self.seeds.append(seed)
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        try:
+            await asyncio.sleep(0)
+            if index in self.gates:
+                await self.gates[index].wait()
+            result = self.script[index]
+            if result is None:
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+        if isinstance(result, GatewayError):
+            raise result
+        assert result is not None
+        return result
+
+    async def stream(self, prompt: Prompt, *, seed: int, replica: int) -> AsyncGenerator[Delta]:
+        self.seeds.append(seed)
+        try:
+            for delta in self.deltas:
+                await asyncio.sleep(0)
+                if isinstance(delta, GatewayError):
+                    raise delta
+                yield delta
+            if not self.deltas:
+                await asyncio.Event().wait()
+        finally:
+            self.closed_streams += 1
+
+    async def readiness(self) -> Readiness:
+        return Readiness(True)
+
+    async def aclose(self) -> None:
+        return None
+
+
+@dataclass
+class FakeScorer:
+    """Rewards by a rule of the test's; an error it returns is raised."""
+
+    rule: Callable[[str], float | GatewayError | None]
+    asked: list[str] = field(default_factory=list)
+    cancelled: int = 0
+    name: str = "fake-judge"
+
+    async def score(self, messages: Sequence[Message], answer: str) -> Score:
+        self.asked.append(answer)
+        result = self.rule(answer)
+        try:
+            await asyncio.sleep(0)
+            if result is None:
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if isinstance(result, GatewayError):
+            raise result
+        assert result is not None
+        return Score(result)
+
+    async def readiness(self) -> Readiness:
+        return Readiness(True)
+
+    async def aclose(self) -> None:
+        return None

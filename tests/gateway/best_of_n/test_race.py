@@ -1,0 +1,275 @@
+"""The race: N cancellable draws, scored as they finish, bounded by permits, deadline and quorum."""
+
+import asyncio
+import math
+from contextlib import aclosing
+
+import pytest
+
+from gateway.best_of_n.permits import Permits
+from gateway.best_of_n.plan import draw_seed
+from gateway.best_of_n.race import BestOfN
+from gateway.errors import (
+    BackendFailed,
+    BackendOverloaded,
+    BackendProtocolError,
+    BackendUnreachable,
+    DeadlineExceeded,
+    Overloaded,
+    RewardError,
+)
+from gateway.settings import RaceSettings
+from gateway.types import Answer, Delta, Outcome, Plan, Prompt, Sampling, Selection
+from tests.gateway.best_of_n.fakes import FakeBackend, FakeScorer, answer
+
+PROMPT = Prompt([{"role": "user", "content": "hello"}], Sampling())
+
+
+def plan(n: int, *, n_returned: int = 1, exploration: bool = False, ordinary: int | None = None) -> Plan:
+    return Plan(
+        n_asked=n,
+        n_ordinary=ordinary or n,
+        seed=7,
+        adapter=None,
+        policy_version=0,
+        exploration=exploration,
+        n_returned=n_returned,
+    )
+
+
+def length(text: str) -> float:
+    return float(len(text))
+
+
+class Track:
+    """A race over fakes."""
+
+    def __init__(
+        self,
+        backend: FakeBackend,
+        scorer: FakeScorer | None = None,
+        *,
+        limit: int = 16,
+        max_waiting: int = 0,
+        deadline_s: float = 5.0,
+        quorum: float = 1.0,
+        quorum_after_s: float = 0.02,
+        reward_timeout_s: float = 5.0,
+    ) -> None:
+        self.backend = backend
+        self.scorer = scorer or FakeScorer(length)
+        self.permits = Permits(limit, max_waiting=max_waiting, queue_timeout_s=0.05)
+        settings = RaceSettings(deadline_s=deadline_s, quorum=quorum, quorum_after_s=quorum_after_s)
+        self.race = BestOfN(backend, self.scorer, self.permits, settings, reward_timeout_s=reward_timeout_s)
+
+    async def run(self, n: int, **options: int | bool) -> Outcome:
+        entry = await self.race.admit(plan(n, **options))  # type: ignore[arg-type]
+        try:
+            return await self.race.race(entry, PROMPT)
+        finally:
+            self.race.leave(entry)
+            await asyncio.sleep(0)  # the last draw gives its permit back in a callback
+            assert self.permits.in_flight == 0
+
+
+async def test_the_best_of_n_answers_wins() -> None:
+    track = Track(FakeBackend([answer("a"), answer("aaa"), answer("aa")]))
+    outcome = await track.run(3)
+    assert (outcome.winners[0].answer, outcome.selection) == (answer("aaa"), Selection.SCORED)
+    assert outcome.rewards == [1.0, 3.0, 2.0]
+    assert (outcome.n_run, outcome.n_scored, outcome.generated_tokens) == (3, 3, 9)
+    assert outcome.reward_model == "fake-judge"
+
+
+async def test_every_draw_has_its_own_seed_derived_from_the_callers() -> None:
+    track = Track(FakeBackend([answer("a"), answer("b")]))
+    await track.run(2)
+    assert track.backend.seeds == [draw_seed(7, 0), draw_seed(7, 1)]
+
+
+async def test_all_draws_run_at_once() -> None:
+    track = Track(FakeBackend([answer("a")] * 8))
+    await track.run(8)
+    assert track.backend.most_running == 8
+
+
+async def test_scoring_starts_as_each_draw_finishes() -> None:
+    gate = asyncio.Event()
+    scorer = FakeScorer(lambda text: gate.set() or length(text))  # type: ignore[func-returns-value]
+    track = Track(FakeBackend([answer("early"), answer("late")], gates={1: gate}), scorer)
+    outcome = await track.run(2)  # would hang if the first score waited for the second draw
+    assert outcome.n_scored == 2
+
+
+async def test_identical_answers_are_scored_once() -> None:
+    track = Track(FakeBackend([answer("same"), answer("same"), answer("other")]))
+    outcome = await track.run(3)
+    assert sorted(track.scorer.asked) == ["other", "same"]
+    assert outcome.rewards == [4.0, 4.0, 5.0]
+
+
+async def test_one_draw_is_not_scored() -> None:
+    track = Track(FakeBackend([answer("a")]))
+    outcome = await track.run(1)
+    assert (outcome.selection, track.scorer.asked) == (Selection.SINGLE, [])
+
+
+async def test_a_failing_candidate_costs_that_candidate() -> None:
+    track = Track(FakeBackend([BackendFailed("no"), answer("a"), answer("bb")]))
+    outcome = await track.run(3)
+    assert outcome.winners[0].index == 2
+    assert isinstance(outcome.candidates[0].error, BackendFailed)
+
+
+async def test_all_failing_gives_the_most_telling_error() -> None:
+    track = Track(FakeBackend([BackendUnreachable("gone"), BackendOverloaded("full")]))
+    with pytest.raises(BackendOverloaded):
+        await track.run(2)
+
+
+async def test_at_the_deadline_the_best_finished_answer_wins_and_losers_are_cancelled() -> None:
+    track = Track(FakeBackend([answer("a"), answer("bb"), None]), deadline_s=0.05)
+    outcome = await track.run(3)
+    assert (outcome.winners[0].index, outcome.deadline_hit, track.backend.cancelled) == (1, True, 1)
+    assert isinstance(outcome.candidates[2].error, DeadlineExceeded)
+
+
+async def test_nothing_finished_by_the_deadline_is_an_error() -> None:
+    track = Track(FakeBackend([None, None]), deadline_s=0.02)
+    with pytest.raises(DeadlineExceeded):
+        await track.run(2)
+    assert track.backend.cancelled == 2
+
+
+async def test_a_quorum_suffices_once_its_time_has_come() -> None:
+    track = Track(FakeBackend([answer("a"), answer("bb"), None, None]), quorum=0.5)
+    outcome = await track.run(4)
+    assert (outcome.deadline_hit, outcome.n_scored, track.backend.cancelled) == (True, 2, 2)
+
+
+async def test_a_quorum_is_waited_for_until_it_is_reached() -> None:
+    gate = asyncio.Event()
+    track = Track(FakeBackend([answer("a"), answer("bb"), None], gates={1: gate}), quorum=0.6)
+    running = asyncio.create_task(track.run(3))
+    await asyncio.sleep(0.05)
+    assert not running.done()
+    gate.set()
+    assert (await running).n_scored == 2
+
+
+async def test_exploration_is_never_cut_by_the_quorum() -> None:
+    gate = asyncio.Event()
+    track = Track(FakeBackend([answer("a"), answer("bb")], gates={1: gate}), quorum=0.5)
+    running = asyncio.create_task(track.run(2, exploration=True))
+    await asyncio.sleep(0.05)
+    gate.set()
+    outcome = await running
+    assert (outcome.n_scored, outcome.deadline_hit, outcome.plan.exploration) == (2, False, True)
+
+
+async def test_exploration_without_all_its_permits_becomes_an_ordinary_race() -> None:
+    track = Track(FakeBackend([answer("a"), answer("b")]), limit=4)
+    outcome = await track.run(8, exploration=True, ordinary=2)
+    assert (outcome.plan.exploration, outcome.plan.n_asked, outcome.n_run) == (False, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "reward", [RewardError("down"), math.nan, math.inf, None], ids=["error", "nan", "infinite", "slow"]
+)
+async def test_without_rewards_the_answer_is_a_flagged_fallback(reward: float | RewardError | None) -> None:
+    track = Track(FakeBackend([answer("a"), answer("bb")]), FakeScorer(lambda _: reward), reward_timeout_s=0.02)
+    outcome = await track.run(2)
+    assert (outcome.selection, outcome.winners[0].index) == (Selection.FALLBACK, 0)
+    assert outcome.scoring_error == ("RewardTimeout" if reward is None else "RewardError")
+    assert outcome.rewards == [None, None]
+
+
+async def test_a_reward_missing_for_one_costs_that_one() -> None:
+    track = Track(
+        FakeBackend([answer("a"), answer("bb"), answer("ccc")]),
+        FakeScorer(lambda text: RewardError("odd") if text == "ccc" else length(text)),
+    )
+    outcome = await track.run(3)
+    assert (outcome.selection, outcome.winners[0].index, outcome.n_scored) == (Selection.SCORED, 1, 2)
+
+
+async def test_under_load_a_race_runs_with_fewer_and_says_so() -> None:
+    track = Track(FakeBackend([answer("a")] * 8), limit=3)
+    outcome = await track.run(8)
+    assert (outcome.n_run, outcome.plan.n_asked) == (3, 8)
+
+
+async def test_without_any_permit_a_request_is_refused() -> None:
+    track = Track(FakeBackend([None]), limit=1)
+    entry = await track.race.admit(plan(1))
+    with pytest.raises(Overloaded):
+        await track.race.admit(plan(1))
+    track.race.leave(entry)
+    assert track.permits.in_flight == 0
+
+
+async def test_a_cancelled_race_cancels_every_draw_and_score_and_keeps_no_permit() -> None:
+    scoring = asyncio.Event()
+    track = Track(FakeBackend([answer("a"), None, None]), FakeScorer(lambda _: scoring.set()))
+    running = asyncio.create_task(track.run(3))
+    await scoring.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (track.backend.cancelled, track.scorer.cancelled, track.permits.in_flight) == (2, 1, 0)
+
+
+async def test_a_race_cancelled_before_its_first_step_keeps_no_permit() -> None:
+    track = Track(FakeBackend([None] * 4))
+    running = asyncio.create_task(track.run(4))
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert track.permits.in_flight == 0
+
+
+async def test_tool_calls_are_scored_as_what_they_call() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    calling = Answer(None, "tool_calls", 1, 1, tool_calls=(call,))
+    track = Track(FakeBackend([calling, answer("a")]))
+    await track.run(2)
+    assert sorted(track.scorer.asked) == ['[{"arguments": "{}", "name": "look"}]', "a"]
+
+
+async def drain(track: Track, n: int = 1) -> tuple[list[Delta], Outcome]:
+    entry = await track.race.admit(plan(n))
+    live = track.race.live(entry, PROMPT)
+    async with aclosing(live.deltas):
+        deltas = [delta async for delta in live.deltas]
+    track.race.leave(entry)
+    assert track.permits.in_flight == 0
+    return deltas, live.outcome
+
+
+async def test_a_live_draw_passes_through_and_is_put_together_for_the_record() -> None:
+    pieces = [Delta("Hel"), Delta("lo"), Delta(finish_reason="stop", prompt_tokens=4, completion_tokens=2)]
+    deltas, outcome = await drain(Track(FakeBackend([], deltas=pieces)))
+    assert deltas == pieces
+    assert outcome.winners[0].answer == Answer("Hello", "stop", 4, 2)
+    assert outcome.timings.generate_ms > 0
+
+
+async def test_a_live_draw_without_an_end_is_a_protocol_error() -> None:
+    with pytest.raises(BackendProtocolError):
+        await drain(Track(FakeBackend([], deltas=[Delta("Hel")])))
+
+
+async def test_a_live_draw_over_its_deadline_ends_with_that_error() -> None:
+    track = Track(FakeBackend([]), deadline_s=0.02)
+    with pytest.raises(DeadlineExceeded):
+        await drain(track)
+    assert track.permits.in_flight == 0
+
+
+async def test_leaving_a_live_draw_closes_the_backends_stream_and_gives_its_permit_back() -> None:
+    track = Track(FakeBackend([], deltas=[Delta("a"), Delta("b")]))
+    live = track.race.live(await track.race.admit(plan(1)), PROMPT)
+    await anext(live.deltas)
+    await live.deltas.aclose()
+    assert (track.backend.closed_streams, track.permits.in_flight) == (1, 0)

@@ -1,0 +1,75 @@
+"""Selection: the highest reward wins, ties break by index, and no guess passes for a win."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.best_of_n.selection import most_telling, select
+from gateway.errors import (
+    BackendFailed,
+    BackendOverloaded,
+    BackendRejected,
+    BackendTimeout,
+    BackendUnreachable,
+    DeadlineExceeded,
+    GatewayError,
+)
+from gateway.types import Answer, Candidate, Selection
+
+
+def candidate(index: int, reward: float | None, *, finished: bool = True) -> Candidate:
+    answer = Answer(text=f"answer {index}", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
+    return Candidate(index, seed=index, answer=answer if finished else None, reward=reward)
+
+
+def picked(*rewards: float | None, n: int = 1) -> tuple[list[int], Selection]:
+    winners, selection = select([candidate(i, reward) for i, reward in enumerate(rewards)], n)
+    return [winner.index for winner in winners], selection
+
+
+def test_the_highest_reward_wins() -> None:
+    assert picked(0.1, 2.0, -3.0) == ([1], Selection.SCORED)
+
+
+def test_a_tie_goes_to_the_lower_index() -> None:
+    assert picked(1.0, 2.0, 2.0) == ([1], Selection.SCORED)
+
+
+def test_n_answers_come_back_in_order_of_reward_and_unscored_ones_last() -> None:
+    assert picked(0.5, None, 2.0, 1.0, n=4) == ([2, 3, 0, 1], Selection.SCORED)
+
+
+def test_one_answer_is_a_single_whatever_its_reward() -> None:
+    winners, selection = select([candidate(0, None, finished=False), candidate(1, 5.0)], 1)
+    assert ([winner.index for winner in winners], selection) == ([1], Selection.SINGLE)
+
+
+@pytest.mark.parametrize("rewards", [(None, None, None), (None, 9.0, None)])
+def test_without_two_rewards_the_first_answer_is_taken_and_flagged(rewards: tuple[float | None, ...]) -> None:
+    assert picked(*rewards) == ([0], Selection.FALLBACK)
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=8))
+def test_the_winner_is_the_maximum(rewards: list[float]) -> None:
+    [winner], selection = picked(*rewards)
+    assert selection is Selection.SCORED
+    assert winner == rewards.index(max(rewards))
+
+
+def test_the_most_telling_error_is_the_callers_own_fault_then_overload_then_time() -> None:
+    ordered: list[GatewayError] = [
+        BackendRejected("too long"),
+        BackendOverloaded("full"),
+        BackendTimeout("slow"),
+        BackendFailed("broken"),
+        BackendUnreachable("gone"),
+    ]
+    for better, worse in itertools.combinations(ordered, 2):
+        candidates = [Candidate(0, 0, error=worse), Candidate(1, 1, error=better)]
+        assert most_telling(candidates) is better
+
+
+def test_no_error_at_all_means_that_time_ran_out() -> None:
+    assert isinstance(most_telling([Candidate(0, 0)]), DeadlineExceeded)
