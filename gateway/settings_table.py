@@ -1,6 +1,6 @@
 """The settings in words: README's table and ``.env.example``, both made from ``gateway.settings`` itself.
 
-``python -m gateway settings --markdown`` and ``--env`` print them; a test keeps both files equal to what is made here.
+``python -m gateway settings`` prints the one and ``--env`` the other; a test keeps both files equal to that.
 """
 
 from __future__ import annotations
