@@ -20,7 +20,7 @@ from aiohttp import web
 
 from tests.stubs.faults import Picker, hang_up
 from tests.stubs.knobs import AnyKnobs
-from tests.stubs.server import Handler, StubServer, json_response, main
+from tests.stubs.server import Handler, JsonResponse, StubServer, json_response, main
 from tests.stubs.state import RewardState
 
 
@@ -169,7 +169,7 @@ class RewardStub(StubServer):
         body = self._body(rewards, sum(len(text.split()) for text in texts), fault)
         if fault is RewardFault.NAN:
             body = body.replace(b"[null]", b"[NaN]")
-        return json_response(body)
+        return JsonResponse(body)
 
     def _body(self, rewards: list[float], tokens: int, fault: RewardFault) -> bytes:
         values: list[list[float | None]] = [[reward] for reward in rewards]

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from tests.stubs.faults import hang_up
 from tests.stubs.knobs import Fault, Knobs
-from tests.stubs.server import Handler, StubServer, json_response, main, text_response
+from tests.stubs.server import Handler, JsonResponse, StubServer, json_response, main, text_response
 from tests.stubs.state import TgiState
 from tests.stubs.tgi_body import parse
 from tests.stubs.tgi_errors import BodyError, TgiError, overloaded
@@ -105,12 +105,12 @@ class TgiStub(StubServer):
         limit = self.knobs.payload_limit_bytes
         if (http.content_length or 0) > limit:
             raise BodyError(413, TOO_LARGE)
-        chunks = bytearray()
-        while chunk := await http.content.readany():
-            chunks += chunk
-            if len(chunks) > limit:
-                raise BodyError(413, TOO_LARGE)
-        return bytes(chunks)
+        raw = await http.content.readany()
+        while len(raw) <= limit and not http.content.at_eof():
+            raw += await http.content.readany()
+        if len(raw) > limit:
+            raise BodyError(413, TOO_LARGE)
+        return raw
 
     def _begin(self, request: GenerationRequest) -> tuple[Generation, str | None]:
         """Take a permit at once or never, then check ranges, then draw. The second part is a tool's arguments."""
@@ -129,13 +129,8 @@ class TgiStub(StubServer):
     def _draw(self, request: GenerationRequest) -> tuple[Generated, str | None]:
         adapter = request.adapter if request.adapter in self.knobs.adapters else None
         said, arguments = None, None
-        key = b"%b\0%a\0%a" % (request.conversation, adapter, request.seed if request.do_sample else "greedy")
-        if request.tool_call is not None:
-            arguments = request.tool_call.arguments(key)
-            name, rest = request.tool_call.pieces(arguments)
-            said = name + rest
-        elif request.grammar is not None:
-            said = split(request.grammar.obey(key))
+        if request.tool_call is not None or request.grammar is not None:
+            said, arguments = self._constrained(request, adapter)
         assert request.max_new_tokens is not None
         generated = draw(
             conversation=request.conversation,
@@ -148,6 +143,16 @@ class TgiStub(StubServer):
             said=said,
         )
         return generated, arguments
+
+    def _constrained(self, request: GenerationRequest, adapter: str | None) -> tuple[list[str], str | None]:
+        """The pieces that a tool or a grammar lets through, and a tool's arguments."""
+        key = b"%b\0%a\0%a" % (request.conversation, adapter, request.seed if request.do_sample else "greedy")
+        if request.tool_call is not None:
+            arguments = request.tool_call.arguments(key)
+            name, rest = request.tool_call.pieces(arguments)
+            return name + rest, arguments
+        assert request.grammar is not None
+        return split(request.grammar.obey(key)), None
 
     async def _plain(
         self, http: web.BaseRequest, request: GenerationRequest, body_of: Callable[..., bytes]
@@ -167,7 +172,7 @@ class TgiStub(StubServer):
             return await break_off(http, body)
         if fault is Fault.DRIP:
             return await dripped(http, body, self.knobs)
-        return json_response(body)
+        return JsonResponse(body)
 
     async def _streamed(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -46,12 +47,27 @@ def missing(name: str) -> BodyError:
     return BodyError(422, f"Failed to deserialize the JSON body into the target type: missing field `{name}`")
 
 
-def optional(body: dict[str, Any], name: str, right: Callable[[Any], bool], wanted: str) -> Any:
-    """The field's value, or None where it is absent or null."""
-    value = body.get(name)
-    if value is None or right(value):
-        return value
-    raise mistyped(name, wanted)
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What a field may hold. Null means "absent", unless the field forbids it."""
+
+    right: Callable[[Any], bool]
+    wanted: str
+    nullable: bool = True
+
+
+def check_fields(body: dict[str, Any], fields: dict[str, Field]) -> None:
+    """Check the types of the fields that are there; unknown ones are ignored.
+
+    Raises:
+        BodyError: One has the wrong type.
+    """
+    for name, value in body.items():
+        field = fields.get(name)
+        if field is None or (value is None and field.nullable):
+            continue
+        if not field.right(value):
+            raise mistyped(name, field.wanted)
 
 
 def is_float(value: Any) -> bool:
@@ -89,13 +105,52 @@ def is_floats(value: Any) -> bool:
     return type(value) is list and all(map(is_float, value))
 
 
-def never_null(body: dict[str, Any], name: str, right: Callable[[Any], bool], wanted: str, default: Any) -> Any:
-    """The field's value, or the default where it is absent; null is of the wrong type."""
-    if name not in body:
-        return default
-    if not right(body[name]):
-        raise mistyped(name, wanted)
-    return body[name]
+def is_stream_options(value: Any) -> bool:
+    """Whether ``value`` holds stream options."""
+    return type(value) is dict and is_bool(value.get("include_usage", False))
+
+
+FLOAT = Field(is_float, "f32")
+U32_FIELD = Field(is_u32, "u32")
+U64_FIELD = Field(is_u64, "u64")
+TEXT = Field(is_text, "a string")
+FLAG = Field(is_bool, "a boolean")
+FLAG_NEVER_NULL = Field(is_bool, "a boolean", nullable=False)
+
+CHAT_FIELDS = {
+    "model": TEXT,
+    "frequency_penalty": FLOAT,
+    "logit_bias": Field(is_floats, "a sequence"),
+    "logprobs": FLAG,
+    "top_logprobs": U32_FIELD,
+    "max_tokens": U32_FIELD,
+    "max_completion_tokens": U32_FIELD,
+    "n": U32_FIELD,
+    "presence_penalty": FLOAT,
+    "stop": Field(is_texts, "a sequence"),
+    "stream": FLAG_NEVER_NULL,
+    "seed": U64_FIELD,
+    "temperature": FLOAT,
+    "top_p": FLOAT,
+    "tool_prompt": TEXT,
+    "stream_options": Field(is_stream_options, "struct StreamOptions", nullable=False),
+}
+
+GENERATE_FIELDS = {
+    "best_of": U32_FIELD,
+    "temperature": FLOAT,
+    "repetition_penalty": FLOAT,
+    "frequency_penalty": FLOAT,
+    "top_p": FLOAT,
+    "do_sample": FLAG_NEVER_NULL,
+    "max_new_tokens": U32_FIELD,
+    "return_full_text": FLAG,
+    "stop": Field(is_texts, "a sequence", nullable=False),
+    "details": FLAG_NEVER_NULL,
+    "seed": U64_FIELD,
+    "top_n_tokens": U32_FIELD,
+    "adapter_id": TEXT,
+}
 
 
 def message_text(message: Any) -> str:
@@ -104,9 +159,8 @@ def message_text(message: Any) -> str:
         raise mistyped("messages", "struct Message")
     if "role" not in message:
         raise missing("role")
-    if not is_text(message["role"]):
-        raise mistyped("messages.role", "a string")
-    optional(message, "name", is_text, "a string")
+    if not is_text(message["role"]) or not isinstance(message.get("name"), str | None):
+        raise mistyped("messages", "a string")
     content = message.get("content")
     if type(content) is str:
         return content

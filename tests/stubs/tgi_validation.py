@@ -56,31 +56,34 @@ def read_chat(body: dict[str, Any], knobs: Knobs) -> GenerationRequest:
     if type(messages) is not list:
         raise body_of.mistyped("messages", "a sequence")
     texts = [body_of.message_text(message) for message in messages]
-    get = body_of.optional
-    get(body, "n", body_of.is_u32, "u32")
-    get(body, "logit_bias", body_of.is_floats, "a sequence")
-    model = get(body, "model", body_of.is_text, "a string")
+    body_of.check_fields(body, body_of.CHAT_FIELDS)
+    if "max_tokens" in body and "max_completion_tokens" in body:
+        raise BodyError(422, "Failed to deserialize the JSON body into the target type: duplicate field `max_tokens`")
+    get = body.get
+    model = get("model")
     adapter = None if model == "tgi" else model
-    presence_penalty = get(body, "presence_penalty", body_of.is_float, "f32")
-    temperature = get(body, "temperature", body_of.is_float, "f32")
+    presence_penalty = get("presence_penalty")
+    temperature = get("temperature")
     request = GenerationRequest(
         conversation=orjson.dumps(messages),
         prompt_tokens=sum(map(count_tokens, texts)) + 4 * len(texts),
         model=knobs.model_id if adapter is None else adapter,
         adapter=adapter,
-        max_new_tokens=_max_tokens(body),
+        max_new_tokens=get("max_tokens", get("max_completion_tokens")),
         temperature=None if temperature == 0 else temperature,
         do_sample=temperature != 0,
-        top_p=get(body, "top_p", body_of.is_float, "f32"),
+        top_p=get("top_p"),
         repetition_penalty=None if presence_penalty is None else presence_penalty + 2.0,
-        frequency_penalty=get(body, "frequency_penalty", body_of.is_float, "f32"),
-        stop=get(body, "stop", body_of.is_texts, "a sequence") or [],
-        seed=get(body, "seed", body_of.is_u64, "u64"),
-        top_n_tokens=get(body, "top_logprobs", body_of.is_u32, "u32"),
-        stream=body_of.never_null(body, "stream", body_of.is_bool, "a boolean", False),
-        include_usage=_include_usage(body),
-        logprobs=get(body, "logprobs", body_of.is_bool, "a boolean") or False,
+        frequency_penalty=get("frequency_penalty"),
+        stop=get("stop") or [],
+        seed=get("seed"),
+        top_n_tokens=get("top_logprobs"),
+        stream=get("stream", False),
+        include_usage=get("stream_options", {}).get("include_usage", False),
+        logprobs=get("logprobs") or False,
     )
+    if "tools" not in body and "response_format" not in body:
+        return request
     request.grammar = read_response_format(body)
     tools = read_tools(body)
     if tools is not None and request.grammar is not None:
@@ -102,26 +105,25 @@ def read_generate(body: dict[str, Any], knobs: Knobs) -> GenerationRequest:
     parameters = body.get("parameters", {})
     if type(parameters) is not dict:
         raise body_of.mistyped("parameters", "struct GenerateParameters")
-    get = body_of.optional
-    adapter = get(parameters, "adapter_id", body_of.is_text, "a string")
-    flag = body_of.never_null
+    body_of.check_fields(parameters, body_of.GENERATE_FIELDS)
+    get = parameters.get
     return GenerationRequest(
         conversation=inputs.encode(),
         prompt_tokens=count_tokens(inputs),
         model=knobs.model_id,
-        adapter=adapter,
-        max_new_tokens=get(parameters, "max_new_tokens", body_of.is_u32, "u32"),
-        temperature=get(parameters, "temperature", body_of.is_float, "f32"),
-        do_sample=flag(parameters, "do_sample", body_of.is_bool, "a boolean", "parameters" not in body),
-        top_p=get(parameters, "top_p", body_of.is_float, "f32"),
-        repetition_penalty=get(parameters, "repetition_penalty", body_of.is_float, "f32"),
-        frequency_penalty=get(parameters, "frequency_penalty", body_of.is_float, "f32"),
-        stop=flag(parameters, "stop", body_of.is_texts, "a sequence", []),
-        seed=get(parameters, "seed", body_of.is_u64, "u64"),
-        top_n_tokens=get(parameters, "top_n_tokens", body_of.is_u32, "u32"),
-        details=flag(parameters, "details", body_of.is_bool, "a boolean", False),
-        return_full_text=get(parameters, "return_full_text", body_of.is_bool, "a boolean") or False,
-        best_of=get(parameters, "best_of", body_of.is_u32, "u32"),
+        adapter=get("adapter_id"),
+        max_new_tokens=get("max_new_tokens"),
+        temperature=get("temperature"),
+        do_sample=get("do_sample", "parameters" not in body),
+        top_p=get("top_p"),
+        repetition_penalty=get("repetition_penalty"),
+        frequency_penalty=get("frequency_penalty"),
+        stop=get("stop", []),
+        seed=get("seed"),
+        top_n_tokens=get("top_n_tokens"),
+        details=get("details", False),
+        return_full_text=get("return_full_text") or False,
+        best_of=get("best_of"),
         inputs=inputs,
     )
 
@@ -176,21 +178,3 @@ def _check_length(request: GenerationRequest, knobs: Knobs) -> None:
         )
     if request.prompt_tokens > knobs.max_input_tokens:
         raise invalid(f"`inputs` must have less than {knobs.max_input_tokens} tokens. Given: {request.prompt_tokens}")
-
-
-def _max_tokens(body: dict[str, Any]) -> int | None:
-    if "max_tokens" in body and "max_completion_tokens" in body:
-        raise BodyError(422, "Failed to deserialize the JSON body into the target type: duplicate field `max_tokens`")
-    name = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
-    value: int | None = body_of.optional(body, name, body_of.is_u32, "u32")
-    return value
-
-
-def _include_usage(body: dict[str, Any]) -> bool:
-    if "stream_options" not in body:
-        return False
-    options = body["stream_options"]
-    if type(options) is not dict:
-        raise body_of.mistyped("stream_options", "struct StreamOptions")
-    include: bool = body_of.never_null(options, "include_usage", body_of.is_bool, "a boolean", False)
-    return include
