@@ -1,3 +1,3 @@
 """Plugins that every test may use."""
 
-pytest_plugins = ["tests.redis_server"]
+pytest_plugins = ["tests.redis_server", "tests.serving"]

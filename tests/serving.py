@@ -1,0 +1,104 @@
+"""A whole gateway on real HTTP, in this process: the app under uvicorn, the TGI stub, the reward stub, a real Redis.
+
+A pytest plugin: ``serve`` starts one with the settings and knobs a test asks for, and takes it down again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+from redis.asyncio import Redis
+
+from gateway.app import create_app
+from gateway.journal.record import Record, decode
+from gateway.settings import RedisSettings, Settings
+from tests.stubs.knobs import Knobs
+from tests.stubs.reward import RewardKnobs, RewardStub
+from tests.stubs.tgi import TgiStub
+
+MESSAGES = [{"role": "user", "content": "What floats on the harbour?"}]
+
+
+@dataclass(slots=True)
+class Served:
+    """A running gateway, with what stands behind it."""
+
+    url: str
+    http: httpx2.AsyncClient
+    tgi: TgiStub
+    rewards: RewardStub
+    settings: Settings
+
+    async def chat(self, **fields: Any) -> httpx2.Response:
+        """POST a chat completion; ``headers`` is taken out, the rest is the body."""
+        headers = fields.pop("headers", None)
+        body = {"model": "ratchet", "messages": MESSAGES, **fields}
+        return await self.http.post("/v1/chat/completions", json=body, headers=headers)
+
+    async def records(self, count: int, timeout_s: float = 10.0) -> list[Record]:
+        """The first ``count`` records of the journal's stream, once Redis has them."""
+        stream = f"{self.settings.redis.key_prefix}:journal"
+        async with asyncio.timeout(timeout_s), Redis.from_url(self.settings.redis.url) as redis:
+            last, found = "0", []
+            while len(found) < count:
+                for _, entries in await redis.xread({stream: last}, block=500):
+                    last = entries[-1][0]
+                    found += [decode(fields[b"data"]) for _, fields in entries]
+            return found
+
+
+Serve = Callable[..., Awaitable[Served]]
+
+
+@pytest.fixture
+async def serve(tmp_path: Path, redis_settings: RedisSettings) -> AsyncIterator[Serve]:
+    """What starts gateways: ``await serve(tgi=Knobs(…), rewards=RewardKnobs(…), race={…}, api={…}, …)``."""
+    async with AsyncExitStack() as stack:
+
+        async def start(
+            tgi: Knobs | None = None, rewards: RewardKnobs | None = None, **groups: dict[str, Any]
+        ) -> Served:
+            tgi_stub = await stack.enter_async_context(TgiStub(tgi))
+            reward_stub = await stack.enter_async_context(RewardStub(rewards))
+            settings = Settings.model_validate(
+                {
+                    "redis": redis_settings.model_dump(),
+                    **groups,
+                    "backend": {"urls": (tgi_stub.url,), **groups.get("backend", {})},
+                    "reward": {"url": reward_stub.url, **groups.get("reward", {})},
+                    "journal": {"spool_dir": tmp_path / "spool", **groups.get("journal", {})},
+                    "policy": {"exploration": 0.0, **groups.get("policy", {})},
+                }
+            )
+            url = await stack.enter_async_context(running(settings))
+            http = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False))
+            return Served(url, http, tgi_stub, reward_stub, settings)
+
+        yield start
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[str]:
+    """The gateway under uvicorn on a free port of this machine, in this event loop; yields its URL."""
+    config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_config=None, lifespan="on")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        if serving.done():
+            serving.result()
+            raise RuntimeError("the gateway ended before it served")
+        await asyncio.sleep(0.005)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await serving
