@@ -1,0 +1,249 @@
+"""Reads the journal's stream as a consumer group: each record is delivered until some consumer acknowledges it.
+
+The stream is at least once: a gateway that crashed, or a Redis that did not answer in time, leaves a record there
+twice. The reader drops a second copy while it remembers the first (``window`` ids); who needs exactly one row per id
+for ever dedupes by id, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from gateway.errors import JournalError
+from gateway.journal.record import Record, decode
+from gateway.journal.stream import stream_key
+from gateway.settings import RedisSettings
+
+_FIRST = "0-0"
+_POLL_S = 1.0
+
+log = structlog.get_logger()
+_Entry = tuple[bytes, dict[bytes, bytes] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One entry of the stream: what to acknowledge, the record's id, and its bytes."""
+
+    entry_id: str
+    record_id: str
+    data: bytes
+
+    def record(self) -> Record:
+        """The record.
+
+        Raises:
+            JournalError: The bytes are not a record.
+        """
+        return decode(self.data)
+
+
+class JournalReader:
+    """One consumer of one group.
+
+    Args:
+        redis: Where the stream is.
+        group: Consumers of a group share the records between them; every group gets them all.
+        consumer: This consumer's name. One that comes back under its name gets what it had not acknowledged.
+        batch_records: Most records of one ``read``.
+        claim_idle_s: A record unacknowledged for so long is taken from its consumer, which is held to be dead; so
+            acknowledge faster than that.
+        window: How many record ids are remembered to drop duplicates.
+    """
+
+    def __init__(
+        self,
+        redis: RedisSettings,
+        *,
+        group: str,
+        consumer: str,
+        batch_records: int = 256,
+        claim_idle_s: float = 60.0,
+        window: int = 100_000,
+    ) -> None:
+        self.duplicates = 0
+        self._stream = stream_key(redis.key_prefix)
+        self._group = group
+        self._consumer = consumer
+        self._batch_records = batch_records
+        self._claim_idle_ms = int(claim_idle_s * 1000)
+        self._window = window
+        self._seen: OrderedDict[str, str] = OrderedDict()  # record id → the entry that brought it first
+        self._backlog_after: str | None = _FIRST  # own entries from an earlier life; None once they are through
+        self._claim_from = _FIRST
+        self._block_s = min(_POLL_S, redis.timeout_s / 2)
+        self._redis: Redis = Redis.from_url(
+            redis.url,
+            socket_timeout=redis.timeout_s,
+            socket_connect_timeout=redis.timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+        )
+
+    async def start(self) -> None:
+        """Make the group, from the stream's beginning, if it is not there yet.
+
+        Raises:
+            JournalError: Redis does not answer.
+        """
+        async with self._translated():
+            await self._make_group()
+
+    async def read(self, *, wait_s: float = 0.0) -> list[Delivery]:
+        """The next records: this consumer's own unacknowledged ones, then dead consumers', then new ones.
+
+        Args:
+            wait_s: How long to wait for a record when there is none.
+
+        Returns:
+            At most ``batch_records``; empty if there was none in time.
+
+        Raises:
+            JournalError: Redis does not answer.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_s
+        while True:
+            left_s = deadline - loop.time()
+            async with self._translated():
+                entries = await self._backlog() or await self._claimed() or await self._new(min(left_s, self._block_s))
+                deliveries = await self._unseen(entries)
+            if deliveries or (not entries and left_s <= 0):
+                return deliveries
+
+    async def ack(self, entry_ids: Sequence[str]) -> None:
+        """These entries are safe elsewhere: they will not be delivered to this group again.
+
+        Raises:
+            JournalError: Redis does not answer.
+        """
+        if entry_ids:
+            async with self._translated():
+                await self._redis.xack(self._stream, self._group, *entry_ids)
+
+    async def trim(self) -> int:
+        """Remove from the stream's beginning what every group has acknowledged. Returns how many entries went.
+
+        Raises:
+            JournalError: Redis does not answer.
+        """
+        async with self._translated():
+            needed = []
+            for group in await self._redis.xinfo_groups(self._stream):
+                pending = await self._redis.xpending(self._stream, group["name"])
+                oldest = pending["min"] if pending["pending"] else _successor(group["last-delivered-id"])
+                needed.append(_order(oldest))
+            milliseconds, sequence = min(needed, default=(0, 0))
+            removed = await self._redis.xtrim(self._stream, minid=f"{milliseconds}-{sequence}", approximate=False)
+            return int(removed)
+
+    async def aclose(self) -> None:
+        """Close the connection; what was not acknowledged stays so."""
+        await self._redis.aclose()
+
+    async def _make_group(self) -> None:
+        try:
+            await self._redis.xgroup_create(self._stream, self._group, id=_FIRST, mkstream=True)
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+
+    async def _backlog(self) -> list[_Entry]:
+        if self._backlog_after is None:
+            return []
+        entries = await self._read_group(self._backlog_after, block_s=0)
+        self._backlog_after = entries[-1][0].decode() if entries else None
+        return entries
+
+    async def _claimed(self) -> list[_Entry]:
+        """Some of what dead consumers left. One call looks through a stretch of it; go on until it found some."""
+        while True:
+            reply = await self._in_group(
+                lambda: self._redis.xautoclaim(
+                    self._stream,
+                    self._group,
+                    self._consumer,
+                    self._claim_idle_ms,
+                    start_id=self._claim_from,
+                    count=self._batch_records,
+                )
+            )
+            self._claim_from = reply[0].decode()
+            entries: list[_Entry] = reply[1]
+            if entries or self._claim_from == _FIRST:
+                return entries
+
+    async def _new(self, block_s: float) -> list[_Entry]:
+        return await self._read_group(">", block_s=block_s)
+
+    async def _read_group(self, after: str, *, block_s: float) -> list[_Entry]:
+        reply = await self._in_group(
+            lambda: self._redis.xreadgroup(
+                self._group,
+                self._consumer,
+                {self._stream: after},
+                count=self._batch_records,
+                block=max(1, int(block_s * 1000)) if block_s > 0 else None,
+            )
+        )
+        return list(reply[0][1]) if reply else []
+
+    async def _in_group(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Make the call; a Redis that restarted empty has lost the group, so make that again."""
+        try:
+            return await call()
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+        log.warning("journal_group_lost", group=self._group)
+        await self._make_group()
+        return await call()
+
+    async def _unseen(self, entries: list[_Entry]) -> list[Delivery]:
+        """Deliveries of the entries, without second copies (acknowledged here) and trimmed ones."""
+        deliveries, done = [], []
+        for raw_id, found in entries:
+            entry_id = raw_id.decode()
+            if found is None:  # trimmed from the stream before anyone acknowledged it
+                done.append(entry_id)
+                continue
+            record_id = found.get(b"id", b"").decode("utf-8", "replace")
+            if record_id and self._seen.setdefault(record_id, entry_id) != entry_id:
+                self.duplicates += 1
+                done.append(entry_id)
+                continue
+            deliveries.append(Delivery(entry_id, record_id, found.get(b"data", b"")))
+        while len(self._seen) > self._window:
+            self._seen.popitem(last=False)
+        if done:
+            await self._redis.xack(self._stream, self._group, *done)
+        return deliveries
+
+    @contextlib.asynccontextmanager
+    async def _translated(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except (RedisError, OSError) as error:
+            raise JournalError(f"the journal's stream cannot be read: Redis said {type(error).__name__}") from error
+
+
+def _order(entry_id: bytes | str) -> tuple[int, int]:
+    """Entry ids compare as numbers."""
+    milliseconds, _, sequence = (entry_id.decode() if isinstance(entry_id, bytes) else entry_id).partition("-")
+    return int(milliseconds), int(sequence)
+
+
+def _successor(entry_id: bytes | str) -> str:
+    milliseconds, sequence = _order(entry_id)
+    return f"{milliseconds}-{sequence + 1}"
