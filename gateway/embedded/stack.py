@@ -1,0 +1,219 @@
+"""Everything the gateway needs, on one machine: Redis, llama.cpp, a small reward model, and the gateway itself.
+
+The gateway is the real one, ``python -m gateway serve`` in a process of its own, told by environment variables where
+the rest is. What must outlive a stop (Redis's data, the spool) and what explains one (the logs) lies in one folder.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx2
+
+from gateway.embedded import llama, redis, weights
+from gateway.embedded.llama import LlamaServer
+from gateway.embedded.process import ChildProcess, free_port
+from gateway.embedded.redis import RedisServer
+from gateway.errors import NotReady, SettingsError
+from gateway.settings import PREFIX
+
+DATA_DIR = Path("data/embedded")
+
+DEFAULT_TEMPERATURE = 0.7
+"""The policy's default temperature: where SmolLM2 serves best-of-N best."""
+
+_SLOTS = 16
+_CONTEXT_TOKENS = 1024
+_POLL_S = 0.1
+_GATEWAY_STOP_TIMEOUT_S = 40.0  # above GATEWAY_SHUTDOWN_S, in which running races finish
+
+
+class EmbeddedStack:
+    """Starts everything in order and stops it in the opposite order; a context manager.
+
+    Args:
+        data_dir: Folder of Redis's data, the spool and the logs; made when missing.
+        port: The gateway's port on 127.0.0.1; 0 takes a free one.
+        settings: More of the gateway's settings, by variable; those that say where the stack's own parts are
+            (``own_settings``) cannot be among them.
+        on_step: Called with what happens now, in words for a person.
+        start_timeout_s: Longest time until the gateway is ready, once the rest is.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path = DATA_DIR,
+        *,
+        port: int = 0,
+        settings: Mapping[str, str] | None = None,
+        on_step: Callable[[str], None] = lambda step: None,
+        start_timeout_s: float = 180.0,
+    ) -> None:
+        self._data_dir = data_dir.absolute()
+        self._port = port
+        self._settings = dict(settings or {})
+        self._on_step = on_step
+        self._start_timeout_s = start_timeout_s
+        self._redis = RedisServer(self._data_dir / "redis")
+        self._llama = LlamaServer(
+            slots=_SLOTS, context_tokens=_CONTEXT_TOKENS, log_path=self._data_dir / "logs" / "llama.log"
+        )
+        self._gateway: ChildProcess | None = None
+        self._running = ExitStack()
+
+    @property
+    def url(self) -> str:
+        """The gateway's base URL, without /v1."""
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def redis_url(self) -> str:
+        """The Redis server's URL."""
+        return self._redis.url
+
+    @property
+    def log_dir(self) -> Path:
+        """Folder of the logs."""
+        return self._data_dir / "logs"
+
+    def start(self) -> Self:
+        """Start everything and return once the gateway is ready.
+
+        Raises:
+            NotReady: Something is missing or did not start; in words, with the end of its log.
+            SettingsError: ``settings`` names a part that the stack brings itself.
+        """
+        self._check()
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self._on_step("starting Redis")
+            self._running.enter_context(self._redis)
+            self._on_step(f"starting llama.cpp with {llama.MODEL_NAME}")
+            self._running.enter_context(self._llama)
+            self._on_step("starting the gateway and its reward model")
+            self._gateway = self._start_gateway()
+            self._await_ready(self._gateway)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def wait(self) -> str:
+        """Wait until the gateway ends by itself, and tell how."""
+        assert self._gateway is not None
+        status = self._gateway.wait()
+        return f"the gateway ended with status {status}; {self._gateway.log_tail()}"
+
+    def stop(self) -> None:
+        """Stop the gateway, which finishes its races and hands its records to Redis, then llama.cpp, then Redis."""
+        self._running.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def _check(self) -> None:
+        """Refuse before anything is started."""
+        redis.binary_path()
+        llama.check_installed()
+        weights.minilm_folder()
+        weights.reward_adapter_folder()
+        clashes = sorted(OWN_SETTINGS & self._settings.keys())
+        if clashes:
+            raise SettingsError(
+                f"the embedded stack brings its own backend, reward model and Redis: unset {', '.join(clashes)}, "
+                "or run `python -m gateway serve` without --embedded"
+            )
+        if self._port:
+            _check_free(self._port)
+
+    def _start_gateway(self) -> ChildProcess:
+        self._port = self._port or free_port()
+        environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
+        gateway = ChildProcess(
+            "gateway",
+            [sys.executable, "-m", "gateway", "serve"],
+            log_path=self.log_dir / "gateway.log",
+            env=environment | self._gateway_settings(),
+            stop_timeout_s=_GATEWAY_STOP_TIMEOUT_S,
+        )
+        gateway.start()
+        self._running.callback(gateway.stop)
+        return gateway
+
+    def _gateway_settings(self) -> dict[str, str]:
+        defaults = {
+            "GATEWAY_RACE__MAX_IN_FLIGHT": str(_SLOTS),
+            "GATEWAY_POLICY__DEFAULT_TEMPERATURE": str(DEFAULT_TEMPERATURE),
+        }
+        own = {
+            "GATEWAY_PORT": str(self._port),
+            "GATEWAY_BACKEND__KIND": "llamacpp",
+            "GATEWAY_BACKEND__URLS": self._llama.url,
+            "GATEWAY_REWARD__MODEL": str(weights.minilm_folder()),
+            "GATEWAY_REWARD__ADAPTER": str(weights.reward_adapter_folder()),
+            "GATEWAY_REDIS__URL": self._redis.url,
+            "GATEWAY_JOURNAL__SPOOL_DIR": str(self._data_dir / "spool"),
+        }
+        return defaults | self._settings | own
+
+    def _await_ready(self, gateway: ChildProcess) -> None:
+        deadline = time.monotonic() + self._start_timeout_s
+        missing = "its start"
+        with httpx2.Client(base_url=self.url, timeout=5.0, trust_env=False) as client:
+            while gateway.exit_status is None and time.monotonic() < deadline:
+                found = _missing(client)
+                if found is None:
+                    return
+                if found != missing:
+                    self._on_step(f"waiting for {found}")
+                missing = found
+                time.sleep(_POLL_S)
+        end = f"ended with status {gateway.exit_status}" if gateway.exit_status is not None else "is not ready in time"
+        raise NotReady(f"the gateway {end} (waiting for {missing}); {gateway.log_tail()}")
+
+
+OWN_SETTINGS = frozenset(
+    {
+        "GATEWAY_BACKEND__KIND",
+        "GATEWAY_BACKEND__URLS",
+        "GATEWAY_REWARD__MODEL",
+        "GATEWAY_REWARD__ADAPTER",
+        "GATEWAY_REWARD__URL",
+        "GATEWAY_REDIS__URL",
+        "GATEWAY_JOURNAL__SPOOL_DIR",
+    }
+)
+"""The gateway's settings that name the stack's own parts."""
+
+
+def _missing(client: httpx2.Client) -> str | None:
+    """What the gateway still waits for; None when it is ready."""
+    try:
+        response = client.get("/health/ready")
+        if response.is_success:
+            return None
+        parts: dict[str, dict[str, object]] = response.json()["parts"]
+    except (httpx2.TransportError, ValueError, KeyError):
+        return "the gateway to listen"
+    return ", ".join(f"{name} ({part['detail']})" for name, part in parts.items() if not part["ready"])
+
+
+def _check_free(port: int) -> None:
+    """Refuse a port on which somebody listens: his readiness would be taken for the gateway's."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise NotReady(f"port {port} is in use: stop what listens there, or set GATEWAY_PORT to another") from error

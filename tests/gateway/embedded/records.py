@@ -1,0 +1,45 @@
+"""Race records as the demo reads them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import redis
+
+from gateway.journal.record import CompletionRecord, completion_record, decode, encode
+from gateway.journal.stream import stream_key
+from gateway.types import Answer, Candidate, Outcome, Plan, Sampling, Selection, Timings
+
+KEY = stream_key("ratchet")
+
+
+def race_record(*, rewards: Sequence[float | None], id: str = "chatcmpl-1") -> CompletionRecord:
+    """A race whose candidates have these rewards; those without one failed to be scored."""
+    candidates = [
+        Candidate(index, seed=index, answer=Answer(f"answer {index}", "stop", 3, 2), reward=reward)
+        for index, reward in enumerate(rewards)
+    ]
+    winner = max(candidates, key=lambda candidate: -1e9 if candidate.reward is None else candidate.reward)
+    outcome = Outcome(
+        plan=Plan(n_asked=len(rewards), n_ordinary=len(rewards), seed=1, adapter=None, policy_version=0),
+        n_run=len(rewards),
+        candidates=candidates,
+        winners=[winner],
+        selection=Selection.SCORED,
+        timings=Timings(),
+    )
+    return completion_record(
+        id=id, outcome=outcome, messages=[{"role": "user", "content": "why?"}], sampling=Sampling(), model="ratchet"
+    )
+
+
+def add(client: redis.Redis, record: CompletionRecord) -> None:
+    """Put a record into the stream as the journal does."""
+    client.xadd(KEY, {"id": record.id, "data": encode(record)})
+
+
+def stream_of(redis_url: str) -> list[CompletionRecord]:
+    """Every race in the stream, oldest first."""
+    with redis.Redis.from_url(redis_url) as client:
+        entries: Any = client.xrange(KEY)
+    records = [decode(fields[b"data"]) for _, fields in entries]
+    return [record for record in records if isinstance(record, CompletionRecord)]
