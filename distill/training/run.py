@@ -1,0 +1,113 @@
+"""One training of a reward model, from files to files: read, split by prompt, train, save, reload, measure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+
+from distill.errors import DataError
+from distill.training.accuracy import Judged, human_report, robustness_report
+from distill.training.auxiliary import KINDS, Source, auxiliary_groups, trimmed
+from distill.training.preferences import Preference, folds, human_groups, read_answers, read_preferences
+from distill.training.reward import Progress, Recipe, save, score_groups, train
+from gateway.reward.model import RewardModel
+
+METRICS_FILE = "metrics.json"
+MAX_MEASURED = 150  # held-out answers that are spoiled in every way: their intervals are narrow enough
+
+
+def run(
+    pairs_file: Path,
+    out: Path,
+    *,
+    base: Path,
+    base_name: str,
+    answers_file: Path | None,
+    n_folds: int,
+    held_out: int,
+    recipe: Recipe,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Train on all folds but one, write adapter and metrics to ``out``, and return the metrics.
+
+    Nothing is left in ``out`` when it is stopped or fails before the end. What is measured is what was written: the
+    adapter is loaded again as the gateway loads it.
+
+    Raises:
+        DataError: A file is bad, or a fold is empty.
+        SettingsError: The base model cannot be loaded.
+    """
+    started = monotonic()
+    pairs = read_preferences(pairs_file)
+    answers = [(prompt, trimmed(text)) for prompt, text in (read_answers(answers_file) if answers_file else [])]
+    fold = folds([pair.prompt for pair in pairs] + [prompt for prompt, _ in answers], n_folds)
+    learned = [pair for pair in pairs if fold[pair.prompt] != held_out]
+    unseen = [pair for pair in pairs if fold[pair.prompt] == held_out]
+    if not learned or not unseen:
+        raise DataError(f"{pairs_file}: too few prompts for fold {held_out} of {n_folds}: one side is empty")
+    reward = train(str(base), learned, [item for item in answers if fold[item[0]] != held_out], recipe, progress)
+    trained_s = monotonic() - started
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as unfinished:
+        save(reward, Path(unfinished), base_name)
+        served = RewardModel.load(str(base), adapter=Path(unfinished))
+        metrics = {
+            "base": base_name,
+            "recipe": asdict(recipe),
+            "folds": n_folds,
+            "held_out_fold": held_out,
+            "data": {
+                "pairs_sha256": _sha256(pairs_file),
+                "answers_sha256": _sha256(answers_file) if answers_file else None,
+                "trained_on": dict(Counter(pair.source for pair in learned)),
+            },
+            "human": measure_human(served, unseen),
+            "spoiled": measure_spoiled(
+                served, unseen, [item for item in answers if fold[item[0]] == held_out], recipe.seed
+            ),
+            "torch": torch.__version__,
+            "trained_s": round(trained_s, 1),
+            "measured_s": round(monotonic() - started - trained_s, 1),
+        }
+        (Path(unfinished) / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        for file in Path(unfinished).iterdir():
+            os.replace(file, out / file.name)
+    return metrics
+
+
+def measure_human(reward: RewardModel, pairs: Sequence[Preference]) -> dict[str, Any]:
+    """Accuracy on human pairs."""
+    groups = human_groups(pairs)
+    rewards = {
+        (group.prompt, text): value
+        for group, values in zip(groups, score_groups(reward, groups), strict=True)
+        for text, value in zip(group.texts, values, strict=True)
+    }
+    return human_report(
+        [Judged(pair, rewards[pair.prompt, pair.chosen], rewards[pair.prompt, pair.rejected]) for pair in pairs]
+    )
+
+
+def measure_spoiled(
+    reward: RewardModel, pairs: Sequence[Preference], answers: Sequence[Source], seed: int
+) -> dict[str, Any]:
+    """Share of spoiled answers ranked below the good one: model draws where there are any, else people's choices."""
+    good = list(answers) or list({(pair.prompt, pair.chosen): None for pair in pairs})
+    groups = auxiliary_groups(good, per_answer=len(KINDS), seed=seed + 1)
+    sample = random.Random(seed).sample(groups, min(MAX_MEASURED, len(groups)))
+    return robustness_report(sample, score_groups(reward, sample))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
