@@ -1,0 +1,111 @@
+"""What the best of n draws is worth, estimated without bias from m ≥ n draws: pure statistics.
+
+Shapes: P prompts, M draws of each, K values of n. Arrays are float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over prompts with its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def rank_weights(m: int, n: int) -> Floats:
+    """How likely each rank is the highest of n draws, taken at random without replacement from m.
+
+    Args:
+        m: Draws there are.
+        n: Draws taken, 1 ≤ n ≤ m.
+
+    Returns:
+        Shape (m,), ascending rank, sums to 1: C(i−1, n−1) / C(m, n) for rank i.
+
+    Raises:
+        ValueError: n is out of range; more draws than there are would be extrapolation.
+    """
+    if not 1 <= n <= m:
+        raise ValueError(f"n = {n} is not in 1..{m}, the number of draws")
+    # Whole numbers until the one division: exact for any m.
+    return np.array([comb(rank - 1, n - 1) / comb(m, n) for rank in range(1, m + 1)])
+
+
+def expected_max(rewards: Sequence[float], n: int) -> float:
+    """Unbiased estimate of E[max of n draws] for one prompt: the mean over all subsets of size n."""
+    return float(np.sort(np.asarray(rewards, dtype=np.float64)) @ rank_weights(len(rewards), n))
+
+
+def selected_value(select_rewards: Sequence[float], values: Sequence[float], n: int) -> float:
+    """Expected value of the draw that ``select_rewards`` picks among n draws of one prompt.
+
+    The gateway breaks a tie by position, and draws come in no particular order: over all orders each of the tied is
+    picked equally often, so each stands for their mean.
+
+    Args:
+        select_rewards: What decides, one a draw.
+        values: What is told of the picked draw (a judge's reward, a length), in the same order.
+        n: Draws to pick from.
+    """
+    if len(select_rewards) != len(values):
+        raise ValueError(f"{len(select_rewards)} rewards but {len(values)} values")
+    _, group, sizes = np.unique(np.asarray(select_rewards, dtype=np.float64), return_inverse=True, return_counts=True)
+    group_means = np.bincount(group, weights=np.asarray(values, dtype=np.float64)) / sizes
+    return float(np.repeat(group_means, sizes) @ rank_weights(len(values), n))
+
+
+def curves(select_rewards_PM: Floats, values_PM: Floats, ns: Sequence[int]) -> Floats:
+    """``selected_value`` of each prompt at each n; with the same array twice it is ``expected_max``.
+
+    Returns:
+        Shape (P, K).
+    """
+    pairs = zip(select_rewards_PM.tolist(), values_PM.tolist(), strict=True)
+    return np.array([[selected_value(select, values, n) for n in ns] for select, values in pairs])
+
+
+def mean_curve(values_PK: Floats, *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> list[Estimate]:
+    """The mean over prompts in each column, with a percentile bootstrap interval.
+
+    Whole rows are resampled: a prompt's draws, and its columns, stay together. So differences of columns taken before
+    the call (gains over n = 1, one temperature against another on the same prompts) have paired intervals.
+
+    Args:
+        values_PK: One row a prompt.
+        resamples: Bootstrap samples.
+        level: Coverage of the interval.
+        seed: Same seed, same interval.
+    """
+    prompts = len(values_PK)
+    if prompts == 0:
+        raise ValueError("no prompts to average over")
+    picks_RP = np.random.default_rng(seed).integers(prompts, size=(resamples, prompts))
+    means_RK = values_PK[picks_RP].mean(axis=1)
+    tail = (1 - level) / 2
+    low_K, high_K = np.quantile(means_RK, [tail, 1 - tail], axis=0)
+    columns = zip(values_PK.mean(axis=0), low_K, high_K, strict=True)
+    return [Estimate(float(mean), float(low), float(high)) for mean, low, high in columns]
+
+
+def within_prompt_sd(rewards_PM: Floats) -> float:
+    """Pooled within-prompt standard deviation: the root of the mean of each prompt's unbiased variance."""
+    return float(np.sqrt(rewards_PM.var(axis=1, ddof=1).mean()))
+
+
+def within_prompt_correlation(first_PM: Floats, second_PM: Floats) -> float:
+    """Correlation of two rewards of the same draws once each prompt's mean is taken off; 0 where one never varies."""
+    first, second = ((rewards - rewards.mean(axis=1, keepdims=True)).ravel() for rewards in (first_PM, second_PM))
+    norm = float(np.sqrt((first @ first) * (second @ second)))
+    return float(first @ second) / norm if norm else 0.0

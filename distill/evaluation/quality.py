@@ -1,0 +1,206 @@
+"""Does best-of-n make answers better? One reward model selects; another, which selected nothing, judges.
+
+A model that judges its own choices would take any noise it selects for an improvement.
+Shapes: P prompts, M draws of each at one temperature, K values of n.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from distill.errors import DataError
+from distill.evaluation.curve import Estimate, Floats, curves, mean_curve, within_prompt_correlation, within_prompt_sd
+from distill.evaluation.sample import Draw, Question
+
+_BATCH = 32
+
+
+class RewardSource(Protocol):
+    """What ``gateway.reward.model.RewardModel`` offers here."""
+
+    def encode(self, messages: Any, answer: str) -> Any:
+        """Token ids of a conversation and its answer."""
+        ...
+
+    def score(self, batch: Any) -> list[float]:
+        """Rewards in the batch's order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Turns a model's raw rewards into standard ones: ``(raw − origin) / sd``.
+
+    ``origin`` is the mean reward of one draw and ``sd`` the pooled within-prompt standard deviation, both at the
+    reference temperature. So 0 is what one draw gives there, and 1 is how far draws of one prompt lie apart.
+    """
+
+    origin: float
+    sd: float
+
+    def __call__(self, raw_PM: Floats) -> Floats:
+        """The rewards in standard units."""
+        return (raw_PM - self.origin) / self.sd
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Best of n at one temperature. Rewards and gains are standard; ``…_raw`` are the models' own logits.
+
+    Gains are over n = 1 at the same temperature. ``judge_behind`` is the judge's reward minus that of the best
+    temperature at this n (0 for the best itself). Intervals are paired by prompt.
+    """
+
+    temperature: float
+    n: int
+    select: Estimate
+    judge: Estimate
+    select_gain: Estimate
+    judge_gain: Estimate
+    judge_behind: Estimate
+    select_raw: Estimate
+    judge_raw: Estimate
+    completion_tokens: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Every point, and what to know when reading them."""
+
+    prompts: int
+    draws: int
+    reference_temperature: float
+    select_scale: Scale
+    judge_scale: Scale
+    correlation: dict[float, float]
+    """Within-prompt correlation of the two models' rewards, by temperature."""
+    points: list[Point]
+
+    def best_temperatures(self) -> dict[int, float]:
+        """For each n the temperature that the judge rates highest."""
+        by_n: dict[int, list[Point]] = defaultdict(list)
+        for point in self.points:
+            by_n[point.n].append(point)
+        return {n: max(points, key=lambda point: point.judge.mean).temperature for n, points in by_n.items()}
+
+
+def complete_prompts(draws: Sequence[Draw]) -> dict[float, list[list[Draw]]]:
+    """Draws by temperature, then prompt: only prompts whose every temperature is fully drawn, in one order for all.
+
+    Raises:
+        DataError: No prompt is complete.
+    """
+    cells: dict[str, dict[float, list[Draw]]] = defaultdict(lambda: defaultdict(list))
+    for draw in draws:
+        cells[draw.prompt][draw.temperature].append(draw)
+    temperatures = sorted({draw.temperature for draw in draws})
+    most = max((len(cell) for prompt in cells.values() for cell in prompt.values()), default=0)
+    complete = [prompt for prompt in cells.values() if all(len(prompt[t]) == most for t in temperatures)]
+    if not complete:
+        raise DataError("no prompt has all its draws at every temperature: let `python -m distill sample` go on")
+    return {t: [sorted(prompt[t], key=lambda draw: draw.index) for prompt in complete] for t in temperatures}
+
+
+def score_draws(
+    model: RewardSource, draws: dict[float, list[list[Draw]]], on_scored: Callable[[int], None] = lambda _: None
+) -> dict[float, Floats]:
+    """Rewards of every draw, shape (P, M) a temperature. Equal answers to a prompt are scored once.
+
+    Args:
+        model: A loaded reward model.
+        draws: From ``complete_prompts``.
+        on_scored: Told how many draws each batch settled.
+    """
+    every = [draw for prompts in draws.values() for prompt in prompts for draw in prompt]
+    waiting: dict[tuple[str, str], int] = defaultdict(int)
+    for draw in every:
+        waiting[draw.prompt, draw.text] += 1
+    # Longest first: texts of one length share a batch, so little is padding, and time left is never underrated.
+    texts = sorted(waiting, key=lambda text: len(text[0]) + len(text[1]), reverse=True)
+    rewards: dict[tuple[str, str], float] = {}
+    for start in range(0, len(texts), _BATCH):
+        batch = texts[start : start + _BATCH]
+        pairs = [model.encode(Question("", prompt).messages, answer) for prompt, answer in batch]
+        rewards.update(zip(batch, model.score(pairs), strict=True))
+        on_scored(sum(waiting[text] for text in batch))
+    return {t: np.array([[rewards[d.prompt, d.text] for d in prompt] for prompt in draws[t]]) for t in draws}
+
+
+def measure(
+    draws: dict[float, list[list[Draw]]],
+    select: dict[float, Floats],
+    judge: dict[float, Floats],
+    *,
+    ns: Sequence[int],
+    reference_temperature: float,
+    seed: int = 0,
+) -> Quality:
+    """The curves of both rewards at every temperature and n.
+
+    Args:
+        draws: From ``complete_prompts``.
+        select: Rewards of the model that selects, raw, from ``score_draws``.
+        judge: Rewards of the model that judges, raw.
+        ns: Numbers of draws to choose from, each at most M; the first is what gains are measured against.
+        reference_temperature: Where the standard units are taken.
+        seed: Of the bootstrap.
+    """
+    if reference_temperature not in draws:
+        raise DataError(f"nothing was drawn at the reference temperature {reference_temperature:g}")
+    prompt_count, draw_count = select[reference_temperature].shape
+    if max(ns) > draw_count:
+        raise DataError(
+            f"n = {max(ns)} is more than the {draw_count} draws of each prompt: that would be extrapolation"
+        )
+    to_select, to_judge = (scale_at(rewards[reference_temperature]) for rewards in (select, judge))
+    judged = {t: curves(select[t], to_judge(judge[t]), ns) for t in draws}
+    best_PK = _best_columns(list(judged.values()))
+    points: list[Point] = []
+    for t, prompts in draws.items():
+        selected = curves(select[t], to_select(select[t]), ns)
+        tokens_PM = np.array([[draw.completion_tokens for draw in prompt] for prompt in prompts], dtype=np.float64)
+        columns_PK = {
+            "select": selected,
+            "judge": judged[t],
+            "select_gain": selected - selected[:, :1],
+            "judge_gain": judged[t] - judged[t][:, :1],
+            "judge_behind": judged[t] - best_PK,
+            "select_raw": curves(select[t], select[t], ns),
+            "judge_raw": curves(select[t], judge[t], ns),
+            "completion_tokens": curves(select[t], tokens_PM, ns),
+        }
+        estimates = {name: mean_curve(values, seed=seed) for name, values in columns_PK.items()}
+        points += [Point(t, n, **{name: each[k] for name, each in estimates.items()}) for k, n in enumerate(ns)]
+    return Quality(
+        prompts=prompt_count,
+        draws=draw_count,
+        reference_temperature=reference_temperature,
+        select_scale=to_select,
+        judge_scale=to_judge,
+        correlation={t: within_prompt_correlation(select[t], judge[t]) for t in draws},
+        points=points,
+    )
+
+
+def scale_at(raw_PM: Floats) -> Scale:
+    """The scale whose reference these rewards are.
+
+    Raises:
+        DataError: Rewards do not differ within any prompt.
+    """
+    sd = within_prompt_sd(raw_PM)
+    if sd == 0:
+        raise DataError("a reward model gave every draw of a prompt the same reward: nothing can be compared")
+    return Scale(float(raw_PM.mean()), sd)
+
+
+def _best_columns(values_PK: list[Floats]) -> Floats:
+    """Each column from that one of the arrays whose mean is highest there."""
+    values_TPK = np.stack(values_PK)
+    best_K = values_TPK.mean(axis=1).argmax(axis=0)
+    return values_TPK[best_K, :, np.arange(values_TPK.shape[2])].T

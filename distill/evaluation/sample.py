@@ -1,0 +1,184 @@
+"""Draws many answers to each prompt at several temperatures, into a file that a later run continues.
+
+Prompt by prompt, every temperature of a prompt together: whatever was drawn when a run ends is balanced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+import structlog
+
+from distill.errors import DataError
+from gateway.errors import BackendError
+from gateway.types import Backend, Message, Prompt, Sampling
+
+_SEED_BITS = 32  # what every backend takes
+_ATTEMPTS = 3
+_RETRY_WAIT_S = 1.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One prompt and the kind of task it sets."""
+
+    kind: str
+    prompt: str
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation it makes: one turn, no system message."""
+        return [{"role": "user", "content": self.prompt}]
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One answer: a line of the file of draws."""
+
+    prompt: str
+    kind: str
+    temperature: float
+    index: int
+    seed: int
+    text: str
+    finish_reason: str
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """What to draw: ``draws`` answers to each question at each temperature, of ``max_tokens`` at most."""
+
+    questions: Sequence[Question]
+    temperatures: Sequence[float]
+    draws: int
+    max_tokens: int
+    seed: int = 0
+
+    def cells(self) -> Iterator[tuple[Question, float, int]]:
+        """Every (question, temperature, index), question by question; temperatures take turns within one."""
+        for question in self.questions:
+            for index in range(self.draws):
+                for temperature in self.temperatures:
+                    yield question, temperature, index
+
+    def draw_seed(self, question: Question, temperature: float, index: int) -> int:
+        """A seed that depends on the draw's place alone, so that a resumed run draws what an unbroken one would."""
+        place = json.dumps([self.seed, question.prompt, temperature, index]).encode()
+        # One bit less than there are: llama.cpp takes the highest seed to mean "random".
+        return int.from_bytes(hashlib.blake2b(place, digest_size=_SEED_BITS // 8).digest()) >> 1
+
+
+def spread(questions: Sequence[Question], count: int) -> list[Question]:
+    """The first ``count`` questions, taking one of each kind in turn."""
+    by_kind: dict[str, list[Question]] = {}
+    for question in questions:
+        by_kind.setdefault(question.kind, []).append(question)
+    rounds = range(max(map(len, by_kind.values()), default=0))
+    turns = (kind[turn] for turn in rounds for kind in by_kind.values() if turn < len(kind))
+    return [question for question, _ in zip(turns, range(count), strict=False)]
+
+
+def read_draws(path: Path) -> list[Draw]:
+    """Every whole line of the file; a last line that a killed run left unfinished is no draw.
+
+    Raises:
+        DataError: The file cannot be read, or a line is no draw.
+    """
+    draws: list[Draw] = []
+    try:
+        whole, _, _ = path.read_bytes().rpartition(b"\n")
+        for line in whole.split(b"\n") if whole else []:
+            draws.append(Draw(**json.loads(line)))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}, line {len(draws) + 1} is no draw") from error
+    return draws
+
+
+async def draw(
+    backend: Backend, design: Design, path: Path, *, concurrency: int, on_draw: Callable[[Draw], None] = lambda _: None
+) -> int:
+    """Draw what the file does not hold yet, appending each answer as it comes.
+
+    Args:
+        backend: Where answers come from.
+        design: What to draw.
+        path: JSON lines; made when missing.
+        concurrency: Draws in flight; the backend's slots, or a few more.
+        on_draw: Told of each new draw.
+
+    Returns:
+        How many draws were added.
+
+    Raises:
+        DataError: The file holds something else.
+        BackendError: A draw failed repeatedly; what was drawn before it is in the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as sink:
+        known = {(past.prompt, past.temperature, past.index) for past in _resume(path, sink)}
+        missing = (cell for cell in design.cells() if (cell[0].prompt, cell[1], cell[2]) not in known)
+        added = 0
+
+        async def worker() -> None:
+            nonlocal added
+            for question, temperature, index in missing:
+                new = await _draw_one(backend, design, question, temperature, index)
+                sink.write(json.dumps(asdict(new), ensure_ascii=False).encode() + b"\n")
+                sink.flush()
+                added += 1
+                on_draw(new)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(worker())
+        except* BackendError as errors:
+            raise errors.exceptions[0] from errors
+    log.info("draws_finished", added=added, known=len(known))
+    return added
+
+
+def _resume(path: Path, sink: IO[bytes]) -> list[Draw]:
+    """What the file holds, after cutting off the line that a killed run left unfinished."""
+    content = path.read_bytes()
+    whole_bytes = content.rfind(b"\n") + 1
+    if whole_bytes != len(content):
+        os.ftruncate(sink.fileno(), whole_bytes)
+    return read_draws(path)
+
+
+async def _draw_one(backend: Backend, design: Design, question: Question, temperature: float, index: int) -> Draw:
+    sampling = Sampling(temperature=temperature, max_tokens=design.max_tokens)
+    prompt = Prompt(messages=question.messages, sampling=sampling)
+    seed = design.draw_seed(question, temperature, index)
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            answer = await backend.complete(prompt, seed=seed, replica=backend.choose_replica())
+            break
+        except BackendError as error:
+            log.warning("draw_failed", attempt=attempt, reason=error.message)
+            if attempt == _ATTEMPTS:
+                raise
+            await asyncio.sleep(_RETRY_WAIT_S * attempt)
+    return Draw(
+        prompt=question.prompt,
+        kind=question.kind,
+        temperature=temperature,
+        index=index,
+        seed=seed,
+        text=answer.text or "",
+        finish_reason=answer.finish_reason,
+        completion_tokens=answer.completion_tokens,
+    )

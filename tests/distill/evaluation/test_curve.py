@@ -1,0 +1,114 @@
+"""The estimators equal brute force; the bootstrap is paired and repeatable."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.evaluation.curve import (
+    curves,
+    expected_max,
+    mean_curve,
+    rank_weights,
+    selected_value,
+    within_prompt_correlation,
+    within_prompt_sd,
+)
+
+# Few distinct values, so that ties are common.
+rewards = st.integers(-3, 3).map(float)
+draws = st.lists(st.tuples(rewards, st.integers(-100, 100).map(float)), min_size=1, max_size=7)
+
+
+@given(st.data(), st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=8))
+def test_expected_max_is_the_mean_over_all_subsets(data: st.DataObject, values: list[float]) -> None:
+    n = data.draw(st.integers(1, len(values)))
+    brute = np.mean([max(subset) for subset in combinations(values, n)])
+    assert pytest.approx(brute, rel=1e-9, abs=1e-6) == expected_max(values, n)
+
+
+@given(st.data(), draws)
+def test_selected_value_is_the_mean_over_all_subsets_and_all_ways_to_break_ties(
+    data: st.DataObject, pairs: list[tuple[float, float]]
+) -> None:
+    n = data.draw(st.integers(1, len(pairs)))
+
+    def picked(subset: tuple[tuple[float, float], ...]) -> float:
+        best = max(reward for reward, _ in subset)
+        return float(np.mean([value for reward, value in subset if reward == best]))
+
+    brute = np.mean([picked(subset) for subset in combinations(pairs, n)])
+    select, values = zip(*pairs, strict=True)
+    assert pytest.approx(brute, rel=1e-9, abs=1e-9) == selected_value(select, values, n)
+
+
+@given(st.data(), draws)
+def test_the_order_of_the_draws_does_not_matter(data: st.DataObject, pairs: list[tuple[float, float]]) -> None:
+    n = data.draw(st.integers(1, len(pairs)))
+    select, values = zip(*pairs, strict=True)
+    shuffled_select, shuffled_values = zip(*data.draw(st.permutations(pairs)), strict=True)
+    expected = pytest.approx(selected_value(select, values, n), rel=1e-9, abs=1e-9)
+    assert expected == selected_value(shuffled_select, shuffled_values, n)
+
+
+@given(st.integers(1, 40), st.data())
+def test_rank_weights_are_a_distribution(m: int, data: st.DataObject) -> None:
+    weights = rank_weights(m, data.draw(st.integers(1, m)))
+    assert pytest.approx(1.0) == weights.sum()
+    assert (weights >= 0).all()
+
+
+def test_gaussian_rewards_have_the_known_curve() -> None:
+    """E[max] of n standard normals is 0 / .56 / 1.03 / 1.42."""
+    draws_PM = np.random.default_rng(0).standard_normal((4_000, 8))
+    curve = curves(draws_PM, draws_PM, [1, 2, 4, 8]).mean(axis=0)
+    assert pytest.approx([0.0, 0.564, 1.029, 1.424], abs=0.05) == curve.tolist()
+
+
+@pytest.mark.parametrize("n", [0, 4])
+def test_n_outside_the_draws_is_refused(n: int) -> None:
+    with pytest.raises(ValueError, match="the number of draws"):
+        expected_max([1.0, 2.0, 3.0], n)
+
+
+def test_rewards_and_values_must_pair_up() -> None:
+    with pytest.raises(ValueError, match="2 rewards but 1 values"):
+        selected_value([1.0, 2.0], [1.0], 1)
+
+
+def test_the_bootstrap_is_paired_by_prompt() -> None:
+    """Prompts that differ widely and columns that differ by a constant: the difference has no spread."""
+    level_P = np.random.default_rng(0).standard_normal(50) * 10
+    values_PK = np.stack([level_P, level_P + 1], axis=1)
+    wide, _ = mean_curve(values_PK)
+    (gain,) = mean_curve(values_PK[:, 1:] - values_PK[:, :1])
+    assert wide.high - wide.low > 2
+    assert pytest.approx((1.0, 1.0, 1.0)) == (gain.mean, gain.low, gain.high)
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    values_PK = np.random.default_rng(0).standard_normal((30, 2))
+    assert mean_curve(values_PK, seed=3) == mean_curve(values_PK, seed=3)
+    assert mean_curve(values_PK, seed=3) != mean_curve(values_PK, seed=4)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    means_RP = np.random.default_rng(1).standard_normal((200, 40))
+    intervals = [mean_curve(means_P[:, None], resamples=300)[0] for means_P in means_RP]
+    covered = sum(each.low <= 0 <= each.high for each in intervals)
+    assert 180 <= covered <= 198
+
+
+def test_no_prompts_have_no_mean() -> None:
+    with pytest.raises(ValueError, match="no prompts"):
+        mean_curve(np.empty((0, 2)))
+
+
+def test_spread_and_correlation_ignore_what_prompts_differ_by() -> None:
+    within_PM = np.array([[-1.0, 1.0], [1.0, -1.0]])
+    offset_P1 = np.array([[100.0], [-100.0]])
+    assert pytest.approx(2**0.5) == within_prompt_sd(within_PM + offset_P1)
+    assert pytest.approx(-1.0) == within_prompt_correlation(within_PM + offset_P1, -within_PM)
+    assert 0.0 == within_prompt_correlation(within_PM, np.zeros((2, 2)))

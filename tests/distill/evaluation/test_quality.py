@@ -1,0 +1,132 @@
+"""Selecting by one model and judging by another, on rewards that are known."""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from distill.errors import DataError
+from distill.evaluation.quality import Quality, complete_prompts, measure, score_draws
+from distill.evaluation.sample import Draw
+from gateway.types import Message
+
+
+class CountsLetters:
+    """A reward model whose reward is how often a letter stands in the answer; remembers its batches."""
+
+    def __init__(self, letter: str) -> None:
+        self.letter = letter
+        self.batches: list[list[str]] = []
+
+    def encode(self, messages: Sequence[Message], answer: str) -> str:
+        assert ["user"] == [message["role"] for message in messages]
+        return answer
+
+    def score(self, batch: Sequence[str]) -> list[float]:
+        self.batches.append(list(batch))
+        return [float(answer.count(self.letter)) for answer in batch]
+
+
+def a_draw(prompt: str, temperature: float, index: int, text: str) -> Draw:
+    return Draw(prompt, "list", temperature, index, 0, text, "stop", len(text))
+
+
+def some_draws(prompts: int = 4, draws: int = 3, temperatures: Sequence[float] = (0.5, 1.0)) -> list[Draw]:
+    chance = random.Random(0)
+    texts = {
+        (p, t, i): "".join(chance.choices("ab", k=9))
+        for p in range(prompts)
+        for t in temperatures
+        for i in range(draws)
+    }
+    return [a_draw(f"p{p}", t, i, text) for (p, t, i), text in texts.items()]
+
+
+def measured(draws: Sequence[Draw], select: str = "a", judge: str = "b") -> Quality:
+    drawn = complete_prompts(draws)
+    rewards = [score_draws(CountsLetters(letter), drawn) for letter in (select, judge)]
+    return measure(drawn, rewards[0], rewards[1], ns=[1, 2, 3], reference_temperature=1.0)
+
+
+def test_prompts_that_are_not_fully_drawn_are_left_out_everywhere() -> None:
+    whole = complete_prompts(some_draws()[:-1])
+    assert {0.5: ["p0", "p1", "p2"], 1.0: ["p0", "p1", "p2"]} == {t: [p[0].prompt for p in whole[t]] for t in whole}
+
+
+def test_draws_are_in_the_order_of_their_index() -> None:
+    draws = some_draws()
+    random.Random(1).shuffle(draws)
+    assert all(
+        [0, 1, 2] == [d.index for d in prompt] for prompts in complete_prompts(draws).values() for prompt in prompts
+    )
+
+
+def test_no_complete_prompt_is_an_error() -> None:
+    with pytest.raises(DataError, match="no prompt has all its draws"):
+        complete_prompts([a_draw("p0", 0.5, 0, "a"), a_draw("p1", 1.0, 0, "a")])
+    with pytest.raises(DataError, match="no prompt has all its draws"):
+        complete_prompts([])
+
+
+def test_equal_answers_to_a_prompt_are_scored_once() -> None:
+    drawn = complete_prompts([a_draw(p, 1.0, i, text) for p in ("p", "q") for i, text in enumerate(["ab", "ab", "aa"])])
+    model = CountsLetters("a")
+    settled: list[int] = []
+    rewards = score_draws(model, drawn, settled.append)
+    assert [[1.0, 1.0, 2.0], [1.0, 1.0, 2.0]] == rewards[1.0].tolist()
+    assert ["aa", "aa", "ab", "ab"] == sorted(text for batch in model.batches for text in batch)
+    assert 6 == sum(settled)
+
+
+def test_at_n_1_the_selecting_model_changes_nothing() -> None:
+    drawn = complete_prompts(some_draws())
+    tokens = {t: np.mean([d.completion_tokens for prompt in drawn[t] for d in prompt]) for t in drawn}
+    for point in measured(some_draws()).points:
+        if point.n == 1:
+            assert 0.0 == point.select_gain.mean == point.judge_gain.mean
+            assert pytest.approx(tokens[point.temperature]) == point.completion_tokens.mean
+
+
+def test_the_reference_is_one_draw_at_the_reference_temperature() -> None:
+    point = next(p for p in measured(some_draws()).points if (p.temperature, p.n) == (1.0, 1))
+    assert pytest.approx((0.0, 0.0)) == (point.select.mean, point.judge.mean)
+
+
+def test_a_judge_of_the_opposite_mind_sees_the_gain_as_a_loss() -> None:
+    """Answers have nine letters, a or b: who selects for a selects against b, exactly."""
+    quality = measured(some_draws())
+    assert all(pytest.approx(-1.0) == value for value in quality.correlation.values())
+    assert all(pytest.approx(-p.select_gain.mean) == p.judge_gain.mean for p in quality.points)
+    assert all(p.select_gain.mean > 0 for p in quality.points if p.n > 1)
+
+
+def test_raw_and_standard_rewards_tell_the_same() -> None:
+    quality = measured(some_draws())
+    for point in quality.points:
+        for scale, raw, standard in (
+            (quality.select_scale, point.select_raw, point.select),
+            (quality.judge_scale, point.judge_raw, point.judge),
+        ):
+            assert pytest.approx((raw.mean - scale.origin) / scale.sd) == standard.mean
+
+
+def test_the_best_temperature_is_the_one_nothing_is_ahead_of() -> None:
+    low = [a_draw(f"p{p}", 0.5, i, text) for p in range(3) for i, text in enumerate(["bbb", "bbb", "bbb"])]
+    high = [a_draw(f"p{p}", 1.0, i, text) for p in range(3) for i, text in enumerate(["", "b", "bbbbbb"])]
+    quality = measured(low + high, select="b")
+    assert {1: 0.5, 2: 1.0, 3: 1.0} == quality.best_temperatures()
+    for point in quality.points:
+        best = point.temperature == quality.best_temperatures()[point.n]
+        assert (point.judge_behind.mean == 0) is best
+        assert point.judge_behind.mean <= 0
+
+
+def test_rewards_that_never_differ_are_an_error() -> None:
+    with pytest.raises(DataError, match="nothing can be compared"):
+        measured(some_draws(), judge="z")
+
+
+def test_a_reference_that_was_not_drawn_is_an_error() -> None:
+    with pytest.raises(DataError, match="reference temperature 1"):
+        measured(some_draws(temperatures=(0.5,)))
