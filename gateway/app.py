@@ -173,4 +173,9 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
     async def on_defect(_: Request, error: Exception) -> Response:
         # Starlette raises it again after this answer, so that the server logs the trace; the caller sees none.
         metrics.errors.labels("defect").inc()
-        return errors.respond_status(500, "internal error; the server's log has the details under this request's id")
+        request_id = structlog.contextvars.get_contextvars().get("request", "")
+        return errors.respond_status(
+            500,
+            "internal error; the server's log has the details under this request's id",
+            {"x-request-id": request_id},
+        )

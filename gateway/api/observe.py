@@ -43,6 +43,9 @@ class Observe:
         structlog.contextvars.bind_contextvars(request=request_id)
         try:
             await self._app(scope, receive, send_with_id)
+        except Exception:
+            status = 500  # answered further out, where defects are
+            raise
         finally:
             # The route's own pattern, never the path as sent: callers must not make up metric labels.
             route = getattr(scope.get("route"), "path", "unknown")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from gateway.types import Answer, Candidate, JsonObject, Outcome, Timings
 
@@ -89,9 +90,14 @@ def headers(outcome: Outcome, timings: Timings) -> dict[str, str]:
         "x-bon-policy": str(outcome.plan.policy_version),
         "x-bon-total-ms": f"{timings.total_ms:.3f}",
         "x-bon-overhead-ms": f"{timings.overhead_ms:.3f}",
-        **({"x-bon-reward-model": outcome.reward_model} if outcome.reward_model else {}),
+        **({"x-bon-reward-model": _header_text(outcome.reward_model)} if outcome.reward_model else {}),
         **({"x-bon-reward": f"{reward:.6g}"} if reward is not None else {}),
     }
+
+
+def _header_text(text: str) -> str:
+    """A name of any letters as a header can hold it: percent-encoded where it must be."""
+    return quote(text, safe="/:@+=,~ ")
 
 
 def _reward(winners: Sequence[Candidate]) -> float | None:
