@@ -6,7 +6,8 @@
     │   ├── UnsupportedField        a valid field that this backend cannot serve
     │   ├── AuthenticationFailed    no API key, or an unknown one
     │   ├── ModelNotFound           the model asked for is not served here
-    │   └── RequestTooLarge         the body is over the limit
+    │   ├── RequestTooLarge         the body is over the limit
+    │   └── UnsupportedContentType  the body is not declared to be JSON
     ├── Overloaded                  no permit for even one candidate; says when to come back
     ├── NotReady                    starting, stopping, or a part is missing
     ├── DeadlineExceeded            no candidate finished in time
@@ -64,6 +65,10 @@ class ModelNotFound(CallerError):
 
 class RequestTooLarge(CallerError):
     """The body is over the configured limit."""
+
+
+class UnsupportedContentType(CallerError):
+    """The body is not declared to be JSON."""
 
 
 class Overloaded(GatewayError):

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.errors import GatewayError, RequestTooLarge
+from gateway.errors import GatewayError, RequestTooLarge, UnsupportedContentType
 
 T = TypeVar("T")
 
@@ -20,12 +20,18 @@ class ClientGone(Exception):
 
 
 async def read_body(request: Request, *, limit_bytes: int) -> bytes:
-    """The request's body.
+    """The request's JSON body, unparsed.
+
+    It must be declared as JSON: a web page may send any other type to a server on its reader's own machine without
+    asking that server first.
 
     Raises:
+        UnsupportedContentType: It is declared as something else, or not at all.
         RequestTooLarge: It is over the limit; told before more than the limit is read.
         ClientGone: The caller hung up while sending.
     """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise UnsupportedContentType("the body must be JSON, sent with content-type: application/json")
     too_large = RequestTooLarge(f"the request body is over this server's limit of {limit_bytes} bytes")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit_bytes:

@@ -18,6 +18,7 @@ TABLE: dict[type[errors.GatewayError], tuple[int, str, str | None]] = {
     errors.AuthenticationFailed: (401, "authentication_error", "invalid_api_key"),
     errors.ModelNotFound: (404, "invalid_request_error", "model_not_found"),
     errors.RequestTooLarge: (413, "invalid_request_error", "request_too_large"),
+    errors.UnsupportedContentType: (415, "invalid_request_error", "unsupported_content_type"),
     errors.Overloaded: (429, "rate_limit_error", "overloaded"),
     errors.NotReady: (503, "service_unavailable_error", "not_ready"),
     errors.DeadlineExceeded: (504, "timeout_error", "deadline_exceeded"),
@@ -36,6 +37,10 @@ TABLE: dict[type[errors.GatewayError], tuple[int, str, str | None]] = {
 }
 
 INTERNAL = (500, "internal_error", "internal_error")
+_UNION_FIELDS = frozenset({"content", "function_call", "response_format", "stop", "tool_choice"})
+_TAG_COMPLAINTS = frozenset({"union_tag_invalid", "union_tag_not_found"})
+_MAX_COMPLAINTS = 100
+"""To spell out more would cost seconds of the event loop: a small body can hold a great many mistakes."""
 _BY_STATUS = {
     400: ("invalid_request_error", "invalid_request"),
     404: ("invalid_request_error", "not_found"),
@@ -68,14 +73,26 @@ def respond_status(status: int, message: str, headers: Mapping[str, str] | None 
 
 
 def invalid_body(error: ValidationError) -> errors.InvalidRequest:
-    """Pydantic's first complaint, in the caller's terms and without the caller's text."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = _path(first["loc"])
-    if first["type"] == "json_invalid":
+    """Pydantic's complaint about the first bad field, in the caller's terms and without the caller's text."""
+    if error.error_count() > _MAX_COMPLAINTS:
+        return errors.InvalidRequest(f"the body has {error.error_count()} errors")
+    complaints = error.errors(include_url=False, include_input=False)
+    first = _fields(complaints[0]["loc"])
+    # A union complains once for each of its members; the complaint that reaches deepest is about the one meant.
+    meant = (complaint for complaint in complaints if _fields(complaint["loc"])[: len(first)] == first)
+    complaint = max(meant, key=lambda complaint: len(_fields(complaint["loc"])))
+    kind, message, fields = complaint["type"], complaint["msg"], _fields(complaint["loc"])
+    if kind == "json_invalid":
         return errors.InvalidRequest("the body is not valid JSON")
-    if first["type"] == "extra_forbidden":
+    if kind in _TAG_COMPLAINTS:
+        # In pydantic's own words it would quote the tag, which is the caller's text.
+        fields = (*fields, complaint["ctx"]["discriminator"].strip("'"))
+        expected = complaint["ctx"].get("expected_tags")
+        message = f"Input should be one of {expected}" if expected else "Field required"
+    where = _path(fields)
+    if kind == "extra_forbidden":
         return errors.InvalidRequest(f"unknown field: {where}", param=where)
-    return errors.InvalidRequest(f"{where or 'the body'}: {first['msg']}", param=where or None)
+    return errors.InvalidRequest(f"{where or 'the body'}: {message}", param=where or None)
 
 
 def json_response(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -89,22 +106,17 @@ def _headers(error: errors.GatewayError, status: int) -> dict[str, str]:
     return {"www-authenticate": "Bearer"} if status == 401 else {}
 
 
-def _path(loc: tuple[int | str, ...]) -> str:
-    """``messages[0].content`` for a field's place; names of pydantic's own union members are left out."""
-    path = ""
-    for part in loc:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif _is_field(part):
-            path += f".{part[:64]}" if path else part[:64]
-    return path
+def _fields(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A place in the caller's body: pydantic's location without the members of unions, which it names too."""
+    return tuple(part for index, part in enumerate(loc) if not (part == "[key]" or _is_member(loc, index)))
 
 
-def _is_field(part: str) -> bool:
-    """Whether a part of a location is a field of the caller's, not a type or a tag of a union."""
-    return not (part in _UNION_TAGS or "[" in part or part[:1].isupper())
+def _is_member(loc: tuple[int | str, ...], index: int) -> bool:
+    in_message = index >= 2 and loc[index - 2] == "messages" and isinstance(loc[index - 1], int)
+    return in_message or (index >= 1 and loc[index - 1] in _UNION_FIELDS)
 
 
-_UNION_TAGS = {
-    "str", "system", "developer", "user", "assistant", "tool", "text", "json_object", "json_schema", "none",
-}  # fmt: skip
+def _path(fields: tuple[int | str, ...]) -> str:
+    """``messages[0].content`` for a field's place."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part[:64]}" for part in fields)
+    return path.removeprefix(".")

@@ -24,7 +24,10 @@ def routes(settings: ApiSettings, keys: ApiKeys, journal: Journal) -> APIRouter:
     @router.post(
         "/v1/feedback",
         summary="Rate an answer",
-        responses={200: {"model": FeedbackResponse}, **{status: ERRORS[status] for status in (400, 401, 413, 503)}},
+        responses={
+            200: {"model": FeedbackResponse},
+            **{status: ERRORS[status] for status in (400, 401, 413, 415, 503)},
+        },
         openapi_extra=request_body(FeedbackRequest),
     )
     async def feedback(request: Request) -> Response:

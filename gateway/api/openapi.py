@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gateway.api.schemas import ChatCompletionRequest, ErrorResponse, FeedbackRequest
+from gateway.api.translate import MAX_STOPS, NEUTRAL
 from gateway.settings import Settings
 
 _BODIES: list[type[BaseModel]] = [ChatCompletionRequest, FeedbackRequest]
@@ -22,6 +23,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         401: "No API key, or an unknown one",
         404: "The model is not served here",
         413: "The body is over the limit",
+        415: "The body is not declared as application/json",
         429: "No capacity now; Retry-After says when to come back",
         500: "A defect of this gateway",
         502: "The backend failed",
@@ -61,6 +63,9 @@ def _state_limits(document: dict[str, Any], settings: Settings) -> None:
     fields["messages"]["maxItems"] = settings.api.max_messages
     for name in ("best_of", "n"):
         fields[name]["anyOf"][0]["maximum"] = settings.race.best_of_max
+    for name, neutral in NEUTRAL.items():
+        fields[name] = {"title": fields[name]["title"], "enum": [*neutral, None]}
+    fields["stop"]["anyOf"][1]["maxItems"] = MAX_STOPS
     if settings.api.keys_file is not None:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]

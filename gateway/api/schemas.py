@@ -7,11 +7,36 @@ error is told and not ignored. What a valid field may hold beyond what can be se
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _as_json_has_it(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse numbers that the parser takes and JSON's other readers do not, so that what is sent on is what came."""
+    if not _is_json(value):
+        raise PydanticCustomError("json_number", "Numbers should be finite, and whole ones have at most 64 bits")
+    return value
+
+
+def _is_json(value: object) -> bool:
+    match value:
+        case float():
+            return math.isfinite(value)
+        case int():
+            return -(2**63) <= value < 2**64
+        case dict():
+            return all(map(_is_json, value.values()))
+        case list():
+            return all(map(_is_json, value))
+    return True
+
+
+AnyJson = Annotated[dict[str, Any], AfterValidator(_as_json_has_it)]
 
 
 class _Wire(BaseModel):
@@ -31,7 +56,8 @@ class ContentPart(_Open):
     text: str | None = None
 
 
-Content = str | list[ContentPart]
+# Lists fail fast: a body of nothing but mistakes would otherwise hold the event loop for seconds.
+Content = str | Annotated[list[ContentPart], Field(fail_fast=True)]
 
 
 class FunctionCall(_Wire):
@@ -71,7 +97,7 @@ class AssistantMessage(_Open):
     role: Literal["assistant"]
     content: Content | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
 
 
 class ToolMessage(_Wire):
@@ -90,7 +116,7 @@ class FunctionDefinition(_Wire):
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: AnyJson | None = None
     strict: bool | None = None
 
 
@@ -119,7 +145,7 @@ class JsonSchema(_Wire):
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     description: str | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: AnyJson = Field(alias="schema")
     strict: bool | None = None
 
 
@@ -146,11 +172,14 @@ class StreamOptions(_Wire):
     include_obfuscation: bool | None = None
 
 
+StopString = Annotated[str, Field(min_length=1)]
+
+
 class ChatCompletionRequest(_Wire):
     """Body of ``POST /v1/chat/completions``."""
 
     model: str = Field(min_length=1, max_length=256)
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
     best_of: int | None = Field(default=None, ge=1, description="N: how many candidates are drawn and scored.")
     n: int | None = Field(default=None, ge=1, description="How many of the best answers are returned.")
 
@@ -158,7 +187,7 @@ class ChatCompletionRequest(_Wire):
     top_p: Finite | None = Field(default=None, gt=0, le=1)
     max_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
-    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
+    stop: StopString | Annotated[list[StopString], Field(fail_fast=True)] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     frequency_penalty: Finite | None = Field(default=None, ge=-2, le=2)
     presence_penalty: Finite | None = Field(default=None, ge=-2, le=2)
@@ -187,8 +216,8 @@ class ChatCompletionRequest(_Wire):
     # Accepted at the value that changes nothing; any other is refused by name.
     audio: dict[str, Any] | None = None
     function_call: str | dict[str, Any] | None = None
-    functions: list[dict[str, Any]] | None = None
-    modalities: list[str] | None = None
+    functions: list[dict[str, Any]] | None = Field(default=None, fail_fast=True)
+    modalities: list[str] | None = Field(default=None, fail_fast=True)
     moderation: dict[str, Any] | None = None
     prediction: dict[str, Any] | None = None
     reasoning_effort: str | None = None

@@ -10,6 +10,7 @@ from gateway.api.schemas import (
     ChatCompletionRequest,
     ChatMessage,
     Content,
+    Tool,
     ToolMessage,
 )
 from gateway.errors import InvalidRequest, ModelNotFound, UnsupportedField
@@ -20,7 +21,7 @@ MAX_STOPS = 4
 """OpenAI's limit, and TGI's."""
 
 # Fields that this gateway cannot serve, with the values that ask for nothing.
-_NEUTRAL: dict[str, tuple[object, ...]] = {
+NEUTRAL: dict[str, tuple[object, ...]] = {
     "audio": (),
     "function_call": (),
     "functions": (),
@@ -65,7 +66,7 @@ def translate(body: ChatCompletionRequest, *, best_of_header: str | None, api: A
         raise InvalidRequest(
             f"{len(body.messages)} messages are over this server's limit of {api.max_messages}", param="messages"
         )
-    for field, neutral in _NEUTRAL.items():
+    for field, neutral in NEUTRAL.items():
         value = getattr(body, field)
         if value is not None and value not in neutral:
             raise UnsupportedField(f"{field} is not supported here{_INSTEAD.get(field, '')}", param=field)
@@ -131,7 +132,7 @@ def _sampling(body: ChatCompletionRequest) -> Sampling:
         logit_bias=body.logit_bias,
         logprobs=bool(body.logprobs),
         top_logprobs=body.top_logprobs,
-        tools=tuple(tool.model_dump(exclude_none=True) for tool in body.tools or ()),
+        tools=tuple(_tool(tool) for tool in body.tools or ()),
         tool_choice=choice.model_dump() if choice is not None and not isinstance(choice, str) else choice,
         parallel_tool_calls=body.parallel_tool_calls,
         response_format=(
@@ -140,6 +141,13 @@ def _sampling(body: ChatCompletionRequest) -> Sampling:
             else None
         ),
     )
+
+
+def _tool(tool: Tool) -> JsonObject:
+    """A tool as backends want it: without parameters it takes none, which OpenAI leaves unsaid and TGI must be told."""
+    definition = tool.model_dump(exclude_none=True)
+    definition["function"].setdefault("parameters", {"type": "object", "properties": {}})
+    return definition
 
 
 def _message(message: ChatMessage, index: int) -> Message:
