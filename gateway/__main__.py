@@ -15,6 +15,7 @@ from rich.table import Table
 
 from gateway import settings_table
 from gateway.api.auth import new_key
+from gateway.app import build
 from gateway.errors import GatewayError
 from gateway.policy import Policy, PolicyStore
 from gateway.settings import Settings, load
@@ -44,6 +45,7 @@ def serve(
 
         raise typer.Exit(serve_embedded())
     settings = _settings()
+    _told(lambda: build(settings))  # what would fail in every worker fails here, once and in one line
     with tempfile.TemporaryDirectory(prefix="ratchet-metrics-") as folder:
         if settings.workers > 1:
             os.environ[MULTIPROCESS_DIR] = folder  # before any worker makes a metric

@@ -1,3 +1,20 @@
-"""Plugins that every test may use."""
+"""Plugins and fixtures that every test may use."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
 
 pytest_plugins = ["tests.redis_server", "tests.serving"]
+
+
+@pytest.fixture
+def logging_as_it_was() -> Iterator[None]:
+    """Takes back what ``configure_logging`` does to this process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()

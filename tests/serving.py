@@ -60,7 +60,7 @@ Serve = Callable[..., Awaitable[Served]]
 
 @pytest.fixture
 async def serve(tmp_path: Path, redis_settings: RedisSettings) -> AsyncIterator[Serve]:
-    """What starts gateways: ``await serve(tgi=Knobs(…), rewards=RewardKnobs(…), race={…}, api={…}, …)``."""
+    """What starts gateways, with the knobs of both stubs and the settings of any group: see ``Serve``."""
     async with AsyncExitStack() as stack:
 
         async def start(

@@ -1,0 +1,56 @@
+"""The composition root: what it refuses to start with, and that parts live and die with it."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.app import create_app
+from gateway.errors import SettingsError
+from gateway.settings import Settings
+from tests.redis_server import RedisServer
+from tests.serving import Serve
+
+
+def test_a_gateway_without_a_reward_model_does_not_start() -> None:
+    with pytest.raises(SettingsError, match="GATEWAY_REWARD__MODEL"):
+        create_app(Settings())
+
+
+def test_a_bad_key_file_is_fatal(tmp_path: Path) -> None:
+    settings = Settings.model_validate({"reward": {"url": "http://reward"}, "api": {"keys_file": tmp_path / "none"}})
+    with pytest.raises(SettingsError, match="cannot be read"):
+        create_app(settings)
+
+
+async def test_metrics_tell_what_was_served(serve: Serve, redis_server: RedisServer) -> None:
+    served = await serve(policy={"n": 2})
+    await served.chat()
+    await served.chat(temperature=9)
+    text = (await served.http.get("/metrics")).text
+    assert 'ratchet_requests_total{route="/v1/chat/completions",status="200"} 1.0' in text
+    assert 'ratchet_requests_total{route="/v1/chat/completions",status="400"} 1.0' in text
+    assert 'ratchet_selections_total{selection="scored"} 1.0' in text
+    assert 'ratchet_errors_total{kind="InvalidRequest"} 1.0' in text
+    assert "ratchet_policy_n 2.0" in text
+    assert "ratchet_redis_connected 1.0" in text
+
+
+async def test_every_answer_carries_a_request_id(serve: Serve) -> None:
+    served = await serve()
+    own = await served.http.get("/health/live", headers={"x-request-id": "trace-1"})
+    malformed = await served.http.get("/health/live", headers={"x-request-id": "two words"})
+    assert own.headers["x-request-id"] == "trace-1"
+    assert malformed.headers["x-request-id"] not in {"", "two words"}
+
+
+async def test_a_defect_is_a_500_without_its_trace(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    served = await serve()
+    monkeypatch.setattr("gateway.api.chat_completions.make_plan", broken)
+    response = await served.chat()
+    assert (response.status_code, response.json()["error"]["type"]) == (500, "internal_error")
+    assert "secret" not in response.text
+    monkeypatch.undo()
+    assert (await served.chat()).status_code == 200

@@ -1,0 +1,167 @@
+"""The commands, as processes: what serves, what refuses to start, how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+from typer.testing import CliRunner, Result
+
+from gateway.__main__ import cli
+from gateway.api.auth import ApiKeys
+from gateway.embedded.process import free_port
+from gateway.settings import Settings, variables
+from tests.redis_server import RedisServer
+from tests.serving import Served
+from tests.stubs.knobs import Knobs
+from tests.stubs.reward import RewardStub
+from tests.stubs.tgi import TgiStub
+
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+
+
+def gateway(*arguments: str, **settings: str) -> Result:
+    """Run a short command to its end, in this process."""
+    return CliRunner().invoke(cli, arguments, env={**dict.fromkeys(variables()), **settings})
+
+
+@dataclass(slots=True)
+class Running(Served):
+    """A gateway that is a process of its own."""
+
+    process: asyncio.subprocess.Process
+
+
+@asynccontextmanager
+async def serving(
+    redis: RedisServer, spool: Path, knobs: Knobs | None = None, **settings: str
+) -> AsyncIterator[Running]:
+    """``python -m gateway serve``, ready, and what stands behind it."""
+    port = free_port()
+    async with AsyncExitStack() as stack:
+        tgi = await stack.enter_async_context(TgiStub(knobs))
+        rewards = await stack.enter_async_context(RewardStub())
+        environment = {
+            **ENVIRONMENT,
+            "GATEWAY_PORT": str(port),
+            "GATEWAY_BACKEND__URLS": tgi.url,
+            "GATEWAY_REWARD__URL": rewards.url,
+            "GATEWAY_REDIS__URL": redis.url,
+            "GATEWAY_JOURNAL__SPOOL_DIR": str(spool),
+            **settings,
+        }
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "gateway", "serve", env=environment)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            http = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30))
+            await _until_ready(http, process)
+            known = Settings.model_validate({"redis": {"url": redis.url}})
+            yield Running(url, http, tgi, rewards, known, process)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+async def _until_ready(http: httpx2.AsyncClient, process: asyncio.subprocess.Process) -> None:
+    async with asyncio.timeout(60):
+        while process.returncode is None:
+            try:
+                if (await http.get("/health/ready")).status_code == 200:
+                    return
+            except httpx2.TransportError:
+                pass
+            await asyncio.sleep(0.05)
+    raise AssertionError(f"the gateway ended with status {process.returncode}")
+
+
+def test_an_unknown_setting_is_one_line_and_a_failure() -> None:
+    ended = gateway("serve", GATEWAY_SPEED="9")
+    assert ended.exit_code == 2
+    assert "GATEWAY_SPEED" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_gateway_without_a_reward_model_says_what_to_set() -> None:
+    ended = gateway("serve")
+    assert (ended.exit_code, "GATEWAY_REWARD__MODEL" in ended.stderr) == (2, True)
+
+
+def test_a_new_key_is_shown_with_the_line_that_knows_it(tmp_path: Path) -> None:
+    said = gateway("key", "new", "billing").stdout.splitlines()
+    key, line = (row.split(":  ", 1)[1].strip() for row in said[:2])
+    file = tmp_path / "keys"
+    file.write_text(f"# keys of this test\n{line}\n")
+    assert len(ApiKeys.read(file).authenticate(f"Bearer {key}") or "") == 16
+
+
+def test_a_key_needs_a_name_that_the_file_can_hold() -> None:
+    ended = gateway("key", "new", "two words")
+    assert (ended.exit_code, "name" in ended.stderr) == (2, True)
+
+
+def test_the_settings_are_listed() -> None:
+    assert "`GATEWAY_BACKEND__URLS`" in gateway("settings").stdout
+    assert "#GATEWAY_PORT=8000" in gateway("settings", "--env").stdout
+
+
+def test_a_policy_is_published_shown_and_remembered(redis_server: RedisServer, tmp_path: Path) -> None:
+    settings = {"GATEWAY_REDIS__URL": redis_server.url, "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path), "COLUMNS": "200"}
+    assert gateway("policy", "set", "--reason", "nothing", **settings).exit_code == 2
+    published = gateway("policy", "set", "--n", "2", "--temperature", "0.5", "--reason", "cheaper", **settings)
+    assert published.exit_code == 0, published.stderr
+    refused = gateway("policy", "set", "--n", "99", "--reason", "too much", **settings)
+    assert (refused.exit_code, "n" in refused.stderr) == (2, True)
+    assert "cheaper" in gateway("policy", "show", **settings).stdout
+    assert "cheaper" in gateway("policy", "history", **settings).stdout
+
+
+async def test_a_running_gateway_takes_a_new_policy_within_seconds(redis_server: RedisServer, tmp_path: Path) -> None:
+    settings = {"GATEWAY_REDIS__URL": redis_server.url, "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path)}
+    async with serving(redis_server, tmp_path, GATEWAY_POLICY__REFRESH_S="0.1") as served:
+        before = (await served.chat()).json()["best_of_n"]
+        command = ("policy", "set", "--n", "2", "--exploration", "0", "--reason", "test")
+        published = await asyncio.to_thread(gateway, *command, **settings)
+        assert published.exit_code == 0, published.stderr
+        async with asyncio.timeout(10):
+            while "ratchet_policy_version 1.0" not in (await served.http.get("/metrics")).text:
+                await asyncio.sleep(0.05)
+        after = (await served.chat()).json()["best_of_n"]
+    assert (before["policy"], after["policy"], after["n"]) == (0, 1, 2)
+
+
+async def test_sigterm_lets_the_race_finish_and_flushes_the_journal(redis_server: RedisServer, tmp_path: Path) -> None:
+    async with serving(redis_server, tmp_path, Knobs(latency_ms=500)) as served:
+        racing = asyncio.create_task(served.chat(best_of=3))
+        await served.tgi.state.until(lambda state: state.generating == 3)
+        served.process.send_signal(signal.SIGTERM)
+        answer = await racing
+        status = await served.process.wait()
+        [record] = await served.records(1)
+    # uvicorn ends by the signal that it was sent, once everything is done: what supervisors expect.
+    assert (answer.status_code, status) == (200, -signal.SIGTERM)
+    assert record.id == answer.json()["id"]
+
+
+async def test_several_workers_serve_and_their_metrics_are_one(redis_server: RedisServer, tmp_path: Path) -> None:
+    async with serving(redis_server, tmp_path, GATEWAY_WORKERS="2") as served:
+        answers = await asyncio.gather(*(served.chat(best_of=2) for _ in range(12)))
+        assert [answer.status_code for answer in answers] == [200] * 12
+        assert 'ratchet_selections_total{selection="scored"} 12.0' in (await served.http.get("/metrics")).text
+        records = await served.records(12)
+    assert {record.id for record in records} == {answer.json()["id"] for answer in answers}
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("policy", "--help"), ("key", "--help")])
+def test_every_command_explains_itself(arguments: tuple[str, ...]) -> None:
+    assert gateway(*arguments).exit_code == 0

@@ -1,0 +1,70 @@
+"""Telemetry: metrics that add up, log lines that are JSON."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import structlog
+
+from gateway.errors import BackendFailed
+from gateway.telemetry import MULTIPROCESS_DIR, Metrics, configure_logging
+from gateway.types import Answer, Candidate, Outcome, Plan, Selection, Timings
+
+
+def outcome() -> Outcome:
+    answers = [Answer("a", "stop", 3, tokens) for tokens in (5, 7)]
+    candidates = [Candidate(i, i, answer=answer, reward=float(i)) for i, answer in enumerate(answers)]
+    candidates.append(Candidate(2, 2, error=BackendFailed("no")))
+    plan = Plan(n_asked=4, n_ordinary=2, seed=1, adapter=None, policy_version=9, exploration=True)
+    return Outcome(plan, 3, candidates, [candidates[1]], Selection.SCORED, Timings(), deadline_hit=True)
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_a_completion_is_counted_under_what_happened() -> None:
+    metrics = Metrics()
+    metrics.completed(outcome(), replace(Timings(), generate_ms=250.0, total_ms=260.0))
+    assert value(metrics, "ratchet_selections_total", selection="scored") == 1
+    assert value(metrics, "ratchet_candidates_total", outcome="finished") == 2
+    assert value(metrics, "ratchet_candidates_total", outcome="BackendFailed") == 1
+    assert value(metrics, "ratchet_generated_tokens_total") == 12
+    assert value(metrics, "ratchet_returned_tokens_total") == 7
+    assert value(metrics, "ratchet_explorations_total") == 1
+    assert value(metrics, "ratchet_reduced_total") == 1
+    assert value(metrics, "ratchet_deadlines_total") == 1
+    assert value(metrics, "ratchet_winner_reward_bucket", policy="9", le="0.5") == 0
+    assert value(metrics, "ratchet_winner_reward_bucket", policy="9", le="1.0") == 1
+    assert value(metrics, "ratchet_stage_seconds_sum", stage="generate") == 0.25
+    assert value(metrics, "ratchet_stage_seconds_sum", stage="overhead") == pytest.approx(0.01)
+
+
+def test_a_batch_is_counted_with_its_padding() -> None:
+    metrics = Metrics()
+    metrics.scored_batch(entries=4, tokens=90, padded_tokens=100, wait_ms=2.0, run_ms=30.0)
+    assert value(metrics, "ratchet_reward_batch_padding_tokens_total") == 10
+    assert value(metrics, "ratchet_reward_batch_entries_sum") == 4
+    assert value(metrics, "ratchet_reward_run_seconds_sum") == 0.03
+
+
+def test_with_several_workers_the_metrics_of_all_are_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prometheus' multi-process mode reads every worker's file; here the folder has none, so nothing is rendered."""
+    metrics = Metrics()
+    metrics.explorations.inc()
+    assert b"ratchet_explorations_total 1.0" in metrics.render()[0]
+    monkeypatch.setenv(MULTIPROCESS_DIR, str(tmp_path))
+    assert metrics.render()[0] == b""
+
+
+@pytest.mark.usefixtures("logging_as_it_was")
+def test_log_lines_are_json_with_an_event_and_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "json")
+    structlog.get_logger().info("something", count=3)
+    structlog.get_logger().debug("too detailed")
+    logging.getLogger("somewhere.else").warning("odd")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["event"], line["level"]) for line in lines] == [("something", "info"), ("odd", "warning")]
+    assert lines[0]["count"] == 3
