@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from distill.training.preferences import Conversation, Group
 
 MIN_WORDS = 8  # shorter answers cannot be spoiled recognisably
-MAX_WORDS = 90  # longer ones are trimmed first: training time goes with length
+MAX_WORDS = 70  # longer ones are trimmed first: training time goes with length
 LENGTH_TOLERANCE = 0.15
 SENTENCE_ENDS = (".", "!", "?", ")", '"', "`", "|")
 

@@ -49,10 +49,10 @@ def reward(
     fold: Fold = 0,
     seed: Seed = 0,
     epochs: Epochs = 2,
-    learning_rate: LearningRate = 6e-4,
+    learning_rate: LearningRate = 1e-3,
     rank: Rank = 16,
     top_layers: TopLayers = 3,
-    max_length: MaxLength = 192,
+    max_length: MaxLength = 160,
     spoiled: Spoiled = 2,
     threads: Threads = 0,
 ) -> None:

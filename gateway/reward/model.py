@@ -85,7 +85,7 @@ class RewardModel:
         """
         target = _choose_device(device)
         weights_dtype = DTYPES[_choose_dtype(dtype, target)]
-        with _quiet_transformers():
+        with quiet_transformers():
             # Merged in float32: bfloat16 would round LoRA's small updates away.
             tokenizer, classifier = _load_base(model, torch.float32 if adapter is not None else weights_dtype, adapter)
             if adapter is not None:
@@ -96,6 +96,11 @@ class RewardModel:
         loaded = cls(classifier.eval(), tokenizer, name=name, max_length_tokens=max_length_tokens)
         _log.info("reward_model_loaded", model=loaded.name, device=loaded.device, dtype=loaded.dtype)
         return loaded
+
+    @property
+    def module(self) -> Any:
+        """The torch module itself, for training."""
+        return self._model
 
     @property
     def device(self) -> str:
@@ -240,7 +245,7 @@ def _choose_dtype(dtype: str, device: torch.device) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without progress bars and load reports on stderr: what they would tell is checked here and raised."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from distill.training.auxiliary import KINDS, LENGTH_TOLERANCE, Source, auxiliary_groups, trimmed
+from distill.training.auxiliary import KINDS, LENGTH_TOLERANCE, MAX_WORDS, Source, auxiliary_groups, trimmed
 
 CHANGES_LENGTH = {"padded", "halved"}
 SUBJECTS = ("bread", "bicycles", "volcanoes", "violins", "whales", "gardens", "maps", "clocks", "rivers", "bridges")
@@ -89,7 +89,7 @@ def test_a_good_answer_ends_where_a_sentence_ends() -> None:
     assert trimmed("One whole sentence is here. Another one that") == "One whole sentence is here."
     assert trimmed("A whole one. And a second.") == "A whole one. And a second."
     assert trimmed("no end at all " * 5).split() == ["no", "end", "at", "all"] * 5
-    assert len(trimmed(essay("maps", 6) * 5).split()) <= 90
+    assert len(trimmed(essay("maps", 6) * 5).split()) <= MAX_WORDS
 
 
 def test_spoiling_alone_in_the_world_finds_no_other_topic() -> None:
