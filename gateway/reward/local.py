@@ -122,6 +122,11 @@ class LocalScorer:
         """Answers in the queue."""
         return self._batcher.waiting
 
+    @property
+    def launch_tokens(self) -> int:
+        """What starting a batch costs where the model runs, in tokens."""
+        return self._batcher.launch_tokens
+
     async def loaded(self) -> Model:
         """The model, once it is loaded.
 

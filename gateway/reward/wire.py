@@ -185,7 +185,7 @@ def _parse_item(item: object, where: str) -> str | tuple[list[Message], str]:
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{where} must be a string or an object with messages")
     for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in _ROLES:
+        if not isinstance(message, dict) or str(message.get("role")) not in _ROLES:
             raise ValueError(f"{where}: each message needs a role: {', '.join(sorted(_ROLES))}")
         if not isinstance(message.get("content"), str | None):
             raise ValueError(f"{where}: the content of a message must be a string or null")
