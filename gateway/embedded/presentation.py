@@ -89,7 +89,7 @@ def what_next() -> RenderableType:
 def serving(url: str, log_dir: Path) -> RenderableType:
     """What ``make serve`` says once it is ready."""
     rows = Table.grid(padding=(0, 2))
-    rows.add_row("API", f"{url}/v1   (OpenAI's chat API; any api_key)")
+    rows.add_row("API", f"{url}/v1   (OpenAI's chat API)")
     rows.add_row("Documentation", f"{url}/docs")
     rows.add_row("Metrics", f"{url}/metrics")
     rows.add_row("Logs", str(log_dir))

@@ -154,6 +154,10 @@ class EmbeddedStack:
     def _gateway_settings(self) -> dict[str, str]:
         defaults = {
             "GATEWAY_RACE__MAX_IN_FLIGHT": str(_SLOTS),
+            # Draws and rewards share the cores here: a slow reward is no broken one.
+            "GATEWAY_REWARD__TIMEOUT_S": "60",
+            "GATEWAY_RACE__DEADLINE_S": "180",
+            "GATEWAY_BACKEND__REQUEST_TIMEOUT_S": "180",
             "GATEWAY_POLICY__DEFAULT_TEMPERATURE": str(DEFAULT_TEMPERATURE),
         }
         own = {
