@@ -1,0 +1,111 @@
+"""One gateway that a whole module of requests may try to break."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest_asyncio
+from redis.asyncio import Redis
+
+from gateway.journal.record import decode
+from gateway.settings import Settings
+from tests.redis_server import RedisServer
+from tests.serving import MESSAGES, Served, running
+from tests.stubs.knobs import Knobs
+from tests.stubs.reward import RewardKnobs, RewardStub
+from tests.stubs.tgi import TgiStub
+
+PERMITS = 6
+JSON = {"content-type": "application/json"}
+
+
+@dataclass(slots=True)
+class Shared:
+    """A gateway for many tests: each does its worst and then asks whether anything was lost."""
+
+    served: Served
+    redis: Redis
+    last_entry: bytes = b"0"
+
+    async def post(
+        self, content: bytes, headers: dict[str, str] | None = None, path: str = "/v1/chat/completions"
+    ) -> httpx2.Response:
+        """POST these very bytes."""
+        return await self.served.http.post(path, content=content, headers={**JSON, **(headers or {})})
+
+    async def chat(self, **fields: Any) -> httpx2.Response:
+        """A chat of one draw, unless ``fields`` say otherwise."""
+        return await self.served.chat(**{"best_of": 1, **fields})
+
+    async def assert_unharmed(self, *also_recorded: str) -> None:
+        """A good request is answered with all permits there are, and the journal gained nothing but good records."""
+        response = await self.served.chat(best_of=PERMITS)
+        body = response.json()
+        assert response.status_code == 200, body
+        assert (body["best_of_n"]["n"], body["best_of_n"]["selection"]) == (PERMITS, "scored")
+        assert [*also_recorded, body["id"]] == await self.records_until(body["id"])
+
+    async def records_until(self, last: str) -> list[str]:
+        """Ids of the records that came since the last call, up to ``last``."""
+        ids: list[str] = []
+        while last not in ids:
+            found: Any = await self.redis.xread({"ratchet:journal": self.last_entry}, block=10_000)
+            assert found, f"no record of {last} came"
+            for _, entries in found:
+                self.last_entry = entries[-1][0]
+                ids += [decode(fields[b"data"]).id for _, fields in entries]
+        return ids
+
+    def restore(self) -> None:
+        """Stubs as they were, whatever a test made of them."""
+        for stub, knobs in ((self.served.tgi, Knobs()), (self.served.rewards, RewardKnobs())):
+            stub.knobs.update({name: getattr(knobs, name) for name in type(knobs).__dataclass_fields__})
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def module_gateway() -> AsyncIterator[Shared]:
+    """Started once for a module."""
+    folder = Path(tempfile.mkdtemp(prefix="api-"))  # short, for a unix socket lies in it
+    server = RedisServer(folder)
+    server.start()
+    try:
+        async with TgiStub() as tgi, RewardStub() as rewards, Redis.from_url(server.url) as redis:
+            settings = Settings.model_validate(
+                {
+                    "redis": {"url": server.url},
+                    "backend": {"urls": (tgi.url,)},
+                    "reward": {"url": rewards.url},
+                    "journal": {"spool_dir": folder / "spool"},
+                    "policy": {"exploration": 0.0},
+                    "race": {"max_in_flight": PERMITS},
+                }
+            )
+            async with (
+                running(settings) as url,
+                httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False) as http,
+            ):
+                yield Shared(Served(url, http, tgi, rewards, settings), redis)
+    finally:
+        server.kill()
+        shutil.rmtree(folder)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def gateway(module_gateway: Shared) -> AsyncIterator[Shared]:
+    """The module's gateway, with healthy stubs behind it and nothing in its journal that was not seen yet."""
+    module_gateway.restore()
+    first = (await module_gateway.chat()).json()["id"]
+    await module_gateway.records_until(first)
+    yield module_gateway
+    module_gateway.restore()
+
+
+def chat_body(**fields: Any) -> dict[str, Any]:
+    """A good request of one draw, with ``fields`` on top."""
+    return {"model": "ratchet", "messages": MESSAGES, "best_of": 1, **fields}
