@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Self
+from typing import Self
 
+import httpx2
 import orjson
 import structlog
 
@@ -146,9 +147,11 @@ class BackendPool:
             return Catalogue(self._flavour.base_model)
         known = replica.catalogue
         if known is None or (adapter is not None and adapter not in known.adapters):
-            listing = await self._get(replica, self._flavour.catalogue_path)
+            response = await self._get(replica, self._flavour.catalogue_path)
+            if response.status_code != 200:
+                raise from_status(response.status_code, {}, self._flavour)
             try:
-                known = replica.catalogue = self._flavour.read_catalogue(listing)
+                known = replica.catalogue = self._flavour.read_catalogue(orjson.loads(response.content))
             except (LookupError, TypeError, AttributeError, ValueError) as error:
                 raise BackendProtocolError("the backend's list of models could not be read") from error
             if adapter is not None and adapter not in known.adapters:
@@ -159,16 +162,14 @@ class BackendPool:
         """What keeps the replica from serving; None when nothing does."""
         try:
             with replica.drawing():
-                await self._get(replica, self._flavour.health_path, decode=False)
+                response = await self._get(replica, self._flavour.health_path)
         except GatewayError as error:
             return error.message
-        return None
+        status = response.status_code
+        return None if status == 200 else f"its health check answers with status {status}"
 
-    async def _get(self, replica: Replica, path: str, *, decode: bool = True) -> Any:
+    async def _get(self, replica: Replica, path: str) -> httpx2.Response:
         try:
-            response = await self._http.get(replica.root_url + path, timeout=self._settings.connect_timeout_s)
-            if response.status_code != 200:
-                raise from_status(response.status_code, {}, self._flavour)
-            return orjson.loads(response.content) if decode else None
+            return await self._http.get(replica.root_url + path, timeout=self._settings.connect_timeout_s)
         except CALL_ERRORS as error:
             raise translate(error, self._flavour) from error

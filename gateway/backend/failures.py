@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx2
 import orjson
+import structlog
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
 from gateway.backend.flavours import Flavour
@@ -20,6 +21,8 @@ from gateway.errors import (
     InvalidRequest,
 )
 from gateway.types import JsonObject
+
+log = structlog.get_logger()
 
 # What a call through the hub's client can raise: httpx2's and its own (both are HTTPError), and, for answers of
 # another shape than it expects, whatever its parsing stumbles over.
@@ -47,6 +50,7 @@ def translate(error: Exception, flavour: Flavour) -> GatewayError:
         case orjson.JSONEncodeError():
             return InvalidRequest("messages: text that is not valid Unicode", param="messages")
         case _:
+            log.warning("backend_answer_unreadable", error=type(error).__name__)
             return BackendProtocolError("the backend's answer could not be read")
 
 
@@ -56,6 +60,8 @@ def from_status(status: int, body: JsonObject, flavour: Flavour) -> GatewayError
     404 and 401 are the operator's mistakes (a wrong URL, a missing key), not the caller's: ``BackendFailed``. 503 is
     a server without capacity now, whether loading, draining or full.
     """
+    if body:
+        status = flavour.true_status(status, body)
     if status in _REJECTED:
         reason = flavour.refusal(body)
         return BackendRejected(reason[:_MESSAGE_CHARS] if reason else "the backend refused the request as invalid")
@@ -75,7 +81,7 @@ def raise_if_error(body: Any, flavour: Flavour) -> None:
         GatewayError: The body is an error's.
     """
     if isinstance(body, dict) and body.get("error") is not None:
-        raise from_status(flavour.status_within(body), body, flavour)
+        raise from_status(200, body, flavour)
 
 
 def _error_body(content: bytes) -> JsonObject:

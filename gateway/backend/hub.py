@@ -60,6 +60,9 @@ class BackendHttp(httpx2.AsyncClient):
 
     async def send(self, request: httpx2.Request, *, stream: bool = False, **_ignored: Any) -> httpx2.Response:
         """Send a request; the body is read unless ``stream``, and always when the status is an error's."""
+        if stream:
+            # Servers close a connection after a stream (llama.cpp without a word): another call must not find it open.
+            request.headers["connection"] = "close"
         response = await self._wire.handle_async_request(request)
         if not stream or response.status_code >= 400:
             try:

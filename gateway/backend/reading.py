@@ -48,7 +48,7 @@ class StreamReader:
         self._sampling = sampling
         self._trimmer = _trimmer(flavour, sampling)
         self._finish_reason: str | None = None
-        self._calls: set[int] = set()
+        self._opening: dict[int, str] = {}  # first characters of each call's arguments
         self._prompt_tokens: int | None = None
         self._completion_tokens: int | None = None
         self._pieces = 0
@@ -84,11 +84,13 @@ class StreamReader:
         Raises:
             BackendProtocolError: The stream ended before the answer did.
         """
-        if self._finish_reason is None and not self._trimmer.stopped:
+        # TGI ends a streamed tool call without a finish reason; that the usage came says it is whole.
+        whole_call = bool(self._opening) and self._completion_tokens is not None
+        if self._finish_reason is None and not self._trimmer.stopped and not whole_call:
             raise BackendProtocolError("the backend's stream ended before its answer did")
         text, entries = self._trimmer.finish()
         reason = _finish_reason(
-            self._finish_reason, self._flavour, called=bool(self._calls), stopped=self._trimmer.stopped
+            self._finish_reason or "stop", self._flavour, called=bool(self._opening), stopped=self._trimmer.stopped
         )
         if self.overrun:
             # Hung up before the usage came: such servers send a token a chunk.
@@ -97,15 +99,19 @@ class StreamReader:
         return Delta(text, (), logprobs, reason, self._prompt_tokens, self._completion_tokens)
 
     def _call_pieces(self, message: JsonObject) -> Iterator[JsonObject]:
-        """Pieces of tool calls; id, type and name come once, though TGI repeats them."""
+        """Pieces of tool calls as OpenAI streams them; TGI repeats id and type, and may open with ``{,``."""
         for position, call in enumerate(_call_list(message)):
             index = call["index"] if isinstance(call.get("index"), int) else position
             function = _object(call, "function")
-            piece: JsonObject = {"index": index, "function": {"arguments": _arguments(function)}}
-            if index not in self._calls:
-                self._calls.add(index)
+            arguments = _arguments(function)
+            piece: JsonObject = {"index": index, "function": {"arguments": arguments}}
+            if index not in self._opening:
                 piece |= {"id": _call_id(call, index), "type": "function"}
                 piece["function"]["name"] = _name(function)
+            elif self._opening[index] == "{" and arguments.startswith(","):
+                # TGI says "{" for the name it has just read, and then the comma that followed the name.
+                piece["function"]["arguments"] = arguments = arguments[1:]
+            self._opening[index] = (self._opening.get(index, "") + arguments)[:2]
             yield piece
 
 
@@ -192,9 +198,8 @@ def _logprob_entries(choice: JsonObject, sampling: Sampling) -> list[JsonObject]
     logprobs = choice.get("logprobs")
     if not sampling.logprobs or logprobs is None:
         return []
-    entries = logprobs.get("content") if isinstance(logprobs, dict) else None
     try:
-        return [_logprob_entry(entry, sampling.top_logprobs or 0) for entry in entries or ()]
+        return [_logprob_entry(entry, sampling.top_logprobs or 0) for entry in logprobs["content"] or ()]
     except (LookupError, TypeError, AttributeError) as error:
         raise BackendProtocolError("the backend's answer has logprobs that make no sense") from error
 
@@ -205,8 +210,9 @@ def _logprob_entry(entry: JsonObject, alternatives: int) -> JsonObject:
 
 
 def _token(entry: JsonObject) -> JsonObject:
-    token = entry["token"]
-    return {"token": token, "logprob": entry["logprob"], "bytes": list(token.encode())}
+    token_bytes = list(entry["token"].encode())
+    # A token may be a part of a character: then only the server knows its bytes.
+    return {"token": entry["token"], "logprob": entry["logprob"], "bytes": entry.get("bytes") or token_bytes}
 
 
 def _logprobs(entries: list[JsonObject]) -> JsonObject:

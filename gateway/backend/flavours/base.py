@@ -97,8 +97,10 @@ class Flavour:
         """The server's reason for refusing a request, where it is known to hold no prompt text."""
         return None
 
-    def status_within(self, body: JsonObject) -> int:
-        """The HTTP status that an error reported under a status of 200 stands for."""
+    def true_status(self, status: int, body: JsonObject) -> int:
+        """The HTTP status that an error deserves: some are reported under 200, in a stream or even out of one."""
+        if status >= 400:
+            return status
         error = body["error"]
         code = error.get("code") if isinstance(error, dict) else None
         return code if isinstance(code, int) and 400 <= code <= 599 else 500

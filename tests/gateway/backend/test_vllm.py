@@ -1,0 +1,105 @@
+"""vLLM's part of the protocol, from a server that knows only that."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from gateway.backend.client import BackendPool
+from gateway.errors import BackendFailed, BackendProtocolError
+from tests.gateway.backend.conftest import PoolOf, prompt
+
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+
+
+@dataclass
+class FakeVllm:
+    """Lists its models and answers with the model's name; unknown models are a 404."""
+
+    url: str = ""
+    models: Any = field(default_factory=lambda: {"data": [{"id": "base-7b", "parent": None}]})
+    listings: int = 0
+    requests: list[Any] = field(default_factory=list)
+
+    def load(self, adapter: str) -> None:
+        self.models["data"].append({"id": adapter, "parent": "base-7b"})
+
+    async def list_models(self, _: web.Request) -> web.Response:
+        self.listings += 1
+        return web.json_response(self.models)
+
+    async def chat(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        self.requests.append(asked)
+        if asked["model"] not in [model["id"] for model in self.models["data"]]:
+            return web.json_response({"error": {"message": "no such model", "code": 404}}, status=404)
+        choice = {"index": 0, "message": {"role": "assistant", "content": asked["model"]}, "finish_reason": "stop"}
+        return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
+
+
+@pytest.fixture
+async def vllm() -> AsyncIterator[FakeVllm]:
+    fake = FakeVllm()
+    app = web.Application()
+    app.router.add_get("/v1/models", fake.list_models)
+    app.router.add_post("/v1/chat/completions", fake.chat)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield fake
+    await runner.cleanup()
+
+
+@pytest.fixture
+def pool(vllm: FakeVllm, pool_of: PoolOf) -> BackendPool:
+    return pool_of(vllm.url, kind="vllm")
+
+
+async def draw(pool: BackendPool, **asked: Any) -> str | None:
+    return (await pool.complete(prompt(**asked), seed=1, replica=0)).text
+
+
+async def test_the_base_model_is_asked_for_by_the_name_it_is_served_under(vllm: FakeVllm, pool: BackendPool) -> None:
+    assert ["base-7b", "base-7b"] == [await draw(pool), await draw(pool)]
+    assert 1 == vllm.listings
+
+
+async def test_an_adapter_loaded_later_is_found(vllm: FakeVllm, pool: BackendPool) -> None:
+    await draw(pool)
+    vllm.load("rft-1")
+    assert "rft-1" == await draw(pool, adapter="rft-1")
+
+
+async def test_an_adapter_that_is_not_loaded_is_not_asked_for(vllm: FakeVllm, pool: BackendPool) -> None:
+    with pytest.raises(BackendFailed, match="rft-9"):
+        await draw(pool, adapter="rft-9")
+    assert [] == vllm.requests
+
+
+async def test_an_adapter_that_was_unloaded_fails_and_is_looked_up_again(vllm: FakeVllm, pool: BackendPool) -> None:
+    vllm.load("rft-1")
+    await draw(pool, adapter="rft-1")
+    vllm.models["data"].pop()
+    with pytest.raises(BackendFailed, match="404"):
+        await draw(pool, adapter="rft-1")
+    with pytest.raises(BackendFailed, match="not loaded"):
+        await draw(pool, adapter="rft-1")
+
+
+@pytest.mark.parametrize("listing", [{}, [], {"data": []}, {"data": [5]}, {"data": [{"parent": None}]}])
+async def test_a_list_of_models_that_makes_no_sense_is_said_so(vllm: FakeVllm, pool: BackendPool, listing: Any) -> None:
+    vllm.models = listing
+    with pytest.raises(BackendProtocolError, match="models"):
+        await draw(pool)
+
+
+async def test_a_json_schema_reaches_vllm_as_openai_writes_it(vllm: FakeVllm, pool: BackendPool) -> None:
+    """The hub's client would rewrite it for TGI, and vLLM would silently ignore that."""
+    await draw(pool, response_format=SCHEMA)
+    assert SCHEMA == vllm.requests[0]["response_format"]
