@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from peft import LoraConfig, TaskType, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, Qwen3Config
 from transformers import Qwen3ForSequenceClassification as Qwen3Classifier
 
 from tests.gateway.reward.texts import CHAT_TEMPLATE, TEXTS
+
+# How long an example takes says how busy the machine is, nothing else.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

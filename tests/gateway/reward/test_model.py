@@ -11,10 +11,47 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
+from gateway.embedded.weights import minilm_folder, reward_adapter_folder
 from gateway.errors import RewardError, SettingsError
 from gateway.reward.model import ADAPTER_FILE, EncodedPair, RewardModel
 from gateway.types import Message
 from tests.gateway.reward.texts import TEXTS, ask
+
+MAX_ADAPTER_BYTES = 3_000_000
+
+# Ours: a prompt, a sane answer, and a bad one of about the same length.
+JUDGED = [
+    (
+        "How do I keep bread fresh for longer?",
+        "Keep it in a paper bag or a bread box at room temperature, and freeze what you cannot eat in two days.",
+        "bread in a or cannot paper you at eat temperature box days bag room two keep freeze and what fresh it.",
+    ),
+    (
+        "Explain why the sky is blue.",
+        "Sunlight is scattered by the air, and blue light is scattered the most, so we see blue in every direction.",
+        "To repot a plant, water it first, loosen the roots, and set it into a larger pot with fresh soil below.",
+    ),
+    (
+        "Give me three tips for a job interview.",
+        "Read about the company first, prepare examples of your work, and arrive ten minutes before the interview.",
+        "Read about the company, read about the company, read about the company, read about the company, read about.",
+    ),
+    (
+        "What does a librarian do?",
+        "A librarian helps people find books and information, orders new titles, and keeps the shelves in good order.",
+        "What does a librarian do? You asked what does a librarian do? So what does a librarian do? A librarian do?",
+    ),
+    (
+        "Suggest a simple dinner with rice.",
+        "Fry garlic and vegetables in a pan, add cooked rice and a beaten egg, and season it with soy sauce.",
+        "Fry garlic and market shares fell on parliament when ocean the purple engine wrote seven under tax law.",
+    ),
+    (
+        "How can I sleep better?",
+        "Go to bed at the same time every day, keep the room dark and cool, and avoid screens late in the evening.",
+        "This is a very interesting topic. There are many things to consider. It is important. I hope this helps you!",
+    ),
+]
 
 
 @pytest.fixture(scope="session")
@@ -136,6 +173,38 @@ def test_bfloat16_keeps_the_head_in_float32(decoder: str, decoder_model: RewardM
     pair = half.encode(ask("hi"), "hello")
     assert half.dtype == "bfloat16"
     assert decoder_model.score([pair])[0] == pytest.approx(half.score([pair])[0], abs=0.2)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> RewardModel:
+    return RewardModel.load(str(minilm_folder()), adapter=reward_adapter_folder(), device="cpu")
+
+
+def test_the_shipped_adapter_is_small_safetensors_over_the_wheels_minilm(shipped: RewardModel) -> None:
+    folder = reward_adapter_folder()
+    assert (folder / ADAPTER_FILE).stat().st_size <= MAX_ADAPTER_BYTES
+    assert (folder / "README.md").is_file()
+    assert shipped.max_length_tokens == 512
+
+
+@pytest.mark.parametrize(("prompt", "good", "bad"), JUDGED, ids=[prompt for prompt, _, _ in JUDGED])
+def test_the_shipped_model_ranks_a_sane_answer_above_a_bad_one(
+    shipped: RewardModel, prompt: str, good: str, bad: str
+) -> None:
+    """Shuffled, off-topic, repeating, parroting, derailed, empty of content: each as long as the good one."""
+    better, worse = shipped.score([shipped.encode(ask(prompt), good), shipped.encode(ask(prompt), bad)])
+    assert better > worse
+
+
+@pytest.mark.gpu
+def test_bfloat16_on_cuda_is_float32_but_for_rounding(minilm: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    full = RewardModel.load(minilm, adapter=reward_adapter_folder(), device="cuda", dtype="float32")
+    half = RewardModel.load(minilm, adapter=reward_adapter_folder())
+    assert half.dtype == "bfloat16"
+    pairs = [full.encode(ask(prompt), text) for prompt, good, bad in JUDGED for text in (good, bad)]
+    assert full.score(pairs) == pytest.approx(half.score(pairs), abs=0.25)
 
 
 @pytest.mark.parametrize("bad", ["/nowhere/at/all", "./nowhere", "a/b/c"])
