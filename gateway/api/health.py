@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from gateway.api.errors import json_response
+from gateway.api.openapi import NO_KEY
 from gateway.api.schemas import ReadyResponse
 from gateway.types import Readiness
 
@@ -42,7 +43,7 @@ def routes(probes: Mapping[str, Probe], render: Callable[[], tuple[bytes, str]])
     """
     router = APIRouter(tags=["health"])
 
-    @router.get("/health/live", summary="Whether the process runs")
+    @router.get("/health/live", summary="Whether the process runs", openapi_extra=NO_KEY)
     async def live() -> dict[str, str]:
         return {"status": "ok"}
 
@@ -50,6 +51,7 @@ def routes(probes: Mapping[str, Probe], render: Callable[[], tuple[bytes, str]])
         "/health/ready",
         summary="Whether requests can be answered, and if not, why",
         responses={200: {"model": ReadyResponse}, 503: {"model": ReadyResponse}},
+        openapi_extra=NO_KEY,
     )
     async def ready() -> Response:
         found = dict(zip(probes, await asyncio.gather(*(probe() for probe in probes.values())), strict=True))
@@ -60,7 +62,7 @@ def routes(probes: Mapping[str, Probe], render: Callable[[], tuple[bytes, str]])
         parts = {name: {"ready": part.ready, "detail": part.detail} for name, part in found.items()}
         return json_response({"status": status, "parts": parts}, status=503 if status == "not ready" else 200)
 
-    @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    @router.get("/metrics", summary="Prometheus metrics", response_class=Response, openapi_extra=NO_KEY)
     async def metrics() -> Response:
         body, content_type = render()
         return Response(body, media_type=content_type)

@@ -33,6 +33,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+NO_KEY: dict[str, Any] = {"security": []}
+"""``openapi_extra`` of a route that asks for no API key: what balancers and Prometheus call."""
+
+
 def request_body(model: type[BaseModel], *, header: dict[str, Any] | None = None) -> dict[str, Any]:
     """``openapi_extra`` of a route that reads its own JSON body, and perhaps a header."""
     schema = {"$ref": _REF.format(model=model.__name__)}
@@ -61,8 +65,9 @@ def _state_limits(document: dict[str, Any], settings: Settings) -> None:
     fields = document["components"]["schemas"][ChatCompletionRequest.__name__]["properties"]
     fields["model"]["enum"] = list(settings.api.models)
     fields["messages"]["maxItems"] = settings.api.max_messages
-    for name in ("best_of", "n"):
-        fields[name]["anyOf"][0]["maximum"] = settings.race.best_of_max
+    [header] = document["paths"]["/v1/chat/completions"]["post"]["parameters"]
+    for schema in (fields["best_of"]["anyOf"][0], fields["n"]["anyOf"][0], header["schema"]):
+        schema["maximum"] = settings.race.best_of_max
     for name, neutral in NEUTRAL.items():
         fields[name] = {"title": fields[name]["title"], "enum": [*neutral, None]}
     fields["stop"]["anyOf"][1]["maxItems"] = MAX_STOPS

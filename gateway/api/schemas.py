@@ -10,10 +10,21 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _without_point(value: object) -> object:
+    """``4.0`` as the whole number that it is in JSON's own terms."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_without_point)
+Count = Annotated[int, Field(ge=1), Whole]
+Tokens = Annotated[int, Field(ge=1, le=10_000_000), Whole]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), Whole]
 
 
 def _as_json_has_it(value: dict[str, Any]) -> dict[str, Any]:
@@ -180,20 +191,20 @@ class ChatCompletionRequest(_Wire):
 
     model: str = Field(min_length=1, max_length=256)
     messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
-    best_of: int | None = Field(default=None, ge=1, description="N: how many candidates are drawn and scored.")
-    n: int | None = Field(default=None, ge=1, description="How many of the best answers are returned.")
+    best_of: Count | None = Field(default=None, description="N: how many candidates are drawn and scored.")
+    n: Count | None = Field(default=None, description="How many of the best answers are returned.")
 
     temperature: Finite | None = Field(default=None, ge=0, le=2)
     top_p: Finite | None = Field(default=None, gt=0, le=1)
-    max_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
     stop: StopString | Annotated[list[StopString], Field(fail_fast=True)] | None = None
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    seed: Seed | None = None
     frequency_penalty: Finite | None = Field(default=None, ge=-2, le=2)
     presence_penalty: Finite | None = Field(default=None, ge=-2, le=2)
     logit_bias: dict[str, Annotated[Finite, Field(ge=-100, le=100)]] | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    top_logprobs: Annotated[int, Field(ge=0, le=20), Whole] | None = None
     tools: list[Tool] | None = Field(default=None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None

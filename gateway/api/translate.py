@@ -96,17 +96,16 @@ def translate(body: ChatCompletionRequest, *, best_of_header: str | None, api: A
 
 
 def _best_of(body: ChatCompletionRequest, header: str | None, best_of_max: int) -> int | None:
-    """N as the caller asks for it: header over body, within the configured maximum."""
+    """N as the caller asks for it: header over body, each within the configured maximum."""
+    by_header = None
     if header is not None:
         if not (header.isascii() and header.isdigit() and len(header) <= 6):
             raise InvalidRequest("X-Best-Of must be a whole number", param="X-Best-Of")
-        best_of: int | None = int(header)
-    else:
-        best_of = body.best_of
-    if best_of is not None and not 1 <= best_of <= best_of_max:
-        name = "X-Best-Of" if header is not None else "best_of"
-        raise InvalidRequest(f"{name} must be between 1 and {best_of_max}", param=name)
-    return best_of
+        by_header = int(header)
+    for name, best_of in (("X-Best-Of", by_header), ("best_of", body.best_of)):
+        if best_of is not None and not 1 <= best_of <= best_of_max:
+            raise InvalidRequest(f"{name} must be between 1 and {best_of_max}", param=name)
+    return body.best_of if by_header is None else by_header
 
 
 def _sampling(body: ChatCompletionRequest) -> Sampling:
