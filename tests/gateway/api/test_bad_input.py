@@ -149,6 +149,7 @@ PLACES: list[tuple[dict[str, Any], str, str]] = [
     ({"temperature": 2.1}, "temperature", "Input should be less than or equal to 2"),
     ({"max_tokens": 0}, "max_tokens", "Input should be greater than or equal to 1"),
     ({"max_tokens": 10**18}, "max_tokens", "Input should be less than or equal to 10000000"),
+    ({"max_tokens": 1e300}, "max_tokens", "Input should be less than or equal to 10000000"),
     ({"best_of": 0}, "best_of", "Input should be greater than or equal to 1"),
     ({"best_of": -1}, "best_of", "Input should be greater than or equal to 1"),
     ({"n": 0}, "n", "Input should be greater than or equal to 1"),
@@ -245,6 +246,7 @@ GOOD: dict[str, bytes] = {
     "duplicate keys: the last holds": b'{"model":"x","model":"ratchet",' + json.dumps(chat_body()).encode()[1:],
     "nesting of 150": nested(150, b'{"a":', b"}"),
     "both kinds of max_tokens, in agreement": json.dumps(chat_body(max_tokens=5, max_completion_tokens=5)).encode(),
+    "whole numbers with a point": json.dumps(chat_body(n=1.0, max_tokens=5.0, seed=-3.0)).encode(),
     "a tool without parameters": json.dumps(
         chat_body(tools=[{"type": "function", "function": {"name": "look"}}])
     ).encode(),

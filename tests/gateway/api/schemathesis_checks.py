@@ -1,0 +1,48 @@
+"""What schemathesis checks beside its own: loaded into its process by test_schemathesis.py."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import schemathesis
+from schemathesis import Case, CheckContext, Response
+
+# Rules between fields, and limits of the backend, which a JSON schema cannot say.
+RULES = {
+    ("invalid_value", "max_tokens"),  # contradicts max_completion_tokens
+    ("invalid_value", "messages[].content"),  # an assistant's turn without content and without calls
+    ("invalid_value", "messages[].content[].text"),  # a text part without text
+    ("invalid_value", "n"),  # larger than best_of, or more than 1 at temperature 0
+    ("invalid_value", "response_format.json_schema.schema"),  # a number that not every JSON reader can hold
+    ("invalid_value", "stream_options"),  # without stream
+    ("invalid_value", "tool_choice"),  # without tools
+    ("invalid_value", "tools[].function.parameters"),  # as above
+    ("invalid_value", "top_logprobs"),  # without logprobs
+    ("rejected_by_backend", None),  # too many tokens, a tool that is not there, …
+    ("unsupported_parameter", "logit_bias"),  # TGI's limits
+    ("unsupported_parameter", "presence_penalty"),
+    ("unsupported_parameter", "response_format"),
+    ("unsupported_parameter", "top_logprobs"),
+    ("unsupported_parameter", "messages[].content[].type"),  # image parts and the like
+}
+
+
+@schemathesis.check
+def valid_data_is_refused_by_a_known_rule_only(ctx: CheckContext, response: Response, case: Case[Any]) -> None:
+    """A 400 to what the schema allows names a rule that the schema cannot hold."""
+    if response.status_code == 400 and case.meta is not None and case.meta.generation.mode.is_positive:
+        error = response.json()["error"]
+        param = error["param"] and re.sub(r"\[\d+\]", "[]", error["param"])
+        # An assistant's turn is open, for what answers carry may come back; where it says something, it is refused.
+        known = (error["code"], param) in RULES or (
+            error["code"] == "unsupported_parameter" and (param or "").startswith("messages[].")
+        )
+        assert known, f"no rule refuses this: {error}"
+
+
+@schemathesis.check
+def every_error_is_openais_envelope(ctx: CheckContext, response: Response, case: Case[Any]) -> None:
+    """Whatever goes wrong is told in one shape; readiness, which is no error, has its own."""
+    if response.status_code >= 400 and response.content and case.path != "/health/ready":
+        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
