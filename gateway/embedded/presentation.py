@@ -126,7 +126,7 @@ def _bar(reward: float | None, rewards: Sequence[float]) -> str:
 
 
 def _reward(candidate: CandidateRecord) -> str:
-    return "no reward" if candidate.reward is None else f"{candidate.reward:+.2f}"
+    return "no reward" if candidate.reward is None else f"{candidate.reward:+.3f}"
 
 
 def _text(candidate: CandidateRecord) -> str:
