@@ -1,0 +1,195 @@
+"""The caller's connection: its body, its going, and a stream's life to whichever end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.types import Message
+
+from gateway.api.connection import ClientGone, EventStream, read_body, unless_gone
+from gateway.errors import BackendFailed, RequestTooLarge
+
+JSON = (b"content-type", b"application/json; charset=utf-8")
+
+
+class Caller:
+    """An ASGI caller: sends its parts, then stays until it hangs up."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self.gone = asyncio.Event()
+        self.sent: list[Message] = []
+        self._parts = list(parts)
+
+    async def receive(self) -> Message:
+        if self._parts:
+            body = self._parts.pop(0)
+            return {"type": "http.request", "body": body, "more_body": bool(self._parts)}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    @property
+    def heard(self) -> list[bytes]:
+        return [message["body"] for message in self.sent if message["type"] == "http.response.body"]
+
+    def request(self, *headers: tuple[bytes, bytes]) -> Request:
+        return Request({"type": "http", "headers": [JSON, *headers]}, self.receive)
+
+
+class Source:
+    """Events as a test hands them out; knows when it was closed."""
+
+    def __init__(self, *events: bytes | Exception) -> None:
+        self.queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
+        self.closed = False
+        for event in events:
+            self.queue.put_nowait(event)
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        try:
+            while (event := await self.queue.get()) is not None:
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+        finally:
+            self.closed = True
+
+
+def stream_of(source: Source, *, keep_alive_s: float = 5.0) -> EventStream:
+    return EventStream(
+        source.events(), keep_alive_s=keep_alive_s, keep_alive=b": alive", on_error=lambda error: error.message.encode()
+    )
+
+
+async def test_a_body_in_parts_is_one_body() -> None:
+    assert b'{"a": 1}' == await read_body(Caller(b'{"a"', b"", b": 1}").request(), limit_bytes=8)
+
+
+async def test_a_body_at_its_limit_is_read_and_one_byte_more_is_not() -> None:
+    for headers in ([], [(b"content-length", b"9")]):
+        with pytest.raises(RequestTooLarge, match="8 bytes"):
+            await read_body(Caller(b"12345", b"6789").request(*headers), limit_bytes=8)
+
+
+async def test_a_caller_gone_in_its_body_is_gone() -> None:
+    caller = Caller(b"{", b"}")
+    caller._parts.pop()
+    caller.gone.set()
+
+    async def receive() -> Message:
+        message = await caller.receive()
+        return {**message, "more_body": True}
+
+    with pytest.raises(ClientGone):
+        await read_body(Request({"type": "http", "headers": [JSON]}, receive), limit_bytes=8)
+
+
+async def test_work_is_done_for_a_caller_who_stays() -> None:
+    async def work() -> int:
+        return 42
+
+    assert 42 == await unless_gone(Caller(b"").receive, work())
+
+
+async def test_work_has_ended_when_its_caller_is_found_gone() -> None:
+    caller, ended = Caller(), asyncio.Event()
+
+    async def work() -> None:
+        try:
+            caller.gone.set()
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    with pytest.raises(ClientGone):
+        await unless_gone(caller.receive, work())
+    assert ended.is_set()
+
+
+async def test_works_own_error_is_its_callers() -> None:
+    async def work() -> None:
+        raise BackendFailed("no")
+
+    with pytest.raises(BackendFailed):
+        await unless_gone(Caller().receive, work())
+
+
+async def test_a_stream_sends_its_events_and_ends() -> None:
+    caller, source = Caller(), Source(b"one", b"two")
+    source.queue.put_nowait(None)
+    stream = stream_of(source)
+    await stream.start(caller.receive)
+    await stream({"type": "http"}, caller.receive, caller.send)
+    assert 200 == caller.sent[0]["status"]
+    assert [b"one", b"two", b""] == caller.heard
+    headers = dict(caller.sent[0]["headers"])
+    assert headers[b"content-type"].startswith(b"text/event-stream")
+    assert b"content-length" not in headers
+    assert source.closed
+
+
+async def test_silence_is_broken_by_comments() -> None:
+    caller, source = Caller(), Source()
+    stream = stream_of(source, keep_alive_s=0.01)
+    await stream.start(caller.receive)
+    sending = asyncio.create_task(stream({"type": "http"}, caller.receive, caller.send))
+    while b": alive" not in caller.heard:
+        await asyncio.sleep(0)
+    source.queue.put_nowait(b"one")
+    source.queue.put_nowait(None)
+    await sending
+    assert [b"one", b""] == [heard for heard in caller.heard if heard != b": alive"]
+
+
+async def test_an_error_before_the_first_event_is_raised() -> None:
+    source = Source(BackendFailed("no"))
+    with pytest.raises(BackendFailed):
+        await stream_of(source).start(Caller().receive)
+    assert source.closed
+
+
+async def test_an_error_after_the_first_event_is_an_event() -> None:
+    caller, source = Caller(), Source(b"one", BackendFailed("it broke"))
+    stream = stream_of(source)
+    await stream.start(caller.receive)
+    await stream({"type": "http"}, caller.receive, caller.send)
+    assert [b"one", b"it broke", b""] == caller.heard
+    assert source.closed
+
+
+async def test_a_defect_in_mid_stream_cuts_it_off() -> None:
+    caller, source = Caller(), Source(b"one", ZeroDivisionError("ours"))
+    stream = stream_of(source)
+    await stream.start(caller.receive)
+    with pytest.raises(ZeroDivisionError):
+        await stream({"type": "http"}, caller.receive, caller.send)
+    assert b"" not in caller.heard
+    assert source.closed
+
+
+@pytest.mark.parametrize("when", ["before the first event", "between events"])
+async def test_a_caller_who_leaves_closes_the_source(when: str) -> None:
+    caller, source = Caller(), Source()
+    stream = stream_of(source)
+    if when == "before the first event":
+        caller.gone.set()
+        with pytest.raises(ClientGone):
+            await stream.start(caller.receive)
+    else:
+        source.queue.put_nowait(b"one")
+        await stream.start(caller.receive)
+
+        async def send(message: Any) -> None:
+            await caller.send(message)
+            if message.get("body") == b"one":
+                caller.gone.set()
+
+        await stream({"type": "http"}, caller.receive, send)
+        assert [b"one"] == caller.heard
+    assert source.closed

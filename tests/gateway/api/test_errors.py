@@ -1,0 +1,117 @@
+"""The error table and the tree drawn over it name every error there is, and each becomes OpenAI's envelope."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import orjson
+import pydantic
+import pytest
+
+from gateway import errors
+from gateway.api import errors as api_errors
+from gateway.api.schemas import ChatCompletionRequest, FeedbackRequest
+
+CLASSES = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, errors.GatewayError) and kind.__module__ == errors.__name__
+]
+# Never raised themselves: they only group others.
+GROUPS = {errors.GatewayError, errors.CallerError, errors.BackendError}
+
+
+def drawn_tree() -> dict[str, str | None]:
+    """Each class in the tree at the top of ``gateway.errors``, with the class it hangs under."""
+    parents: dict[str, str | None] = {}
+    above: list[tuple[int, str]] = []
+    for line in (errors.__doc__ or "").splitlines():
+        if match := re.match(r"^ {4}([│├└─ ]*)([A-Z][A-Za-z]+)(?: {2,}|$)", line):
+            depth, name = len(match[1]), match[2]
+            above = [(at, parent) for at, parent in above if at < depth]
+            parents[name] = above[-1][1] if above else None
+            above.append((depth, name))
+    return parents
+
+
+def test_the_drawn_tree_is_the_real_one() -> None:
+    real = {kind.__name__: kind.__bases__[0].__name__ if kind is not errors.GatewayError else None for kind in CLASSES}
+    assert real == drawn_tree()
+
+
+def test_the_table_has_every_error_that_can_be_raised() -> None:
+    assert set(CLASSES) - GROUPS == set(api_errors.TABLE)
+
+
+@pytest.mark.parametrize("kind", api_errors.TABLE, ids=lambda kind: kind.__name__)
+def test_each_error_is_openais_envelope_with_its_status(kind: type[errors.GatewayError]) -> None:
+    status, type_, code = api_errors.TABLE[kind]
+    response = api_errors.respond(kind("what went wrong"))
+    assert status == response.status_code
+    assert "application/json" == response.headers["content-type"]
+    assert {"message": "what went wrong", "type": type_, "param": None, "code": code} == orjson.loads(
+        bytes(response.body)
+    )["error"]
+    assert (status == 429) == ("retry-after" in response.headers)
+    assert (status == 401) == ("www-authenticate" in response.headers)
+
+
+def test_every_codes_name_is_its_own() -> None:
+    codes = [code for _, _, code in api_errors.TABLE.values()]
+    assert len(codes) == len(set(codes))
+
+
+def test_an_error_that_the_table_lacks_is_internal() -> None:
+    class Stranger(errors.GatewayError):
+        """Not in the table."""
+
+    assert 500 == api_errors.respond(Stranger("?")).status_code
+
+
+def test_a_callers_error_names_the_field() -> None:
+    _, body, _ = api_errors.describe(errors.InvalidRequest("too many", param="stop"))
+    assert "stop" == body["error"]["param"]
+
+
+@pytest.mark.parametrize(("wait_s", "header"), [(1.0, "1"), (2.1, "3"), (30.0, "30")])
+def test_retry_after_is_in_whole_seconds_rounded_up(wait_s: float, header: str) -> None:
+    response = api_errors.respond(errors.Overloaded("full", retry_after_s=wait_s))
+    assert header == response.headers["retry-after"]
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (404, ("invalid_request_error", "not_found")),
+        (405, ("invalid_request_error", "method_not_allowed")),
+        (418, ("invalid_request_error", None)),
+        (500, ("internal_error", None)),
+    ],
+)
+def test_what_http_itself_refuses_has_the_same_shape(status: int, expected: tuple[str, str | None]) -> None:
+    response = api_errors.respond_status(status, "no", {"allow": "GET"})
+    error = orjson.loads(bytes(response.body))["error"]
+    assert (status, expected) == (response.status_code, (error["type"], error["code"]))
+    assert "GET" == response.headers["allow"]
+
+
+def complaint(model: type[pydantic.BaseModel], body: bytes) -> errors.InvalidRequest:
+    with pytest.raises(pydantic.ValidationError) as caught:
+        model.model_validate_json(body)
+    return api_errors.invalid_body(caught.value)
+
+
+def test_a_union_complains_about_the_member_that_was_meant() -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":1}]}]}'
+    assert "messages[0].content[1].type" == complaint(ChatCompletionRequest, body).param
+
+
+def test_the_first_bad_field_is_the_one_told() -> None:
+    error = complaint(ChatCompletionRequest, b'{"model":1,"messages":[{"role":"user","content":[{"type":1}]}]}')
+    assert ("model", "model: Input should be a valid string") == (error.param, error.message)
+
+
+def test_feedback_is_told_in_the_same_words() -> None:
+    error = complaint(FeedbackRequest, b'{"id":"a secret plan","rating":1}')
+    assert ("id", False) == (error.param, "secret" in error.message)

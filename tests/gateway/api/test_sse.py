@@ -1,0 +1,103 @@
+"""A race's winner in chunks: whatever it says, the chunks put together say the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.api import render, sse
+from gateway.types import Answer, Candidate, Outcome, Plan, Selection, Timings
+
+# What JSON can hold: no lone surrogates.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def outcome_of(*answers: Answer, reward_model: str | None = "judge") -> Outcome:
+    candidates = [Candidate(index, seed=index, answer=answer, reward=1.5) for index, answer in enumerate(answers)]
+    plan = Plan(n_asked=len(answers), n_ordinary=len(answers), seed=1, adapter=None, policy_version=3)
+    return Outcome(plan, len(answers), candidates, candidates, Selection.SCORED, Timings(), reward_model=reward_model)
+
+
+def chunks_of(outcome: Outcome, *, include_usage: bool = False) -> list[dict[str, Any]]:
+    chunks = sse.Chunks(completion_id="chatcmpl-1", created=7, model="m", include_usage=include_usage)
+    stream = b"".join([*chunks.winners(outcome), *chunks.end(outcome, Timings())])
+    frames = stream.split(b"\n\n")
+    assert [b"data: [DONE]", b""] == frames[-2:]
+    return [orjson.loads(frame.removeprefix(b"data: ")) for frame in frames[:-2]]
+
+
+def deltas(chunks: list[dict[str, Any]], rank: int = 0) -> list[dict[str, Any]]:
+    return [choice["delta"] for chunk in chunks for choice in chunk["choices"] if choice["index"] == rank]
+
+
+@settings(max_examples=100, deadline=None)
+@given(TEXT)
+def test_chunks_put_together_are_the_answer(text: str) -> None:
+    chunks = chunks_of(outcome_of(Answer(text, "stop", 1, 1)))
+    assert text == "".join(delta.get("content") or "" for delta in deltas(chunks))
+    assert "assistant" == deltas(chunks)[0]["role"]
+    assert [None] * (len(chunks) - 1) + ["stop"] == [chunk["choices"][0]["finish_reason"] for chunk in chunks]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
+def test_a_tool_calls_pieces_put_together_are_the_call(arguments: str) -> None:
+    call = {"id": "call_0", "type": "function", "function": {"name": "look", "arguments": arguments}}
+    pieces = [
+        piece
+        for delta in deltas(chunks_of(outcome_of(Answer(None, "tool_calls", 1, 1, tool_calls=(call,)))))
+        for piece in delta.get("tool_calls", [])
+    ]
+    assert ("call_0", "function", "look") == (pieces[0]["id"], pieces[0]["type"], pieces[0]["function"]["name"])
+    assert {0} == {piece["index"] for piece in pieces}
+    assert arguments == "".join(piece["function"]["arguments"] for piece in pieces)
+
+
+def test_where_tokens_are_known_each_chunk_is_one_with_its_logprob() -> None:
+    tokens: list[Any] = [
+        {"token": token, "logprob": -0.5, "bytes": None, "top_logprobs": []} for token in ("A", " b", "oat")
+    ]
+    answer = Answer("A boat", "stop", 1, 3, logprobs={"content": tokens, "refusal": None})
+    pieces = [chunk["choices"][0] for chunk in chunks_of(outcome_of(answer))[1:-1]]
+    assert ["A", " b", "oat"] == [piece["delta"]["content"] for piece in pieces]
+    assert [[token] for token in tokens] == [piece["logprobs"]["content"] for piece in pieces]
+
+
+def test_logprobs_that_do_not_spell_the_text_come_whole_with_its_first_piece() -> None:
+    logprobs: Any = {"content": [{"token": "A", "logprob": 0.0, "bytes": None, "top_logprobs": []}], "refusal": None}
+    pieces = [chunk["choices"][0] for chunk in chunks_of(outcome_of(Answer("A b", "stop", 1, 2, logprobs=logprobs)))]
+    assert [None, logprobs, None, None] == [piece["logprobs"] for piece in pieces]
+
+
+def test_usage_is_the_last_chunk_where_it_is_asked_for_and_null_before() -> None:
+    chunks = chunks_of(outcome_of(Answer("a", "stop", 4, 1), Answer("b", "length", 4, 2)), include_usage=True)
+    usage = {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
+    assert ([], usage) == (chunks[-1]["choices"], chunks[-1]["usage"])
+    assert {None} == {chunk["usage"] for chunk in chunks[:-1]}
+    assert "best_of_n" in chunks[-2]
+    assert "best_of_n" not in chunks[-3]
+
+
+def test_a_reward_model_of_any_name_fits_a_header() -> None:
+    for name, sent in (("org/Judge-V2:1", "org/Judge-V2:1"), ("裁判\r\nx: y", "%E8%A3%81%E5%88%A4%0D%0Ax: y")):
+        headers = render.headers(outcome_of(Answer("a", "stop", 1, 1), reward_model=name), Timings())
+        assert sent == headers["x-bon-reward-model"]
+    assert "x-bon-reward-model" not in render.headers(
+        outcome_of(Answer("a", "stop", 1, 1), reward_model=None), Timings()
+    )
+
+
+def test_an_outcome_without_winners_has_neither_usage_nor_reward() -> None:
+    outcome = outcome_of()
+    assert {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0} == render.usage(outcome)
+    assert "x-bon-reward" not in render.headers(outcome, Timings())
+
+
+def test_a_whole_answer_has_tool_calls_where_there_are_any() -> None:
+    call = {"id": "call_0", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    called = render.choice(0, Answer(None, "tool_calls", 1, 1, tool_calls=(call,)))
+    assert {"role": "assistant", "content": None, "refusal": None, "tool_calls": (call,)} == called["message"]
+    assert "tool_calls" not in render.choice(0, Answer("a", "stop", 1, 1))["message"]

@@ -1,0 +1,145 @@
+"""From the wire to the gateway's own nouns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from openai.types.chat import completion_create_params
+
+from gateway.api.schemas import ChatCompletionRequest
+from gateway.api.translate import NEUTRAL, Ask, translate
+from gateway.errors import CallerError, UnsupportedField
+from gateway.settings import ApiSettings
+from gateway.types import Sampling
+
+USER = {"role": "user", "content": "Hello"}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+
+
+def ask(*, header: str | None = None, **fields: Any) -> Ask:
+    body = orjson.dumps({"model": "ratchet", "messages": [USER], **fields})
+    request = ChatCompletionRequest.model_validate_json(body)
+    return translate(request, best_of_header=header, api=ApiSettings(), best_of_max=16)
+
+
+def test_the_official_clients_fields_are_all_known() -> None:
+    official = set(completion_create_params.CompletionCreateParamsBase.__annotations__) | {"stream"}
+    assert official | {"best_of"} == set(ChatCompletionRequest.model_fields)
+
+
+def test_what_is_not_said_stays_unsaid() -> None:
+    asked = ask()
+    assert Sampling() == asked.sampling
+    assert (None, 1, False, False, True) == (
+        asked.best_of, asked.n_returned, asked.stream, asked.include_usage, asked.store
+    )  # fmt: skip
+
+
+def test_null_is_not_said() -> None:
+    fields = {name: None for name in ChatCompletionRequest.model_fields if name not in {"model", "messages"}}
+    assert ask() == ask(**fields)
+
+
+REFUSED: dict[str, Any] = {
+    "audio": {},
+    "function_call": "none",
+    "functions": [],
+    "modalities": ["text", "audio"],
+    "moderation": {},
+    "prediction": {},
+    "reasoning_effort": "low",
+    "service_tier": "flex",
+    "verbosity": "high",
+    "web_search_options": {},
+}
+
+
+def test_what_is_not_served_is_refused_by_name_unless_it_asks_for_nothing() -> None:
+    assert set(NEUTRAL) == set(REFUSED)
+    for field, value in REFUSED.items():
+        asking_nothing: list[dict[str, Any]] = [{field: neutral} for neutral in NEUTRAL[field]]
+        assert [ask()] * len(asking_nothing) == [ask(**fields) for fields in asking_nothing]
+        with pytest.raises(UnsupportedField) as refused:
+            ask(**{field: value})
+        assert field == refused.value.param
+
+
+@pytest.mark.parametrize(
+    ("fields", "n"), [({"header": "5", "best_of": 3}, 5), ({"best_of": 3}, 3), ({"header": "016"}, 16), ({}, None)]
+)
+def test_n_is_the_headers_before_the_bodys(fields: dict[str, Any], n: int | None) -> None:
+    assert n == ask(**fields).best_of
+
+
+@pytest.mark.parametrize("fields", [{"header": "3", "best_of": 17}, {"header": "17", "best_of": 3}])
+def test_neither_header_nor_body_may_ask_for_too_much(fields: dict[str, Any]) -> None:
+    with pytest.raises(CallerError, match="between 1 and 16"):
+        ask(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "max_tokens"),
+    [
+        ({"max_tokens": 5}, 5),
+        ({"max_completion_tokens": 6}, 6),
+        ({"max_tokens": 5, "max_completion_tokens": 5}, 5),
+        ({"max_tokens": None, "max_completion_tokens": 7}, 7),
+    ],
+)
+def test_either_name_of_max_tokens_holds(fields: dict[str, Any], max_tokens: int) -> None:
+    assert max_tokens == ask(**fields).sampling.max_tokens
+
+
+def test_one_stop_string_is_a_list_of_one() -> None:
+    assert (("\n",), ("a", "b"), ()) == (
+        ask(stop="\n").sampling.stop, ask(stop=["a", "b"]).sampling.stop, ask(stop=[]).sampling.stop
+    )  # fmt: skip
+
+
+def test_a_conversation_is_taken_over_turn_by_turn() -> None:
+    parts = [{"type": "text", "text": "Look"}, {"type": "text", "text": " again"}]
+    asked = ask(
+        messages=[
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": parts, "name": "ada"},
+            {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None, "annotations": []},
+            {"role": "tool", "content": parts, "tool_call_id": "call_1"},
+            {"role": "assistant", "content": "Seen."},
+        ]
+    )
+    assert [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Look again", "name": "ada"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "Look again", "tool_call_id": "call_1"},
+        {"role": "assistant", "content": "Seen."},
+    ] == asked.messages
+
+
+def test_tools_are_whole_and_free_text_is_no_format() -> None:
+    sampling = ask(
+        tools=[{"type": "function", "function": {"name": "look", "strict": None}}],
+        tool_choice={"type": "function", "function": {"name": "look"}},
+        parallel_tool_calls=False,
+        response_format={"type": "text"},
+    ).sampling
+    function = {"name": "look", "parameters": {"type": "object", "properties": {}}}
+    assert ({"type": "function", "function": function},) == sampling.tools
+    assert {"type": "function", "function": {"name": "look"}} == sampling.tool_choice
+    assert (False, None) == (sampling.parallel_tool_calls, sampling.response_format)
+
+
+def test_a_schema_is_passed_on_as_it_came() -> None:
+    named = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object", "x": None}}}
+    assert {**named, "json_schema": {"name": "a", "schema": {"type": "object", "x": None}}} == ask(
+        response_format=named
+    ).sampling.response_format
+
+
+def test_store_user_metadata_and_stream_options_are_kept() -> None:
+    asked = ask(store=False, user="me", metadata={"a": "b"}, stream=True, stream_options={"include_usage": True})
+    assert (False, "me", {"a": "b"}, True, True) == (
+        asked.store, asked.user, asked.metadata, asked.stream, asked.include_usage
+    )  # fmt: skip
