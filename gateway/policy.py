@@ -122,9 +122,11 @@ class PolicyStore:
             socket_timeout=redis.timeout_s,
             socket_connect_timeout=redis.timeout_s,
             retry=Retry(NoBackoff(), 0),  # the refresh loop is the retry
+            driver_info=None,  # telling Redis the library's version reads files on the event loop
         )
         self._current = self._defaults
         self._task: asyncio.Task[None] | None = None
+        self._closing = False
         self._refused: bytes | str | None = None
         self.source: Literal["settings", "disk", "redis"] = "settings"
         self.last_error: str | None = None
@@ -195,6 +197,7 @@ class PolicyStore:
 
     async def aclose(self) -> None:
         """Stop refreshing and close the connection."""
+        self._closing = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -202,7 +205,8 @@ class PolicyStore:
         await self._redis.aclose()
 
     async def _refresh_loop(self) -> None:
-        while True:
+        # Before Python 3.12 asyncio.wait_for, which the client uses, can swallow a cancellation: hence the flag.
+        while not self._closing:
             await asyncio.sleep(self._refresh_s)
             await self.refresh()
 

@@ -64,14 +64,14 @@ class RedisServer:
         self._running().send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """kill -9. What was only in its memory is gone."""
+        """Kill -9. What was only in its memory is gone."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def restart(self, *, empty: bool = False) -> None:
-        """kill -9 and start again with the same options, without its data where ``empty``."""
+        """Kill -9 and start again with the same options, without its data where ``empty``."""
         self.kill()
         if empty:
             shutil.rmtree(self._folder / "appendonlydir", ignore_errors=True)
@@ -119,4 +119,4 @@ def redis_server(stopped_redis_server: RedisServer) -> RedisServer:
 @pytest.fixture
 def redis_settings(stopped_redis_server: RedisServer) -> RedisSettings:
     """Settings that lead to this test's server, running or not."""
-    return RedisSettings(url=stopped_redis_server.url, timeout_s=1.0)
+    return RedisSettings(url=stopped_redis_server.url, timeout_s=5.0)

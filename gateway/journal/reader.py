@@ -29,7 +29,7 @@ _FIRST = "0-0"
 _POLL_S = 1.0
 
 log = structlog.get_logger()
-_Entry = tuple[bytes, dict[bytes, bytes] | None]
+_Entry = tuple[bytes, dict[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,7 @@ class JournalReader:
             socket_connect_timeout=redis.timeout_s,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
+            driver_info=None,  # telling Redis the library's version reads files on the event loop
         )
 
     async def start(self) -> None:
@@ -215,7 +216,7 @@ class JournalReader:
         deliveries, done = [], []
         for raw_id, found in entries:
             entry_id = raw_id.decode()
-            if found is None:  # trimmed from the stream before anyone acknowledged it
+            if not found:  # trimmed from the stream before anyone acknowledged it
                 done.append(entry_id)
                 continue
             record_id = found.get(b"id", b"").decode("utf-8", "replace")

@@ -104,6 +104,7 @@ class Shipper:
         self._news = asyncio.Event()
         self._progress = asyncio.Condition()
         self._next_adoption_s = 0.0
+        self._stopping = False
         self._failures = 0
 
     def advance(self, end: Position) -> None:
@@ -130,21 +131,27 @@ class Shipper:
         async with self._progress:
             await self._progress.wait_for(lambda: self.idle)
 
+    def stop(self) -> None:
+        """Have ``run`` end after its round at the latest; cancel its task to end it sooner."""
+        self._stopping = True
+        self._news.set()
+
     async def run(self) -> None:
-        """Ship until cancelled."""
-        while True:
+        """Ship until stopped."""
+        # Before Python 3.12 asyncio.wait_for, which the client uses, can swallow a cancellation: hence the flag.
+        while not self._stopping:
             self._news.clear()
             try:
                 await self._adopt()
                 await self._link.connect()
-                moved = await self._round()
+                busy = await self._round()
             except (RedisError, OSError) as error:
                 await self._failed(error)
                 continue
             self._recovered()
             async with self._progress:
                 self._progress.notify_all()
-            if moved:
+            if busy:
                 await asyncio.sleep(_LINGER_S)
             else:
                 await self._wait_for_news()
@@ -161,10 +168,10 @@ class Shipper:
                 await self._in_thread(source.let_go)
             except OSError as error:
                 log.error("spool_not_released", folder=source.claim.folder.name, error=type(error).__name__)
-        self._thread.shutdown()
+        self._thread.shutdown(wait=False)  # it is idle: the calls above came after all others
 
-    async def _round(self) -> int:
-        """Send what there is, confirm it, remember it. Returns how many records moved."""
+    async def _round(self) -> bool:
+        """Send what there is, confirm it, remember it. Returns whether there may be more to do at once."""
         moved = await self._send_direct()
         refusal = None
         for source in [self._own, *self._orphans]:
@@ -180,7 +187,7 @@ class Shipper:
         if refusal is not None:
             raise refusal
         await self._finish_orphans()
-        return moved
+        return moved > 0 or any(source.tail.unacknowledged for source in taken)
 
     async def _send(self, source: _Source) -> tuple[int, RedisError | None]:
         n_sent = 0
@@ -229,7 +236,7 @@ class Shipper:
         if loop.time() < self._next_adoption_s:
             return
         for claim in await self._in_thread(Claim.orphans, self._spool_dir):
-            source = _Source(claim, None)
+            source = await self._in_thread(_Source, claim, None)
             try:
                 n_records, n_bytes = await self._in_thread(source.tail.measure)
             except OSError as error:

@@ -40,6 +40,7 @@ class StreamLink:
             socket_connect_timeout=redis.timeout_s,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
+            driver_info=None,  # telling Redis the library's version reads files on the event loop
         )
         self._connection: AbstractConnection | None = None
         self.aof: bool | None = None

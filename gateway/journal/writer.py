@@ -87,8 +87,10 @@ class Journal:
             claim = await asyncio.to_thread(Claim.new, self._settings.spool_dir)
         except OSError as error:
             raise JournalError(f"the spool {self._settings.spool_dir} cannot be written: {error.strerror}") from error
+        self._shipper = await asyncio.to_thread(
+            Shipper, claim, self._redis, batch_records=self._settings.batch_records, stats=self.stats
+        )
         self._loop = asyncio.get_running_loop()
-        self._shipper = Shipper(claim, self._redis, batch_records=self._settings.batch_records, stats=self.stats)
         self._shipping = asyncio.create_task(self._shipper.run(), name="journal-shipper")
         self._shipping.add_done_callback(self._shipper_ended)
         segments = SegmentWriter(claim.folder, sync=self._sync, segment_bytes=self._segment_bytes)
@@ -145,6 +147,7 @@ class Journal:
         await asyncio.to_thread(self._thread.join)
         if self.stats.last_error is None:
             await self.drained(drain_s)
+        self._shipper.stop()
         self._shipping.cancel()
         await asyncio.gather(self._shipping, return_exceptions=True)
         await self._shipper.close()

@@ -61,4 +61,5 @@ def completion(id: str = "chatcmpl-1", *, store: bool = True) -> CompletionRecor
         store=store,
         user="secret user",
         metadata={"k": "secret metadata"},
+        time_ms=1_700_000_000_000,
     )

@@ -1,0 +1,359 @@
+"""From spool to stream: whatever happens to Redis, appends go on and everything arrives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import redis
+
+from gateway.journal.claim import Claim
+from gateway.journal.record import decode
+from gateway.journal.shipper import JournalStats, Shipper
+from gateway.journal.stream import StreamLink
+from gateway.journal.writer import Journal
+from gateway.settings import RedisSettings
+from tests.gateway.journal.conftest import MakeJournal
+from tests.gateway.journal.records import completion
+from tests.redis_server import RedisServer
+from tests.waiting import until
+
+STREAM = "ratchet:journal"
+PATIENCE_S = 60.0
+
+
+def arrived(server: RedisServer) -> list[str]:
+    with server.client() as client:
+        entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", client.xrange(STREAM))
+    return [fields[b"id"].decode() for _, fields in entries]
+
+
+async def append(journal: Journal, *names: str) -> None:
+    assert all(await asyncio.gather(*(journal.append(completion(name)) for name in names)))
+
+
+async def until_failing(journal: Journal, error: str) -> None:
+    """Wait until the shipper has met this error; appends have long gone on by then."""
+    await until(lambda: journal.stats.last_error == error)
+
+
+def folders(tmp_path: Path) -> list[Path]:
+    return [path for path in (tmp_path / "spool").iterdir() if path.is_dir()]
+
+
+async def test_records_arrive_whole_and_in_order(make_journal: MakeJournal, redis_server: RedisServer) -> None:
+    """The stream's ``data`` is the record, its ``id`` the record's; nothing is left of the spool."""
+    journal = make_journal()
+    await journal.start()
+    names = [f"chatcmpl-{n}" for n in range(600)]
+    await append(journal, *names)
+    assert await journal.drained(PATIENCE_S)
+    assert names == arrived(redis_server)
+    with redis_server.client() as client:
+        ((_, fields),) = cast("list[Any]", client.xrange(STREAM, count=1))
+    assert completion("chatcmpl-0") == decode(fields[b"data"])
+    assert (600, 0, 0) == (journal.stats.shipped_records, journal.stats.lag_records, journal.stats.lag_bytes)
+
+
+async def test_a_clean_end_leaves_no_folder(
+    make_journal: MakeJournal, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """What Redis has needs no spool; closing ships the last records first."""
+    journal = make_journal(segment_bytes=3_000)
+    await journal.start()
+    await append(journal, *map(str, range(10)))
+    await journal.aclose(drain_s=PATIENCE_S)
+    assert 10 == len(arrived(redis_server))
+    assert [] == folders(tmp_path)
+
+
+async def test_redis_down_at_start(make_journal: MakeJournal, stopped_redis_server: RedisServer) -> None:
+    """Appends work without it; it gets everything when it comes."""
+    journal = make_journal()
+    await journal.start()
+    await append(journal, "a", "b")
+    await until_failing(journal, "ConnectionError")
+    assert not journal.stats.connected
+    assert "Redis takes no records (ConnectionError)" == (await journal.readiness()).detail
+    assert not await journal.drained(0.05)
+    stopped_redis_server.start()
+    assert await journal.drained(PATIENCE_S)
+    assert ["a", "b"] == arrived(stopped_redis_server)
+    assert (True, None) == (journal.stats.connected, journal.stats.last_error)
+
+
+async def test_redis_frozen(
+    make_journal: MakeJournal, redis_server: RedisServer, redis_settings: RedisSettings
+) -> None:
+    """A Redis that answers nothing delays no append, and gets everything when it thaws."""
+    journal = make_journal(redis=redis_settings.model_copy(update={"timeout_s": 0.5}))
+    await journal.start()
+    await append(journal, "before")
+    assert await journal.drained(PATIENCE_S)
+    redis_server.pause()
+    await append(journal, *[f"during-{n}" for n in range(20)])
+    await until_failing(journal, "TimeoutError")
+    await append(journal, "later")
+    redis_server.resume()
+    assert await journal.drained(PATIENCE_S)
+    assert {"before", "later", *[f"during-{n}" for n in range(20)]} == set(arrived(redis_server))
+
+
+async def test_redis_out_of_memory(make_journal: MakeJournal, redis_server: RedisServer) -> None:
+    """A full Redis refuses, the spool keeps, and no record comes twice."""
+    journal = make_journal()
+    await journal.start()
+    await append(journal, "before")
+    assert await journal.drained(PATIENCE_S)
+    redis_server.fill()
+    await append(journal, "during-1", "during-2")
+    await until_failing(journal, "OutOfMemoryError")
+    redis_server.drain()
+    assert await journal.drained(PATIENCE_S)
+    assert ["before", "during-1", "during-2"] == arrived(redis_server)
+
+
+async def test_redis_read_only(make_journal: MakeJournal, redis_server: RedisServer) -> None:
+    """A replica refuses writes; after the failover it is the one to take them."""
+    journal = make_journal()
+    await journal.start()
+    with redis_server.client() as client:
+        client.replicaof("127.0.0.1", 1)
+        await append(journal, "a")
+        await until_failing(journal, "ReadOnlyError")
+        client.replicaof("NO", "ONE")
+    assert await journal.drained(PATIENCE_S)
+    assert ["a"] == arrived(redis_server)
+
+
+async def test_redis_restarted_empty(make_journal: MakeJournal, redis_server: RedisServer) -> None:
+    """What it had acknowledged from memory is lost with it; everything else arrives."""
+    journal = make_journal()
+    await journal.start()
+    await append(journal, "forgotten")
+    assert await journal.drained(PATIENCE_S)
+    redis_server.kill()
+    await append(journal, "kept")
+    await until_failing(journal, "ConnectionError")
+    redis_server.start()
+    assert await journal.drained(PATIENCE_S)
+    assert ["kept"] == arrived(redis_server)
+    assert journal.stats.aof is False
+
+
+async def test_redis_with_an_append_only_file_loses_nothing_it_acknowledged(
+    make_journal: MakeJournal, stopped_redis_server: RedisServer
+) -> None:
+    """Kill -9 of Redis right after the acknowledgement: the records are there again."""
+    stopped_redis_server.start(appendonly="yes", appendfsync="everysec")
+    journal = make_journal()
+    await journal.start()
+    await append(journal, *map(str, range(50)))
+    assert await journal.drained(PATIENCE_S)
+    assert journal.stats.aof is True
+    stopped_redis_server.restart()
+    assert {str(n) for n in range(50)} <= set(arrived(stopped_redis_server))
+
+
+async def test_a_stream_key_of_another_type_is_survived(make_journal: MakeJournal, redis_server: RedisServer) -> None:
+    """An operator's mistake holds up shipping, not appending, until it is mended."""
+    with redis_server.client() as client:
+        client.set(STREAM, "not a stream")
+        journal = make_journal()
+        await journal.start()
+        await append(journal, "a")
+        await until_failing(journal, "ResponseError")
+        client.delete(STREAM)
+    assert await journal.drained(PATIENCE_S)
+    assert ["a"] == arrived(redis_server)
+
+
+async def test_records_from_memory_survive_a_refusal_too(make_journal: MakeJournal, redis_server: RedisServer) -> None:
+    """What the disk refused waits in memory while Redis refuses as well."""
+
+    def broken(fd: int) -> None:
+        raise OSError
+
+    journal = make_journal(sync=broken)
+    await journal.start()
+    redis_server.fill()
+    assert not await journal.append(completion("a"))
+    await until_failing(journal, "OutOfMemoryError")
+    redis_server.drain()
+    assert await journal.drained(PATIENCE_S)
+    assert ["a"] == arrived(redis_server)
+
+
+async def test_the_stream_is_trimmed_to_about_its_limit(
+    make_journal: MakeJournal, redis_server: RedisServer, redis_settings: RedisSettings
+) -> None:
+    """Redis trims whole nodes of a hundred entries."""
+    limited = redis_settings.model_copy(update={"stream_max_records": 100})
+    journal = make_journal(redis=limited)
+    await journal.start()
+    await append(journal, *map(str, range(1_000)))
+    assert await journal.drained(PATIENCE_S)
+    assert 100 <= len(arrived(redis_server)) <= 300
+
+
+async def test_two_workers_share_a_spool(make_journal: MakeJournal, redis_server: RedisServer, tmp_path: Path) -> None:
+    """Each has its folder, and neither takes the living other's."""
+    first, second = make_journal(), make_journal()
+    await first.start()
+    await second.start()
+    assert 2 == len(folders(tmp_path))
+    await asyncio.gather(append(first, "a", "b"), append(second, "c", "d"))
+    assert await first.drained(PATIENCE_S)
+    assert await second.drained(PATIENCE_S)
+    assert ["a", "b", "c", "d"] == sorted(arrived(redis_server))
+
+
+async def test_what_a_worker_left_is_replayed_by_the_next(
+    make_journal: MakeJournal, stopped_redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Ended without Redis, then started with it: all there, and both folders' remains gone."""
+    ended = make_journal()
+    await ended.start()
+    await append(ended, "a", "b")
+    await ended.aclose()
+    stopped_redis_server.start()
+    started = make_journal()
+    await started.start()
+    assert await started.drained(PATIENCE_S)
+    assert ["a", "b"] == arrived(stopped_redis_server)
+    await started.aclose(drain_s=PATIENCE_S)
+    assert [] == folders(tmp_path)
+
+
+async def test_an_orphan_that_redis_has_not_taken_stays_for_the_next(
+    make_journal: MakeJournal, tmp_path: Path, stopped_redis_server: RedisServer
+) -> None:
+    """Adopted, not shipped, let go: still there."""
+    for _ in range(2):
+        journal = make_journal()
+        await journal.start()
+        await until_failing(journal, "ConnectionError")
+        await append(journal, "a")
+        await journal.aclose()
+    assert 2 == len(folders(tmp_path))
+
+
+async def test_a_running_worker_adopts_one_that_dies_later(
+    make_journal: MakeJournal,
+    redis_server: RedisServer,
+    redis_settings: RedisSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """No restart is needed for the records of a sibling that never comes back."""
+    monkeypatch.setattr("gateway.journal.shipper._ADOPT_S", 0.05)
+    away = redis_settings.model_copy(update={"url": "redis://127.0.0.1:1/0"})
+    living, dying = make_journal(), make_journal(redis=away)
+    await living.start()
+    await dying.start()
+    await append(dying, "a")
+    await dying.aclose()
+    await until(lambda: len(folders(tmp_path)) == 1)
+    assert ["a"] == arrived(redis_server)
+
+
+async def test_an_unreadable_folder_holds_up_no_other(
+    make_journal: MakeJournal, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """A segment that cannot be opened stays where it is; the rest ships."""
+    orphan = await asyncio.to_thread(Claim.new, tmp_path / "spool")
+    (orphan.folder / "00000001.seg").mkdir()  # opening it is an error, whoever asks
+    orphan.release()
+    journal = make_journal()
+    await journal.start()
+    await append(journal, "a")
+    assert await journal.drained(PATIENCE_S)
+    assert ["a"] == arrived(redis_server)
+    assert orphan.folder.exists()
+
+
+async def test_an_own_folder_that_breaks_keeps_the_journal_running(
+    make_journal: MakeJournal, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Its records wait in lag; closing tells and does not raise."""
+    journal = make_journal()
+    await journal.start()
+    await append(journal, "a")
+    assert await journal.drained(PATIENCE_S)
+    (folder,) = folders(tmp_path)
+    (folder / "00000001.seg").rename(folder / "aside")
+    (folder / "00000001.seg").mkdir()
+    await append(journal, "b")
+    assert not await journal.drained(0.2)
+    assert 1 == journal.stats.lag_records
+    await journal.aclose(drain_s=0)
+    assert folder.exists()
+
+
+async def test_a_cursor_that_cannot_be_saved_is_no_failure(
+    make_journal: MakeJournal, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Redis has the record; at worst it gets it again."""
+    journal = make_journal()
+    await journal.start()
+    (folder,) = folders(tmp_path)
+    (folder / "cursor").mkdir()
+    await append(journal, "a")
+    assert await journal.drained(PATIENCE_S)
+    assert (["a"], None) == (arrived(redis_server), journal.stats.last_error)
+
+
+async def test_a_slow_append_only_file_is_asked_again(
+    make_journal: MakeJournal, stopped_redis_server: RedisServer, redis_settings: RedisSettings
+) -> None:
+    """A fsync that takes longer than one question delays the acknowledgement and sends nothing twice."""
+    stopped_redis_server.start(appendonly="yes", appendfsync="no")
+    journal = make_journal(redis=redis_settings.model_copy(update={"timeout_s": 2.0}))
+    await journal.start()
+    await append(journal, "a")
+    await until(lambda: journal.stats.aof is True)  # asked once, in vain
+    assert not await journal.drained(0.0)
+    stopped_redis_server.configure(appendfsync="always")
+    with stopped_redis_server.client() as client:
+        client.set("any", "write")  # so that the server syncs
+    assert await journal.drained(PATIENCE_S)
+    assert ["a"] == arrived(stopped_redis_server)
+
+
+async def test_closing_ends_even_when_a_cancellation_is_swallowed(
+    make_journal: MakeJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncio.wait_for, which the Redis client uses, can do that before Python 3.12."""
+    entered = asyncio.Event()
+
+    async def swallow(link: StreamLink) -> None:
+        entered.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        raise redis.exceptions.ConnectionError
+
+    monkeypatch.setattr(StreamLink, "connect", swallow)
+    journal = make_journal()
+    await journal.start()
+    await entered.wait()
+    async with asyncio.timeout(PATIENCE_S):
+        await journal.aclose(drain_s=0)
+
+
+def test_the_shipper_is_idle_only_after_it_looked_for_orphans(tmp_path: Path, redis_settings: RedisSettings) -> None:
+    """``drained`` must not say yes before the replay began."""
+    claim = Claim.new(tmp_path)
+    assert not Shipper(claim, redis_settings, batch_records=1, stats=JournalStats()).idle
+    claim.release()
+
+
+def test_the_test_server_is_what_the_tests_take_it_for(redis_server: RedisServer) -> None:
+    """Empty, real, and refusing writes once filled."""
+    with redis_server.client() as client:
+        assert 0 == client.dbsize()
+        redis_server.fill()
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            client.set("k", "v")

@@ -1,0 +1,206 @@
+"""Appending: durable when it returns, one fsync for many, and no trouble of disk or Redis ever raises."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import JournalError
+from gateway.journal.shipper import Shipper
+from gateway.journal.spool import Tail
+from gateway.journal.writer import Journal
+from gateway.settings import JournalSettings, RedisSettings
+from tests.gateway.journal.conftest import MakeJournal
+from tests.gateway.journal.records import completion
+from tests.redis_server import RedisServer
+
+
+class Disk:
+    """Stands in for fdatasync: counts, waits, or fails."""
+
+    def __init__(self) -> None:
+        self.syncs = 0
+        self.broken = False
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def sync(self, fd: int) -> None:
+        self.syncs += 1
+        self.entered.set()
+        self.go_on.wait()
+        if self.broken:
+            raise OSError(errno.EIO, "Input/output error")
+        os.fdatasync(fd)
+
+
+def spooled_ids(spool: Path) -> list[bytes]:
+    (folder,) = (path for path in spool.iterdir() if path.is_dir())
+    return [frame.record_id for frame in Tail(folder).read(max_records=1_000, max_bytes=10**9, end=None)]
+
+
+async def test_an_append_returns_when_the_record_is_synced(make_journal: MakeJournal, tmp_path: Path) -> None:
+    """Not before: while fdatasync runs the caller waits; afterwards the record is in the file."""
+    disk = Disk()
+    disk.go_on.clear()
+    journal = make_journal(sync=disk.sync)
+    await journal.start()
+    append = asyncio.create_task(journal.append(completion("chatcmpl-1")))
+    await asyncio.to_thread(disk.entered.wait)
+    assert not append.done()
+    disk.go_on.set()
+    assert await append
+    assert [b"chatcmpl-1"] == await asyncio.to_thread(spooled_ids, tmp_path / "spool")
+
+
+async def test_records_that_wait_together_share_one_fsync(make_journal: MakeJournal) -> None:
+    """Fifty appends behind a busy disk cost one more fsync."""
+    disk = Disk()
+    disk.go_on.clear()
+    journal = make_journal(sync=disk.sync)
+    await journal.start()
+    first = asyncio.create_task(journal.append(completion("chatcmpl-first")))
+    await asyncio.to_thread(disk.entered.wait)
+    others = [asyncio.create_task(journal.append(completion(f"chatcmpl-{n}"))) for n in range(50)]
+    await asyncio.sleep(0)  # each has joined the queue
+    disk.go_on.set()
+    assert all(await asyncio.gather(first, *others))
+    assert (2, 2, 51) == (disk.syncs, journal.stats.commits, journal.stats.appended_records)
+
+
+async def test_relaxed_writes_without_fsync(make_journal: MakeJournal, tmp_path: Path) -> None:
+    """The record is with the kernel when the append returns."""
+    disk = Disk()
+    journal = make_journal("relaxed", sync=disk.sync)
+    await journal.start()
+    assert await journal.append(completion("chatcmpl-1"))
+    assert [b"chatcmpl-1"] == await asyncio.to_thread(spooled_ids, tmp_path / "spool")
+    assert 0 == disk.syncs
+
+
+async def test_a_group_too_large_for_memory_is_split(
+    make_journal: MakeJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A burst is written in pieces of bounded size."""
+    monkeypatch.setattr("gateway.journal.writer._COMMIT_BYTES", 1)
+    disk = Disk()
+    journal = make_journal(sync=disk.sync)
+    await journal.start()
+    assert all(await asyncio.gather(*(journal.append(completion(f"chatcmpl-{n}")) for n in range(5))))
+    assert 5 == disk.syncs
+
+
+async def test_a_cancelled_caller_harms_nobody(make_journal: MakeJournal, tmp_path: Path) -> None:
+    """Its record is written with the group's, and the others are told."""
+    disk = Disk()
+    disk.go_on.clear()
+    journal = make_journal(sync=disk.sync)
+    await journal.start()
+    gone = asyncio.create_task(journal.append(completion("chatcmpl-gone")))
+    await asyncio.to_thread(disk.entered.wait)
+    gone.cancel()
+    await asyncio.wait([gone])
+    other = asyncio.create_task(journal.append(completion("chatcmpl-other")))
+    disk.go_on.set()
+    assert await other
+    assert [b"chatcmpl-gone", b"chatcmpl-other"] == await asyncio.to_thread(spooled_ids, tmp_path / "spool")
+
+
+async def test_what_the_disk_refuses_goes_to_redis_without_a_promise(
+    make_journal: MakeJournal, redis_server: RedisServer
+) -> None:
+    """The append says False at once, Redis has the record, and the journal recovers with the disk."""
+    disk = Disk()
+    journal = make_journal(sync=disk.sync)
+    await journal.start()
+    disk.broken = True
+    assert not await journal.append(completion("chatcmpl-1"))
+    assert "the spool's disk refuses records" in (await journal.readiness()).detail
+    disk.broken = False
+    assert await journal.append(completion("chatcmpl-2"))
+    assert await journal.drained(30)
+    assert "" == (await journal.readiness()).detail
+    assert (1, 1, 0) == (journal.stats.direct_records, journal.stats.shipped_records, journal.stats.lost_records)
+    with redis_server.client() as client:
+        found = {fields[b"id"] for _, fields in client.xrange("ratchet:journal")}
+    assert {b"chatcmpl-1", b"chatcmpl-2"} == found
+
+
+async def test_without_disk_and_redis_a_record_is_lost_and_counted(make_journal: MakeJournal) -> None:
+    """Nothing else is left to do: the caller is answered, the loss is told."""
+    disk = Disk()
+    disk.broken = True
+    journal = make_journal(sync=disk.sync)
+    await journal.start()
+    refused = [asyncio.create_task(journal.append(completion(f"chatcmpl-{n}"))) for n in range(3)]
+    refused[0].cancel()
+    assert [False, False] == await asyncio.gather(*refused[1:])
+    await journal.aclose()
+    assert 2 <= journal.stats.lost_records <= 3
+
+
+async def test_memory_for_refused_records_is_bounded(
+    make_journal: MakeJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond it they are lost at once rather than the process later."""
+    monkeypatch.setattr("gateway.journal.shipper._DIRECT_BYTES", 4_000)
+    disk = Disk()
+    disk.broken = True
+    journal = make_journal(sync=disk.sync)
+    await journal.start()
+    for n in range(4):
+        assert not await journal.append(completion(f"chatcmpl-{n}"))
+    assert 2 == journal.stats.lost_records
+
+
+async def test_a_journal_that_does_not_run_says_so(make_journal: MakeJournal) -> None:
+    """Before start and after close; closing twice is harmless."""
+    journal = make_journal()
+    with pytest.raises(JournalError, match="not running"):
+        await journal.append(completion())
+    assert not (await journal.readiness()).ready
+    await journal.start()
+    assert (await journal.readiness()).ready
+    await journal.aclose(drain_s=0)
+    await journal.aclose()
+    with pytest.raises(JournalError, match="not running"):
+        await journal.append(completion())
+
+
+async def test_a_spool_that_cannot_be_written_stops_the_start(tmp_path: Path, redis_settings: RedisSettings) -> None:
+    """A configuration mistake, told by name."""
+    (tmp_path / "file").touch()
+    journal = Journal(JournalSettings(spool_dir=tmp_path / "file" / "spool"), redis_settings)
+    with pytest.raises(JournalError, match="file/spool cannot be written: Not a directory"):
+        await journal.start()
+
+
+async def test_a_spool_over_its_limit_is_told_and_still_taken(tmp_path: Path, redis_settings: RedisSettings) -> None:
+    """Records are worth more than the limit; the operator hears of it."""
+    settings = JournalSettings(spool_dir=tmp_path, max_spool_bytes=1_000_000)
+    journal = Journal(settings, redis_settings)
+    await journal.start()
+    journal.stats.lag_bytes += 1_000_000
+    assert await journal.append(completion())
+    readiness = await journal.readiness()
+    assert readiness.ready
+    assert "over its limit" in readiness.detail
+    await journal.aclose(drain_s=0)
+
+
+async def test_a_shipper_that_dies_is_told(make_journal: MakeJournal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A programming mistake in the background shows in readiness; records are still kept."""
+
+    async def mistake(self: Shipper) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Shipper, "run", mistake)
+    journal = make_journal()
+    await journal.start()
+    assert await journal.append(completion())
+    assert "ZeroDivisionError" in (await journal.readiness()).detail
