@@ -47,9 +47,11 @@ class Served:
         """The first ``count`` records of the journal's stream, once Redis has them."""
         stream = f"{self.settings.redis.key_prefix}:journal"
         async with asyncio.timeout(timeout_s), Redis.from_url(self.settings.redis.url) as redis:
-            last, found = "0", []
+            last: Any = "0"
+            found: list[Record] = []
             while len(found) < count:
-                for _, entries in await redis.xread({stream: last}, block=500):
+                read: Any = await redis.xread({stream: last}, block=500)
+                for _, entries in read:
                     last = entries[-1][0]
                     found += [decode(fields[b"data"]) for _, fields in entries]
             return found
