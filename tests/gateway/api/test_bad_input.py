@@ -57,6 +57,9 @@ BODIES: dict[str, tuple[bytes, Expected]] = {
     "null": (b"null", (400, INVALID, None, "the body: Input should be an object")),
     "NaN": (json.dumps(chat_body(temperature=float("nan"))).encode(),
             (400, INVALID, "temperature", "temperature: Input should be a finite number")),
+    "NaN, deep": (nested(0, b"", b"").replace(b'{"a":1}', b'{"a":[{"b":NaN}]}'),
+                  (400, INVALID, "tools[0].function.parameters", "tools[0].function.parameters: "
+                   "Numbers should be finite, and whole ones have at most 64 bits")),
     "Infinity": (json.dumps(chat_body(top_p=float("inf"))).encode(),
                  (400, INVALID, "top_p", "top_p: Input should be a finite number")),
     "-Infinity": (json.dumps(chat_body(frequency_penalty=float("-inf"))).encode(),
@@ -140,6 +143,8 @@ PLACES: list[tuple[dict[str, Any], str, str]] = [
      "tools[0].function.parameters", JSON_NUMBER),
     ({"tools": [{"type": "function", "function": {"name": "look", "parameters": {"a": [{"b": 10**400}]}}}]},
      "tools[0].function.parameters", JSON_NUMBER),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"a": [-1.5, 2**64]}}}},
+     "response_format.json_schema.schema", JSON_NUMBER),
     ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.type", "Input should be 'function'"),
     ({"response_format": {"type": "a secret plan"}}, "response_format.type", FORMATS),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "Field required"),
