@@ -158,7 +158,7 @@ def _with_store(use: Callable[[PolicyStore], Awaitable[None]]) -> None:
             settings.policy, settings.redis, folder=settings.journal.spool_dir, n_limit=settings.race.best_of_max
         )
         try:
-            await store.refresh()
+            await store.start()  # with the last good policy on disk: a Redis that lost it must not start again at 1
             await use(store)
         finally:
             await store.aclose()

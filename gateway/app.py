@@ -149,6 +149,7 @@ async def _sample(parts: Parts) -> None:
         metrics.policy_version.set(parts.policies.current.version)
         metrics.journal_lag_records.set(stats.lag_records)
         metrics.journal_lag_bytes.set(stats.lag_bytes)
+        metrics.journal_lost_records.set(stats.lost_records)
         metrics.redis_connected.set(stats.connected)
         await asyncio.sleep(_SAMPLE_S)
 

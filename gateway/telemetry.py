@@ -91,6 +91,7 @@ class Metrics:
         self.journal_lag_records = gauge("journal_lag_records", "Records on disk that Redis has not taken")
         self.journal_lag_bytes = gauge("journal_lag_bytes", "Bytes on disk that Redis has not taken")
         self.journal_not_durable = counter("journal_not_durable_total", "Completions whose record the disk refused")
+        self.journal_lost_records = gauge("journal_lost_records", "Records that neither disk nor Redis took")
         self.redis_connected = gauge("redis_connected", "1 while records reach Redis", "min")
 
         self.reward_batch_entries = histogram("reward_batch_entries", "Answers in one batch", _ENTRIES)

@@ -66,17 +66,18 @@ def auxiliary_groups(answers: Sequence[Source], *, per_answer: int, seed: int) -
     """
     rng = random.Random(seed)
     corpus = _Corpus.of(answers)
-    kinds = list(KINDS)
     groups = []
     for prompt, text in answers:
         good = trimmed(text)
         if len(good.split()) < MIN_WORDS:
             continue
         group = Group(prompt, [good])
-        for kind in rng.sample(kinds, len(kinds)):
+        # Weighted sampling without replacement (Efraimidis and Spirakis 2006).
+        order = sorted(KINDS, key=lambda kind: rng.random() ** (1 / KINDS[kind][1]), reverse=True)
+        for kind in order:
             if len(group.comparisons) == per_answer:
                 break
-            pair = KINDS[kind](prompt, good, corpus, rng)
+            pair = KINDS[kind][0](prompt, good, corpus, rng)
             if pair is not None and pair[0].split() != pair[1].split():
                 group.compare(pair[0], pair[1], kind)
         if group.comparisons:
@@ -212,19 +213,21 @@ def halved(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random)
 
 
 Spoil = Callable[[Conversation, str, _Corpus, random.Random], tuple[str, str] | None]
-KINDS: dict[str, Spoil] = {
-    "shuffled": shuffled,
-    "muddled": muddled,
-    "babbled": babbled,
-    "off_topic": off_topic,
-    "near_topic": near_topic,
-    "drifted": drifted,
-    "repeated": repeated,
-    "cut": cut,
-    "parroted": parroted,
-    "stuffed": stuffed,
-    "padded": padded,
-    "halved": halved,
+# How often each kind is met, by how hard it is to learn: word salad is seen at once, a fluent answer to a similar
+# question is what people's own hard pairs are made of.
+KINDS: dict[str, tuple[Spoil, float]] = {
+    "shuffled": (shuffled, 1.0),
+    "muddled": (muddled, 0.7),
+    "babbled": (babbled, 0.7),
+    "off_topic": (off_topic, 4.0),
+    "near_topic": (near_topic, 5.0),
+    "drifted": (drifted, 2.5),
+    "repeated": (repeated, 2.0),
+    "cut": (cut, 1.0),
+    "parroted": (parroted, 1.0),
+    "stuffed": (stuffed, 0.7),
+    "padded": (padded, 1.5),
+    "halved": (halved, 1.5),
 }
 
 

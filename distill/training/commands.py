@@ -37,6 +37,10 @@ Rank = Annotated[int, typer.Option(min=1, help="Rank of the LoRA matrices.")]
 TopLayers = Annotated[int, typer.Option(min=1, help="Layers that LoRA adapts, counted from the last one down.")]
 MaxLength = Annotated[int, typer.Option(min=32, help="Longest input in training, in tokens.")]
 Spoiled = Annotated[int, typer.Option(min=0, help="Spoiled versions of each good answer and epoch.")]
+Relevance = Annotated[
+    float,
+    typer.Option(min=0, help="Weight of the embeddings' cosine in the reward; 0 for backbones that embed nothing."),
+]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch. 1 is fastest on a busy machine.")]
 
 
@@ -51,9 +55,10 @@ def reward(
     epochs: Epochs = 2,
     learning_rate: LearningRate = 1e-3,
     rank: Rank = 16,
-    top_layers: TopLayers = 3,
+    top_layers: TopLayers = 4,
     max_length: MaxLength = 160,
-    spoiled: Spoiled = 2,
+    spoiled: Spoiled = 4,
+    relevance: Relevance = 6.0,
     threads: Threads = 0,
 ) -> None:
     """Train a reward model (LoRA and head) from preference pairs, and measure it on unseen prompts."""
@@ -74,6 +79,7 @@ def reward(
         top_layers=top_layers,
         max_length_tokens=max_length,
         spoiled_per_answer=spoiled,
+        relevance=relevance,
         seed=seed,
     )
     console = Console(stderr=True)

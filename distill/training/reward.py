@@ -27,6 +27,7 @@ from distill.errors import DataError
 from distill.training.auxiliary import Source, auxiliary_groups
 from distill.training.preferences import Group, Preference, human_groups
 from gateway.reward.model import ADAPTER_FILE, HEADS, EncodedPair, RewardModel, quiet_transformers
+from gateway.reward.relevance import RELEVANCE_FILE
 
 CONFIG_FILE = "adapter_config.json"
 HEAD_RATE = 5.0
@@ -39,10 +40,11 @@ class Recipe:
     epochs: int = 2
     learning_rate: float = 1e-3
     rank: int = 16
-    top_layers: int = 3
+    top_layers: int = 4
     max_length_tokens: int = 160
     batch_tokens: int = 2560
-    spoiled_per_answer: int = 2
+    spoiled_per_answer: int = 4
+    relevance: float = 6.0
     seed: int = 0
 
 
@@ -93,14 +95,23 @@ def train(
     return reward
 
 
-def save(reward: RewardModel, folder: Path, base_name: str) -> None:
-    """Write the adapter (LoRA and head) as safetensors in float16, half the size, naming the base it belongs to."""
+def save(reward: RewardModel, folder: Path, base_name: str, relevance: float) -> None:
+    """Write the adapter: LoRA and head as safetensors in float16, half the size, and how much relevance counts beside.
+
+    Args:
+        reward: What ``train`` returned.
+        folder: An existing folder.
+        base_name: The backbone it belongs to, as the configuration names it.
+        relevance: Weight of ``gateway.reward.relevance``; 0 leaves it out.
+    """
     with tempfile.TemporaryDirectory(dir=folder) as written:
         reward.module.save_pretrained(written, safe_serialization=True)
         weights = {name: tensor.half().contiguous() for name, tensor in load_file(Path(written, ADAPTER_FILE)).items()}
         config = json.loads(Path(written, CONFIG_FILE).read_text(encoding="utf-8"))
     save_file(weights, folder / ADAPTER_FILE, metadata={"format": "pt"})
     (folder / ADAPTER_FILE).chmod(0o644)  # whoever trains is seldom the user who serves
+    if relevance > 0:
+        (folder / RELEVANCE_FILE).write_text(json.dumps({"weight": relevance}) + "\n", encoding="utf-8")
     config["base_model_name_or_path"] = base_name
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -24,7 +24,7 @@ from distill.training.reward import Progress, Recipe, save, score_groups, train
 from gateway.reward.model import RewardModel
 
 METRICS_FILE = "metrics.json"
-MAX_MEASURED = 80  # held-out answers that are spoiled in every way: their intervals are narrow enough
+MAX_MEASURED = 60  # held-out answers that are spoiled in every way: their intervals are narrow enough
 
 
 def run(
@@ -60,7 +60,7 @@ def run(
     trained_s = monotonic() - started
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as unfinished:
-        save(reward, Path(unfinished), base_name)
+        save(reward, Path(unfinished), base_name, recipe.relevance)
         served = RewardModel.load(str(base), adapter=Path(unfinished))
         metrics = {
             "base": base_name,

@@ -19,7 +19,7 @@ from gateway.best_of_n.permits import Permits
 from gateway.best_of_n.plan import draw_seed
 from gateway.best_of_n.selection import most_telling, select
 from gateway.best_of_n.transcript import Transcript
-from gateway.errors import BackendError, DeadlineExceeded, RewardError, RewardTimeout
+from gateway.errors import BackendError, CallerError, DeadlineExceeded, RewardError, RewardTimeout
 from gateway.settings import RaceSettings
 from gateway.types import Backend, Candidate, Delta, Message, Outcome, Plan, Prompt, Score, Scorer, Selection, Timings
 
@@ -101,6 +101,7 @@ class BestOfN:
 
         Raises:
             BackendError: Every candidate failed; the most telling error.
+            CallerError: The backend cannot be asked this.
             DeadlineExceeded: No candidate finished in time.
         """
         started = self._clock()
@@ -151,7 +152,7 @@ class BestOfN:
             started = self._clock()
             try:
                 answer = candidate.answer = await self._backend.complete(prompt, seed=candidate.seed, replica=replica)
-            except BackendError as error:
+            except (BackendError, CallerError) as error:
                 candidate.error = error
                 return
             finally:

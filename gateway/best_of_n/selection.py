@@ -12,6 +12,7 @@ from gateway.errors import (
     BackendRejected,
     BackendTimeout,
     BackendUnreachable,
+    CallerError,
     DeadlineExceeded,
     GatewayError,
 )
@@ -19,6 +20,7 @@ from gateway.types import Candidate, Selection
 
 # When every candidate failed, the error that tells the caller most comes first.
 _MOST_TELLING = (
+    CallerError,
     BackendRejected,
     BackendOverloaded,
     BackendTimeout,

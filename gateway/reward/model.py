@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import logging as transformers_logging
 
 from gateway.errors import RewardError, SettingsError
+from gateway.reward.relevance import RELEVANCE_FILE, Relevance
 from gateway.types import Message
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -46,10 +47,13 @@ class EncodedPair:
 
 
 class RewardModel:
-    """A one-label sequence classifier whose raw logit is the reward. Made by ``load``."""
+    """A one-label sequence classifier whose raw logit is the reward (an adapter may add relevance). Made by ``load``."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str, max_length_tokens: int) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, name: str, max_length_tokens: int, relevance: Relevance | None = None
+    ) -> None:
         self.name = name
+        self._relevance = relevance
         self.max_length_tokens = min(max_length_tokens, _position_limit(model, tokenizer))
         self._model = model
         self._tokenizer = tokenizer
@@ -74,7 +78,8 @@ class RewardModel:
 
         Args:
             model: Folder or hub id of a sequence classifier with one label.
-            adapter: PEFT adapter folder, merged into the weights; it must bring the head where the model has none.
+            adapter: PEFT adapter folder, merged into the weights; it must bring the head where the model has none,
+                and may say how much the answer's relevance counts (``gateway.reward.relevance``).
             device: auto (CUDA where there is one), cpu, cuda or cuda:N.
             dtype: auto (bfloat16 on CUDA, float32 on the CPU), float32 or bfloat16.
             max_length_tokens: Longest input; the model's own limit holds too.
@@ -88,12 +93,15 @@ class RewardModel:
         with quiet_transformers():
             # Merged in float32: bfloat16 would round LoRA's small updates away.
             tokenizer, classifier = _load_base(model, torch.float32 if adapter is not None else weights_dtype, adapter)
+            relevance = None
             if adapter is not None:
                 classifier = _merge_adapter(classifier, adapter)
+                if (adapter / RELEVANCE_FILE).exists():
+                    relevance = Relevance.load(model, adapter, tokenizer, device=target, dtype=weights_dtype)
         classifier = classifier.to(device=target, dtype=weights_dtype)
         _keep_head_in_float32(classifier)
         name = Path(model).name if adapter is None else f"{Path(model).name}+{adapter.resolve().name}"
-        loaded = cls(classifier.eval(), tokenizer, name=name, max_length_tokens=max_length_tokens)
+        loaded = cls(classifier.eval(), tokenizer, name=name, max_length_tokens=max_length_tokens, relevance=relevance)
         _log.info("reward_model_loaded", model=loaded.name, device=loaded.device, dtype=loaded.dtype)
         return loaded
 
@@ -172,7 +180,12 @@ class RewardModel:
         if self._typed:
             inputs["token_type_ids"] = types_BT.to(device)
         logits_B1: torch.Tensor = self._model(**inputs).logits
-        return logits_B1.float().squeeze(-1)
+        rewards_B = logits_B1.float().squeeze(-1)
+        if self._relevance is None:
+            return rewards_B
+        return rewards_B + self._relevance(
+            [pair.input_ids for pair in batch], [pair.token_type_ids or [] for pair in batch]
+        )
 
     def _encode_pair(self, messages: Sequence[Message], answer: str) -> EncodedPair:
         backend = self._tokenizer.backend_tokenizer
@@ -307,7 +320,10 @@ def _merge_adapter(classifier: Any, adapter: Path) -> Any:
         adapted = PeftModel.from_pretrained(classifier, str(adapter))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise SettingsError(f"reward adapter {adapter} does not fit the model: {error}") from error
-    wanted = {name.removeprefix("base_model.model.") for name in get_peft_model_state_dict(adapted)}
+    wanted = {
+        name.removeprefix("base_model.model.")
+        for name in get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    }
     stray = wanted ^ _adapter_weights(adapter)
     if stray:
         raise SettingsError(f"reward adapter {adapter} does not fit the model: {', '.join(sorted(stray)[:3])}")

@@ -21,6 +21,7 @@ from distill.training.preferences import Group, Preference
 from distill.training.reward import Recipe, score_groups, train
 from gateway.embedded.weights import minilm_folder
 from gateway.reward.model import ADAPTER_FILE, RewardModel
+from gateway.reward.relevance import RELEVANCE_FILE
 
 TOPICS = ("bread", "bicycles", "volcanoes", "violins", "whales", "gardens", "maps", "clocks", "rivers", "bridges")
 
@@ -88,7 +89,12 @@ def test_the_command_writes_an_adapter_that_the_gateway_loads_and_what_it_measur
     out = tmp_path / "out"
     result = run(pairs, "--out", out, "--base", base, "--answers", answers, "--folds", 2, "--epochs", 1, "--threads", 1)
     assert result.exit_code == 0, result.output
-    assert sorted(file.name for file in out.iterdir()) == ["adapter_config.json", ADAPTER_FILE, "metrics.json"]
+    assert sorted(file.name for file in out.iterdir()) == [
+        "adapter_config.json",
+        ADAPTER_FILE,
+        "metrics.json",
+        RELEVANCE_FILE,
+    ]
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     trained = metrics["data"]["trained_on"]["ours"]
     assert trained + metrics["human"]["all"]["n"] == len(TOPICS)

@@ -15,6 +15,7 @@ from gateway.errors import (
     BackendProtocolError,
     BackendUnreachable,
     DeadlineExceeded,
+    InvalidRequest,
     Overloaded,
     RewardError,
 )
@@ -124,6 +125,12 @@ async def test_a_failing_candidate_costs_that_candidate() -> None:
 async def test_all_failing_gives_the_most_telling_error() -> None:
     track = Track(FakeBackend([BackendUnreachable("gone"), BackendOverloaded("full")]))
     with pytest.raises(BackendOverloaded):
+        await track.run(2)
+
+
+async def test_what_the_backend_cannot_be_asked_is_the_callers_error() -> None:
+    track = Track(FakeBackend([InvalidRequest("no", param="messages"), BackendFailed("no")]))
+    with pytest.raises(InvalidRequest):
         await track.run(2)
 
 

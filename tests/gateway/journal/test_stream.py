@@ -39,7 +39,8 @@ async def test_a_redis_without_append_only_file_is_asked_once_a_connection(
     """It may have been given one by the next."""
     for _ in range(2):
         await link.connect()
-        assert link.aof is None
+        before = link.aof
+        assert before is None
         assert [True, True] == [await link.confirm(), await link.confirm()]
         assert link.aof is False
         await link.close()
