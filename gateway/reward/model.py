@@ -47,7 +47,7 @@ class EncodedPair:
 
 
 class RewardModel:
-    """A one-label sequence classifier whose raw logit is the reward (an adapter may add relevance). Made by ``load``."""
+    """A one-label sequence classifier whose raw logit is the reward; an adapter may add relevance to it."""
 
     def __init__(
         self, model: Any, tokenizer: Any, *, name: str, max_length_tokens: int, relevance: Relevance | None = None

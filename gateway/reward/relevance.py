@@ -1,0 +1,90 @@
+"""Whether an answer is about what was asked: the cosine of two sentence embeddings, as a part of the reward.
+
+A small encoder with a small adapter learns how bad answers look sooner than what a question is about. Where the
+backbone is a sentence encoder, it already knows the second: its own embeddings, from before the adapter, tell an
+answer to another question from an answer to this one. The adapter's folder says how much that counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel
+
+from gateway.errors import SettingsError
+
+RELEVANCE_FILE = "relevance.json"
+# Good answers lie at a cosine of .5 to .75; what comes closer than that says the question back, and earns no more.
+CEILING = 0.7
+
+
+class Relevance:
+    """Weighted cosine of the mean-pooled embeddings of prompt and answer, up to a ceiling.
+
+    Args:
+        encoder: The backbone without head and adapter.
+        weight: Logits for each unit of cosine.
+        first_id: The token that begins every text (``[CLS]``).
+        pad_id: The padding token.
+    """
+
+    def __init__(self, encoder: Any, *, weight: float, first_id: int, pad_id: int) -> None:
+        self.weight = weight
+        self._encoder = encoder
+        self._first_id = first_id
+        self._pad_id = pad_id
+
+    @classmethod
+    def load(cls, model: str, adapter: Path, tokenizer: Any, *, device: torch.device, dtype: torch.dtype) -> Relevance:
+        """The backbone's own embeddings, weighted as the adapter's folder says.
+
+        Raises:
+            SettingsError: The weight is not a number, or the tokenizer does not tell a pair's two texts apart.
+        """
+        try:
+            weight = float(json.loads((adapter / RELEVANCE_FILE).read_text(encoding="utf-8"))["weight"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SettingsError(f"reward adapter {adapter}: {RELEVANCE_FILE} has no weight") from error
+        if "token_type_ids" not in tokenizer.model_input_names or tokenizer.chat_template:
+            raise SettingsError(f"reward adapter {adapter}: {RELEVANCE_FILE} needs a backbone that reads pairs")
+        encoder = AutoModel.from_pretrained(
+            model, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
+        )
+        return cls(
+            encoder.to(device).eval(), weight=weight, first_id=tokenizer.cls_token_id, pad_id=tokenizer.pad_token_id
+        )
+
+    def __call__(self, input_ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Relevance of each pair's second text to its first, float32 (B,) on the device.
+
+        Args:
+            input_ids: Pairs as the classifier reads them: first text (type 0) and second text (type 1).
+            type_ids: To which of the two each token belongs.
+        """
+        texts: dict[tuple[int, ...], int] = {}  # the candidates of a race share their prompt: it is embedded once
+        places = []
+        for ids, types in zip(input_ids, type_ids, strict=True):
+            split = types.index(1)
+            pair = (tuple(ids[:split]), (self._first_id, *ids[split:]))
+            places.append([texts.setdefault(text, len(texts)) for text in pair])
+        embedded_UH = self._embed(list(texts))
+        both_B2H = embedded_UH[torch.tensor(places, device=embedded_UH.device)]
+        return self.weight * (both_B2H[:, 0] * both_B2H[:, 1]).sum(dim=-1).clamp(max=CEILING)
+
+    def _embed(self, texts: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """Unit vectors (U unique texts, H), float32: the mean over tokens of the last layer."""
+        device = self._encoder.device
+        width = max(map(len, texts))
+        ids_UT = torch.full((len(texts), width), self._pad_id, dtype=torch.long)
+        mask_UT = torch.zeros((len(texts), width), dtype=torch.long)
+        for row, text in enumerate(texts):
+            ids_UT[row, : len(text)] = torch.tensor(text)
+            mask_UT[row, : len(text)] = 1
+        ids_UT, mask_UT = ids_UT.to(device), mask_UT.to(device)
+        hidden_UTH = self._encoder(input_ids=ids_UT, attention_mask=mask_UT).last_hidden_state.float()
+        summed_UH = (hidden_UTH * mask_UT[..., None]).sum(dim=1)
+        return torch.nn.functional.normalize(summed_UH, dim=-1)
