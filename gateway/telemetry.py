@@ -46,7 +46,7 @@ def configure_logging(level: str, form: Literal["json", "console"]) -> None:
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),  # whatever stderr is when a line is written
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

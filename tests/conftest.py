@@ -9,7 +9,7 @@ import structlog
 pytest_plugins = ["tests.redis_server", "tests.serving"]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     """Takes back what ``configure_logging`` does to this process."""
     root = logging.getLogger()

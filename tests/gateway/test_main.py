@@ -25,8 +25,6 @@ from tests.stubs.knobs import Knobs
 from tests.stubs.reward import RewardStub
 from tests.stubs.tgi import TgiStub
 
-pytestmark = pytest.mark.usefixtures("logging_as_it_was")
-
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
 
 

@@ -59,7 +59,6 @@ def test_with_several_workers_the_metrics_of_all_are_rendered(tmp_path: Path, mo
     assert metrics.render()[0] == b""
 
 
-@pytest.mark.usefixtures("logging_as_it_was")
 def test_log_lines_are_json_with_an_event_and_fields(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("info", "json")
     structlog.get_logger().info("something", count=3)
