@@ -37,6 +37,7 @@ Rank = Annotated[int, typer.Option(min=1, help="Rank of the LoRA matrices.")]
 TopLayers = Annotated[int, typer.Option(min=1, help="Layers that LoRA adapts, counted from the last one down.")]
 MaxLength = Annotated[int, typer.Option(min=32, help="Longest input in training, in tokens.")]
 Spoiled = Annotated[int, typer.Option(min=0, help="Spoiled versions of each good answer and epoch.")]
+Doubt = Annotated[float, typer.Option(min=0, max=0.5, help="Share of human labels expected to be wrong.")]
 Relevance = Annotated[
     float,
     typer.Option(min=0, help="Weight of the embeddings' cosine in the reward; 0 for backbones that embed nothing."),
@@ -53,11 +54,12 @@ def reward(
     fold: Fold = 0,
     seed: Seed = 0,
     epochs: Epochs = 2,
-    learning_rate: LearningRate = 1e-3,
+    learning_rate: LearningRate = 7e-4,
     rank: Rank = 16,
     top_layers: TopLayers = 4,
-    max_length: MaxLength = 160,
-    spoiled: Spoiled = 4,
+    max_length: MaxLength = 192,
+    spoiled: Spoiled = 3,
+    doubt: Doubt = 0.2,
     relevance: Relevance = 6.0,
     threads: Threads = 0,
 ) -> None:
@@ -79,6 +81,7 @@ def reward(
         top_layers=top_layers,
         max_length_tokens=max_length,
         spoiled_per_answer=spoiled,
+        human_doubt=doubt,
         relevance=relevance,
         seed=seed,
     )

@@ -63,12 +63,16 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """``texts[better]`` should be rewarded above ``texts[worse]``; ``kind`` names a source or a corruption."""
+    """``texts[better]`` should be rewarded above ``texts[worse]``; ``kind`` names a source or a corruption.
+
+    ``doubt`` is the share of such labels that one expects to be wrong.
+    """
 
     better: int
     worse: int
     kind: str
     weight: float = 1.0
+    doubt: float = 0.0
 
 
 @dataclass(slots=True)
@@ -79,12 +83,12 @@ class Group:
     texts: list[str] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
 
-    def compare(self, better: str, worse: str, kind: str, weight: float = 1.0) -> None:
+    def compare(self, better: str, worse: str, kind: str, weight: float = 1.0, doubt: float = 0.0) -> None:
         """Add a comparison, and its texts where they are new."""
         for text in (better, worse):
             if text not in self.texts:
                 self.texts.append(text)
-        self.comparisons.append(Comparison(self.texts.index(better), self.texts.index(worse), kind, weight))
+        self.comparisons.append(Comparison(self.texts.index(better), self.texts.index(worse), kind, weight, doubt))
 
     @property
     def messages(self) -> list[Message]:
@@ -150,10 +154,11 @@ def folds(prompts: Iterable[Conversation], n_folds: int) -> dict[Conversation, i
     return {prompt: _bucket(distinct[root(index)], n_folds) for index, prompt in enumerate(distinct)}
 
 
-def human_groups(pairs: Sequence[Preference]) -> list[Group]:
+def human_groups(pairs: Sequence[Preference], doubt: float = 0.0) -> list[Group]:
     """Pairs by prompt, weighted so that within each source the longer answer wins half of the weight.
 
-    Otherwise the cheapest thing to learn is the length that each source happens to prefer.
+    Otherwise the cheapest thing to learn is the length that each source happens to prefer. ``doubt`` keeps a small
+    model from learning by heart the labels that people themselves would not agree on.
     """
     counts: dict[tuple[str, bool], int] = defaultdict(int)
     for pair in pairs:
@@ -163,7 +168,7 @@ def human_groups(pairs: Sequence[Preference]) -> list[Group]:
         group = groups.setdefault(pair.prompt, Group(pair.prompt))
         same, other = counts[pair.source, pair.longer_is_better], counts[pair.source, not pair.longer_is_better]
         weight = min(3.0, (same + other) / (2 * same))
-        group.compare(pair.chosen, pair.rejected, pair.source, weight)
+        group.compare(pair.chosen, pair.rejected, pair.source, weight, doubt)
     return list(groups.values())
 
 

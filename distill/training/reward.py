@@ -31,6 +31,7 @@ from gateway.reward.relevance import RELEVANCE_FILE
 
 CONFIG_FILE = "adapter_config.json"
 HEAD_RATE = 5.0
+SLICE_TEXTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,13 @@ class Recipe:
     """Everything that decides what comes out, data apart."""
 
     epochs: int = 2
-    learning_rate: float = 1e-3
+    learning_rate: float = 7e-4
     rank: int = 16
     top_layers: int = 4
-    max_length_tokens: int = 160
+    max_length_tokens: int = 192
     batch_tokens: int = 2560
-    spoiled_per_answer: int = 4
+    spoiled_per_answer: int = 3
+    human_doubt: float = 0.2
     relevance: float = 6.0
     seed: int = 0
 
@@ -136,17 +138,27 @@ class _Batch:
     better: list[int]
     worse: list[int]
     weights: list[float]
+    doubts: list[float]
 
     @property
     def weight(self) -> float:
         return sum(self.weights)
 
     def loss(self, reward: RewardModel) -> torch.Tensor:
-        """Weighted sum of −log σ(r_better − r_worse)."""
-        rewards = reward.logits(self.texts)
+        """Weighted sum of −(1 − ε) log σ(m) − ε log σ(−m), where m = r_better − r_worse and ε is the label's doubt."""
+        rewards = self._rewards(reward)
         margins = rewards[self.better] - rewards[self.worse]
         weights = torch.tensor(self.weights, device=margins.device)
-        return -(weights * torch.nn.functional.logsigmoid(margins)).sum()
+        doubts = torch.tensor(self.doubts, device=margins.device)
+        logsigmoid = torch.nn.functional.logsigmoid
+        return -(weights * ((1 - doubts) * logsigmoid(margins) + doubts * logsigmoid(-margins))).sum()
+
+    def _rewards(self, reward: RewardModel) -> torch.Tensor:
+        """Rewards in the texts' order, computed a few texts of like length at a time: an eighth less padding."""
+        order = sorted(range(len(self.texts)), key=lambda place: self.texts[place].length)
+        slices = [order[start : start + SLICE_TEXTS] for start in range(0, len(order), SLICE_TEXTS)]
+        rewards = torch.cat([reward.logits([self.texts[place] for place in part]) for part in slices])
+        return rewards[torch.tensor(order).argsort().to(rewards.device)]
 
 
 def _adapted(base: str, recipe: Recipe) -> Any:
@@ -193,7 +205,7 @@ def _epoch(
     """One epoch's batches: the human pairs again, and freshly spoiled answers."""
     seed = recipe.seed * 1000 + epoch
     good = list({(pair.prompt, pair.chosen): None for pair in pairs}) + list(answers)
-    groups = human_groups(pairs)
+    groups = human_groups(pairs, recipe.human_doubt)
     groups += auxiliary_groups(good, per_answer=recipe.spoiled_per_answer, seed=seed)
     if not groups:
         raise DataError("nothing to train on")
@@ -207,7 +219,7 @@ def _epoch(
 
 
 def _batched(chunk: Sequence[tuple[Group, list[EncodedPair]]]) -> _Batch:
-    batch = _Batch([], [], [], [])
+    batch = _Batch([], [], [], [], [])
     for group, texts in chunk:
         start = len(batch.texts)
         batch.texts.extend(texts)
@@ -215,6 +227,7 @@ def _batched(chunk: Sequence[tuple[Group, list[EncodedPair]]]) -> _Batch:
             batch.better.append(start + comparison.better)
             batch.worse.append(start + comparison.worse)
             batch.weights.append(comparison.weight)
+            batch.doubts.append(comparison.doubt)
     return batch
 
 
