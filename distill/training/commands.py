@@ -54,13 +54,13 @@ def reward(
     fold: Fold = 0,
     seed: Seed = 0,
     epochs: Epochs = 2,
-    learning_rate: LearningRate = 7e-4,
+    learning_rate: LearningRate = 1e-3,
     rank: Rank = 16,
     top_layers: TopLayers = 4,
-    max_length: MaxLength = 192,
-    spoiled: Spoiled = 3,
-    doubt: Doubt = 0.2,
-    relevance: Relevance = 6.0,
+    max_length: MaxLength = 160,
+    spoiled: Spoiled = 4,
+    doubt: Doubt = 0.0,
+    relevance: Relevance = 12.0,
     threads: Threads = 0,
 ) -> None:
     """Train a reward model (LoRA and head) from preference pairs, and measure it on unseen prompts."""

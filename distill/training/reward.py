@@ -39,14 +39,14 @@ class Recipe:
     """Everything that decides what comes out, data apart."""
 
     epochs: int = 2
-    learning_rate: float = 7e-4
+    learning_rate: float = 1e-3
     rank: int = 16
     top_layers: int = 4
-    max_length_tokens: int = 192
+    max_length_tokens: int = 160
     batch_tokens: int = 2560
-    spoiled_per_answer: int = 3
-    human_doubt: float = 0.2
-    relevance: float = 6.0
+    spoiled_per_answer: int = 4
+    human_doubt: float = 0.0
+    relevance: float = 12.0
     seed: int = 0
 
 

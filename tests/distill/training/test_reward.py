@@ -118,19 +118,28 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(base: Path
     assert any(not torch.equal(tensor, other[name]) for name, tensor in first.items())
 
 
-def test_training_learns_what_the_pairs_say(base: Path) -> None:
-    """Answers with one word are always preferred; after training an unseen pair is ranked so."""
+def margin_after_training(base: Path, doubt: float) -> float:
+    """How far an unseen good answer lies above a bad one when every label says that one word is good."""
     learned = [
         Preference((("user", f"question {i}"),), f"yes certainly {w}", f"no never {w}", "s", "l")
         for i, w in enumerate(TOPICS * 4)
     ]
+    recipe = Recipe(
+        epochs=12, learning_rate=3e-3, top_layers=2, spoiled_per_answer=0, batch_tokens=512, human_doubt=doubt
+    )
     losses: list[float] = []
-    recipe = Recipe(epochs=12, learning_rate=3e-3, top_layers=2, spoiled_per_answer=0, batch_tokens=512)
     reward = train(str(base), learned, [], recipe, lambda done, total, loss: losses.append(loss))
-    unseen = Group((("user", "another question"),), ["yes certainly lanterns", "no never lanterns"])
-    ((better, worse),) = score_groups(reward, [unseen])
-    assert better > worse + 1
-    assert losses[-1] < losses[0] / 2
+    ((better, worse),) = score_groups(
+        reward, [Group((("user", "another question"),), ["yes certainly lanterns", "no never lanterns"])]
+    )
+    assert losses[-1] < losses[0]
+    return better - worse
+
+
+def test_training_learns_what_the_pairs_say_and_no_more_surely_than_they_deserve(base: Path) -> None:
+    """Labels of which a fifth may be wrong are worth log(.8/.2) = 1.4 logits, however often they are seen."""
+    assert margin_after_training(base, doubt=0.0) > 2.5
+    assert 0.7 < margin_after_training(base, doubt=0.2) < 2.1
 
 
 def test_layers_below_the_adapted_ones_stay_as_they_are(base: Path, pairs: Path, tmp_path: Path) -> None:
