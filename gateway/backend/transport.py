@@ -1,4 +1,4 @@
-"""httpx2 over aiohttp: a quarter of the CPU a call, the same exceptions.
+"""httpx2 over aiohttp: less CPU a call, the same exceptions.
 
 huggingface_hub speaks httpx2, whose own transport costs 1.7 ms of CPU for a chat completion where aiohttp's parser
 in C needs 0.4. Here the two meet: httpx2's requests and exceptions outside, aiohttp's connections inside.

@@ -28,7 +28,7 @@ from gateway.settings import PREFIX
 DATA_DIR = Path("data/embedded")
 
 DEFAULT_TEMPERATURE = 0.7
-"""The policy's default temperature: first at N = 8 by the independent judge (README, Results), though not by much."""
+"""The policy's default temperature: first at N = 8 by the second model (README, Results), within its interval."""
 
 _SLOTS = 16
 _CONTEXT_TOKENS = 1024
