@@ -1,7 +1,12 @@
 """Every error the nightly path raises on purpose, as one tree.
 
     DistillError
-    └── DataError       a file of pairs, answers or prompts is missing or malformed; says where
+    ├── SettingsError     DISTILL_… variables are unknown or bad
+    ├── DataError         a file of data, or the archive, is missing or malformed; says where
+    ├── NightError        a night cannot go on: another one runs, a run directory does not fit, a step's input is gone
+    ├── TrainingError     training cannot start or broke: no examples, no memory even for one, loss no number
+    ├── EvaluationError   draws or rewards could not be had
+    └── PromotionError    an adapter is malformed, does not load, or does not behave as it should
 
 Messages never hold prompt or answer text.
 """
@@ -13,5 +18,25 @@ class DistillError(Exception):
     """Root of the tree."""
 
 
+class SettingsError(DistillError):
+    """DISTILL_… variables are unknown or bad."""
+
+
 class DataError(DistillError):
-    """A file of data is missing or malformed."""
+    """A file of data, or the archive, is missing or malformed."""
+
+
+class NightError(DistillError):
+    """A night cannot go on."""
+
+
+class TrainingError(DistillError):
+    """Training cannot start, or broke."""
+
+
+class EvaluationError(DistillError):
+    """Draws or rewards could not be had."""
+
+
+class PromotionError(DistillError):
+    """An adapter is malformed, does not load, or does not behave as it should."""

@@ -1,0 +1,163 @@
+"""The night's settings: read once from the environment, frozen, passed down.
+
+Names are ``DISTILL_`` + group + ``__`` + field. What the night shares with the gateway (Redis, the backend, the
+reward model) it reads from the gateway's own ``GATEWAY_…`` variables: one place says where they are. An unknown or bad
+value is fatal and names itself. The docstring under each field is the settings table of README.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from distill.errors import SettingsError
+
+PREFIX = "DISTILL_"
+
+Numbers = Annotated[tuple[float, ...], NoDecode]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DatasetSettings(_Group):
+    """What is archived, what may train, what is held out."""
+
+    archive_dir: Path = Path("data/night/archive")
+    """Folder of the Parquet archive of the journal."""
+    claim_idle_s: float = Field(default=60.0, gt=0)
+    """Records that another reader took and left unacknowledged this long are taken over."""
+    held_out_share: float = Field(default=0.2, gt=0, lt=1)
+    """Share of conversations that measure and never train, by a hash of their first user message."""
+    min_margin_sd: float = Field(default=0.0, ge=0)
+    """Least (winner − mean) of a race's rewards, in the race's standard deviations, for the winner to train."""
+    max_per_prompt: int = Field(default=1, ge=1)
+    """Winners of one conversation that train; the newest stay."""
+    near_duplicate: float = Field(default=0.8, gt=0, le=1)
+    """Estimated Jaccard similarity of two prompts' word shingles from which they count as the same prompt."""
+
+
+class TrainingSettings(_Group):
+    """How the base model learns its winners."""
+
+    model: str = ""
+    """Base model: a folder or hub id; empty is the embedded SmolLM2."""
+    objective: Literal["sft", "dpo", "sft+ipo"] = "sft"
+    """sft: the winners. dpo: best against worst. sft+ipo: both losses together."""
+    rank: int = Field(default=32, ge=1)
+    """Rank of the LoRA matrices, on all linear layers."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """Peak learning rate."""
+    epochs: float = Field(default=3.0, gt=0)
+    """Passes over the winners."""
+    batch_examples: int = Field(default=16, ge=1)
+    """Examples in one optimizer step, over all devices and accumulation."""
+    max_length_tokens: int = Field(default=1024, ge=32)
+    """Longest example; longer ones are left out and counted."""
+    replay_share: float = Field(default=0.5, ge=0, lt=1)
+    """Largest share of the training set that earlier nights' winners may take."""
+    checkpoints: int = Field(default=3, ge=1)
+    """Checkpoints kept, evenly over the run, for the gate to choose from."""
+    seed: int = 0
+    """Seeds order, initialisation and dropout."""
+
+
+class EvaluationSettings(_Group):
+    """What is measured on held-out prompts, and what the gate asks."""
+
+    prompts: int = Field(default=300, ge=2)
+    """Most held-out prompts drawn a night."""
+    draws: int = Field(default=8, ge=1)
+    """Answers to each prompt, from each policy at each temperature."""
+    temperatures: Numbers = (0.4, 0.7, 1.0)
+    """Temperatures of the serving policy's draws, separated by commas: its best one for each n is the control."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest answer drawn."""
+    concurrency: int = Field(default=16, ge=1)
+    """Draws in flight."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """Chance of letting N shrink although the new policy is worse by the margin."""
+    max_length_change: float = Field(default=0.15, gt=0)
+    """Largest relative change of the answers' mean length."""
+    judge_adapter: Path | None = None
+    """Adapter of the held-out reward model (on the same backbone) that must agree; unset: none is asked."""
+
+    @field_validator("temperatures", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+class PromotionSettings(_Group):
+    """How an adapter reaches traffic, and what takes it back."""
+
+    adapters_dir: Path = Path("data/night/adapters")
+    """Folder of adapters, one immutable folder each."""
+    load_command: str = ""
+    """Command that makes every replica serve a new adapter (a rolling restart); {adapter}, {path}, {url} are filled in."""
+    canary_share: float = Field(default=0.1, gt=0, le=1)
+    """Share of traffic that the new policy answers before it answers all."""
+    canary_requests: int = Field(default=200, ge=1)
+    """Requests that the new policy answers before the guard may let it answer all."""
+
+
+class NightSettings(_Group):
+    """The run itself."""
+
+    runs_dir: Path = Path("data/night/runs")
+    """Folder of run directories, one a night."""
+    min_examples: int = Field(default=32, ge=1)
+    """Fewer curated winners than this and the night ends without training."""
+    metrics_file: Path | None = None
+    """Prometheus textfile that tells of the last night; unset writes none."""
+    at: str = "03:30"
+    """When `python -m distill schedule` starts a night, HH:MM in local time."""
+
+
+class Settings(BaseSettings):
+    """Everything ``python -m distill`` reads beside the gateway's settings."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    dataset: DatasetSettings = DatasetSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    promotion: PromotionSettings = PromotionSettings()
+    night: NightSettings = NightSettings()
+
+
+def load() -> Settings:
+    """Read the settings from the environment, or say in one message which are unknown or bad.
+
+    Raises:
+        SettingsError: Names every unknown variable and every bad value.
+    """
+    known = {f"{PREFIX}{group}__{field}".upper() for group, field in _fields()}
+    strangers = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+    if strangers:
+        raise SettingsError("unknown settings: " + ", ".join(strangers))
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = [
+            f"{PREFIX}{'__'.join(str(part).upper() for part in item['loc'][:2])}: {item['msg']}"
+            for item in error.errors(include_url=False)
+        ]
+        raise SettingsError("bad settings: " + "; ".join(problems)) from error
+
+
+def _fields() -> list[tuple[str, str]]:
+    groups = {name: info.annotation for name, info in Settings.model_fields.items()}
+    return [
+        (name, field)
+        for name, group in groups.items()
+        if isinstance(group, type) and issubclass(group, BaseModel)
+        for field in group.model_fields
+    ]
