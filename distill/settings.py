@@ -99,7 +99,7 @@ class PromotionSettings(_Group):
     adapters_dir: Path = Path("data/night/adapters")
     """Folder of adapters, one immutable folder each."""
     load_command: str = ""
-    """Command that makes every replica serve a new adapter (a rolling restart); {adapter}, {path}, {url} are filled in."""
+    """Command that makes every replica serve a new adapter; {adapter}, {path} and {url} are filled in."""
     canary_share: float = Field(default=0.1, gt=0, le=1)
     """Share of traffic that the new policy answers before it answers all."""
     canary_requests: int = Field(default=200, ge=1)
