@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from gateway.embedded import tether
 from gateway.settings import RedisSettings
 
 
@@ -45,7 +48,9 @@ class RedisServer:
         settings |= {name.replace("_", "-"): value for name, value in options.items()}
         arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
         with (self._folder / "redis.log").open("ab") as output:
-            self._process = subprocess.Popen([self._binary, *arguments], stdout=output, stderr=output)
+            # Tied to this process's life: a test run that is killed leaves no server behind.
+            command = [sys.executable, tether.__file__, str(os.getpid()), str(self._binary), *arguments]
+            self._process = subprocess.Popen(command, stdout=output, stderr=output)
         with self.client() as client:
             deadline = time.monotonic() + 20
             while time.monotonic() < deadline and self._process.poll() is None:

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.errors import GatewayError, RequestTooLarge, UnsupportedContentType
+from gateway.errors import GatewayError, NotReady, RequestTooLarge, UnsupportedContentType
 
 T = TypeVar("T")
 
@@ -52,11 +52,17 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
 
     Raises:
         ClientGone: The caller went first; the work has ended by then.
+        NotReady: The server stops and has waited for this request as long as it may.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_until_disconnect(receive))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError as error:
+            # Only the end of the server's patience cancels a request, and it does not wait for the task: so this may
+            # become an answer, by which a balancer knows to ask another gateway.
+            raise NotReady("this gateway is shutting down; the request was cut") from error
         if task.done():
             return task.result()
         raise ClientGone
@@ -118,6 +124,8 @@ class EventStream(Response):
             await unless_gone(receive, self._send_all(send))
         except ClientGone:
             return
+        except NotReady as error:
+            await send({"type": "http.response.body", "body": self._on_error(error)})
         finally:
             await self._close()
 

@@ -43,10 +43,13 @@ def routes(probes: Mapping[str, Probe], render: Callable[[], tuple[bytes, str]])
     """
     router = APIRouter(tags=["health"])
 
+    # Some balancers probe with HEAD.
+    @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live", summary="Whether the process runs", openapi_extra=NO_KEY)
     async def live() -> dict[str, str]:
         return {"status": "ok"}
 
+    @router.head("/health/ready", include_in_schema=False)
     @router.get(
         "/health/ready",
         summary="Whether requests can be answered, and if not, why",

@@ -151,6 +151,16 @@ async def test_sigterm_lets_the_race_finish_and_flushes_the_journal(redis_server
     assert record.id == answer.json()["id"]
 
 
+async def test_a_race_that_outlasts_the_shutdown_is_told_503(redis_server: RedisServer, tmp_path: Path) -> None:
+    async with serving(redis_server, tmp_path, Knobs(latency_ms=60_000), GATEWAY_SHUTDOWN_S="1") as served:
+        racing = asyncio.create_task(served.chat(best_of=2))
+        await served.tgi.state.until(lambda state: state.generating == 2)
+        served.process.send_signal(signal.SIGTERM)
+        answer = await racing
+        await served.process.wait()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+
+
 async def test_several_workers_serve_and_their_metrics_are_one(redis_server: RedisServer, tmp_path: Path) -> None:
     async with serving(redis_server, tmp_path, GATEWAY_WORKERS="2") as served:
         answers = await asyncio.gather(*(served.chat(best_of=2) for _ in range(12)))

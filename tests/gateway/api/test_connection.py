@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from gateway.api.connection import ClientGone, EventStream, read_body, unless_gone
-from gateway.errors import BackendFailed, RequestTooLarge
+from gateway.errors import BackendFailed, NotReady, RequestTooLarge
 
 JSON = (b"content-type", b"application/json; charset=utf-8")
 
@@ -192,4 +192,35 @@ async def test_a_caller_who_leaves_closes_the_source(when: str) -> None:
 
         await stream({"type": "http"}, caller.receive, send)
         assert [b"one"] == caller.heard
+    assert source.closed
+
+
+async def test_a_request_cut_by_the_servers_stop_is_told_so_and_its_work_has_ended() -> None:
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    request = asyncio.create_task(unless_gone(Caller().receive, work()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    request.cancel()
+    with pytest.raises(NotReady, match="shutting down"):
+        await request
+    assert ended.is_set()
+
+
+async def test_a_stream_cut_by_the_servers_stop_ends_with_an_error_event() -> None:
+    caller, source = Caller(), Source(b"one")
+    stream = stream_of(source)
+    await stream.start(caller.receive)
+    sending = asyncio.create_task(stream({"type": "http"}, caller.receive, caller.send))
+    while len(caller.heard) < 1:
+        await asyncio.sleep(0)
+    sending.cancel()
+    await sending
+    assert [b"one", b"this gateway is shutting down; the request was cut"] == caller.heard
     assert source.closed

@@ -124,3 +124,11 @@ async def test_what_is_not_there_is_told_in_the_same_envelope(
     served = await serve()
     response = await served.http.request(method, path)
     assert (status, code) == (response.status_code, response.json()["error"]["code"])
+
+
+async def test_a_balancer_may_probe_with_head(serve: Serve) -> None:
+    """HEAD tells what GET would, without a body."""
+    served = await serve()
+    for path in ("/health/live", "/health/ready"):
+        answer = await served.http.head(path)
+        assert (200, b"") == (answer.status_code, answer.content)
