@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from distill.errors import SettingsError
+from gateway import settings as gateway_settings
+from gateway.settings import variable
 
 PREFIX = "DISTILL_"
 
@@ -80,14 +82,24 @@ class EvaluationSettings(_Group):
     """Longest answer drawn."""
     concurrency: int = Field(default=16, ge=1)
     """Draws in flight."""
+    candidate_temperatures: Numbers = ()
+    """Temperatures at which each new checkpoint is drawn and may be promoted; unset: the policy's default, else 1."""
+    own_servers: int = Field(default=0, ge=0)
+    """llama.cpp servers that the night starts itself to draw, one thread each; 0: the fleet's backend draws."""
+    context_tokens: int = Field(default=1024, ge=64)
+    """Prompt and answer of one draw together, on servers of the night's own."""
+    draws_dir: Path = Path("data/night/draws")
+    """Folder of draws and rewards, kept over nights: the serving policy is drawn once."""
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """Chance of letting N shrink although the new policy is worse by the margin."""
     max_length_change: float = Field(default=0.15, gt=0)
     """Largest relative change of the answers' mean length."""
+    judge_model: str = ""
+    """Backbone of the held-out reward model; unset: GATEWAY_REWARD__MODEL, with the judge's own adapter."""
     judge_adapter: Path | None = None
-    """Adapter of the held-out reward model (on the same backbone) that must agree; unset: none is asked."""
+    """Adapter of the held-out reward model, which must agree; unset, with no judge_model: none is asked."""
 
-    @field_validator("temperatures", mode="before")
+    @field_validator("temperatures", "candidate_temperatures", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -115,7 +127,7 @@ class NightSettings(_Group):
     """Fewer curated winners than this and the night ends without training."""
     metrics_file: Path | None = None
     """Prometheus textfile that tells of the last night; unset writes none."""
-    at: str = "03:30"
+    at: str = Field(default="03:30", pattern=r"^([01]\d|2[0-3]):[0-5]\d$")
     """When `python -m distill schedule` starts a night, HH:MM in local time."""
 
 
@@ -139,25 +151,17 @@ def load() -> Settings:
     Raises:
         SettingsError: Names every unknown variable and every bad value.
     """
-    known = {f"{PREFIX}{group}__{field}".upper() for group, field in _fields()}
+    known = {name.upper() for name in variables()}
     strangers = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if strangers:
-        raise SettingsError("unknown settings: " + ", ".join(strangers))
+        raise SettingsError("unknown settings: " + ", ".join(strangers) + " (python -m distill settings lists them)")
     try:
         return Settings()
     except ValidationError as error:
-        problems = [
-            f"{PREFIX}{'__'.join(str(part).upper() for part in item['loc'][:2])}: {item['msg']}"
-            for item in error.errors(include_url=False)
-        ]
+        problems = [f"{variable(item['loc'], PREFIX)}: {item['msg']}" for item in error.errors(include_url=False)]
         raise SettingsError("bad settings: " + "; ".join(problems)) from error
 
 
-def _fields() -> list[tuple[str, str]]:
-    groups = {name: info.annotation for name, info in Settings.model_fields.items()}
-    return [
-        (name, field)
-        for name, group in groups.items()
-        if isinstance(group, type) and issubclass(group, BaseModel)
-        for field in group.model_fields
-    ]
+def variables() -> dict[str, tuple[str, str]]:
+    """Every environment variable with its default and its one-line description, in the order of the classes."""
+    return gateway_settings.variables(Settings, PREFIX)

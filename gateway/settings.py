@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -36,6 +37,17 @@ def is_loopback(host: str) -> bool:
     return host in {"127.0.0.1", "localhost", "::1"}
 
 
+def http_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
+    """The URLs without their final slash.
+
+    Raises:
+        ValueError: One is not an http or https URL with a host.
+    """
+    if any(urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname for url in urls):
+        raise ValueError("one or more http:// or https:// URLs are needed")
+    return tuple(url.rstrip("/") for url in urls)
+
+
 class BackendSettings(_Group):
     """Where candidates are drawn."""
 
@@ -59,9 +71,9 @@ class BackendSettings(_Group):
     @field_validator("urls")
     @classmethod
     def _http_only(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        if not urls or any(not url.startswith(("http://", "https://")) for url in urls):
+        if not urls:
             raise ValueError("one or more http:// or https:// URLs are needed")
-        return tuple(url.rstrip("/") for url in urls)
+        return http_urls(urls)
 
 
 class RewardSettings(_Group):
@@ -246,25 +258,31 @@ def load() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        problems = [f"{_variable(item['loc'])}: {item['msg']}" for item in error.errors(include_url=False)]
+        problems = [f"{variable(item['loc'])}: {item['msg']}" for item in error.errors(include_url=False)]
         raise SettingsError("bad settings: " + "; ".join(problems)) from error
 
 
-def variables() -> dict[str, tuple[str, str]]:
-    """Every environment variable with its default and its one-line description, in the order of the classes."""
+def variables(of: type[BaseSettings] | None = None, prefix: str = PREFIX) -> dict[str, tuple[str, str]]:
+    """Every environment variable with its default and its one-line description, in the order of the classes.
+
+    Args:
+        of: Settings class with groups of fields; the gateway's, if not given.
+        prefix: What its variables begin with.
+    """
     rows: dict[str, tuple[str, str]] = {}
-    for name, info in Settings.model_fields.items():
+    for name, info in (of or Settings).model_fields.items():
         group = info.annotation
-        if isinstance(group, type) and issubclass(group, _Group):
+        if isinstance(group, type) and issubclass(group, BaseModel):
             for inner, inner_info in group.model_fields.items():
-                rows[_variable((name, inner))] = (_shown(inner_info.default), inner_info.description or "")
+                rows[variable((name, inner), prefix)] = (_shown(inner_info.default), inner_info.description or "")
         else:
-            rows[_variable((name,))] = (_shown(info.default), info.description or "")
+            rows[variable((name,), prefix)] = (_shown(info.default), info.description or "")
     return rows
 
 
-def _variable(loc: tuple[int | str, ...]) -> str:
-    return PREFIX + "__".join(str(part).upper() for part in loc[:2])
+def variable(loc: tuple[int | str, ...], prefix: str = PREFIX) -> str:
+    """The environment variable of a field, as ``(field,)`` or ``(group, field)``."""
+    return prefix + "__".join(str(part).upper() for part in loc[:2])
 
 
 def _shown(default: object) -> str:

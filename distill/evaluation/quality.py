@@ -15,7 +15,7 @@ import numpy as np
 
 from distill.errors import DataError
 from distill.evaluation.curve import Estimate, Floats, curves, mean_curve, within_prompt_correlation, within_prompt_sd
-from distill.evaluation.sample import Draw, Question
+from distill.evaluation.sample import Draw
 
 _BATCH = 32
 
@@ -97,7 +97,7 @@ def complete_prompts(draws: Sequence[Draw]) -> dict[float, list[list[Draw]]]:
     """
     cells: dict[str, dict[float, list[Draw]]] = defaultdict(lambda: defaultdict(list))
     for draw in draws:
-        cells[draw.prompt][draw.temperature].append(draw)
+        cells[draw.question.key][draw.temperature].append(draw)
     temperatures = sorted({draw.temperature for draw in draws})
     most = max((len(cell) for prompt in cells.values() for cell in prompt.values()), default=0)
     complete = [prompt for prompt in cells.values() if all(len(prompt[t]) == most for t in temperatures)]
@@ -118,17 +118,18 @@ def score_draws(
     """
     every = [draw for prompts in draws.values() for prompt in prompts for draw in prompt]
     waiting: dict[tuple[str, str], int] = defaultdict(int)
+    questions = {draw.question.key: draw.question for draw in every}
     for draw in every:
-        waiting[draw.prompt, draw.text] += 1
+        waiting[draw.question.key, draw.text] += 1
     # Longest first: texts of one length share a batch, so little is padding, and time left is never underrated.
     texts = sorted(waiting, key=lambda text: len(text[0]) + len(text[1]), reverse=True)
     rewards: dict[tuple[str, str], float] = {}
     for start in range(0, len(texts), _BATCH):
         batch = texts[start : start + _BATCH]
-        pairs = [model.encode(Question("", prompt).messages, answer) for prompt, answer in batch]
+        pairs = [model.encode(questions[key].messages, answer) for key, answer in batch]
         rewards.update(zip(batch, model.score(pairs), strict=True))
         on_scored(sum(waiting[text] for text in batch))
-    return {t: np.array([[rewards[d.prompt, d.text] for d in prompt] for prompt in draws[t]]) for t in draws}
+    return {t: np.array([[rewards[d.question.key, d.text] for d in prompt] for prompt in draws[t]]) for t in draws}
 
 
 def measure(

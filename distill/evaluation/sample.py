@@ -8,15 +8,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 import structlog
 
 from distill.errors import DataError
+from distill.run_dir import appending, whole_lines
 from gateway.errors import BackendError
 from gateway.types import Backend, Message, Prompt, Sampling
 
@@ -24,25 +23,37 @@ _SEED_BITS = 32  # what every backend takes
 _ATTEMPTS = 3
 _RETRY_WAIT_S = 1.0
 
+Cell = tuple[str, float, int]
+"""Which draw: the question's key, the temperature, the index."""
+
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One prompt and the kind of task it sets."""
+    """What is asked, and the kind of task it sets.
+
+    ``prompt`` is the first user message; ``turns`` is the whole conversation, None where it is that message alone.
+    """
 
     kind: str
     prompt: str
+    turns: Sequence[Message] | None = None
 
     @property
     def messages(self) -> list[Message]:
-        """The conversation it makes: one turn, no system message."""
-        return [{"role": "user", "content": self.prompt}]
+        """The conversation."""
+        return [{"role": "user", "content": self.prompt}] if self.turns is None else list(self.turns)
+
+    @property
+    def key(self) -> str:
+        """What equal conversations share: the prompt itself where there is nothing else, JSON of all turns else."""
+        return self.prompt if self.turns is None else json.dumps(self.turns, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One answer: a line of the file of draws."""
+    """One answer: a line of the file of draws. ``turns`` as in ``Question``."""
 
     prompt: str
     kind: str
@@ -52,17 +63,37 @@ class Draw:
     text: str
     finish_reason: str
     completion_tokens: int
+    turns: Sequence[Message] | None = None
+
+    @property
+    def question(self) -> Question:
+        """What it answers."""
+        return Question(self.kind, self.prompt, self.turns)
+
+    @property
+    def cell(self) -> Cell:
+        """Its place: no two draws of a file share it."""
+        return self.question.key, self.temperature, self.index
 
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """What to draw: ``draws`` answers to each question at each temperature, of ``max_tokens`` at most."""
+    """What to draw: ``draws`` answers to each question at each temperature, of ``max_tokens`` at most.
+
+    ``adapter`` answers; None is the base.
+    """
 
     questions: Sequence[Question]
     temperatures: Sequence[float]
     draws: int
     max_tokens: int
     seed: int = 0
+    adapter: str | None = None
+
+    @property
+    def size(self) -> int:
+        """How many draws that is."""
+        return len(self.questions) * len(self.temperatures) * self.draws
 
     def cells(self) -> Iterator[tuple[Question, float, int]]:
         """Every (question, temperature, index), question by question; temperatures take turns within one."""
@@ -73,7 +104,7 @@ class Design:
 
     def draw_seed(self, question: Question, temperature: float, index: int) -> int:
         """A seed that depends on the draw's place alone, so that a resumed run draws what an unbroken one would."""
-        place = json.dumps([self.seed, question.prompt, temperature, index]).encode()
+        place = json.dumps([self.seed, question.key, temperature, index]).encode()
         # One bit less than there are: llama.cpp takes the highest seed to mean "random".
         return int.from_bytes(hashlib.blake2b(place, digest_size=_SEED_BITS // 8).digest()) >> 1
 
@@ -96,11 +127,8 @@ def read_draws(path: Path) -> list[Draw]:
     """
     draws: list[Draw] = []
     try:
-        whole, _, _ = path.read_bytes().rpartition(b"\n")
-        for line in whole.split(b"\n") if whole else []:
+        for line in whole_lines(path):
             draws.append(Draw(**json.loads(line)))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}, line {len(draws) + 1} is no draw") from error
     return draws
@@ -122,20 +150,19 @@ async def draw(
         How many draws were added.
 
     Raises:
-        DataError: The file holds something else.
+        DataError: The file holds something else, or cannot be written.
         BackendError: A draw failed repeatedly; what was drawn before it is in the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as sink:
-        known = {(past.prompt, past.temperature, past.index) for past in _resume(path, sink)}
-        missing = (cell for cell in design.cells() if (cell[0].prompt, cell[1], cell[2]) not in known)
+    with appending(path) as sink:
+        known = {past.cell for past in read_draws(path)}
+        missing = (cell for cell in design.cells() if (cell[0].key, cell[1], cell[2]) not in known)
         added = 0
 
         async def worker() -> None:
             nonlocal added
             for question, temperature, index in missing:
                 new = await _draw_one(backend, design, question, temperature, index)
-                sink.write(json.dumps(asdict(new), ensure_ascii=False).encode() + b"\n")
+                sink.write(line_of(new))
                 sink.flush()
                 added += 1
                 on_draw(new)
@@ -144,24 +171,21 @@ async def draw(
             async with asyncio.TaskGroup() as group:
                 for _ in range(concurrency):
                     group.create_task(worker())
-        except* BackendError as errors:
+        except* (BackendError, OSError) as errors:
             raise errors.exceptions[0] from errors
     log.info("draws_finished", added=added, known=len(known))
     return added
 
 
-def _resume(path: Path, sink: IO[bytes]) -> list[Draw]:
-    """What the file holds, after cutting off the line that a killed run left unfinished."""
-    content = path.read_bytes()
-    whole_bytes = content.rfind(b"\n") + 1
-    if whole_bytes != len(content):
-        os.ftruncate(sink.fileno(), whole_bytes)
-    return read_draws(path)
+def line_of(draw: Draw) -> bytes:
+    """The draw as a line of a file of draws. A lone surrogate, which UTF-8 cannot hold, becomes a question mark."""
+    fields = {name: value for name, value in asdict(draw).items() if name != "turns" or value is not None}
+    return json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
 async def _draw_one(backend: Backend, design: Design, question: Question, temperature: float, index: int) -> Draw:
     sampling = Sampling(temperature=temperature, max_tokens=design.max_tokens)
-    prompt = Prompt(messages=question.messages, sampling=sampling)
+    prompt = Prompt(messages=question.messages, sampling=sampling, adapter=design.adapter)
     seed = design.draw_seed(question, temperature, index)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
@@ -181,4 +205,5 @@ async def _draw_one(backend: Backend, design: Design, question: Question, temper
         text=answer.text or "",
         finish_reason=answer.finish_reason,
         completion_tokens=answer.completion_tokens,
+        turns=question.turns,
     )

@@ -1,0 +1,222 @@
+"""The rewards of draws, kept beside them: one line a distinct answer, by the model that gave it.
+
+The scorer is the one the gateway serves with (in this process or a server, as GATEWAY_REWARD__… says), or the judge.
+A run that ends in the middle is continued, and what an earlier night scored is not scored again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from distill.errors import DataError, EvaluationError
+from distill.evaluation.sample import Draw
+from distill.run_dir import appending, whole_lines
+from gateway.errors import GatewayError, RewardError, SettingsError
+from gateway.reward.batcher import BatchStats
+from gateway.reward.build import build_scorer
+from gateway.reward.local import LocalScorer
+from gateway.settings import RewardSettings
+from gateway.types import Message, Scorer
+
+_KEY_BYTES = 16
+_IN_FLIGHT = 128
+_ATTEMPTS = 3
+_RETRY_WAIT_S = 1.0
+_READY_TIMEOUT_S = 30.0
+_POLL_S = 0.2
+_REWARD_TIMEOUT_S = 120.0  # nobody waits for it
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Rewards by answer, whose they are, and what it took to get those that were missing."""
+
+    model: str
+    by_answer: dict[str, float]
+    scored: int
+    tokens: int
+
+    def of(self, draw: Draw) -> float:
+        """The reward of a draw."""
+        return self.by_answer[answer_key(draw.question.messages, draw.text)]
+
+
+def answer_key(messages: Sequence[Message], text: str) -> str:
+    """What equal answers to equal conversations share: each is scored once."""
+    content = json.dumps([messages, text], sort_keys=True).encode()
+    return hashlib.blake2b(content, digest_size=_KEY_BYTES).hexdigest()
+
+
+def judge_settings(reward: RewardSettings, model: str, adapter: Path | None) -> RewardSettings | None:
+    """Where the held-out reward model is, or None where none is asked.
+
+    Args:
+        reward: The selecting model's; device and limits are the judge's too.
+        model: The judge's backbone; empty is the selecting model's own.
+        adapter: The judge's adapter.
+
+    Raises:
+        EvaluationError: The judge is the selecting model, or has no backbone.
+    """
+    if not model and adapter is None:
+        return None
+    backbone = model or reward.model
+    if not backbone:
+        raise EvaluationError("the judge needs a backbone: set DISTILL_EVALUATION__JUDGE_MODEL")
+    if backbone == reward.model and adapter_digest(adapter) == adapter_digest(reward.adapter):
+        raise EvaluationError("the judge is the selecting model: that proves nothing")
+    return reward.model_copy(update={"model": backbone, "adapter": adapter, "url": ""})
+
+
+def adapter_digest(adapter: Path | None) -> str:
+    """SHA-256 of an adapter's weights; empty for none.
+
+    Raises:
+        EvaluationError: There is no adapter in the folder.
+    """
+    if adapter is None:
+        return ""
+    try:
+        return hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+    except OSError as error:
+        raise EvaluationError(f"there is no adapter in {adapter}") from error
+
+
+async def score_draws(
+    settings: RewardSettings,
+    draws: Sequence[Draw],
+    folder: Path,
+    *,
+    on_scored: Callable[[int], None] = lambda _: None,
+) -> Scores:
+    """Rewards of every draw; those that the folder does not hold yet are asked for and added.
+
+    Args:
+        settings: Which model, or which server.
+        draws: In any order; equal answers are scored once.
+        folder: Of score files, one a reward model.
+        on_scored: Told how many draws are settled by what just came.
+
+    Raises:
+        EvaluationError: No reward could be had; those that were are kept.
+        DataError: The folder's file is malformed or cannot be written.
+    """
+    tokens = 0
+
+    def count(batch: BatchStats) -> None:
+        nonlocal tokens
+        tokens += batch.tokens
+
+    patient = settings.model_copy(update={"timeout_s": max(settings.timeout_s, _REWARD_TIMEOUT_S)})
+    scorer = build_scorer(patient, observe=count)
+    if scorer is None:
+        raise EvaluationError("no reward model: set GATEWAY_REWARD__MODEL or GATEWAY_REWARD__URL")
+    try:
+        await _until_ready(scorer)
+        path = _file(folder, scorer.name, settings)
+        known = read_scores(path)
+        waiting = Counter(answer_key(draw.question.messages, draw.text) for draw in draws)
+        on_scored(sum(count for key, count in waiting.items() if key in known))
+        new = {answer_key(draw.question.messages, draw.text): draw for draw in draws}
+        missing = [(key, draw) for key, draw in new.items() if key not in known]
+        await _score(scorer, missing, path, known, lambda key: on_scored(waiting[key]))
+        return Scores(scorer.name, known, len(missing), tokens)
+    finally:
+        await scorer.aclose()
+
+
+def read_scores(path: Path) -> dict[str, float]:
+    """Rewards by answer; a last line that a killed run left unfinished is none, and a missing file is empty.
+
+    Raises:
+        DataError: The file cannot be read, or a line is no score.
+    """
+    rewards: dict[str, float] = {}
+    for number, line in enumerate(whole_lines(path) if path.exists() else [], start=1):
+        try:
+            key, reward = json.loads(line)
+            rewards[str(key)] = float(reward)
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}, line {number} is no score") from error
+    return rewards
+
+
+async def _score(
+    scorer: Scorer,
+    missing: Iterable[tuple[str, Draw]],
+    path: Path,
+    known: dict[str, float],
+    on_score: Callable[[str], None],
+) -> None:
+    # Longest first: texts of one length share a batch, so little is padding, and time left is never underrated.
+    ordered = sorted(missing, key=lambda item: len(item[1].question.key) + len(item[1].text), reverse=True)
+    queue = iter(ordered)
+    with appending(path) as sink:
+
+        async def worker() -> None:
+            for key, draw in queue:
+                known[key] = await _reward(scorer, draw)
+                sink.write(json.dumps([key, known[key]]).encode() + b"\n")
+                sink.flush()
+                on_score(key)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(_IN_FLIGHT):
+                    group.create_task(worker())
+        except* GatewayError as errors:
+            raise EvaluationError(f"scoring stopped: {_first(errors)}") from errors
+        except* OSError as errors:
+            raise errors.exceptions[0] from errors
+
+
+async def _reward(scorer: Scorer, draw: Draw) -> float:
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return (await scorer.score(draw.question.messages, draw.text)).reward
+        except RewardError as error:
+            log.warning("score_failed", attempt=attempt, reason=error.message)
+            if attempt == _ATTEMPTS:
+                raise
+            await asyncio.sleep(_RETRY_WAIT_S * attempt)
+    raise AssertionError("unreachable")
+
+
+async def _until_ready(scorer: Scorer) -> None:
+    """Wait while the model loads; give up on a server that stays away.
+
+    Raises:
+        EvaluationError: There will be no rewards.
+    """
+    try:
+        if isinstance(scorer, LocalScorer):
+            await scorer.loaded()
+    except SettingsError as error:
+        raise EvaluationError(error.message) from error
+    deadline = asyncio.get_running_loop().time() + _READY_TIMEOUT_S
+    while not (state := await scorer.readiness()).ready:
+        if asyncio.get_running_loop().time() > deadline:
+            raise EvaluationError(f"the reward model is not ready: {state.detail}")
+        await asyncio.sleep(_POLL_S)
+
+
+def _file(folder: Path, name: str, settings: RewardSettings) -> Path:
+    identity = json.dumps([name, adapter_digest(settings.adapter) if settings.model else ""]).encode()
+    return folder / f"scores-{hashlib.blake2b(identity, digest_size=6).hexdigest()}.jsonl"
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> str:
+    first = errors.exceptions[0]
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return str(first)
