@@ -3,7 +3,9 @@
     DistillError
     ├── SettingsError     DISTILL_… variables are unknown or bad
     ├── DataError         a file of data, or the archive, is missing or malformed; says where
-    ├── NightError        a night cannot go on: another one runs, a run directory does not fit, a step's input is gone
+    ├── NightError        a night cannot go on now: a part is away, a step's input is gone
+    │   ├── AnotherNight  another night runs
+    │   └── RunMismatch   a run directory is missing, or was begun with other settings
     ├── TrainingError     training cannot start or broke: no examples, no memory even for one, loss no number
     ├── EvaluationError   draws or rewards could not be had
     └── PromotionError    an adapter is malformed, does not load, or does not behave as it should
@@ -28,6 +30,14 @@ class DataError(DistillError):
 
 class NightError(DistillError):
     """A night cannot go on."""
+
+
+class AnotherNight(NightError):
+    """Another night runs."""
+
+
+class RunMismatch(NightError):
+    """A run directory is missing, or was begun with other settings."""
 
 
 class TrainingError(DistillError):

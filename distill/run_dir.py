@@ -1,15 +1,129 @@
-"""A night's folder: its paths, its manifest, and writes that a crash cannot halve."""
+"""A night's folder: its manifest, its steps, and writes that a crash cannot halve."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from distill.errors import DataError
+from distill.errors import DataError, RunMismatch
+
+_MANIFEST = "manifest.json"
+_LAST_STEP = "report"
+
+
+class RunDir:
+    """One night: what it was told (manifest), what it has done (one marker a step, written when the step is through).
+
+    Args:
+        path: The folder; its name is the run's id.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def id(self) -> str:
+        """The run's id: when it began, in UTC."""
+        return self.path.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether the night came to its end, whatever its verdict."""
+        return self.result(_LAST_STEP) is not None
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the night was told.
+
+        Raises:
+            DataError: It is missing or malformed.
+        """
+        return _read_json(self.path / _MANIFEST)
+
+    @property
+    def attempts(self) -> int:
+        """How often the night was begun: once, and once more each time it was taken up again."""
+        return sum(line.get("step") is None for line in self._log())
+
+    def result(self, step: str) -> dict[str, Any] | None:
+        """What a step left, or None while it is not through."""
+        path = self._marker(step)
+        return _read_json(path) if path.exists() else None
+
+    def mark(self, step: str, result: dict[str, Any]) -> None:
+        """The step is through: from now on it is never run again in this night."""
+        write_atomically(self._marker(step), json.dumps(result, ensure_ascii=False, indent=1).encode() + b"\n")
+
+    def begin(self) -> None:
+        """Note that the night begins, or is taken up again."""
+        self._note(step=None)
+
+    def spent(self, step: str, seconds: float) -> None:
+        """Note what an attempt at a step took, however it ended."""
+        self._note(step=step, seconds=round(seconds, 3))
+
+    def seconds(self, step: str) -> float:
+        """What all attempts at a step took; one that was killed leaves no note."""
+        return float(sum(line["seconds"] for line in self._log() if line.get("step") == step))
+
+    def _marker(self, step: str) -> Path:
+        return self.path / "steps" / f"{step}.json"
+
+    def _note(self, **fields: Any) -> None:
+        with appending(self.path / "attempts.jsonl") as sink:
+            sink.write(json.dumps({"at": time.time(), **fields}).encode() + b"\n")
+
+    def _log(self) -> list[dict[str, Any]]:
+        path = self.path / "attempts.jsonl"
+        return [json.loads(line) for line in whole_lines(path)] if path.exists() else []
+
+
+def new_run(runs_dir: Path, manifest: dict[str, Any]) -> RunDir:
+    """A new run directory with its manifest."""
+    began = datetime.now(UTC)
+    path = runs_dir / f"{began:%Y-%m-%dT%H-%M-%S}"
+    while path.exists():  # a second one within the second
+        path = path.with_name(path.name + "b")
+    run = RunDir(path)
+    write_atomically(path / _MANIFEST, json.dumps(manifest, indent=1, default=str).encode() + b"\n")
+    return run
+
+
+def runs(runs_dir: Path) -> list[RunDir]:
+    """Every run, oldest first; a folder that a killed start left without a manifest is none."""
+    folders = sorted(runs_dir.iterdir()) if runs_dir.is_dir() else []
+    return [RunDir(folder) for folder in folders if (folder / _MANIFEST).is_file()]
+
+
+def find_run(runs_dir: Path, id: str) -> RunDir:
+    """A run by its id, or by its path.
+
+    Raises:
+        RunMismatch: There is none.
+    """
+    for path in (runs_dir / id, Path(id)):
+        if (path / _MANIFEST).is_file():
+            return RunDir(path)
+    raise RunMismatch(f"there is no run {id} in {runs_dir}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON") from error
+    if not isinstance(document, dict):
+        raise DataError(f"{path} is no JSON object")
+    return document
 
 
 def write_atomically(path: Path, content: bytes) -> None:

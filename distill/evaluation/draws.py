@@ -45,11 +45,11 @@ class Drawer:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What drawing took: draws and tokens that are new, and draws of the design that were there already."""
+    """What drawing took: draws and tokens that are new, and questions (by key) that the backend refuses as invalid."""
 
     draws: int
     tokens: int
-    reused: int
+    refused: frozenset[str]
 
 
 async def draw_design(
@@ -67,6 +67,7 @@ async def draw_design(
         EvaluationError: The backend did not give an answer; what was drawn before is kept.
     """
     tokens = 0
+    refused: set[str] = set()
 
     def count(new: Draw) -> None:
         nonlocal tokens
@@ -76,10 +77,10 @@ async def draw_design(
     patient = backend.model_copy(update={"request_timeout_s": max(backend.request_timeout_s, DRAW_TIMEOUT_S)})
     try:
         async with BackendPool(patient) as pool:
-            added = await draw(pool, design, path, concurrency=concurrency, on_draw=count)
+            added = await draw(pool, design, path, concurrency=concurrency, on_draw=count, refused=refused)
     except GatewayError as error:
         raise EvaluationError(f"drawing stopped: {error.message}") from error
-    return Added(added, tokens, design.size - added)
+    return Added(added, tokens, frozenset(refused))
 
 
 def missing(design: Design, path: Path) -> int:

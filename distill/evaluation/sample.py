@@ -16,7 +16,7 @@ import structlog
 
 from distill.errors import DataError
 from distill.run_dir import appending, whole_lines
-from gateway.errors import BackendError
+from gateway.errors import BackendError, BackendRejected
 from gateway.types import Backend, Message, Prompt, Sampling
 
 _SEED_BITS = 32  # what every backend takes
@@ -135,7 +135,13 @@ def read_draws(path: Path) -> list[Draw]:
 
 
 async def draw(
-    backend: Backend, design: Design, path: Path, *, concurrency: int, on_draw: Callable[[Draw], None] = lambda _: None
+    backend: Backend,
+    design: Design,
+    path: Path,
+    *,
+    concurrency: int,
+    on_draw: Callable[[Draw], None] = lambda _: None,
+    refused: set[str] | None = None,
 ) -> int:
     """Draw what the file does not hold yet, appending each answer as it comes.
 
@@ -145,6 +151,8 @@ async def draw(
         path: JSON lines; made when missing.
         concurrency: Draws in flight; the backend's slots, or a few more.
         on_draw: Told of each new draw.
+        refused: Takes the keys of questions that the backend refuses as invalid (too long, …), which are then left
+            out; without it the first such refusal ends the run.
 
     Returns:
         How many draws were added.
@@ -161,7 +169,15 @@ async def draw(
         async def worker() -> None:
             nonlocal added
             for question, temperature, index in missing:
-                new = await _draw_one(backend, design, question, temperature, index)
+                if refused and question.key in refused:
+                    continue
+                try:
+                    new = await _draw_one(backend, design, question, temperature, index)
+                except BackendRejected:
+                    if refused is None:
+                        raise
+                    refused.add(question.key)
+                    continue
                 sink.write(line_of(new))
                 sink.flush()
                 added += 1
@@ -193,7 +209,7 @@ async def _draw_one(backend: Backend, design: Design, question: Question, temper
             break
         except BackendError as error:
             log.warning("draw_failed", attempt=attempt, reason=error.message)
-            if attempt == _ATTEMPTS:
+            if attempt == _ATTEMPTS or isinstance(error, BackendRejected):
                 raise
             await asyncio.sleep(_RETRY_WAIT_S * attempt)
     return Draw(

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import structlog
 
-from distill.errors import DataError, EvaluationError
+from distill.errors import DataError, EvaluationError, SettingsError
 from distill.evaluation.sample import Draw
 from distill.run_dir import appending, whole_lines
-from gateway.errors import GatewayError, RewardError, SettingsError
+from gateway.errors import GatewayError, RewardError
 from gateway.reward.batcher import BatchStats
 from gateway.reward.build import build_scorer
 from gateway.reward.local import LocalScorer
@@ -66,15 +66,15 @@ def judge_settings(reward: RewardSettings, model: str, adapter: Path | None) -> 
         adapter: The judge's adapter.
 
     Raises:
-        EvaluationError: The judge is the selecting model, or has no backbone.
+        SettingsError: The judge is the selecting model, or has no backbone or adapter.
     """
     if not model and adapter is None:
         return None
     backbone = model or reward.model
     if not backbone:
-        raise EvaluationError("the judge needs a backbone: set DISTILL_EVALUATION__JUDGE_MODEL")
+        raise SettingsError("the judge needs a backbone: set DISTILL_EVALUATION__JUDGE_MODEL")
     if backbone == reward.model and adapter_digest(adapter) == adapter_digest(reward.adapter):
-        raise EvaluationError("the judge is the selecting model: that proves nothing")
+        raise SettingsError("the judge is the selecting model: that proves nothing")
     return reward.model_copy(update={"model": backbone, "adapter": adapter, "url": ""})
 
 
@@ -82,14 +82,14 @@ def adapter_digest(adapter: Path | None) -> str:
     """SHA-256 of an adapter's weights; empty for none.
 
     Raises:
-        EvaluationError: There is no adapter in the folder.
+        SettingsError: There is no adapter in the folder.
     """
     if adapter is None:
         return ""
     try:
         return hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
     except OSError as error:
-        raise EvaluationError(f"there is no adapter in {adapter}") from error
+        raise SettingsError(f"there is no adapter in {adapter}") from error
 
 
 async def score_draws(
@@ -108,6 +108,7 @@ async def score_draws(
         on_scored: Told how many draws are settled by what just came.
 
     Raises:
+        SettingsError: No reward model is configured, or it cannot be loaded.
         EvaluationError: No reward could be had; those that were are kept.
         DataError: The folder's file is malformed or cannot be written.
     """
@@ -120,7 +121,7 @@ async def score_draws(
     patient = settings.model_copy(update={"timeout_s": max(settings.timeout_s, _REWARD_TIMEOUT_S)})
     scorer = build_scorer(patient, observe=count)
     if scorer is None:
-        raise EvaluationError("no reward model: set GATEWAY_REWARD__MODEL or GATEWAY_REWARD__URL")
+        raise SettingsError("no reward model: set GATEWAY_REWARD__MODEL or GATEWAY_REWARD__URL")
     try:
         await _until_ready(scorer)
         path = _file(folder, scorer.name, settings)
@@ -196,13 +197,14 @@ async def _until_ready(scorer: Scorer) -> None:
     """Wait while the model loads; give up on a server that stays away.
 
     Raises:
-        EvaluationError: There will be no rewards.
+        SettingsError: The model cannot be loaded.
+        EvaluationError: The server stays away.
     """
     try:
         if isinstance(scorer, LocalScorer):
             await scorer.loaded()
-    except SettingsError as error:
-        raise EvaluationError(error.message) from error
+    except GatewayError as error:
+        raise SettingsError(error.message) from error
     deadline = asyncio.get_running_loop().time() + _READY_TIMEOUT_S
     while not (state := await scorer.readiness()).ready:
         if asyncio.get_running_loop().time() > deadline:

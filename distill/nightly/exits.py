@@ -1,0 +1,60 @@
+"""How a night ends, as exit codes that an operator can alert on."""
+
+from __future__ import annotations
+
+from distill.errors import (
+    AnotherNight,
+    DataError,
+    DistillError,
+    EvaluationError,
+    NightError,
+    RunMismatch,
+    SettingsError,
+)
+from gateway.errors import GatewayError
+from gateway.errors import SettingsError as GatewaySettingsError
+
+FINISHED = 0
+FAILED = 1
+BAD_INPUT = 2
+ANOTHER_NIGHT = 3
+PART_AWAY = 75  # sysexits' EX_TEMPFAIL
+INTERRUPTED = 130
+
+TABLE = {
+    FINISHED: "the night came to its end, or to the step of --until; the verdict is in the report",
+    FAILED: "a step failed for a reason of its own (training broke, an adapter does not behave): read the message",
+    BAD_INPUT: "settings, a file of data or the disk need a person; then `run` goes on where it stopped",
+    ANOTHER_NIGHT: "another night runs",
+    PART_AWAY: "Redis, the backend or the reward model is away: `run` again later, it goes on where it stopped",
+    INTERRUPTED: "stopped by SIGTERM or Ctrl-C: `run` goes on where it stopped",
+}
+
+# The first that fits; whatever else is raised on purpose is FAILED.
+_CODES: tuple[tuple[type[Exception], int], ...] = (
+    (AnotherNight, ANOTHER_NIGHT),
+    (RunMismatch, BAD_INPUT),
+    (SettingsError, BAD_INPUT),
+    (GatewaySettingsError, BAD_INPUT),
+    (DataError, BAD_INPUT),
+    (OSError, BAD_INPUT),
+    (NightError, PART_AWAY),
+    (EvaluationError, PART_AWAY),
+    (GatewayError, PART_AWAY),
+)
+
+ERRORS = (DistillError, GatewayError, OSError)
+"""What ends a night in words; anything else is a defect and shows its trace."""
+
+
+def code_of(error: Exception) -> int:
+    """The exit code that an error deserves."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
+
+
+def words_of(error: Exception) -> str:
+    """The error in one line."""
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or type(error).__name__}"
+    return " ".join(str(error).split())

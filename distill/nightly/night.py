@@ -1,0 +1,86 @@
+"""One night as it runs: its settings, its folder, and steps that are run once, however often the night is begun."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from distill.run_dir import RunDir
+from distill.settings import Settings
+from gateway.settings import Settings as GatewaySettings
+
+STEPS = (
+    "collect",
+    "curate",
+    "train",
+    "draw",
+    "score",
+    "gate",
+    "publish",
+    "load",
+    "canary",
+    "promote",
+    "report",
+)
+
+Result = dict[str, Any]
+
+log = structlog.get_logger()
+
+
+class UntilReached(Exception):
+    """The step of --until is through."""
+
+
+@dataclass
+class Night:
+    """What every step is given."""
+
+    settings: Settings
+    gateway: GatewaySettings
+    run: RunDir
+    console: Console
+    until: str = STEPS[-1]
+    results: dict[str, Result] = field(default_factory=dict)
+
+    def step(self, name: str, action: Callable[[Night], Result]) -> Result:
+        """Run a step, unless an earlier attempt at this night got through it; either way its result.
+
+        A step that is killed leaves no marker and is run again: it must find its own way back in.
+
+        Raises:
+            UntilReached: This was the last step asked for.
+        """
+        result = self.run.result(name)
+        if result is None:
+            self.console.print(f"[bold]{name}[/]", highlight=False)
+            began = time.monotonic()
+            try:
+                result = action(self)
+            finally:
+                self.run.spent(name, time.monotonic() - began)
+            self.run.mark(name, result)
+            log.info("step_finished", step=name, run=self.run.id, seconds=round(time.monotonic() - began, 1))
+        self.results[name] = result
+        if name == self.until:
+            raise UntilReached
+        return result
+
+    def say(self, words: str) -> None:
+        """Tell the operator something about the step that runs."""
+        self.console.print(f"  {words}", markup=False, highlight=False)
+
+    @contextmanager
+    def bar(self, words: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """A progress bar with the time left; yields what advances it."""
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        with Progress(TextColumn("  {task.description}"), *columns, console=self.console) as progress:
+            task = progress.add_task(words, total=total)
+            yield lambda count: progress.advance(task, count)
