@@ -17,7 +17,7 @@ from gateway import settings_table
 from gateway.api.auth import new_key
 from gateway.app import build
 from gateway.errors import GatewayError
-from gateway.policy import Policy, PolicyStore
+from gateway.policy import Arm, Policy, PolicyStore
 from gateway.settings import Settings, load
 from gateway.telemetry import MULTIPROCESS_DIR, configure_logging
 
@@ -109,23 +109,61 @@ def policy_set(
         float | None, typer.Option(min=0, max=2, help="Temperature for callers who set none.")
     ] = None,
     adapter: Annotated[str | None, typer.Option(help="Adapter that answers; empty for the base model.")] = None,
+    urls: Annotated[str | None, typer.Option(help="Where it answers (commas between); empty: settings'.")] = None,
+    canary_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of a second policy's conversations; 0 ends it.")
+    ] = None,
+    canary_adapter: Annotated[str | None, typer.Option(help="The second policy's adapter; empty for the base.")] = None,
+    canary_n: Annotated[int | None, typer.Option(min=1, help="The second policy's N.")] = None,
+    canary_urls: Annotated[str | None, typer.Option(help="The second policy's URLs; empty: the settings'.")] = None,
+    canary_temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="The second policy's default temperature.")
+    ] = None,
 ) -> None:
     """Publish a new version; running gateways take it within seconds."""
-    given = {"n": n, "n_max": n_max, "exploration": exploration, "default_temperature": temperature}
-    changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
-    if adapter is not None:
-        changes["adapter"] = adapter or None
-    if not changes:
-        err.print(
-            "[red]nothing to change:[/] give at least one of --n, --n-max, --exploration, --temperature, --adapter"
-        )
+    changes = _served(n=n, default_temperature=temperature, adapter=adapter, urls=urls) | _given(
+        n_max=n_max, exploration=exploration
+    )
+    canary = _served(n=canary_n, default_temperature=canary_temperature, adapter=canary_adapter, urls=canary_urls)
+    canary |= _given(share=canary_share)
+    if not changes and not canary:
+        err.print("[red]nothing to change:[/] give at least one option beside --reason (--help lists them)")
         raise typer.Exit(2)
 
     async def publish(store: PolicyStore) -> None:
-        await store.publish(store.current.successor(reason=reason, **changes))
+        current = store.current
+        if canary:
+            changes["canary"] = _canary(current, canary)
+        if "adapter" in changes and changes["adapter"] != current.adapter and n is None:
+            err.print(f"[yellow]N stays {current.n}[/], which was measured with another adapter: --n changes it")
+        await store.publish(current.successor(reason=reason, **changes))
         out.print(_policy_table([store.current], "Published"))
 
     _with_store(publish)
+
+
+def _given(**options: object) -> dict[str, object]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _served(*, adapter: str | None, urls: str | None, **numbers: float | None) -> dict[str, object]:
+    """What was said of one of the two policies, in the document's terms: empty is the base, or the settings' URLs."""
+    changes = _given(**numbers)
+    if adapter is not None:
+        changes["adapter"] = adapter or None
+    if urls is not None:
+        changes["urls"] = tuple(url.strip() for url in urls.split(",") if url.strip())
+    return changes
+
+
+def _canary(current: Policy, changes: dict[str, object]) -> dict[str, object] | None:
+    """The second policy with its changes: what runs now, or else one like the first; None ends it."""
+    if changes.get("share") == 0:
+        return None
+    if current.canary is not None:
+        return current.canary.model_dump() | changes
+    like_stable = current.model_dump(include={"adapter", "n", "urls", "default_temperature"})
+    return like_stable | {"trial": f"by hand, version {current.version + 1}"} | changes
 
 
 @key_cli.command("new")
@@ -175,11 +213,20 @@ def _policy_table(policies: list[Policy], title: str) -> Table:
             str(policy.n_max),
             "" if policy.default_temperature is None else str(policy.default_temperature),
             f"{policy.exploration:.1%}",
-            policy.adapter or "(base)",
+            _where(policy.stable),
             f"{policy.created:%Y-%m-%d %H:%M:%S}",
             policy.reason,
         )
+        second = policy.second
+        if second is not None and policy.canary is not None:
+            temperature = "" if second.default_temperature is None else str(second.default_temperature)
+            share = f"{second.name} {policy.canary.share:.1%}"
+            table.add_row("", str(second.n), "", temperature, "", _where(second), share, policy.canary.trial)
     return table
+
+
+def _where(arm: Arm) -> str:
+    return " at ".join([arm.adapter or "(base)", *([", ".join(arm.urls)] if arm.urls else [])])
 
 
 def _told(action: Callable[[], T]) -> T:

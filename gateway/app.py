@@ -17,7 +17,7 @@ from gateway.api import chat_completions, errors, feedback, health, models, open
 from gateway.api.auth import ApiKeys
 from gateway.api.connection import ClientGone
 from gateway.api.observe import Observe
-from gateway.backend.client import BackendPool
+from gateway.backend.pools import BackendPools
 from gateway.best_of_n.permits import Permits
 from gateway.best_of_n.race import BestOfN
 from gateway.errors import GatewayError, SettingsError
@@ -26,7 +26,7 @@ from gateway.policy import PolicyStore
 from gateway.reward.build import build_scorer
 from gateway.settings import Settings, load
 from gateway.telemetry import Metrics, configure_logging
-from gateway.types import Backend, Scorer
+from gateway.types import Backends, Scorer
 
 _SAMPLE_S = 1.0
 
@@ -37,7 +37,7 @@ _log = structlog.get_logger()
 class Parts:
     """Everything a running gateway is made of."""
 
-    backend: Backend
+    backends: Backends
     scorer: Scorer
     journal: Journal
     policies: PolicyStore
@@ -66,11 +66,9 @@ def create_app(settings: Settings) -> FastAPI:
         summary="An OpenAI-compatible chat API that answers with the best of N candidates.",
         lifespan=lambda _: _running(parts),
     )
-    race = BestOfN(
-        parts.backend, parts.scorer, parts.permits, settings.race, reward_timeout_s=settings.reward.timeout_s
-    )
+    race = BestOfN(parts.scorer, parts.permits, settings.race, reward_timeout_s=settings.reward.timeout_s)
     service = chat_completions.ChatCompletions(
-        race, parts.backend, parts.policies, parts.journal, parts.keys, parts.metrics, settings
+        race, parts.backends, parts.policies, parts.journal, parts.keys, parts.metrics, settings
     )
     app.include_router(chat_completions.routes(service))
     app.include_router(models.routes(settings.api, parts.keys))
@@ -78,7 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(
         health.routes(
             {
-                "backend": parts.backend.readiness,
+                "backend": parts.backends.readiness,
                 "reward": health.needed_at_start(parts.scorer.readiness),
                 "journal": parts.journal.readiness,
                 "policy": parts.policies.readiness,
@@ -105,13 +103,14 @@ def build(settings: Settings) -> Parts:
         raise SettingsError(
             "no reward model: set GATEWAY_REWARD__MODEL (in this process) or GATEWAY_REWARD__URL (a server)"
         )
+    policies = PolicyStore(
+        settings.policy, settings.redis, folder=settings.journal.spool_dir, n_limit=settings.race.best_of_max
+    )
     return Parts(
-        backend=BackendPool(settings.backend),
+        backends=BackendPools(settings.backend, lambda: policies.current.pools),
         scorer=scorer,
         journal=Journal(settings.journal, settings.redis),
-        policies=PolicyStore(
-            settings.policy, settings.redis, folder=settings.journal.spool_dir, n_limit=settings.race.best_of_max
-        ),
+        policies=policies,
         permits=Permits(
             settings.race.max_in_flight,
             max_waiting=settings.race.max_waiting,
@@ -131,7 +130,7 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
         await parts.policies.start()
         stack.push_async_callback(parts.policies.aclose)
         stack.push_async_callback(parts.scorer.aclose)
-        stack.push_async_callback(parts.backend.aclose)
+        stack.push_async_callback(parts.backends.aclose)
         sampler = asyncio.create_task(_sample(parts), name="gauges")
         stack.callback(sampler.cancel)
         _log.info("started", version=gateway.__version__, policy=parts.policies.current.version)
@@ -140,13 +139,19 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
 
 
 async def _sample(parts: Parts) -> None:
-    """Keep the gauges fresh. Not read at the scrape: with several workers any one of them answers for all."""
+    """Keep the gauges fresh, and close the pools that no policy names any more.
+
+    Gauges are not read at the scrape: with several workers any one of them answers for all.
+    """
     metrics, stats = parts.metrics, parts.journal.stats
     while True:
+        await parts.backends.close_unused()
+        policy = parts.policies.current
         metrics.in_flight.set(parts.permits.in_flight)
         metrics.waiting.set(parts.permits.waiting)
-        metrics.policy_n.set(parts.policies.current.n)
-        metrics.policy_version.set(parts.policies.current.version)
+        metrics.policy_n.set(policy.n)
+        metrics.policy_version.set(policy.version)
+        metrics.policy_second_share.set(0.0 if policy.canary is None else policy.canary.share)
         metrics.journal_lag_records.set(stats.lag_records)
         metrics.journal_lag_bytes.set(stats.lag_bytes)
         metrics.journal_lost_records.set(stats.lost_records)

@@ -3,6 +3,13 @@
 Running gateways ask Redis for a newer one every ``refresh_s``; requests read it from memory. The last known good one
 is kept on disk, for a start without Redis; without either, the settings are version 0. A malformed or out-of-range
 document is refused and logged, and the last good one holds. A Redis that lost the document gets it back.
+
+A second policy may stand beside the first and answer a share of all conversations: before its promotion it is the
+``canary``; after it the two change places, and the old one keeps a small share as the ``holdback``, so that there is
+something to compare with. Which conversations are whose follows from one number in [0, 1) a conversation (see
+``gateway.best_of_n.plan``): the canary has those below its share, the holdback those from 1 − its share on. So a
+growing share, and the promotion itself, move conversations only from the old policy to the new one. A program that
+does not know ``canary`` serves the first policy alone.
 """
 
 from __future__ import annotations
@@ -10,20 +17,21 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, WatchError
 
 from gateway.errors import PolicyError
-from gateway.settings import PolicySettings, RedisSettings
-from gateway.types import Readiness
+from gateway.settings import PolicySettings, RedisSettings, http_urls
+from gateway.types import ArmName, Readiness
 
 if TYPE_CHECKING:
     from redis.asyncio.client import Pipeline
@@ -34,25 +42,86 @@ _FILE = "policy.json"
 log = structlog.get_logger()
 
 
-class Policy(BaseModel):
-    """One version of the policy. Fields of a newer program are ignored, so that a mixed fleet keeps serving."""
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Who answers a request: an adapter (None: the base), with N draws, at these URLs (none: the settings')."""
+
+    name: ArmName
+    adapter: str | None
+    n: int
+    urls: tuple[str, ...] = ()
+    default_temperature: float | None = None
+
+
+class _Served(BaseModel):
+    """What both policies of a document say of themselves."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
-    version: int = Field(ge=0)
     adapter: str | None = None
     n: int = Field(ge=1)
-    n_max: int = Field(ge=1)
+    urls: tuple[str, ...] = ()
     default_temperature: float | None = Field(default=None, ge=0, le=2)
+
+    _http_only = field_validator("urls")(http_urls)
+
+    def arm(self, name: ArmName) -> Arm:
+        """The arm of this name that answers like this."""
+        return Arm(name, self.adapter, self.n, self.urls, self.default_temperature)
+
+
+class Canary(_Served):
+    """The second policy. ``trial`` names the comparison: the same before and after the promotion."""
+
+    share: float = Field(gt=0, lt=1)
+    trial: str = ""
+    holdback: bool = False
+
+
+class Policy(_Served):
+    """One version of the policy. Fields of a newer program are ignored, so that a mixed fleet keeps serving.
+
+    ``undoes`` names the trial that this version rolled back.
+    """
+
+    version: int = Field(ge=0)
+    n_max: int = Field(ge=1)
     exploration: float = Field(default=0.0, ge=0, le=1)
+    canary: Canary | None = None
+    undoes: str | None = None
     reason: str = ""
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @model_validator(mode="after")
     def _exploration_sees_n(self) -> Self:
-        if self.n > self.n_max:
+        if max(self.n, self.canary.n if self.canary is not None else 1) > self.n_max:
             raise ValueError("n must not exceed n_max: exploration would not see the N that serves")
         return self
+
+    @property
+    def stable(self) -> Arm:
+        """The policy that answers what the second one does not."""
+        return self.arm("stable")
+
+    @property
+    def second(self) -> Arm | None:
+        """The canary or the holdback, where there is one."""
+        if self.canary is None:
+            return None
+        return self.canary.arm("holdback" if self.canary.holdback else "canary")
+
+    def arm_at(self, place: float) -> Arm:
+        """Who answers the conversation at this place in [0, 1)."""
+        second = self.second
+        if self.canary is None or second is None:
+            return self.stable
+        share = self.canary.share
+        return second if (place >= 1 - share if self.canary.holdback else place < share) else self.stable
+
+    @property
+    def pools(self) -> tuple[tuple[str, ...], ...]:
+        """The URLs at which it is answered, the stable arm's first."""
+        return (self.urls,) if self.canary is None else (self.urls, self.canary.urls)
 
     @classmethod
     def from_settings(cls, settings: PolicySettings) -> Self:
@@ -76,7 +145,9 @@ class Policy(BaseModel):
         unknown = sorted(changes.keys() - type(self).model_fields.keys())
         if unknown:
             raise PolicyError("unknown policy fields: " + ", ".join(unknown))
-        fields = self.model_dump(exclude={"created"}) | changes | {"version": self.version + 1, "reason": reason}
+        fields = (
+            self.model_dump(exclude={"created", "undoes"}) | changes | {"version": self.version + 1, "reason": reason}
+        )
         try:
             return type(self).model_validate(fields)
         except ValidationError as error:

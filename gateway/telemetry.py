@@ -81,12 +81,21 @@ class Metrics:
         self.candidates = counter("candidates_total", "Candidates by what became of them", "outcome")
         self.generated_tokens = counter("generated_tokens_total", "Tokens of all finished candidates")
         self.returned_tokens = counter("returned_tokens_total", "Tokens of the answers that were returned")
-        self.winner_reward = histogram("winner_reward", "Reward of the winner, by policy version", _REWARDS, "policy")
+        self.winner_reward = histogram(
+            "winner_reward", "Reward of the winner, by policy version and arm", _REWARDS, "policy", "arm"
+        )
+        self.arms = counter("arms_total", "Completions by which of the policies served side by side answered", "arm")
+        self.arm_failures = counter(
+            "arm_failures_total", "Completions of the stable policy because this arm could not answer", "arm"
+        )
         self.in_flight = gauge("candidates_in_flight", "Candidates being drawn now")
         self.waiting = gauge("requests_waiting", "Requests waiting for their first permit")
 
         self.policy_n = gauge("policy_n", "N of the policy in force", "mostrecent")
         self.policy_version = gauge("policy_version", "Version of the policy in force", "mostrecent")
+        self.policy_second_share = gauge(
+            "policy_second_share", "Share of conversations that canary or holdback answers; 0 without one", "mostrecent"
+        )
 
         self.journal_lag_records = gauge("journal_lag_records", "Records on disk that Redis has not taken")
         self.journal_lag_bytes = gauge("journal_lag_bytes", "Bytes on disk that Redis has not taken")
@@ -120,7 +129,11 @@ class Metrics:
         for candidate in outcome.candidates:
             self.candidates.labels("finished" if candidate.answer else type(candidate.error).__name__).inc()
         if outcome.winners[0].reward is not None:
-            self.winner_reward.labels(str(outcome.plan.policy_version)).observe(outcome.winners[0].reward)
+            labels = (str(outcome.plan.policy_version), outcome.plan.arm)
+            self.winner_reward.labels(*labels).observe(outcome.winners[0].reward)
+        self.arms.labels(outcome.plan.arm).inc()
+        if outcome.plan.arm_failed is not None:
+            self.arm_failures.labels(outcome.plan.arm_failed).inc()
         for stage in ("queue", "generate", "score", "journal", "overhead"):
             self.stage_seconds.labels(stage).observe(getattr(timings, f"{stage}_ms") / 1e3)
 

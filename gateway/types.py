@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from gateway.errors import GatewayError
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+ArmName = Literal["stable", "canary", "holdback"]
+"""Which of the policies served side by side; see ``gateway.policy``."""
 JsonObject = dict[str, Any]
 
 
@@ -150,7 +153,9 @@ class Plan:
 
     ``n_asked`` is what caller or policy wanted (an exploration request: the policy's n_max, with ``n_ordinary`` what
     it would have drawn otherwise); ``exploration_probability`` is the policy's share of exploration
-    traffic, on explored and ordinary records alike, so that either can be weighted by it.
+    traffic, on explored and ordinary records alike, so that either can be weighted by it. ``n_from_caller``: N is the
+    caller's own choice. ``arm`` answers at ``urls`` (none: the settings'); ``arm_failed`` was to answer and could not.
+    ``score_single``: even a single draw gets its reward, for two policies are being compared.
     """
 
     n_asked: int
@@ -161,6 +166,11 @@ class Plan:
     exploration: bool = False
     exploration_probability: float = 0.0
     n_returned: int = 1
+    n_from_caller: bool = False
+    arm: ArmName = "stable"
+    arm_failed: ArmName | None = None
+    urls: tuple[str, ...] = ()
+    score_single: bool = False
 
 
 @dataclass(slots=True)
@@ -223,6 +233,30 @@ class Backend(Protocol):
 
     async def readiness(self) -> Readiness:
         """Ready when at least one replica is healthy."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        ...
+
+
+class Backends(Protocol):
+    """Where each arm's draws come from: a backend for each set of URLs."""
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuse what these backends cannot serve, naming the field (``UnsupportedField``)."""
+        ...
+
+    def lease(self, urls: tuple[str, ...]) -> AbstractContextManager[Backend]:
+        """The backend at these URLs (none: the settings'), kept open while it is in use."""
+        ...
+
+    async def close_unused(self) -> None:
+        """Close what no policy names any more and nothing runs in."""
+        ...
+
+    async def readiness(self) -> Readiness:
+        """Ready when the stable policy's backend is."""
         ...
 
     async def aclose(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -18,15 +19,16 @@ from gateway.api.connection import EventStream, read_body, unless_gone
 from gateway.api.openapi import ERRORS, request_body
 from gateway.api.schemas import ChatCompletion, ChatCompletionRequest
 from gateway.api.translate import Ask, translate
+from gateway.best_of_n.arms import Arms
 from gateway.best_of_n.plan import make_plan
 from gateway.best_of_n.race import BestOfN, Entry
 from gateway.errors import GatewayError
 from gateway.journal.record import completion_record
 from gateway.journal.writer import Journal
-from gateway.policy import PolicyStore
+from gateway.policy import Arm, Policy, PolicyStore
 from gateway.settings import Settings
 from gateway.telemetry import Metrics
-from gateway.types import Backend, Outcome, Plan, Prompt, Timings
+from gateway.types import ArmName, Backends, Outcome, Plan, Prompt, Timings
 
 _log = structlog.get_logger()
 
@@ -36,6 +38,7 @@ class _Job:
     """One request on its way."""
 
     ask: Ask
+    policy: Policy
     plan: Plan
     prompt: Prompt
     key_id: str | None
@@ -54,7 +57,7 @@ class ChatCompletions:
 
     Args:
         race: Draws, scores and selects.
-        backend: Asked beforehand whether it can serve a request's sampling.
+        backends: Where each policy's draws come from; asked beforehand whether they can serve a request's sampling.
         policies: What holds now: adapter, N, default temperature.
         journal: Takes every completion's record.
         keys: Who may call.
@@ -65,7 +68,7 @@ class ChatCompletions:
     def __init__(
         self,
         race: BestOfN,
-        backend: Backend,
+        backends: Backends,
         policies: PolicyStore,
         journal: Journal,
         keys: ApiKeys,
@@ -73,12 +76,13 @@ class ChatCompletions:
         settings: Settings,
     ) -> None:
         self._race = race
-        self._backend = backend
+        self._backends = backends
         self._policies = policies
         self._journal = journal
         self._keys = keys
         self._metrics = metrics
         self._settings = settings
+        self._arms = Arms(aside_s=settings.backend.unhealthy_s)
 
     async def respond(self, request: Request) -> Response:
         """Answer one request."""
@@ -110,25 +114,42 @@ class ChatCompletions:
             api=self._settings.api,
             best_of_max=self._settings.race.best_of_max,
         )
+        self._backends.check(ask.sampling)
         policy = self._policies.current
-        sampling = ask.sampling
-        if sampling.temperature is None:
-            sampling = replace(sampling, temperature=policy.default_temperature)
-        self._backend.check(sampling)
-        plan = make_plan(
-            policy, messages=ask.messages, sampling=sampling, best_of=ask.best_of, n_returned=ask.n_returned
-        )
-        return _Job(ask, plan, Prompt(ask.messages, sampling, plan.adapter), key_id, started)
+        caller = f"{key_id or ''} {ask.user or ''}"
+        arm, failed = self._arms.choose(policy, messages=ask.messages, caller=caller)
+        plan, prompt = _plan(ask, policy, arm, failed)
+        return _Job(ask, policy, plan, prompt, key_id, started)
 
     async def _whole(self, job: _Job) -> Response:
-        entry = await self._race.admit(job.plan)
-        outcome = await self._run(entry, job)
+        try:
+            outcome = await self._run(await self._race.admit(job.plan), job)
+        except GatewayError as error:
+            if not self._fall_back(job, error):
+                raise
+            outcome = await self._run(await self._race.admit(job.plan), job)
         timings = await self._record(outcome, job)
         body = render.completion(outcome, timings, completion_id=job.id, created=job.created, model=job.ask.model)
         return errors.json_response(body, headers=render.headers(outcome, timings))
 
     async def _events(self, job: _Job) -> AsyncGenerator[bytes]:
-        """The events of a streamed request: a race's winner in one burst of chunks, or a single draw as it comes."""
+        """The events of a streamed request; before the first one the stable policy may still take over."""
+        begun = False
+        try:
+            async with aclosing(self._events_of(job)) as events:
+                async for event in events:
+                    begun = True
+                    yield event
+            return
+        except GatewayError as error:
+            if begun or not self._fall_back(job, error):
+                raise
+        async with aclosing(self._events_of(job)) as events:
+            async for event in events:
+                yield event
+
+    async def _events_of(self, job: _Job) -> AsyncGenerator[bytes]:
+        """A race's winner in one burst of chunks, or a single draw as it comes."""
         chunks = sse.Chunks(
             completion_id=job.id, created=job.created, model=job.ask.model, include_usage=job.ask.include_usage
         )
@@ -139,26 +160,37 @@ class ChatCompletions:
             job.headers = render.headers(outcome, timings)
             yield b"".join(chunks.winners(outcome))
         else:
-            try:
-                live = self._race.live(entry, job.prompt)
-                opened = False
-                async for delta in live.deltas:
-                    piece = chunks.piece(delta) if delta.text or delta.tool_calls or delta.logprobs else b""
-                    if opening := b"" if opened else chunks.first():
-                        job.headers = {"x-bon-n": "1", "x-bon-selection": live.outcome.selection.value}
-                        opened = True
-                    if opening or piece:
-                        yield opening + piece
-            finally:
-                await live.deltas.aclose()
-                self._race.leave(entry)
+            with self._backends.lease(job.plan.urls) as backend:
+                try:
+                    live = self._race.live(entry, job.prompt, backend)
+                    opened = False
+                    async for delta in live.deltas:
+                        piece = chunks.piece(delta) if delta.text or delta.tool_calls or delta.logprobs else b""
+                        if opening := b"" if opened else chunks.first():
+                            job.headers = {"x-bon-n": "1", "x-bon-selection": live.outcome.selection.value}
+                            opened = True
+                        if opening or piece:
+                            yield opening + piece
+                finally:
+                    await live.deltas.aclose()
+                    self._race.leave(entry)
             outcome = live.outcome
             timings = await self._record(outcome, job)
         yield b"".join(chunks.end(outcome, timings))
 
+    def _fall_back(self, job: _Job, error: GatewayError) -> bool:
+        """Let the stable policy answer where the second one could not; False where that is no remedy."""
+        arm = self._arms.instead(job.policy, job.plan, error)
+        if arm is None:
+            return False
+        _log.warning("arm_failed", arm=job.plan.arm, error=type(error).__name__, policy=job.policy.version)
+        job.plan, job.prompt = _plan(job.ask, job.policy, arm, job.plan.arm)
+        return True
+
     async def _run(self, entry: Entry, job: _Job) -> Outcome:
         try:
-            return await self._race.race(entry, job.prompt)
+            with self._backends.lease(job.plan.urls) as backend:
+                return await self._race.race(entry, job.prompt, backend)
         finally:
             self._race.leave(entry)
 
@@ -188,6 +220,7 @@ class ChatCompletions:
             completion=job.id,
             n=outcome.n_run,
             n_asked=outcome.plan.n_asked,
+            arm=outcome.plan.arm,
             selection=outcome.selection.value,
             scoring_error=outcome.scoring_error,
             total_ms=round(timings.total_ms, 1),
@@ -199,6 +232,23 @@ class ChatCompletions:
         self._metrics.errors.labels(type(error).__name__).inc()
         _, body, _ = errors.describe(error)
         return sse.frame(body) + sse.DONE
+
+
+def _plan(ask: Ask, policy: Policy, arm: Arm, failed: ArmName | None) -> tuple[Plan, Prompt]:
+    """The race as the arm would run it, and what it asks of the backend."""
+    sampling = ask.sampling
+    if sampling.temperature is None:
+        sampling = replace(sampling, temperature=arm.default_temperature)
+    plan = make_plan(
+        policy,
+        arm,
+        messages=ask.messages,
+        sampling=sampling,
+        best_of=ask.best_of,
+        n_returned=ask.n_returned,
+        arm_failed=failed,
+    )
+    return plan, Prompt(ask.messages, sampling, plan.adapter)
 
 
 def routes(service: ChatCompletions) -> APIRouter:

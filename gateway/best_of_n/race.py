@@ -21,7 +21,20 @@ from gateway.best_of_n.selection import most_telling, select
 from gateway.best_of_n.transcript import Transcript
 from gateway.errors import BackendError, CallerError, DeadlineExceeded, RewardError, RewardTimeout
 from gateway.settings import RaceSettings
-from gateway.types import Backend, Candidate, Delta, Message, Outcome, Plan, Prompt, Score, Scorer, Selection, Timings
+from gateway.types import (
+    Answer,
+    Backend,
+    Candidate,
+    Delta,
+    Message,
+    Outcome,
+    Plan,
+    Prompt,
+    Score,
+    Scorer,
+    Selection,
+    Timings,
+)
 
 
 @dataclass(slots=True)
@@ -44,10 +57,9 @@ class Live:
 
 
 class BestOfN:
-    """Races requests over one backend and one scorer.
+    """Races requests over one scorer, each on the backend of its policy.
 
     Args:
-        backend: Where draws come from.
         scorer: What gives them rewards.
         permits: Shared bound on draws in flight.
         settings: Deadline and quorum.
@@ -57,7 +69,6 @@ class BestOfN:
 
     def __init__(
         self,
-        backend: Backend,
         scorer: Scorer,
         permits: Permits,
         settings: RaceSettings,
@@ -65,7 +76,6 @@ class BestOfN:
         reward_timeout_s: float,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._backend = backend
         self._scorer = scorer
         self._permits = permits
         self._settings = settings
@@ -94,8 +104,8 @@ class BestOfN:
         unused, entry.unused = entry.unused, 0
         self._permits.release(unused)
 
-    async def race(self, entry: Entry, prompt: Prompt) -> Outcome:
-        """Draw, score and select.
+    async def race(self, entry: Entry, prompt: Prompt, backend: Backend) -> Outcome:
+        """Draw from the backend, score and select.
 
         The deadline bounds the drawing; what is unscored then still has the reward timeout.
 
@@ -108,7 +118,7 @@ class BestOfN:
         candidates = [Candidate(index, draw_seed(entry.plan.seed, index)) for index in range(entry.n_run)]
         scores: dict[str, asyncio.Task[Score | RewardError]] = {}
         async with asyncio.TaskGroup() as group:
-            draws = self._start_draws(group, entry, prompt, candidates, scores)
+            draws = self._start_draws(group, entry, prompt, backend, candidates, scores)
             cut = await self._until_enough(draws, candidates, entry.plan)
             drawn = self._clock()
             if scores:
@@ -129,35 +139,37 @@ class BestOfN:
             entry.plan, entry.n_run, candidates, winners, selection, timings, cut, scoring_error, self._scorer.name
         )
 
-    def live(self, entry: Entry, prompt: Prompt) -> Live:
+    def live(self, entry: Entry, prompt: Prompt, backend: Backend) -> Live:
         """Stream a race of one draw straight from the backend."""
         candidate = Candidate(0, draw_seed(entry.plan.seed, 0))
         timings = Timings(queue_ms=entry.queue_ms)
         outcome = Outcome(
             entry.plan, 1, [candidate], [candidate], Selection.SINGLE, timings, reward_model=self._scorer.name
         )
-        return Live(self._draw_live(entry, prompt, outcome), outcome)
+        return Live(self._draw_live(entry, prompt, backend, outcome), outcome)
 
     def _start_draws(
         self,
         group: asyncio.TaskGroup,
         entry: Entry,
         prompt: Prompt,
+        backend: Backend,
         candidates: Sequence[Candidate],
         scores: dict[str, asyncio.Task[Score | RewardError]],
     ) -> list[asyncio.Task[None]]:
-        replica = self._backend.choose_replica()
+        replica = backend.choose_replica()
+        scored = len(candidates) > 1 or entry.plan.score_single
 
         async def draw(candidate: Candidate) -> None:
             started = self._clock()
             try:
-                answer = candidate.answer = await self._backend.complete(prompt, seed=candidate.seed, replica=replica)
+                answer = candidate.answer = await backend.complete(prompt, seed=candidate.seed, replica=replica)
             except (BackendError, CallerError) as error:
                 candidate.error = error
                 return
             finally:
                 candidate.latency_ms = (self._clock() - started) * 1e3
-            if len(candidates) > 1 and answer.judged_text not in scores:
+            if scored and answer.judged_text not in scores:
                 score = self._score(prompt.messages, answer.judged_text)
                 scores[answer.judged_text] = group.create_task(score)
 
@@ -199,14 +211,16 @@ class BestOfN:
             return error
         return score if math.isfinite(score.reward) else RewardError("the reward is not a finite number")
 
-    async def _draw_live(self, entry: Entry, prompt: Prompt, outcome: Outcome) -> AsyncGenerator[Delta]:
+    async def _draw_live(
+        self, entry: Entry, prompt: Prompt, backend: Backend, outcome: Outcome
+    ) -> AsyncGenerator[Delta]:
         started = self._clock()
         deadline = asyncio.get_running_loop().time() + self._settings.deadline_s
         [candidate] = outcome.candidates
         said = Transcript()
         entry.unused -= 1
         try:
-            stream = self._backend.stream(prompt, seed=candidate.seed, replica=self._backend.choose_replica())
+            stream = backend.stream(prompt, seed=candidate.seed, replica=backend.choose_replica())
             async with aclosing(stream):
                 while (delta := await _next_before(deadline, stream)) is not None:
                     said.add(delta)
@@ -220,6 +234,19 @@ class BestOfN:
                 generate_ms=candidate.latency_ms,
                 total_ms=outcome.timings.queue_ms + candidate.latency_ms,
             )
+        if entry.plan.score_single:
+            await self._score_live(prompt, candidate, candidate.answer, outcome)
+
+    async def _score_live(self, prompt: Prompt, candidate: Candidate, answer: Answer, outcome: Outcome) -> None:
+        """Give a streamed draw its reward, for the record: its client has the text already."""
+        started = self._clock()
+        async with asyncio.TaskGroup() as group:
+            score = group.create_task(self._score(prompt.messages, answer.judged_text))
+            await asyncio.wait([score], timeout=self._reward_timeout_s)
+            score.cancel()
+        outcome.scoring_error = _assign_rewards([candidate], {answer.judged_text: score})
+        score_ms = (self._clock() - started) * 1e3
+        outcome.timings = replace(outcome.timings, score_ms=score_ms, total_ms=outcome.timings.total_ms + score_ms)
 
 
 def _assign_rewards(

@@ -19,7 +19,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from gateway.errors import JournalError
-from gateway.types import Candidate, FinishReason, JsonObject, Message, Outcome, Sampling, Selection, Timings
+from gateway.types import ArmName, Candidate, FinishReason, JsonObject, Message, Outcome, Sampling, Selection, Timings
 
 SCHEMA_VERSION = 1
 MAX_DEPTH = 100
@@ -62,6 +62,9 @@ class CompletionRecord:
     ``sampling`` is what the draws were sampled with, the policy's default temperature included. Where ``store`` is
     false, ``messages``, ``user``, ``metadata``, every candidate's text and tool calls and the parts of ``sampling``
     that can spell content are absent: the record still counts, and can never train.
+
+    ``arm`` of the policy answered with ``adapter``; ``arm_failed`` should have and could not. ``n_from_caller``: the
+    caller chose N, not the policy.
     """
 
     id: str
@@ -91,6 +94,9 @@ class CompletionRecord:
     scoring_error: str | None
     usage: Usage
     timings: Timings
+    arm: ArmName = "stable"
+    arm_failed: ArmName | None = None
+    n_from_caller: bool = False
     kind: Literal["completion"] = "completion"
     schema_version: int = SCHEMA_VERSION
 
@@ -173,6 +179,9 @@ def completion_record(
         scoring_error=outcome.scoring_error,
         usage=_usage(outcome),
         timings=outcome.timings,
+        arm=plan.arm,
+        arm_failed=plan.arm_failed,
+        n_from_caller=plan.n_from_caller,
     )
 
 

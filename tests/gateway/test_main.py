@@ -124,6 +124,33 @@ def test_a_policy_is_published_shown_and_remembered(redis_server: RedisServer, t
     assert "cheaper" in gateway("policy", "history", **settings).stdout
 
 
+def test_a_second_policy_is_set_shown_changed_and_ended(redis_server: RedisServer, tmp_path: Path) -> None:
+    settings = {"GATEWAY_REDIS__URL": redis_server.url, "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path), "COLUMNS": "250"}
+
+    def publish(*options: str) -> Result:
+        return gateway("policy", "set", "--reason", "by hand", *options, **settings)
+
+    refused = publish("--canary-adapter", "rft-1")
+    assert (2, True) == (refused.exit_code, "canary.share" in refused.stderr)
+    pool = ("--canary-urls", "http://new-0:80,http://new-1:80/")
+    started = publish("--canary-share", "0.1", "--canary-adapter", "rft-1", "--canary-n", "2", *pool)
+    assert 0 == started.exit_code, started.stderr
+    widened = publish("--canary-share", "0.5")
+    assert 0 == widened.exit_code, widened.stderr
+    shown = gateway("policy", "show", **settings).stdout
+    assert all(fact in shown for fact in ("rft-1 at http://new-0:80, http://new-1:80", "canary 50.0%", "version 1"))
+    assert 0 == publish("--canary-share", "0").exit_code
+    assert "canary" not in gateway("policy", "show", **settings).stdout
+    assert "canary 10.0%" in gateway("policy", "history", **settings).stdout
+
+
+def test_an_n_that_another_adapter_earned_does_not_stay_silently(redis_server: RedisServer, tmp_path: Path) -> None:
+    settings = {"GATEWAY_REDIS__URL": redis_server.url, "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path)}
+    command = ("policy", "set", "--reason", "by hand", "--adapter", "rft-1")
+    assert "N stays 4" in gateway(*command, **settings).stderr
+    assert "" == gateway(*command, "--adapter", "", "--n", "8", "--urls", "http://a", **settings).stderr
+
+
 async def test_a_running_gateway_takes_a_new_policy_within_seconds(redis_server: RedisServer, tmp_path: Path) -> None:
     settings = {"GATEWAY_REDIS__URL": redis_server.url, "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path)}
     async with serving(redis_server, tmp_path, GATEWAY_POLICY__REFRESH_S="0.1") as served:

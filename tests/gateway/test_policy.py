@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gateway.errors import PolicyError
-from gateway.policy import Policy, PolicyStore
+from gateway.policy import Canary, Policy, PolicyStore
 from gateway.settings import PolicySettings, RedisSettings
 from tests.redis_server import RedisServer
 from tests.waiting import until
@@ -23,6 +23,17 @@ from tests.waiting import until
 KEY = "ratchet:policy"
 MakeStore = Callable[..., PolicyStore]
 
+urls = st.lists(st.sampled_from(["http://a:8080", "https://b/tgi"]), max_size=2).map(tuple)
+canaries = st.builds(
+    Canary,
+    adapter=st.none() | st.text(max_size=20),
+    n=st.just(1),
+    urls=urls,
+    default_temperature=st.none() | st.floats(0, 2),
+    share=st.floats(0.001, 0.999),
+    trial=st.text(max_size=20),
+    holdback=st.booleans(),
+)
 policies = st.integers(1, 16).flatmap(
     lambda n: st.builds(
         Policy,
@@ -32,6 +43,9 @@ policies = st.integers(1, 16).flatmap(
         n_max=st.integers(n, 16),
         default_temperature=st.none() | st.floats(0, 2),
         exploration=st.floats(0, 1),
+        urls=urls,
+        canary=st.none() | canaries,
+        undoes=st.none() | st.text(max_size=20),
         reason=st.text(max_size=20),
     )
 )
@@ -74,6 +88,13 @@ def test_a_policy_survives_a_round_trip(policy: Policy) -> None:
         {"default_temperature": float("nan")},
         {"exploration": 1.1},
         {"exploration": float("inf")},
+        {"urls": ["ftp://a"]},
+        {"urls": ["http://"]},
+        {"canary": {"n": 9, "share": 0.5}},
+        {"canary": {"n": 1, "share": 0}},
+        {"canary": {"n": 1, "share": 1}},
+        {"canary": {"n": 1}},
+        {"canary": {"n": 1, "share": 0.5, "urls": ["file:///etc/passwd"]}},
     ],
 )
 def test_a_policy_out_of_range_cannot_be_made(field: dict[str, Any]) -> None:
@@ -109,6 +130,34 @@ def test_a_successor_with_a_mistake_is_a_policy_error() -> None:
 def test_a_newer_programs_fields_are_ignored() -> None:
     """A mixed fleet keeps serving."""
     assert 2 == Policy.parse('{"version": 2, "n": 1, "n_max": 1, "share": 0.5}', n_limit=16).version
+
+
+def test_a_document_from_before_there_were_canaries_is_read() -> None:
+    """It has one policy, at the settings' URLs."""
+    document = (
+        '{"version": 7, "adapter": "rft-1", "n": 4, "n_max": 8, "default_temperature": 0.5, "exploration": 0.02, '
+        '"reason": "gate passed", "created": "2026-11-01T03:30:00Z"}'
+    )
+    policy = Policy.parse(document, n_limit=16)
+    assert (7, "rft-1", 4, (), None) == (policy.version, policy.adapter, policy.n, policy.urls, policy.second)
+    assert ((),) == policy.pools
+
+
+def test_a_canary_has_the_places_below_its_share_and_a_holdback_those_above() -> None:
+    """So a conversation only ever moves from the old policy to the new one."""
+    canary = Policy(version=1, adapter="old", n=4, n_max=8, canary=Canary(adapter="new", n=2, share=0.1))
+    holdback = Policy(
+        version=2, adapter="new", n=2, n_max=8, canary=Canary(adapter="old", n=4, share=0.1, holdback=True)
+    )
+    assert ["canary", "stable", "stable"] == [canary.arm_at(place).name for place in (0.09, 0.1, 0.99)]
+    assert ["stable", "stable", "holdback"] == [holdback.arm_at(place).name for place in (0.0, 0.89, 0.9)]
+    assert ["new", "old"] == [canary.arm_at(place).adapter for place in (0.0, 0.5)]
+
+
+def test_a_successor_undoes_nothing_unless_it_says_so() -> None:
+    """What a rollback says of itself is not said of the versions after it."""
+    rolled_back = Policy(version=1, n=4, n_max=8).successor(reason="worse", undoes="trial-1")
+    assert ("trial-1", None) == (rolled_back.undoes, rolled_back.successor(reason="next").undoes)
 
 
 def test_settings_are_version_0() -> None:

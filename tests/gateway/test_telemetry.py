@@ -17,7 +17,7 @@ def outcome() -> Outcome:
     answers = [Answer("a", "stop", 3, tokens) for tokens in (5, 7)]
     candidates = [Candidate(i, i, answer=answer, reward=float(i)) for i, answer in enumerate(answers)]
     candidates.append(Candidate(2, 2, error=BackendFailed("no")))
-    plan = Plan(n_asked=4, n_ordinary=2, seed=1, adapter=None, policy_version=9, exploration=True)
+    plan = Plan(n_asked=4, n_ordinary=2, seed=1, adapter=None, policy_version=9, exploration=True, arm_failed="canary")
     return Outcome(plan, 3, candidates, [candidates[1]], Selection.SCORED, Timings(), deadline_hit=True)
 
 
@@ -36,8 +36,10 @@ def test_a_completion_is_counted_under_what_happened() -> None:
     assert value(metrics, "ratchet_explorations_total") == 1
     assert value(metrics, "ratchet_reduced_total") == 1
     assert value(metrics, "ratchet_deadlines_total") == 1
-    assert value(metrics, "ratchet_winner_reward_bucket", policy="9", le="0.5") == 0
-    assert value(metrics, "ratchet_winner_reward_bucket", policy="9", le="1.0") == 1
+    assert value(metrics, "ratchet_winner_reward_bucket", policy="9", arm="stable", le="0.5") == 0
+    assert value(metrics, "ratchet_winner_reward_bucket", policy="9", arm="stable", le="1.0") == 1
+    assert value(metrics, "ratchet_arms_total", arm="stable") == 1
+    assert value(metrics, "ratchet_arm_failures_total", arm="canary") == 1
     assert value(metrics, "ratchet_stage_seconds_sum", stage="generate") == 0.25
     assert value(metrics, "ratchet_stage_seconds_sum", stage="overhead") == pytest.approx(0.01)
 

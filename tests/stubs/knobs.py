@@ -61,6 +61,8 @@ class Knobs(AnyKnobs):
 
     model_id: str = "stub/base"
     adapters: tuple[str, ...] = ()  # LORA_ADAPTERS: any other adapter id is served by the base, silently
+    dull_adapters: tuple[str, ...] = ()  # of those, the ones that answer with few different words: low rewards
+    rich_adapters: tuple[str, ...] = ()  # and with many: high rewards
     max_concurrent_requests: int = 128
     max_input_tokens: int = 4095
     max_total_tokens: int = 4096

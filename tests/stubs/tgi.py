@@ -18,7 +18,7 @@ from tests.stubs.state import TgiState
 from tests.stubs.tgi_body import parse
 from tests.stubs.tgi_errors import BodyError, TgiError, overloaded
 from tests.stubs.tgi_faults import WHOLE_FAULTS, FaultPicker, break_off, dripped, whole_fault
-from tests.stubs.tgi_generation import Generated, draw, split
+from tests.stubs.tgi_generation import TAPES, Generated, Tape, draw, split
 from tests.stubs.tgi_pace import Generation
 from tests.stubs.tgi_validation import GenerationRequest, check, read_chat, read_generate
 from tests.stubs.tgi_wire import (
@@ -141,8 +141,14 @@ class TgiStub(StubServer):
             stop=request.stop,
             answer_tokens=(self.knobs.answer_tokens_min, self.knobs.answer_tokens_max),
             said=said,
+            tape=self._tape(adapter),
         )
         return generated, arguments
+
+    def _tape(self, adapter: str | None) -> Tape | None:
+        if adapter in self.knobs.dull_adapters:
+            return TAPES[0]
+        return TAPES[-1] if adapter in self.knobs.rich_adapters else None
 
     def _constrained(self, request: GenerationRequest, adapter: str | None) -> tuple[list[str], str | None]:
         """The pieces that a tool or a grammar lets through, and a tool's arguments."""

@@ -98,6 +98,7 @@ def draw(
     stop: Sequence[str],
     answer_tokens: tuple[int, int],
     said: list[str] | None = None,
+    tape: Tape | None = None,
 ) -> Generated:
     """Draw one answer.
 
@@ -110,6 +111,7 @@ def draw(
         stop: Stop sequences.
         answer_tokens: Shortest and longest natural answer.
         said: The pieces that the model says, where a grammar or a tool decides it.
+        tape: What the model speaks from; unset: chance decides for each draw.
     """
     name = b"" if adapter is None else adapter.encode()
     key = b"%b\0%b\0%b" % (conversation, name, b"greedy" if seed is None else b"%d" % seed)
@@ -119,7 +121,7 @@ def draw(
     if said is not None:
         pieces, text = said, "".join(said)
     else:
-        tape = DEGENERATE_TAPE if repetition_penalty >= 1.5 else TAPES[digest % len(TAPES)]
+        tape = DEGENERATE_TAPE if repetition_penalty >= 1.5 else tape or TAPES[digest % len(TAPES)]
         shortest, longest = answer_tokens
         count = min(shortest + (digest >> 8) % (longest - shortest + 1), TAPE_PIECES - 1)
         begin = (digest >> 32) % (TAPE_PIECES - count)

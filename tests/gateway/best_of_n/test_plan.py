@@ -5,8 +5,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.best_of_n.plan import draw_seed, make_plan
-from gateway.policy import Policy
+from gateway.best_of_n.plan import choose_arm, draw_seed, make_plan
+from gateway.policy import Canary, Policy
 from gateway.types import Message, Plan, Sampling
 
 POLICY = Policy(version=3, adapter="rft-1", n=4, n_max=8, exploration=0.0)
@@ -22,7 +22,7 @@ def plan(
     n: int = 1,
 ) -> Plan:
     sampling = Sampling(seed=seed, temperature=temperature)
-    return make_plan(policy, messages=HELLO, sampling=sampling, best_of=best_of, n_returned=n)
+    return make_plan(policy, policy.stable, messages=HELLO, sampling=sampling, best_of=best_of, n_returned=n)
 
 
 def exploring(share: float) -> Policy:
@@ -78,3 +78,75 @@ def test_draws_of_one_request_have_distinct_seeds_that_every_backend_takes(seed:
     assert len(set(seeds)) == 16
     assert all(0 <= one < 2**31 for one in seeds)
     assert seeds == [draw_seed(seed, index) for index in range(16)]
+
+
+BESIDE = POLICY.model_copy(update={"canary": Canary(adapter="rft-2", n=2, urls=("http://new",), share=0.2, trial="a")})
+
+
+def said(text: str) -> list[Message]:
+    return [{"role": "system", "content": "today"}, {"role": "user", "content": text}]
+
+
+def arms(policy: Policy, caller: str = "") -> list[str]:
+    return [choose_arm(policy, messages=said(str(index)), caller=caller).name for index in range(4000)]
+
+
+def test_without_a_second_policy_the_first_answers_all() -> None:
+    assert choose_arm(POLICY, messages=HELLO, caller="") == POLICY.stable
+
+
+def test_the_canarys_share_of_conversations_is_the_policys() -> None:
+    assert 0.17 < arms(BESIDE).count("canary") / 4000 < 0.23
+
+
+def test_a_conversation_keeps_its_arm_from_turn_to_turn() -> None:
+    for index in range(50):
+        first = said(str(index))
+        later: list[Message] = [*first, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+        later[0] = {"role": "system", "content": "tomorrow"}
+        assert choose_arm(BESIDE, messages=first, caller="") == choose_arm(BESIDE, messages=later, caller="")
+
+
+def test_who_asks_and_which_trial_it_is_decide_too() -> None:
+    """What everybody asks is not all one arm's, and it is not always the same who try what is new."""
+    other_trial = BESIDE.model_copy(update={"canary": Canary(n=2, share=0.2, trial="b")})
+    assert arms(BESIDE, "one") != arms(BESIDE, "two")
+    assert arms(BESIDE) != arms(other_trial)
+
+
+def test_promotion_moves_conversations_only_from_the_old_policy_to_the_new() -> None:
+    old, new = POLICY.stable, BESIDE.canary
+    assert new is not None
+    promoted = POLICY.model_copy(
+        update={
+            "adapter": new.adapter,
+            "canary": Canary(adapter=old.adapter, n=old.n, share=0.1, trial="a", holdback=True),
+        }
+    )
+    after = arms(promoted)
+    assert 0.08 < after.count("holdback") / 4000 < 0.12
+    assert all(now == "stable" for before, now in zip(arms(BESIDE), after, strict=True) if before == "canary")
+
+
+def test_text_that_is_not_unicode_has_an_arm_too() -> None:
+    assert choose_arm(BESIDE, messages=said("\ud800"), caller="\ud801") is not None
+
+
+def test_a_conversation_without_a_user_has_an_arm() -> None:
+    messages: list[Message] = [{"role": "system", "content": "hello"}]
+    assert choose_arm(BESIDE, messages=messages, caller="") is not None
+
+
+def test_the_arm_decides_adapter_n_and_place() -> None:
+    second = BESIDE.second
+    assert second is not None
+    made = make_plan(BESIDE, second, messages=HELLO, sampling=Sampling(seed=1), best_of=None, n_returned=1)
+    assert (made.arm, made.adapter, made.n_asked, made.urls) == ("canary", "rft-2", 2, ("http://new",))
+    assert made.exploration_probability == BESIDE.exploration
+
+
+def test_single_draws_are_scored_while_two_policies_are_compared() -> None:
+    """But not greedy ones nor those of callers who chose N: they are not compared."""
+    assert (plan(POLICY).score_single, plan(BESIDE).score_single) == (False, True)
+    assert (plan(BESIDE, temperature=0).score_single, plan(BESIDE, best_of=1).score_single) == (False, False)
+    assert (plan(BESIDE).n_from_caller, plan(BESIDE, best_of=1).n_from_caller) == (False, True)

@@ -26,7 +26,14 @@ from tests.gateway.best_of_n.fakes import FakeBackend, FakeScorer, answer
 PROMPT = Prompt([{"role": "user", "content": "hello"}], Sampling())
 
 
-def plan(n: int, *, n_returned: int = 1, exploration: bool = False, ordinary: int | None = None) -> Plan:
+def plan(
+    n: int,
+    *,
+    n_returned: int = 1,
+    exploration: bool = False,
+    ordinary: int | None = None,
+    score_single: bool = False,
+) -> Plan:
     return Plan(
         n_asked=n,
         n_ordinary=ordinary or n,
@@ -35,6 +42,7 @@ def plan(n: int, *, n_returned: int = 1, exploration: bool = False, ordinary: in
         policy_version=0,
         exploration=exploration,
         n_returned=n_returned,
+        score_single=score_single,
     )
 
 
@@ -61,12 +69,12 @@ class Track:
         self.scorer = scorer or FakeScorer(length)
         self.permits = Permits(limit, max_waiting=max_waiting, queue_timeout_s=0.05)
         settings = RaceSettings(deadline_s=deadline_s, quorum=quorum, quorum_after_s=quorum_after_s)
-        self.race = BestOfN(backend, self.scorer, self.permits, settings, reward_timeout_s=reward_timeout_s)
+        self.race = BestOfN(self.scorer, self.permits, settings, reward_timeout_s=reward_timeout_s)
 
     async def run(self, n: int, **options: int | bool) -> Outcome:
         entry = await self.race.admit(plan(n, **options))  # type: ignore[arg-type]
         try:
-            return await self.race.race(entry, PROMPT)
+            return await self.race.race(entry, PROMPT, self.backend)
         finally:
             self.race.leave(entry)
             await asyncio.sleep(0)  # the last draw gives its permit back in a callback
@@ -113,6 +121,12 @@ async def test_one_draw_is_not_scored() -> None:
     track = Track(FakeBackend([answer("a")]))
     outcome = await track.run(1)
     assert (outcome.selection, track.scorer.asked) == (Selection.SINGLE, [])
+
+
+async def test_one_draw_is_scored_where_policies_are_compared() -> None:
+    """It still never passes for a win."""
+    outcome = await Track(FakeBackend([answer("a")])).run(1, score_single=True)
+    assert (outcome.selection, outcome.rewards) == (Selection.SINGLE, [1.0])
 
 
 async def test_a_failing_candidate_costs_that_candidate() -> None:
@@ -244,9 +258,9 @@ async def test_tool_calls_are_scored_as_what_they_call() -> None:
     assert sorted(track.scorer.asked) == ['[{"arguments": "{}", "name": "look"}]', "a"]
 
 
-async def drain(track: Track, n: int = 1) -> tuple[list[Delta], Outcome]:
-    entry = await track.race.admit(plan(n))
-    live = track.race.live(entry, PROMPT)
+async def drain(track: Track, n: int = 1, **options: bool) -> tuple[list[Delta], Outcome]:
+    entry = await track.race.admit(plan(n, **options))
+    live = track.race.live(entry, PROMPT, track.backend)
     async with aclosing(live.deltas):
         deltas = [delta async for delta in live.deltas]
     track.race.leave(entry)
@@ -260,6 +274,21 @@ async def test_a_live_draw_passes_through_and_is_put_together_for_the_record() -
     assert deltas == pieces
     assert outcome.winners[0].answer == Answer("Hello", "stop", 4, 2)
     assert outcome.timings.generate_ms > 0
+
+
+PIECES = [Delta("Hello"), Delta(finish_reason="stop", prompt_tokens=4, completion_tokens=2)]
+
+
+async def test_a_live_draw_is_scored_at_its_end_where_policies_are_compared() -> None:
+    deltas, outcome = await drain(Track(FakeBackend([], deltas=PIECES)), score_single=True)
+    assert (deltas, outcome.rewards, outcome.selection) == (PIECES, [5.0], Selection.SINGLE)
+    assert outcome.timings.score_ms > 0
+
+
+async def test_a_live_draw_does_not_wait_for_ever_for_its_reward() -> None:
+    track = Track(FakeBackend([], deltas=PIECES), FakeScorer(lambda _: None), reward_timeout_s=0.02)
+    _, outcome = await drain(track, score_single=True)
+    assert (outcome.rewards, outcome.scoring_error, track.scorer.cancelled) == ([None], "RewardTimeout", 1)
 
 
 async def test_a_live_draw_without_an_end_is_a_protocol_error() -> None:
@@ -276,7 +305,7 @@ async def test_a_live_draw_over_its_deadline_ends_with_that_error() -> None:
 
 async def test_leaving_a_live_draw_closes_the_backends_stream_and_gives_its_permit_back() -> None:
     track = Track(FakeBackend([], deltas=[Delta("a"), Delta("b")]))
-    live = track.race.live(await track.race.admit(plan(1)), PROMPT)
+    live = track.race.live(await track.race.admit(plan(1)), PROMPT, track.backend)
     await anext(live.deltas)
     await live.deltas.aclose()
     assert (track.backend.closed_streams, track.permits.in_flight) == (1, 0)

@@ -1,0 +1,88 @@
+"""A pool of replicas for each set of URLs that a policy names.
+
+Pools are made when the first race needs them and closed once no policy names them and no race runs in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import structlog
+
+from gateway.backend.client import BackendPool
+from gateway.backend.flavours import FLAVOURS
+from gateway.settings import BackendSettings
+from gateway.types import Readiness, Sampling
+
+log = structlog.get_logger()
+
+Urls = tuple[str, ...]
+
+
+class BackendPools:
+    """Pools by their URLs; implements ``gateway.types.Backends``.
+
+    Args:
+        settings: How to reach a backend; its URLs are those of a policy that names none.
+        named: The URLs that the policy in force names, the stable arm's first. No I/O.
+    """
+
+    def __init__(self, settings: BackendSettings, named: Callable[[], Sequence[Urls]]) -> None:
+        self._settings = settings
+        self._flavour = FLAVOURS[settings.kind]
+        self._named = named
+        self._pools: dict[Urls, BackendPool] = {}
+        self._leases: Counter[Urls] = Counter()
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuse what this kind of backend cannot serve.
+
+        Raises:
+            UnsupportedField: Names the field.
+        """
+        self._flavour.check(sampling)
+
+    @contextmanager
+    def lease(self, urls: Urls) -> Iterator[BackendPool]:
+        """The pool at these URLs (none: the settings'), kept open while it is in use."""
+        urls = urls or self._settings.urls
+        self._leases[urls] += 1
+        try:
+            yield self._pool(urls)
+        finally:
+            self._leases[urls] -= 1
+
+    async def close_unused(self) -> None:
+        """Close pools that no policy names any more and in which nothing runs; call it every now and then."""
+        named = {urls or self._settings.urls for urls in self._named()}
+        for urls in [urls for urls in self._pools if urls not in named and not self._leases[urls]]:
+            del self._leases[urls]
+            pool = self._pools.pop(urls)
+            log.info("backend_pool_closed", replicas=len(urls))
+            await pool.aclose()
+
+    async def readiness(self) -> Readiness:
+        """Ready when the stable arm's pool is; tells of the other one's trouble, which fails no request."""
+        stable, *others = dict.fromkeys(urls or self._settings.urls for urls in self._named())
+        found, *beside = await asyncio.gather(*(self._asked(urls) for urls in (stable, *others)))
+        detail = "; ".join(state.detail for state in (found, *beside) if state.detail)
+        return Readiness(found.ready, detail, found.facts)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        pools, self._pools = list(self._pools.values()), {}
+        for pool in pools:
+            await pool.aclose()
+
+    async def _asked(self, urls: Urls) -> Readiness:
+        with self.lease(urls) as pool:
+            return await pool.readiness()
+
+    def _pool(self, urls: Urls) -> BackendPool:
+        pool = self._pools.get(urls)
+        if pool is None:
+            pool = self._pools[urls] = BackendPool(self._settings.model_copy(update={"urls": urls}))
+        return pool

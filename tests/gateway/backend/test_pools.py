@@ -1,0 +1,83 @@
+"""Pools by their URLs: made when needed, kept while in use, closed when no policy names them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gateway.backend.pools import BackendPools, Urls
+from gateway.errors import UnsupportedField
+from gateway.settings import BackendSettings
+from gateway.types import Prompt, Sampling
+from tests.stubs.knobs import Knobs
+from tests.stubs.tgi import TgiStub
+
+PROMPT = Prompt([{"role": "user", "content": "hello"}], Sampling())
+
+
+class Fleet:
+    """Pools over two stubs; ``named`` is what the policy in force names."""
+
+    def __init__(self, home: TgiStub, other: TgiStub) -> None:
+        self.home, self.other = home, other
+        self.named: list[Urls] = [()]
+        self.pools = BackendPools(BackendSettings(urls=(home.url,)), lambda: self.named)
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    async with TgiStub(Knobs()) as home, TgiStub(Knobs()) as other:
+        fleet = Fleet(home, other)
+        yield fleet
+        await fleet.pools.aclose()
+
+
+async def draw(fleet: Fleet, urls: Urls) -> None:
+    with fleet.pools.lease(urls) as pool:
+        await pool.complete(PROMPT, seed=1, replica=pool.choose_replica())
+
+
+async def test_each_set_of_urls_is_drawn_from_its_own_replicas(fleet: Fleet) -> None:
+    """A policy that names none is answered at the settings'."""
+    await draw(fleet, ())
+    await draw(fleet, (fleet.other.url,))
+    assert (1, 1) == (fleet.home.state.finished, fleet.other.state.finished)
+
+
+async def test_the_same_urls_are_one_pool(fleet: Fleet) -> None:
+    with fleet.pools.lease(()) as by_default, fleet.pools.lease((fleet.home.url,)) as by_name:
+        assert by_default is by_name
+
+
+async def test_a_pool_that_no_policy_names_is_closed_once_its_races_are_over(fleet: Fleet) -> None:
+    fleet.named = [(), (fleet.other.url,)]
+    with fleet.pools.lease((fleet.other.url,)) as running:
+        fleet.named = [()]
+        await fleet.pools.close_unused()
+        await running.complete(PROMPT, seed=1, replica=0)
+    await fleet.pools.close_unused()
+    with fleet.pools.lease((fleet.other.url,)) as anew:
+        assert anew is not running
+
+
+async def test_a_pool_that_is_named_stays(fleet: Fleet) -> None:
+    fleet.named = [(), (fleet.other.url,)]
+    with fleet.pools.lease((fleet.other.url,)) as pool:
+        pass
+    await fleet.pools.close_unused()
+    with fleet.pools.lease((fleet.other.url,)) as again:
+        assert again is pool
+
+
+async def test_ready_is_what_answers_most_and_the_other_pools_trouble_is_told(fleet: Fleet) -> None:
+    fleet.named = [(), ("http://127.0.0.1:9",)]
+    found = await fleet.pools.readiness()
+    assert (True, True) == (found.ready, "127.0.0.1:9" in found.detail)
+    fleet.named.reverse()
+    assert not (await fleet.pools.readiness()).ready
+
+
+async def test_a_kind_of_backend_refuses_what_it_cannot_serve(fleet: Fleet) -> None:
+    with pytest.raises(UnsupportedField):
+        fleet.pools.check(Sampling(logit_bias={"1": 1.0}))
