@@ -32,3 +32,11 @@ class Example:
     losers: tuple[ScoredAnswer, ...]
     margin_sd: float
     adapter: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutPrompt:
+    """One conversation that measures and never trains. ``key`` is ``split.conversation_key(messages)``."""
+
+    key: str
+    messages: list[JsonObject]

@@ -40,6 +40,11 @@ class Delivery:
     record_id: str
     data: bytes
 
+    @property
+    def order(self) -> tuple[int, int]:
+        """The entry's place in the stream; later entries compare greater."""
+        return _order(self.entry_id)
+
     def record(self) -> Record:
         """The record.
 
@@ -122,6 +127,15 @@ class JournalReader:
                 deliveries = await self._unseen(entries)
             if deliveries or (not entries and left_s <= 0):
                 return deliveries
+
+    async def newest(self) -> tuple[int, int]:
+        """The place of the newest entry that the stream has had, as ``Delivery.order`` gives it.
+
+        Raises:
+            JournalError: Redis does not answer.
+        """
+        async with self._translated():
+            return _order((await self._redis.xinfo_stream(self._stream))["last-generated-id"])
 
     async def ack(self, entry_ids: Sequence[str]) -> None:
         """These entries are safe elsewhere: they will not be delivered to this group again.

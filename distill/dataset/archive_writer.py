@@ -1,0 +1,199 @@
+"""Writes the archive: one writer at a time, exactly one row for each record id, whatever kills it.
+
+A record's day is its own (from its ``time_ms``), so a second copy, however late, meets the first one's id in that
+day's folder. New rows go into the day's last part: old rows and new ones are written to a temporary file, synced, and
+renamed over it, until the part is full. So there is never a moment with a row twice or a row lost, few small files are
+ever made, and none has to be merged later; the price is that a row is rewritten a few times on its first night.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import uuid
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import structlog
+from filelock import FileLock, Timeout
+
+from distill.dataset.archive import Archive, open_part, readable
+from distill.dataset.schema import SCHEMA, Row, row_of, table_of
+from distill.errors import DataError, NightError
+from distill.run_dir import sync_folder, write_atomically
+from gateway.errors import JournalError
+
+PART_BYTES = 64 * 1024 * 1024  # uncompressed; a full part is left alone for ever
+_ROW_GROUP_ROWS = 4096
+_REMEMBERED_DAYS = 3  # days whose ids are kept in memory, about 100 bytes a record
+# Least and greatest value are noted of what one filters by; of texts they would be whole texts, twice.
+_STATISTICS = ["id", "kind", "time", "conversation_key", "policy_version", "adapter", "selection", "completion_id"]
+_DICTIONARY = ["kind", "key_id", "model", "adapter", "reward_model", "selection"]
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What became of some records: new rows by kind, ids that had a row already, and unreadable ones' files."""
+
+    completions: int
+    feedback: int
+    duplicates: int
+    unreadable: tuple[Path, ...]
+
+
+@contextlib.contextmanager
+def writing(archive: Archive, *, part_bytes: int = PART_BYTES) -> Iterator[ArchiveWriter]:
+    """Hold the archive for writing. The kernel lets go of it when this process ends, however it ends.
+
+    Raises:
+        NightError: Another process holds it.
+        DataError: The folder cannot be written.
+    """
+    with _writable(archive.folder):
+        if not archive.folder.exists():
+            archive.folder.mkdir(parents=True)
+            sync_folder(archive.folder.parent)
+        lock = FileLock(archive.folder / ".lock", timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise NightError(f"another process is writing to the archive {archive.folder}") from None
+    try:
+        yield ArchiveWriter(archive, part_bytes)
+    finally:
+        lock.release()
+
+
+class ArchiveWriter:
+    """Adds records to an archive that this process holds: see ``writing``."""
+
+    def __init__(self, archive: Archive, part_bytes: int) -> None:
+        self._archive = archive
+        self._part_bytes = part_bytes
+        self._known: OrderedDict[str, set[str]] = OrderedDict()  # day → ids in its parts
+        with _writable(archive.folder):
+            # What a killed writer left half-written; nothing refers to it.
+            for leftover in [*archive.folder.glob("day=*/.part-*"), *archive.folder.glob("_quarantine/.*")]:
+                leftover.unlink()
+
+    def identity(self) -> str:
+        """A name of this archive's own, the same for ever."""
+        path = self._archive.folder / ".identity"
+        with _writable(self._archive.folder):
+            if not path.exists():
+                write_atomically(path, uuid.uuid4().hex.encode())
+            return path.read_text()
+
+    def add(self, payloads: Sequence[bytes]) -> Added:
+        """Make these records rows, once each. When this returns they are on disk for sure.
+
+        Args:
+            payloads: Records as the journal encodes them; unreadable ones are kept as they are, in quarantine.
+
+        Raises:
+            DataError: A part of these days cannot be read, or the disk takes no more. Some of the records may have
+                become rows: adding them all again is right.
+        """
+        unreadable = set()
+        days: defaultdict[str, dict[str, Row]] = defaultdict(dict)
+        duplicates = 0
+        for data in payloads:
+            try:
+                row = row_of(data)
+            except (JournalError, DataError) as error:
+                unreadable.add(self._quarantine(data, str(error)))
+                continue
+            duplicates += row.id in days[row.day]
+            days[row.day].setdefault(row.id, row)
+        kinds = {"completion": 0, "feedback": 0}
+        for day, rows in sorted(days.items()):
+            known = self._ids(day)
+            fresh = [row for row in rows.values() if row.id not in known]
+            duplicates += len(rows) - len(fresh)
+            new, misfits = table_of(fresh)
+            for row in misfits:
+                unreadable.add(self._quarantine(row.columns["record"].encode(), f"{row.kind} record fits no row"))
+            if new.num_rows:
+                self._append(day, new)
+                known.update(new.column("id").to_pylist())
+            for kind in new.column("kind").to_pylist():
+                kinds[kind] += 1
+        return Added(kinds["completion"], kinds["feedback"], duplicates, tuple(sorted(unreadable)))
+
+    def _ids(self, day: str) -> set[str]:
+        """Ids that have a row in this day; read from its parts' id columns once."""
+        if day not in self._known:
+            ids: set[str] = set()
+            for path in self._archive.parts(day):
+                with open_part(path) as part, readable(path):
+                    ids.update(part.read(columns=["id"]).column("id").to_pylist())
+            self._known[day] = ids
+        self._known.move_to_end(day)
+        while len(self._known) > _REMEMBERED_DAYS:
+            self._known.popitem(last=False)
+        return self._known[day]
+
+    def _append(self, day: str, rows: pa.Table) -> None:
+        parts = self._archive.parts(day)
+        number = int(parts[-1].stem.removeprefix("part-")) if parts else 0
+        if parts:
+            with open_part(parts[-1]) as part, readable(parts[-1]):
+                groups = range(part.metadata.num_row_groups)
+                size = sum(part.metadata.row_group(group).total_byte_size for group in groups)
+                if size + rows.nbytes > self._part_bytes:
+                    number += 1
+                else:
+                    rows = pa.concat_tables([part.read(), rows], promote_options="default")
+        folder = self._archive.folder / f"day={day}"
+        with _writable(self._archive.folder):
+            if not folder.exists():
+                folder.mkdir()
+                sync_folder(self._archive.folder)
+            write_atomically(folder / f"part-{number:05d}.parquet", _parquet(rows))
+
+    def _quarantine(self, data: bytes, problem: str) -> Path:
+        """Keep an unreadable record; the same bytes again make no second file."""
+        name = hashlib.sha256(data).hexdigest()[:32]
+        path = self._archive.folder / "_quarantine" / f"{name}.json"
+        with _writable(self._archive.folder):
+            if not path.exists():
+                write_atomically(path, data)
+                sync_folder(self._archive.folder)
+        log.warning("record_unreadable", file=str(path), problem=problem)
+        return path
+
+
+def _parquet(rows: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        rows.replace_schema_metadata(SCHEMA.metadata),
+        sink,
+        compression="zstd",
+        use_dictionary=_DICTIONARY,
+        write_statistics=_STATISTICS,
+        row_group_size=_ROW_GROUP_ROWS,
+        write_page_checksum=True,
+    )
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Turns what the system says of a write into what an operator can do about it."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        hint = "free space" if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} else "mend that"
+        raise DataError(
+            f"the archive {folder} cannot be written ({why}); nothing is lost, Redis keeps what is not archived: "
+            f"{hint} and run `python -m distill collect` again"
+        ) from error

@@ -1,0 +1,110 @@
+"""``python -m distill collect`` and ``python -m distill curate``: archive the journal, then see what may train."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from distill import settings
+from distill.dataset.archive import Archive
+from distill.dataset.collect import Collected
+from distill.dataset.collect import collect as collect_records
+from distill.dataset.curate import Curated
+from distill.dataset.curate import curate as curate_records
+from distill.dataset.files import content_hash, write_examples, write_held_out
+from distill.errors import DistillError, NightError
+from gateway import settings as gateway_settings
+from gateway.errors import GatewayError
+
+_BAD_INPUT = 2
+_TRY_AGAIN = 1
+
+console = Console()
+
+
+def collect() -> None:
+    """Archive what the journal's stream holds, acknowledge it, and trim Redis."""
+    with _errors_in_words():
+        dataset = settings.load().dataset
+        redis = gateway_settings.load().redis
+        with console.status("collecting") as status:
+
+            def show(done: Collected) -> None:
+                status.update(f"collecting: {done.collected} records archived")
+
+            done = asyncio.run(collect_records(redis, dataset, on_archived=show))
+        console.print(_collected(done, Archive(dataset.archive_dir)))
+        for path in done.unreadable:
+            console.print(f"unreadable, kept as it came: {path}", style="yellow", markup=False, soft_wrap=True)
+
+
+def curate(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for examples.jsonl and held_out.jsonl; unset: only the table.")
+    ] = None,
+) -> None:
+    """Sort the archive into what trains, what measures, and what is left out and why."""
+    with _errors_in_words():
+        dataset = settings.load().dataset
+        archive = Archive(dataset.archive_dir)
+        with _progress() as progress:
+            bar = progress.add_task("curating", total=archive.count())
+            liked = list(archive.feedback())
+            progress.advance(bar, len(liked))
+            curated = curate_records(archive.completions(), liked, dataset, on_record=lambda: progress.advance(bar))
+        console.print(_curated(curated))
+        console.print(f"content {content_hash(curated.examples, curated.held_out)}", soft_wrap=True)
+        if out is not None:
+            write_examples(out / "examples.jsonl", curated.examples)
+            write_held_out(out / "held_out.jsonl", curated.held_out)
+            console.print(f"written to {out}", markup=False, soft_wrap=True)
+
+
+def _collected(done: Collected, archive: Archive) -> Table:
+    rows = {
+        "completions archived": done.completions,
+        "feedback archived": done.feedback,
+        "delivered again": done.duplicates,
+        "unreadable": len(done.unreadable),
+        "trimmed from Redis": done.trimmed,
+        "rows in the archive": archive.count(),
+    }
+    return _counts("Collected", rows)
+
+
+def _curated(curated: Curated) -> Table:
+    left_out = {reason.value: count for reason, count in curated.excluded.items() if count}
+    rows = {"trains": len(curated.examples), "held-out prompts": len(curated.held_out)}
+    return _counts("Curated", rows | left_out | {"all completions": curated.total})
+
+
+def _counts(title: str, rows: dict[str, int]) -> Table:
+    table = Table(title=title, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, count in rows.items():
+        table.add_row(name, f"{count:,}")
+    return table
+
+
+def _progress() -> Progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(TextColumn("{task.description}"), *columns, console=console)
+
+
+@contextlib.contextmanager
+def _errors_in_words() -> Iterator[None]:
+    """One line on stderr; exit code 1 where the same command may work later, 2 where something has to be mended."""
+    try:
+        yield
+    except (DistillError, GatewayError) as error:
+        Console(stderr=True).print(str(error), style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(_TRY_AGAIN if isinstance(error, NightError) else _BAD_INPUT) from error

@@ -1,0 +1,248 @@
+"""What may train, what is held out, and of every record that is neither, the one reason why. Pure: no I/O.
+
+A record's reason is the first of ``Reason`` that holds, in the order in which they stand there. Reasons up to
+``NO_USER_TEXT`` keep a conversation from measuring, too. Which records come first in the input never matters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from distill.dataset.duplicates import NearDuplicates
+from distill.dataset.example import Example, HeldOutPrompt, ScoredAnswer
+from distill.dataset.schema import first_winner
+from distill.dataset.split import conversation_key, first_user_text, is_held_out
+from distill.settings import DatasetSettings
+from gateway.journal.record import CandidateRecord, CompletionRecord, FeedbackRecord
+from gateway.types import JsonObject, Selection
+
+
+class Reason(StrEnum):
+    """Why a record neither trains nor adds a held-out prompt, in words for a table."""
+
+    REPEATED = "the same record again"
+    NOT_STORED = "the caller asked not to store it"
+    TOOLS = "tools were offered or called"
+    CONSTRAINED = "a response format or logit bias shaped the answer"
+    NO_USER_TEXT = "the user said nothing in words"
+    HELD_OUT_REPEAT = "held out, the same or nearly the same prompt as another"
+    NEGATIVE_FEEDBACK = "negative feedback"
+    SINGLE = "one answer, nothing to choose from"
+    FALLBACK = "winner not chosen by score"
+    FEW_DRAWS = "fewer than two draws"
+    FEW_SCORES = "fewer than two scores"
+    PROMPT_TRUNCATED = "the judge saw a cut prompt"
+    NO_SPREAD = "no spread of scores"
+    TRUNCATED = "winner cut by the token limit"
+    EMPTY = "winner is empty"
+    MARGIN = "winner too close to the mean"
+    NEAR_HELD_OUT = "nearly a held-out prompt"
+    NEAR_DUPLICATE = "nearly the same prompt as a newer one"
+    PROMPT_CAP = "enough newer winners of the same prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class Curated:
+    """The curated set. ``total == len(examples) + len(held_out) + sum(excluded.values())``.
+
+    ``examples`` ascend by time. ``held_out`` ascend by key, which is a hash: the first k of them are a random sample,
+    much the same one every night. ``excluded`` has every reason, in order, with 0 where none was.
+    """
+
+    examples: list[Example]
+    held_out: list[HeldOutPrompt]
+    excluded: dict[Reason, int]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a held-out conversation was first seen."""
+
+    time_ms: int
+    record_id: str
+    messages: list[JsonObject]
+
+
+def curate(
+    completions: Iterable[CompletionRecord],
+    feedback: Iterable[FeedbackRecord],
+    settings: DatasetSettings,
+    *,
+    on_record: Callable[[], None] = lambda: None,
+) -> Curated:
+    """Sort records into examples, held-out prompts and exclusions.
+
+    Args:
+        completions: Races, in any order; only what is kept of them stays in memory. Of one id there is one record,
+            however often it comes.
+        feedback: What callers said of them.
+        settings: The share held out, and what an example must be.
+        on_record: Called after each completion, for a progress bar.
+    """
+    disliked = {each.completion_id for each in feedback if each.rating < 0}
+    excluded: Counter[Reason] = Counter()
+    seen: set[str] = set()
+    held_out: dict[str, _Place] = {}
+    candidates: defaultdict[str, list[Example]] = defaultdict(list)
+    for record in completions:
+        reason = Reason.REPEATED if record.id in seen else unfit(record)
+        seen.add(record.id)
+        if reason is None:
+            messages = record.messages or []
+            key = conversation_key(messages)
+            if is_held_out(key, settings.held_out_share):
+                place = _Place(record.time_ms, record.id, messages)
+                other = held_out.get(key)
+                # The oldest stays: what was drawn on it in earlier nights can be used again.
+                held_out[key] = place if other is None else min(place, other, key=lambda p: (p.time_ms, p.record_id))
+                reason = None if other is None else Reason.HELD_OUT_REPEAT
+            else:
+                found = example(record, key, settings, disliked=record.id in disliked)
+                if isinstance(found, Example):
+                    candidates[key].append(found)
+                else:
+                    reason = found
+        if reason is not None:
+            excluded[reason] += 1
+        on_record()
+    prompts, measured = _distinct(held_out, settings.near_duplicate, excluded)
+    examples = _thinned(candidates, measured, settings, excluded)
+    total = len(prompts) + len(examples) + excluded.total()
+    return Curated(examples, prompts, {reason: excluded[reason] for reason in Reason}, total)
+
+
+def unfit(record: CompletionRecord) -> Reason | None:
+    """Why a record's conversation can neither train nor measure; None if it can."""
+    messages, sampling = record.messages, record.sampling
+    if not record.store or messages is None:
+        return Reason.NOT_STORED
+    if (
+        sampling.tools
+        or any(message.get("tool_calls") or message.get("role") == "tool" for message in messages)
+        or any(candidate.n_tool_calls or candidate.tool_calls for candidate in record.candidates)
+    ):
+        return Reason.TOOLS
+    response_format = sampling.response_format
+    if (response_format is not None and response_format.get("type") != "text") or sampling.logit_bias:
+        return Reason.CONSTRAINED
+    if not first_user_text(messages).strip():
+        return Reason.NO_USER_TEXT
+    return None
+
+
+def example(record: CompletionRecord, key: str, settings: DatasetSettings, *, disliked: bool) -> Example | Reason:
+    """The example that a fit record of a conversation not held out makes, or why it makes none."""
+    scored = [candidate for candidate in record.candidates if candidate.reward is not None and candidate.error is None]
+    winner = first_winner(record)
+    if (reason := _no_contest(record, scored, winner, disliked=disliked)) is not None:
+        return reason
+    assert winner is not None, "no contest without a winner"
+    rewards = [candidate.reward for candidate in scored if candidate.reward is not None]
+    mean, sd = _mean_and_sd(rewards)
+    if not 0 < sd < math.inf:
+        return Reason.NO_SPREAD
+    if winner.finish_reason == "length" or winner.cut_at_tokens is not None:
+        return Reason.TRUNCATED
+    if not (winner.text or "").strip():
+        return Reason.EMPTY
+    best = _answer(winner)
+    margin_sd = (best.reward - mean) / sd
+    if margin_sd < settings.min_margin_sd:
+        return Reason.MARGIN
+    losers = _losers([candidate for candidate in scored if candidate is not winner], best)
+    messages = record.messages or []
+    return Example(key, record.id, record.time_ms, messages, best, losers, margin_sd, record.adapter)
+
+
+def _no_contest(
+    record: CompletionRecord, scored: list[CandidateRecord], winner: CandidateRecord | None, *, disliked: bool
+) -> Reason | None:
+    """Why a race cannot teach, before anyone looks at its scores; None if it can, and then there is a winner."""
+    if disliked:
+        return Reason.NEGATIVE_FEEDBACK
+    if record.selection is Selection.SINGLE:
+        return Reason.SINGLE
+    # A winner without a score was not chosen by one, whatever the record says.
+    if record.selection is not Selection.SCORED or winner is None or winner not in scored:
+        return Reason.FALLBACK
+    if record.n_run < 2:
+        return Reason.FEW_DRAWS
+    if len(scored) < 2:
+        return Reason.FEW_SCORES
+    if any(candidate.prompt_truncated for candidate in scored):
+        return Reason.PROMPT_TRUNCATED
+    return None
+
+
+def _mean_and_sd(rewards: list[float]) -> tuple[float, float]:
+    """Mean and population standard deviation; 0 for the latter where the scores are equal or beyond all reason."""
+    if max(rewards) == min(rewards):
+        return rewards[0], 0.0
+    try:
+        mean = math.fsum(rewards) / len(rewards)
+        return mean, math.sqrt(math.fsum((reward - mean) ** 2 for reward in rewards) / len(rewards))
+    except OverflowError:
+        return 0.0, 0.0
+
+
+def _answer(candidate: CandidateRecord) -> ScoredAnswer:
+    assert candidate.reward is not None, "only scored candidates are answers"
+    return ScoredAnswer(candidate.text or "", candidate.reward, candidate.tokens)
+
+
+def _losers(candidates: list[CandidateRecord], winner: ScoredAnswer) -> tuple[ScoredAnswer, ...]:
+    """Distinct non-empty texts, none of them the winner's, ascending by reward; of equal texts the highest reward."""
+    ascending = sorted(
+        (_answer(candidate) for candidate in candidates), key=lambda answer: (answer.reward, answer.text)
+    )
+    distinct = {answer.text: answer for answer in ascending if answer.text.strip() and answer.text != winner.text}
+    return tuple(sorted(distinct.values(), key=lambda answer: (answer.reward, answer.text)))
+
+
+def _distinct(
+    held_out: dict[str, _Place], threshold: float, excluded: Counter[Reason]
+) -> tuple[list[HeldOutPrompt], NearDuplicates]:
+    """Held-out prompts, near-duplicates joined to the oldest of them; and an index of them all."""
+    measured = NearDuplicates(threshold)
+    kept = []
+    for key, place in sorted(held_out.items(), key=lambda item: (item[1].time_ms, item[1].record_id)):
+        text = first_user_text(place.messages)
+        if measured.has(text):
+            excluded[Reason.HELD_OUT_REPEAT] += 1
+        else:
+            kept.append(HeldOutPrompt(key, place.messages))
+        measured.add(text)
+    return sorted(kept, key=lambda prompt: prompt.key), measured
+
+
+def _thinned(
+    candidates: dict[str, list[Example]], measured: NearDuplicates, settings: DatasetSettings, excluded: Counter[Reason]
+) -> list[Example]:
+    """Examples away from everything held out, at most so many a prompt, the newest first, ascending by time."""
+    trained = NearDuplicates(settings.near_duplicate)
+    kept: list[Example] = []
+    newest_first = [sorted(group, key=_age, reverse=True) for group in candidates.values()]
+    for group in sorted(newest_first, key=lambda group: _age(group[0]), reverse=True):
+        text = first_user_text(group[0].messages)
+        if measured.has(text):
+            excluded[Reason.NEAR_HELD_OUT] += len(group)
+        elif trained.has(text):
+            excluded[Reason.NEAR_DUPLICATE] += len(group)
+        else:
+            trained.add(text)
+            kept += group[: settings.max_per_prompt]
+            excluded[Reason.PROMPT_CAP] += len(group[settings.max_per_prompt :])
+    return sorted(kept, key=_age)
+
+
+def _rank(answer: ScoredAnswer) -> tuple[float, str, int]:
+    return answer.reward, answer.text, answer.tokens
+
+
+def _age(found: Example) -> tuple[int, str]:
+    return found.time_ms, found.record_id

@@ -1,0 +1,91 @@
+"""Examples and held-out prompts as JSON lines, and one hash that names a curated set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from distill.dataset.example import Example, HeldOutPrompt
+from distill.errors import DataError
+from distill.run_dir import write_atomically
+
+_EXAMPLE = TypeAdapter(Example)
+_HELD_OUT = TypeAdapter(HeldOutPrompt)
+T = TypeVar("T", Example, HeldOutPrompt)
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> None:
+    """Write examples, one a line, as a whole or not at all.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    _write(path, examples)
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read what ``write_examples`` wrote.
+
+    Raises:
+        DataError: The file is missing, or names the line that is no example.
+    """
+    return _read(path, _EXAMPLE)
+
+
+def write_held_out(path: Path, prompts: Iterable[HeldOutPrompt]) -> None:
+    """Write held-out prompts, one a line, as a whole or not at all.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    _write(path, prompts)
+
+
+def read_held_out(path: Path) -> list[HeldOutPrompt]:
+    """Read what ``write_held_out`` wrote.
+
+    Raises:
+        DataError: The file is missing, or names the line that is no held-out prompt.
+    """
+    return _read(path, _HELD_OUT)
+
+
+def content_hash(examples: Sequence[Example], held_out: Sequence[HeldOutPrompt] = ()) -> str:
+    """What a manifest calls this set: equal for equal sets in whatever order.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digests = sorted(hashlib.sha256(orjson.dumps(item)).digest() for item in [*examples, *held_out])
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _write(path: Path, items: Iterable[Example] | Iterable[HeldOutPrompt]) -> None:
+    content = b"".join(orjson.dumps(item, option=orjson.OPT_APPEND_NEWLINE) for item in items)
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or type(error).__name__}") from error
+
+
+def _read(path: Path, adapter: TypeAdapter[T]) -> list[T]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            found.append(adapter.validate_json(line))
+        except ValidationError as error:
+            # From None: pydantic's message quotes the text.
+            problem = error.errors(include_url=False, include_input=False)[0]["type"]
+            raise DataError(f"{path}, line {number}: not what was written there ({problem})") from None
+    return found

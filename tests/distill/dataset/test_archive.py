@@ -1,0 +1,261 @@
+"""The archive: what it holds, who can read it, and what it says when it cannot be read."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distill.dataset.archive import Archive
+from distill.dataset.archive_writer import Added, writing
+from distill.errors import DataError, NightError
+from gateway.journal.record import Record, encode
+from tests.distill.dataset.records import DAY_MS, NOON, candidate, race, races, rated, user
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    return Archive(tmp_path / "archive")
+
+
+def add(archive: Archive, records: Sequence[Record | bytes], **options: int) -> Added:
+    with writing(archive, **options) as writer:
+        return writer.add([record if isinstance(record, bytes) else encode(record) for record in records])
+
+
+def test_what_goes_in_comes_out_whole(archive: Archive) -> None:
+    """Every field of every record survives, whatever day it is of."""
+    records = [race("chatcmpl-0", metadata={"ü": [1, None]}, user="me"), race("chatcmpl-1", time_ms=NOON + DAY_MS)]
+    feedback = rated("chatcmpl-0", -1.0)
+
+    assert Added(2, 1, 0, ()) == add(archive, [*records, feedback])
+
+    assert records == list(archive.completions())
+    assert [feedback] == list(archive.feedback())
+    assert 3 == archive.count()
+    assert ["day=2025-11-22", "day=2025-11-23"] == [path.parent.name for path in archive.parts()]
+
+
+def test_an_absent_folder_is_an_empty_archive(archive: Archive) -> None:
+    assert [] == list(archive.completions())
+    assert 0 == archive.count()
+
+
+def test_one_row_for_each_id_however_often_it_comes(archive: Archive) -> None:
+    """In one batch, in a later one, and from a later writer."""
+    records = races(6, days=2)
+    with writing(archive) as writer:
+        assert Added(6, 0, 6, ()) == writer.add([encode(record) for record in [*records, *records]])
+        assert Added(0, 0, 6, ()) == writer.add([encode(record) for record in records])
+    assert Added(1, 0, 6, ()) == add(archive, [*records, race("new")])
+    assert 7 == archive.count()
+
+
+def test_a_record_of_a_long_past_day_finds_its_twin(archive: Archive) -> None:
+    """Ids of few days are kept in memory; of the others the files are read again."""
+    records = races(10, days=10)
+    with writing(archive) as writer:
+        for record in [*records, *records]:
+            writer.add([encode(record)])
+    assert 10 == archive.count()
+
+
+def test_parts_fill_up_and_full_ones_are_left_alone(archive: Archive) -> None:
+    """Small batches share a part until it is full; no day gets a file for each batch."""
+    for record in races(20):
+        add(archive, [record], part_bytes=20_000)
+    first, *others = archive.parts()
+    assert 1 <= len(others) < 10
+    assert "part-00000.parquet" == first.name
+    before = first.stat().st_mtime_ns
+    add(archive, [race("another")], part_bytes=20_000)
+    assert before == first.stat().st_mtime_ns
+    assert [f"chatcmpl-{n}" for n in range(20)] + ["another"] == [record.id for record in archive.completions()]
+
+
+def test_pandas_duckdb_and_datasets_read_it(archive: Archive, tmp_path: Path) -> None:
+    """Each opens the folder by its own ordinary means and finds typed columns."""
+    winner = candidate(1, 2.0, text="because of scattering")
+    add(archive, [race("a", candidates=[candidate(0, 1.0), winner]), rated("a", -1.0), *races(3, days=2)])
+    (archive.folder / "_quarantine").mkdir()
+    (archive.folder / "_quarantine" / "x.json").write_bytes(b"{")
+
+    frame = pd.read_parquet(archive.folder)
+    row = frame[frame["id"] == "a"].iloc[0]
+    assert "because of scattering" == row["winner"]
+    assert [1.0, 2.0] == list(row["rewards"])
+    assert pd.Timestamp(NOON, unit="ms", tz="UTC") == row["time"]
+    assert "2025-11-22" == row["day"]
+
+    glob = f"{archive.folder}/**/*.parquet"
+    found = duckdb.sql(
+        f"select day::varchar, winner_reward, candidates[2].text, record->>'$.model' "
+        f"from read_parquet('{glob}', hive_partitioning=true) where id = 'a'"
+    ).fetchall()
+    assert [("2025-11-22", 2.0, "because of scattering", "ratchet")] == found
+
+    rows = datasets.load_dataset("parquet", data_files=glob, split="train", cache_dir=str(tmp_path / "cache"))
+    assert 5 == len(rows)
+    assert ["a"] == [row["id"] for row in rows if row["winner"] == "because of scattering"]
+    assert [-1.0] == [row["rating"] for row in rows if row["kind"] == "feedback"]
+
+
+def test_files_are_zstd_and_carry_their_schema_version(archive: Archive) -> None:
+    add(archive, [race()])
+    part = pq.ParquetFile(archive.parts()[0])
+    assert b"1" == part.schema_arrow.metadata[b"ratchet.archive_schema"]
+    assert "ZSTD" == part.metadata.row_group(0).column(0).compression
+
+
+def test_a_record_without_content_has_a_row_too(archive: Archive) -> None:
+    """``store: false`` leaves counts and scores; parts of a message that are no text are left to the JSON."""
+    bare = race("bare", store=False, messages=None, winners=[])
+    parts = race("parts", messages=[{"role": "user", "content": [{"type": "text", "text": "look"}]}])
+    add(archive, [bare, parts])
+    assert [bare, parts] == list(archive.completions())
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"",
+        b"not json",
+        b'{"kind": "completion"}',
+        encode(race("bad", time_ms=10**17)),
+        encode(race("bad", policy_version=2**63)),
+        encode(race("bad", prompt="x")).replace(b'"x"', b'"\\ud800"'),
+    ],
+    ids=["empty", "no JSON", "no fields", "no such year", "too large a number", "half a character"],
+)
+def test_an_unreadable_record_is_kept_as_it_came(archive: Archive, bad: bytes) -> None:
+    """It stops nothing, and coming again makes no second file."""
+    for n in range(2):
+        added = add(archive, [bad, race(f"chatcmpl-{n}")])
+        assert 1 == added.completions
+        (path,) = added.unreadable
+        assert bad == path.read_bytes()
+    assert 1 == len(list((archive.folder / "_quarantine").iterdir()))
+    assert 2 == archive.count()
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "nonsense", "renamed"])
+def test_a_damaged_part_is_named_and_never_passed_over(archive: Archive, damage: str) -> None:
+    """Reading, counting and writing say which file it is and what to do; once it is moved away all goes on."""
+    add(archive, [*races(50), rated("chatcmpl-1", 1.0)])
+    path = archive.parts()[0]
+    content = path.read_bytes()
+    broken = {
+        "cut": content[: len(content) // 2],
+        "emptied": b"",
+        "nonsense": b"PAR1" * 100,
+        "renamed": content.replace(b"record", b"rekord"),
+    }
+    path.write_bytes(broken[damage])
+
+    def read_all() -> None:
+        archive.count()
+        with writing(archive) as writer:
+            writer.add([encode(race("new"))])
+        list(archive.completions())
+
+    with pytest.raises(DataError, match=f"{path} cannot be read .*restore it.*move it out.*distill collect"):
+        read_all()
+    path.rename(path.parent.parent / "aside")
+    read_all()
+
+
+def test_a_flipped_bit_in_the_text_is_noticed(archive: Archive) -> None:
+    """Pages carry checksums: a decoder alone would not see every flipped bit."""
+    add(archive, races(50))
+    path = archive.parts()[0]
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    column = group.column(group.num_columns - 1)
+    assert "record" == column.path_in_schema
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read"):
+        list(archive.completions())
+
+
+def test_a_newer_versions_part_and_a_strangers_are_refused(archive: Archive) -> None:
+    add(archive, [race()])
+    path = archive.parts()[0]
+    rows = pq.read_table(path)
+    pq.write_table(rows.replace_schema_metadata({"ratchet.archive_schema": "2"}), path)
+    with pytest.raises(DataError, match="written by a newer version"):
+        list(archive.completions())
+    pq.write_table(pa.table({"a": [1]}), path)
+    with pytest.raises(DataError, match="no part of a journal archive"):
+        list(archive.completions())
+
+
+def test_a_row_that_holds_no_record_is_an_error(archive: Archive) -> None:
+    add(archive, [race()])
+    path = archive.parts()[0]
+    rows = pq.read_table(path, partitioning=None)
+    column = pa.array(["{}"])
+    pq.write_table(rows.set_column(rows.schema.get_field_index("record"), "record", column), path)
+    with pytest.raises(DataError, match="holds a row that is no record"):
+        list(archive.completions())
+
+
+def test_one_writer_at_a_time(archive: Archive) -> None:
+    with (
+        writing(archive),
+        pytest.raises(NightError, match="another process is writing"),
+        writing(Archive(archive.folder)),
+    ):
+        pass
+    with writing(archive):
+        pass
+
+
+def test_half_written_files_of_a_killed_writer_go(archive: Archive) -> None:
+    add(archive, [race(), b"bad"])
+    leftovers = [archive.parts()[0].parent / ".part-00000.parquet.k1", archive.folder / "_quarantine" / ".x.json.k2"]
+    for path in leftovers:
+        path.write_bytes(b"half")
+    assert [race()] == list(archive.completions())
+    with writing(archive):
+        assert [] == [path for path in leftovers if path.exists()]
+
+
+def test_the_archive_has_a_name_of_its_own(archive: Archive, tmp_path: Path) -> None:
+    with writing(archive) as writer:
+        name = writer.identity()
+    with writing(archive) as writer:
+        assert name == writer.identity()
+    with writing(Archive(tmp_path / "other")) as writer:
+        assert name != writer.identity()
+
+
+def test_a_full_disk_is_an_error_that_leaves_the_archive_as_it_was(archive: Archive) -> None:
+    """The system refuses to write more bytes to any file."""
+    add(archive, [race("before")])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(DataError, match=r"cannot be written.*free space and run"):
+            add(archive, [replace(race("after"), messages=user("".join(map(chr, range(200, 40_000)))))])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ["before"] == [record.id for record in archive.completions()]
+    assert [] == list(archive.folder.glob("day=*/.part*"))
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with (
+        pytest.raises(DataError, match=r"cannot be written.*mend that"),
+        writing(Archive(tmp_path / "file" / "archive")),
+    ):
+        pass
