@@ -49,31 +49,38 @@ def expected_max(rewards: Sequence[float], n: int) -> float:
 
 
 def selected_value(select_rewards: Sequence[float], values: Sequence[float], n: int) -> float:
-    """Expected value of the draw that ``select_rewards`` picks among n draws of one prompt.
+    """Expected value of the draw that ``select_rewards`` picks among n draws of one prompt: one cell of ``curves``."""
+    select_1M, values_1M = (np.asarray(row, dtype=np.float64)[None] for row in (select_rewards, values))
+    return float(curves(select_1M, values_1M, [n])[0, 0])
+
+
+def curves(select_rewards_PM: Floats, values_PM: Floats, ns: Sequence[int]) -> Floats:
+    """Expected value of the draw with the highest reward among n, of each prompt; the same array twice: its best of n.
 
     The gateway breaks a tie by position, and draws come in no particular order: over all orders each of the tied is
     picked equally often, so each stands for their mean.
 
     Args:
-        select_rewards: What decides, one a draw.
-        values: What is told of the picked draw (a judge's reward, a length), in the same order.
-        n: Draws to pick from.
-    """
-    if len(select_rewards) != len(values):
-        raise ValueError(f"{len(select_rewards)} rewards but {len(values)} values")
-    _, group, sizes = np.unique(np.asarray(select_rewards, dtype=np.float64), return_inverse=True, return_counts=True)
-    group_means = np.bincount(group, weights=np.asarray(values, dtype=np.float64)) / sizes
-    return float(np.repeat(group_means, sizes) @ rank_weights(len(values), n))
-
-
-def curves(select_rewards_PM: Floats, values_PM: Floats, ns: Sequence[int]) -> Floats:
-    """``selected_value`` of each prompt at each n; with the same array twice it is ``expected_max``.
+        select_rewards_PM: What decides.
+        values_PM: What is told of the picked draw (a judge's reward, a length), in the same places.
+        ns: Draws to pick from, each at most M.
 
     Returns:
         Shape (P, K).
     """
-    pairs = zip(select_rewards_PM.tolist(), values_PM.tolist(), strict=True)
-    return np.array([[selected_value(select, values, n) for n in ns] for select, values in pairs])
+    if select_rewards_PM.shape != values_PM.shape:
+        raise ValueError(f"{select_rewards_PM.size} rewards but {values_PM.size} values")
+    prompts, draws = select_rewards_PM.shape
+    weights_MK = np.stack([rank_weights(draws, n) for n in ns], axis=1)
+    if select_rewards_PM is values_PM:  # the tied are equal: nothing to average
+        return np.sort(values_PM, axis=1) @ weights_MK
+    order_PM = np.argsort(select_rewards_PM, axis=1, kind="stable")
+    select_PM = np.take_along_axis(select_rewards_PM, order_PM, axis=1)
+    rises_PM = np.ones((prompts, draws), dtype=np.int64)
+    rises_PM[:, 1:] = select_PM[:, 1:] != select_PM[:, :-1]
+    group = np.cumsum(rises_PM) - 1
+    sums = np.bincount(group, weights=np.take_along_axis(values_PM, order_PM, axis=1).ravel())
+    return (sums / np.bincount(group))[group].reshape(prompts, draws) @ weights_MK
 
 
 def mean_curve(values_PK: Floats, *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> list[Estimate]:

@@ -1,0 +1,162 @@
+"""What must hold beside the reward: a reward model can be pleased in ways that callers would not be.
+
+All but distinctness compare the answer that callers would get: the best of N′ of the new policy with the best of N of
+the old one at the temperature it serves at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from distill.evaluation.curve import Floats, curves
+from distill.evaluation.drawn import Answers, Drawn
+from distill.evaluation.resample import Bootstrap, by_conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the guards allow."""
+
+    max_length_change: float = 0.15
+    """Of the mean length, relative, either way."""
+    max_rise: float = 0.03
+    """Of the shares of truncated answers and of repeated text, absolute."""
+    min_diversity: float = 0.6
+    """Of the new policy's distinctness to the old one's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """One guard's outcome."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    """Bootstrap interval of the value, over conversations."""
+    bound: float
+    """What the value is held against."""
+    passed: bool
+    why: str
+
+
+class Comparison:
+    """The two policies' means, side by side on the same conversations.
+
+    Args:
+        old: The serving policy at the temperature it serves at.
+        n_old: How many draws it chooses from now.
+        new: The candidate.
+        n_new: How many draws it would choose from.
+        index_P: Each prompt's conversation.
+        bootstrap: Over conversations.
+    """
+
+    def __init__(
+        self, old: Drawn, n_old: int, new: Drawn, n_new: int, index_P: npt.NDArray[np.int64], bootstrap: Bootstrap
+    ) -> None:
+        self._sides = ((old, n_old), (new, n_new))
+        self._index_P = index_P
+        self._bootstrap = bootstrap
+
+    def check(self, bounds: Bounds) -> list[Guard]:
+        """Every guard on the answers; none where answers are not known."""
+        old, new = (drawn.answers for drawn, _ in self._sides)
+        if old is None or new is None:
+            return []
+        guards = [
+            self._length(old, new, bounds.max_length_change),
+            self._rise("truncation", "answers cut at the limit", old.truncated_PM, new.truncated_PM, bounds.max_rise),
+            self._rise("repetition", "repeated text", old.repetition_PM, new.repetition_PM, bounds.max_rise),
+            self._floor("distinct answers", old.distinct_P, new.distinct_P, bounds.min_diversity),
+            self._floor("distinct word pairs", old.distinct_bigrams_P, new.distinct_bigrams_P, bounds.min_diversity),
+        ]
+        if old.entropy_PM is not None and new.entropy_PM is not None:
+            entropies_P = (old.entropy_PM.mean(axis=1), new.entropy_PM.mean(axis=1))
+            guards.append(self._floor("token entropy", *entropies_P, bounds.min_diversity))
+        return guards
+
+    def _length(self, old: Answers, new: Answers, bound: float) -> Guard:
+        means_C2 = self._of_the_chosen(old.tokens_PM, new.tokens_PM)
+        value, low, high = self._ratio(means_C2)
+        change = value - 1
+        tokens = means_C2.mean(axis=0)
+        why = f"answers are {tokens[0]:.0f} → {tokens[1]:.0f} tokens long ({change:+.1%}; allowed ±{bound:.0%})"
+        return Guard("length", change, low - 1, high - 1, bound, abs(change) <= bound, why)
+
+    def _rise(self, name: str, what: str, old_PM: Floats, new_PM: Floats, bound: float) -> Guard:
+        means_C2 = self._of_the_chosen(old_PM, new_PM)
+        (rise,) = self._bootstrap.estimates(means_C2[:, 1:] - means_C2[:, :1])
+        was, now = means_C2.mean(axis=0)
+        why = f"{what}: {was:.1%} → {now:.1%} (at most {bound:+.1%} allowed)"
+        return Guard(name, rise.mean, rise.low, rise.high, bound, rise.mean <= bound, why)
+
+    def _floor(self, name: str, old_P: Floats, new_P: Floats, bound: float) -> Guard:
+        means_C2 = by_conversation(np.stack([old_P, new_P], axis=1), self._index_P)
+        value, low, high = self._ratio(means_C2)
+        was, now = means_C2.mean(axis=0)
+        why = f"{name} of one prompt: {was:.2f} → {now:.2f} ({value:.0%} of before; at least {bound:.0%} asked)"
+        return Guard(name, value, low, high, bound, value >= bound, why)
+
+    def _of_the_chosen(self, old_PM: Floats, new_PM: Floats) -> Floats:
+        columns = [
+            curves(drawn.rewards_PM, values_PM, [n])
+            for (drawn, n), values_PM in zip(self._sides, (old_PM, new_PM), strict=True)
+        ]
+        return by_conversation(np.hstack(columns), self._index_P)
+
+    def _ratio(self, means_C2: Floats) -> tuple[float, float, float]:
+        """New over old, with its interval; 1 where both are nothing."""
+        was, now = means_C2.mean(axis=0)
+        if was == 0:
+            return (1.0, 1.0, 1.0) if now == 0 else (np.finfo(np.float64).max,) * 3
+        means_R2 = self._bootstrap.means(means_C2)
+        ratios_R = means_R2[:, 1] / np.maximum(means_R2[:, 0], np.finfo(np.float64).tiny)
+        return (float(now / was), *self._bootstrap.interval(ratios_R))
+
+
+def judge_agrees(
+    old: Mapping[float, Drawn],
+    n_old: int,
+    new: Drawn,
+    n_new: int,
+    index_P: npt.NDArray[np.int64],
+    bootstrap: Bootstrap,
+) -> Guard | None:
+    """Does a reward model that selected nothing see what the serving one claims?
+
+    The claim that lets N shrink is "best of N′ of the new policy is above best of N − 1 of the old one"; the judge's
+    mean of that very difference must be positive, against the old policy at the temperature that the judge likes best.
+    Its difference to the best of N is told beside it.
+
+    Args:
+        old: The serving policy's draws by temperature.
+        n_old: How many it chooses from now.
+        new: The candidate's draws.
+        n_new: How many it would choose from.
+        index_P: Each prompt's conversation.
+        bootstrap: Over conversations.
+
+    Returns:
+        None where there is no judge.
+    """
+    if new.judge_PM is None or any(drawn.judge_PM is None for drawn in old.values()):
+        return None
+    judged_T_C2 = [
+        by_conversation(curves(drawn.rewards_PM, drawn.judge_PM, [max(n_old - 1, 1), n_old]), index_P)
+        for drawn in old.values()
+        if drawn.judge_PM is not None
+    ]
+    control_C2 = np.stack([max((each[:, k] for each in judged_T_C2), key=np.mean) for k in range(2)], axis=1)
+    chosen_C1 = by_conversation(curves(new.rewards_PM, new.judge_PM, [n_new]), index_P)
+    claim, whole = bootstrap.estimates(chosen_C1 - control_C2)
+    why = (
+        f"the judge finds the best of {n_new} {claim.mean:+.3f} from the old best of {max(n_old - 1, 1)} "
+        f"[{claim.low:+.3f}, {claim.high:+.3f}], {whole.mean:+.3f} from its best of {n_old} "
+        f"[{whole.low:+.3f}, {whole.high:+.3f}]; the first must be positive"
+    )
+    return Guard("judge", claim.mean, claim.low, claim.high, 0.0, claim.mean > 0, why)
