@@ -6,6 +6,7 @@ import asyncio
 import os
 import tempfile
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
@@ -77,6 +78,17 @@ def demo() -> None:
     from gateway.embedded.demo import main
 
     raise typer.Exit(main())
+
+
+@cli.command("restart-backend")
+def restart_backend(
+    data_dir: Annotated[Path, typer.Option(help="Folder of the embedded stack.")] = Path("data/embedded"),
+    timeout_s: Annotated[float, typer.Option(min=1, help="Longest time to wait for it.")] = 600.0,
+) -> None:
+    """Have the running embedded stack serve the adapters in its folder: one replica after the other starts anew."""
+    from gateway.embedded.control import restart_backend as restart
+
+    out.print(_told(lambda: restart(data_dir, timeout_s=timeout_s)), markup=False, highlight=False)
 
 
 @policy_cli.command("show")

@@ -11,7 +11,7 @@ import httpx2
 import orjson
 import structlog
 
-from gateway.backend.failures import CALL_ERRORS, from_status, translate
+from gateway.backend.failures import CALL_ERRORS, error_body, from_status, translate
 from gateway.backend.flavours import FLAVOURS, Catalogue
 from gateway.backend.hub import BackendHttp, HubClient
 from gateway.backend.reading import StreamReader, read_answer
@@ -20,6 +20,8 @@ from gateway.backend.transport import AiohttpTransport
 from gateway.errors import BackendFailed, BackendProtocolError, BackendUnreachable, GatewayError
 from gateway.settings import BackendSettings
 from gateway.types import Answer, Delta, Prompt, Readiness, Sampling
+
+_TAKEOVERS = 2
 
 log = structlog.get_logger()
 
@@ -62,16 +64,19 @@ class BackendPool:
     async def complete(self, prompt: Prompt, *, seed: int, replica: int) -> Answer:
         """Draw one whole answer, from another replica where this one breaks the connection.
 
+        Twice at most: while replicas restart one after the other, the one that took over may be the next.
+
         Raises:
             BackendError: No answer could be had, and why.
             InvalidRequest: The messages cannot be sent.
         """
         chosen = self._replicas.all[replica]
-        try:
-            return await self._complete(chosen, prompt, seed)
-        except BackendUnreachable as error:
-            spare = self._spare(chosen, error)
-        return await self._complete(spare, prompt, seed)
+        for _ in range(_TAKEOVERS):
+            try:
+                return await self._complete(chosen, prompt, seed)
+            except BackendUnreachable as error:
+                chosen = self._spare(chosen, error)
+        return await self._complete(chosen, prompt, seed)
 
     async def stream(self, prompt: Prompt, *, seed: int, replica: int) -> AsyncGenerator[Delta, None]:
         """Draw one answer piece by piece; before the first piece another replica may still take over.
@@ -149,7 +154,7 @@ class BackendPool:
         if known is None or (adapter is not None and adapter not in known.adapters):
             response = await self._get(replica, self._flavour.catalogue_path)
             if response.status_code != 200:
-                raise from_status(response.status_code, {}, self._flavour)
+                raise from_status(response.status_code, error_body(response.content), self._flavour)
             try:
                 known = replica.catalogue = self._flavour.read_catalogue(orjson.loads(response.content))
             except (LookupError, TypeError, AttributeError, ValueError) as error:

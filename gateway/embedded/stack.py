@@ -1,11 +1,14 @@
 """Everything the gateway needs, on one machine: Redis, llama.cpp, a small reward model, and the gateway itself.
 
 The gateway is the real one, ``python -m gateway serve`` in a process of its own, told by environment variables where
-the rest is. What must outlive a stop (Redis's data, the spool) and what explains one (the logs) lies in one folder.
+the rest is. What must outlive a stop (Redis's data, the spool, the adapters) and what explains one (the logs) lies in
+one folder. A new adapter is a file in its ``adapters``; ``python -m gateway restart-backend`` then has llama.cpp's
+replicas started anew with the adapters there are, one after the other, while the gateway goes on serving.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -19,9 +22,10 @@ from typing import Self
 import httpx2
 
 from gateway.embedded import llama, redis, weights
-from gateway.embedded.llama import LlamaServer
+from gateway.embedded.control import Control
 from gateway.embedded.process import ChildProcess, free_port
 from gateway.embedded.redis import RedisServer
+from gateway.embedded.replicas import Replicas
 from gateway.errors import NotReady, SettingsError
 from gateway.settings import PREFIX
 
@@ -31,7 +35,6 @@ DEFAULT_TEMPERATURE = 0.7
 """The policy's default temperature: first at N = 8 by the second model (README, Results), within its interval."""
 
 _SLOTS = 16
-_CONTEXT_TOKENS = 1024
 _POLL_S = 0.1
 _GATEWAY_STOP_TIMEOUT_S = 40.0  # above GATEWAY_SHUTDOWN_S, in which running races finish
 
@@ -63,9 +66,8 @@ class EmbeddedStack:
         self._on_step = on_step
         self._start_timeout_s = start_timeout_s
         self._redis = RedisServer(self._data_dir / "redis")
-        self._llama = LlamaServer(
-            slots=_SLOTS, context_tokens=_CONTEXT_TOKENS, log_path=self._data_dir / "logs" / "llama.log"
-        )
+        self._llama = Replicas(self._data_dir / "adapters", slots=_SLOTS, log_dir=self._data_dir / "logs")
+        self._control = Control(self._data_dir, self.restart_backends)
         self._gateway: ChildProcess | None = None
         self._running = ExitStack()
 
@@ -96,15 +98,30 @@ class EmbeddedStack:
         try:
             self._on_step("starting Redis")
             self._running.enter_context(self._redis)
+            self._running.enter_context(self._control)
             self._on_step(f"starting llama.cpp with {llama.MODEL_NAME}")
             self._running.enter_context(self._llama)
             self._on_step("starting the gateway and its reward model")
             self._gateway = self._start_gateway()
             self._await_ready(self._gateway)
+            self._control.open()
         except BaseException:
             self.stop()
             raise
         return self
+
+    def restart_backends(self) -> str:
+        """Start llama.cpp's replicas anew with the adapters there are now, one after the other; no request fails.
+
+        Returns:
+            What is served now, in words.
+
+        Raises:
+            NotReady: A replica did not come back with the new adapters, or the gateway does not find it well. One
+                that did not start with them runs again with those it had.
+        """
+        self._llama.restart(self._await_found_well)
+        return f"{len(self._llama.urls)} replicas serve {', '.join(self._llama.adapters) or 'no adapter'}"
 
     def wait(self) -> str:
         """Wait until the gateway ends by itself, and tell how."""
@@ -114,6 +131,7 @@ class EmbeddedStack:
 
     def stop(self) -> None:
         """Stop the gateway, which finishes its races and hands its records to Redis, then llama.cpp, then Redis."""
+        self._control.close()
         self._running.close()
 
     def __enter__(self) -> Self:
@@ -163,7 +181,7 @@ class EmbeddedStack:
         own = {
             "GATEWAY_PORT": str(self._port),
             "GATEWAY_BACKEND__KIND": "llamacpp",
-            "GATEWAY_BACKEND__URLS": self._llama.url,
+            "GATEWAY_BACKEND__URLS": ",".join(self._llama.urls),
             "GATEWAY_REWARD__MODEL": str(weights.minilm_folder()),
             "GATEWAY_REWARD__ADAPTER": str(weights.reward_adapter_folder()),
             "GATEWAY_REDIS__URL": self._redis.url,
@@ -185,6 +203,18 @@ class EmbeddedStack:
                 time.sleep(_POLL_S)
         end = f"ended with status {gateway.exit_status}" if gateway.exit_status is not None else "is not ready in time"
         raise NotReady(f"the gateway {end} (waiting for {missing}); {gateway.log_tail()}")
+
+    def _await_found_well(self, replica: str) -> None:
+        """Return once the gateway finds the replica well again: until then it would not take over from the next one."""
+        deadline = time.monotonic() + self._start_timeout_s
+        with httpx2.Client(base_url=self.url, timeout=30.0, trust_env=False) as client:
+            while time.monotonic() < deadline:
+                with contextlib.suppress(httpx2.TransportError, ValueError, KeyError):
+                    backend = client.get("/health/ready").json()["parts"]["backend"]
+                    if backend["ready"] and replica not in backend["detail"]:
+                        return
+                time.sleep(_POLL_S)
+        raise NotReady(f"the gateway does not find the restarted replica {replica} well")
 
 
 OWN_SETTINGS = frozenset(

@@ -97,6 +97,10 @@ class Flavour:
         """The server's reason for refusing a request, where it is known to hold no prompt text."""
         return None
 
+    def starting(self, body: JsonObject) -> bool:
+        """Whether an error says that the server does not serve yet: another replica should."""
+        return False
+
     def true_status(self, status: int, body: JsonObject) -> int:
         """The HTTP status that an error deserves: some are reported under 200, in a stream or even out of one."""
         if status >= 400:

@@ -8,6 +8,10 @@ from typing import Any
 from gateway.backend.flavours.base import Catalogue, Flavour, schema_of, verbatim
 from gateway.types import JsonObject, Prompt
 
+# Adapters that a request does not name are off; but a request that names none keeps those of the slot's last draw, and
+# so does an empty list. A number that is not loaded does no harm.
+_NONE = {"id": 0, "scale": 0.0}
+
 
 class LlamaCpp(Flavour):
     """llama.cpp picks adapters by number in each request, and takes one seed to mean "random"."""
@@ -20,7 +24,8 @@ class LlamaCpp(Flavour):
         """Say for each draw which adapter applies, none included: those loaded would otherwise all apply."""
         arguments = super().arguments(prompt, seed, catalogue)
         adapter = prompt.adapter
-        arguments["extra_body"]["lora"] = [] if adapter is None else [{"id": catalogue.adapters[adapter], "scale": 1.0}]
+        chosen = _NONE if adapter is None else {"id": catalogue.adapters[adapter], "scale": 1.0}
+        arguments["extra_body"]["lora"] = [chosen]
         if prompt.sampling.logprobs:
             # Unsaid is 20 alternatives and 0 is no logprobs at all; what was not asked for is taken off again.
             arguments["top_logprobs"] = max(prompt.sampling.top_logprobs or 0, 1)
@@ -46,3 +51,8 @@ class LlamaCpp(Flavour):
         if isinstance(error, dict) and error.get("type") == "exceed_context_size_error":
             return str(error.get("message"))
         return None
+
+    def starting(self, body: JsonObject) -> bool:
+        """It listens before its weights are loaded, and says so."""
+        error = body.get("error")
+        return isinstance(error, dict) and error.get("type") == "unavailable_error"

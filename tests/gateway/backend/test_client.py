@@ -225,6 +225,17 @@ async def test_a_draw_moves_when_the_connection_breaks_half_way(
     assert (1, 1) == (stub.state.failed, other_stub.state.finished)
 
 
+async def test_a_draw_survives_that_its_second_replica_breaks_too(
+    stub: TgiStub, other_stub: TgiStub, pool_of: PoolOf
+) -> None:
+    """As in a rolling restart, where the one that was well is the next."""
+    pool = pool_of(stub.url, other_stub.url, unhealthy_s=0)
+    for one in (stub, other_stub):
+        one.knobs.update({"fault": Fault.DISCONNECT, "fault_next": 1})
+    assert (await pool.complete(prompt(), seed=1, replica=0)).text
+    assert 1 == stub.state.finished + other_stub.state.finished
+
+
 async def test_a_stream_that_has_begun_does_not_begin_again(
     stub: TgiStub, other_stub: TgiStub, pool_of: PoolOf
 ) -> None:

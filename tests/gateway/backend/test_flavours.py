@@ -35,7 +35,7 @@ def sent(kind: str, *, seed: int = 1, adapter: str | None = None, **sampling: An
     [
         ("tgi", {"model": "tgi", "seed": 1}),
         ("vllm", {"model": "base-7b", "seed": 1}),
-        ("llamacpp", {"model": "default", "seed": 1, "lora": []}),
+        ("llamacpp", {"model": "default", "seed": 1, "lora": [{"id": 0, "scale": 0.0}]}),
     ],
 )
 def test_what_the_caller_did_not_say_is_not_said(kind: str, expected: JsonObject) -> None:

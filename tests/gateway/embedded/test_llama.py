@@ -1,10 +1,11 @@
 """The bundled llama.cpp server, on the real weights."""
 
 import importlib.util
+import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from gateway.embedded import llama
 from gateway.embedded.llama import LlamaServer
 from gateway.errors import NotReady
+from tests.gateway.embedded.adapters import random_adapter
 from tests.gateway.embedded.processes import wait_until_gone
 
 _START_AND_WAIT = """
@@ -51,6 +53,75 @@ def test_more_draws_than_slots_are_all_answered(server: LlamaServer) -> None:
 def test_each_draw_has_the_context_it_was_promised(server: LlamaServer) -> None:
     answer = ask(server.url, messages=[{"role": "user", "content": "word " * 300}])
     assert (400, 256) == (answer.status_code, answer.json()["error"]["n_ctx"])
+
+
+NONE = {"id": 0, "scale": 0.0}
+QUESTIONS = ("Name a colour.", "Why do cats purr?", "Give a reason to go camping.")
+
+
+def first_token(url: str, question: str, lora: Mapping[str, object]) -> dict[int, float]:
+    """Log-probabilities of the answer's first token."""
+    asked = [{"role": "user", "content": question}]
+    answer = ask(url, messages=asked, temperature=0, max_tokens=3, lora=[lora], logprobs=True, top_logprobs=20).json()
+    first = answer["choices"][0]["logprobs"]["content"][0]
+    return {entry["id"]: entry["logprob"] for entry in first["top_logprobs"]}
+
+
+def distance(one: dict[int, float], other: dict[int, float]) -> float:
+    """Mean difference; a token that one of them does not list is at its least likely one."""
+    tokens = one.keys() | other.keys()
+    least = min(*one.values(), *other.values())
+    return sum(abs(one.get(token, least) - other.get(token, least)) for token in tokens) / len(tokens)
+
+
+def test_draws_with_different_adapters_do_not_mix(tmp_path: Path) -> None:
+    """Whatever slot, neighbour or kept prompt a draw meets, it is as from a server that has its adapter alone.
+
+    Not to the last digit: how many are computed together changes the rounding.
+    """
+    files = [random_adapter(tmp_path / f"{name}.gguf", seed=seed) for seed, name in enumerate("ab")]
+    alone: dict[tuple[str, int | None], dict[int, float]] = {}
+    for number, adapters in ((None, []), (0, files[:1]), (1, files[1:])):
+        with LlamaServer(slots=1, context_tokens=256, adapters=adapters) as server:
+            lora = NONE if number is None else {"id": 0, "scale": 1.0}
+            alone |= {(question, number): first_token(server.url, question, lora) for question in QUESTIONS}
+    asked = list(alone) * 3
+    random.Random(0).shuffle(asked)
+    with LlamaServer(slots=2, context_tokens=256, adapters=files) as server, ThreadPoolExecutor(3) as pool:
+        loras = [NONE if number is None else {"id": number, "scale": 1.0} for _, number in asked]
+        together = list(pool.map(first_token, [server.url] * len(asked), [question for question, _ in asked], loras))
+    nearest = [
+        min(alone, key=lambda key: (key[0] != q, distance(alone[key], got)))
+        for (q, _), got in zip(asked, together, strict=True)
+    ]
+    assert asked == nearest
+    assert max(distance(alone[key], got) for key, got in zip(asked, together, strict=True)) < 0.3
+
+
+def test_a_restart_finishes_running_draws_and_serves_the_new_adapters_on_the_same_port(tmp_path: Path) -> None:
+    adapter = random_adapter(tmp_path / "rft-1.gguf", seed=1)
+    with LlamaServer(slots=1, context_tokens=256) as server, ThreadPoolExecutor(1) as pool:
+        url, pid = server.url, server.pid
+        running = pool.submit(ask, url, max_tokens=100, ignore_eos=True)
+        with httpx2.Client(timeout=30) as client:
+            while "requests_processing 1" not in client.get(f"{url}/metrics").text:
+                pass
+        server.restart([adapter], drain_s=60)
+        assert 100 == running.result().json()["usage"]["completion_tokens"]
+        assert url == server.url
+        assert pid != server.pid
+        assert [str(adapter)] == [entry["path"] for entry in httpx2.get(f"{url}/lora-adapters").json()]
+
+
+def test_draws_that_outlast_the_drain_break() -> None:
+    with LlamaServer(slots=1, context_tokens=256) as server, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ask, server.url, max_tokens=200, ignore_eos=True)
+        with httpx2.Client(timeout=30) as client:
+            while "requests_processing 1" not in client.get(f"{server.url}/metrics").text:
+                pass
+        server.restart([], drain_s=0.2)
+        with pytest.raises(httpx2.TransportError):
+            running.result()
 
 
 def test_stopping_ends_the_process_and_may_be_repeated(tmp_path: Path) -> None:

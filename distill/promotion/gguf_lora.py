@@ -1,0 +1,103 @@
+"""A PEFT LoRA as the GGUF file that llama.cpp loads beside its base.
+
+llama.cpp applies ``alpha / rank`` itself, with one alpha for the file. Its conversion of Llama weights reorders the
+rows of q and k within each head (rotary pairs lie side by side there, half a head apart in transformers), so the rows
+of B for q and k are reordered alike; A reads the layer's input, which has one order everywhere.
+
+Source: llama.cpp's adapter format (``general.type = adapter``); README of its convert_lora_to_gguf.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from distill.errors import PromotionError
+from distill.run_dir import sync_folder
+
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+
+# transformers' model_type → llama.cpp's architecture, and whether its conversion reorders q and k.
+_ARCHITECTURES = {
+    "llama": (gguf.MODEL_ARCH.LLAMA, True),
+    "mistral": (gguf.MODEL_ARCH.LLAMA, True),
+    "qwen2": (gguf.MODEL_ARCH.QWEN2, False),
+    "qwen3": (gguf.MODEL_ARCH.QWEN3, False),
+}
+
+
+def write(path: Path, weights: dict[str, npt.NDArray[Any]], config: dict[str, Any], base: dict[str, Any]) -> None:
+    """Write the adapter; whole or not at all.
+
+    Args:
+        path: The file to make; llama.cpp's replicas know the adapter by its stem.
+        weights: PEFT's tensors by name: ``lora_A`` of shape (rank, inputs), ``lora_B`` of shape (outputs, rank).
+        config: PEFT's ``adapter_config.json``.
+        base: The base's ``config.json`` (model_type, layers, heads).
+
+    Raises:
+        PromotionError: llama.cpp has no place for a tensor, or the base is of a kind whose conversion is not known.
+    """
+    if base["model_type"] not in _ARCHITECTURES:
+        known = ", ".join(_ARCHITECTURES)
+        raise PromotionError(f"no GGUF export for a base of the kind {base['model_type']} (known: {known})")
+    architecture, reordered = _ARCHITECTURES[base["model_type"]]
+    places = gguf.get_tensor_name_map(architecture, base["num_hidden_layers"])
+    heads = {"q_proj": base["num_attention_heads"], "k_proj": base["num_key_value_heads"]} if reordered else {}
+    draft = path.with_name(f".{path.name}.draft")
+    writer = gguf.GGUFWriter(draft, gguf.MODEL_ARCH_NAMES[architecture])
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, _alpha(config))
+    for name, tensor in sorted(weights.items()):
+        module, side = parts(name)
+        place = places.get_name(module)
+        if place is None:
+            raise PromotionError(f"llama.cpp has no place for the adapter's tensor {name}")
+        n_heads = heads.get(module.rpartition(".")[2])
+        matrix = tensor.astype(np.float32)
+        if side == "B" and n_heads is not None:
+            matrix = reorder_rows(matrix, n_heads)
+        writer.add_tensor(f"{place}.weight.lora_{side.lower()}", np.ascontiguousarray(matrix))
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        with draft.open("rb") as written:
+            os.fsync(written.fileno())
+        draft.chmod(0o444)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def parts(name: str) -> tuple[str, str]:
+    """The module that a PEFT tensor adapts, as the base calls it, and the side: A or B.
+
+    Raises:
+        PromotionError: It is no LoRA matrix.
+    """
+    match = _KEY.fullmatch(name)
+    if match is None:
+        raise PromotionError(f"{name} is no LoRA matrix")
+    return match["module"], match["side"]
+
+
+def reorder_rows(matrix: npt.NDArray[Any], n_heads: int) -> npt.NDArray[Any]:
+    """Rows from transformers' order within each head (first halves, then second halves) to llama.cpp's (pairs)."""
+    rows, columns = matrix.shape
+    return matrix.reshape(n_heads, 2, rows // n_heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def _alpha(config: dict[str, Any]) -> float:
+    """The alpha by which llama.cpp's alpha / rank is PEFT's scale."""
+    alpha, rank = float(config["lora_alpha"]), float(config["r"])
+    return alpha * rank**0.5 if config.get("use_rslora") else alpha

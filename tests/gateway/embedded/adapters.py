@@ -1,0 +1,24 @@
+"""LoRA adapters of random weights for SmolLM2, strong enough to be told apart by a few greedy tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from distill.promotion import gguf_lora
+
+_SMOLLM2 = {"model_type": "llama", "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+_RANK = 4
+
+
+def random_adapter(path: Path, *, seed: int, strength: float = 1.0) -> Path:
+    """Write a GGUF LoRA on the down projections of SmolLM2."""
+    draw = np.random.default_rng(seed)
+    weights = {}
+    for layer in range(30):
+        name = f"base_model.model.model.layers.{layer}.mlp.down_proj"
+        weights[f"{name}.lora_A.weight"] = draw.normal(0, 1 / 40, (_RANK, 1536)).astype(np.float32)
+        weights[f"{name}.lora_B.weight"] = draw.normal(0, strength, (576, _RANK)).astype(np.float32)
+    gguf_lora.write(path, weights, {"lora_alpha": _RANK, "r": _RANK}, _SMOLLM2)
+    return path
