@@ -1,0 +1,69 @@
+"""Numbers read as a person writes them."""
+
+from __future__ import annotations
+
+from math import inf, nan
+
+import pytest
+
+from distill.report import words
+
+
+@pytest.mark.parametrize(
+    ("expected", "seconds"),
+    [
+        ("2.1 s", 2.1),
+        ("1 min 00 s", 59.96),
+        ("23 min 53 s", 1433),
+        ("1 h 00 min", 3599.7),
+        ("1 h 52 min", 6720),
+        ("n/a", nan),
+    ],
+)
+def test_a_time_is_read_at_a_glance(expected: str, seconds: float) -> None:
+    assert expected == words.seconds(seconds)
+
+
+@pytest.mark.parametrize(
+    ("expected", "value"),
+    [
+        ("< 0.001", 0.0),
+        ("0.0123", 0.01234),
+        ("20", 20.0),
+        ("1,234", 1234.4),
+        ("> 1,000,000", 1e9),
+        ("∞", inf),
+        ("n/a", nan),
+    ],
+)
+def test_evidence_keeps_three_figures(expected: str, value: float) -> None:
+    assert expected == words.wealth(value)
+
+
+@pytest.mark.parametrize(("expected", "size"), [("512 B", 512), ("2.71 GB", 2_711_000_000), ("3.2 TB", 3.2e12)])
+def test_a_size_has_its_unit(expected: str, size: float) -> None:
+    assert expected == words.size(size)
+
+
+def test_minus_is_a_minus() -> None:
+    assert "−1,234.50" == words.fixed(-1234.5)
+    assert "−0.012" == words.signed(-0.012)
+    assert "+0.012" == words.signed(0.012)
+    assert "−16\u00a0%" == words.change(0.84)
+    assert "21\u00a0%" == words.percent(0.21)
+
+
+def test_what_is_no_number_is_said_so() -> None:
+    assert {"n/a"} == {
+        words.count(inf), words.fixed(None), words.fixed(nan), words.signed(nan), words.percent(None), words.change(nan)
+    }  # fmt: skip
+
+
+def test_a_sentence_begins_large_and_ends() -> None:
+    assert "Not enough evidence." == words.sentence("not enough evidence")
+    assert "Why?" == words.sentence("why?")
+    assert "." == words.sentence("")
+
+
+def test_control_characters_become_pictures() -> None:
+    assert "a␀b␛c\n\td␡" == words.visible("a\x00b\x1bc\n\td\x7f")
