@@ -20,8 +20,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from distill import settings as distill_settings
 from distill.errors import DataError, DistillError
 from distill.evaluation.curve import Estimate
+from distill.evaluation.draws import DRAW_TIMEOUT_S, Drawer
+from distill.evaluation.draws import adopt as take_over
 from distill.evaluation.quality import Point, Quality, complete_prompts, measure, score_draws
 from distill.evaluation.sample import Design, Draw, Question, draw, read_draws, spread
 from gateway.backend.client import BackendPool
@@ -31,7 +34,6 @@ from gateway.settings import BackendSettings
 _DEMO_PROMPTS = 12
 _TEMPERATURES = [0.4, 0.7, 1.0]
 _NS = [1, 2, 4, 8]
-_DRAW_TIMEOUT_S = 600.0  # a draw may wait for a slot and a shared core; nobody waits for it
 
 BackendKind = Literal["tgi", "vllm", "llamacpp"]
 
@@ -59,11 +61,26 @@ def sample(
             from gateway.embedded.llama import LlamaServer
 
             url, kind = running.enter_context(LlamaServer(slots=concurrency)).url, "llamacpp"
-        settings = BackendSettings(kind=kind, urls=(url,), request_timeout_s=_DRAW_TIMEOUT_S)
+        settings = BackendSettings(kind=kind, urls=(url,), request_timeout_s=DRAW_TIMEOUT_S)
         progress = running.enter_context(_progress())
         known = len(read_draws(out)) if out.exists() else 0
         bar = progress.add_task("drawing", total=len(list(design.cells())), completed=known)
         asyncio.run(_sample(settings, design, out, concurrency, lambda _: progress.advance(bar)))
+
+
+def adopt(
+    draws: Annotated[Path, typer.Option(help="JSON lines from `python -m distill sample`; they may still grow.")],
+    adapter: Annotated[str, typer.Option(help="The adapter that drew them; unset: the base.")] = "",
+    served_by: Annotated[BackendKind, typer.Option(help="What served it.")] = "llamacpp",
+) -> None:
+    """Take draws over into the nights' store, so that a night that measures this policy need not draw them."""
+    with _errors_in_words():
+        settings = distill_settings.load()
+        evaluation = settings.evaluation
+        drawer = Drawer(settings.training.model, served_by, adapter or None, evaluation.max_tokens)
+        target = drawer.file(evaluation.draws_dir)
+        added = take_over(draws, target, max_tokens=evaluation.max_tokens)
+        console.print(f"{added} draws taken over into {target}", highlight=False, soft_wrap=True)
 
 
 def evaluate(

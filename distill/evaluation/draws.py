@@ -29,7 +29,10 @@ _DIGEST_BYTES = 6
 
 @dataclass(frozen=True, slots=True)
 class Drawer:
-    """Who answers: two that are equal give the same answers. ``adapter`` is an immutable name, None the base."""
+    """Who answers: two that are equal give the same answers. ``adapter`` is an immutable name, None the base.
+
+    ``base`` is the training's ``model`` setting: empty for the embedded one.
+    """
 
     base: str
     served_by: str
@@ -58,7 +61,7 @@ async def draw_design(
     path: Path,
     *,
     concurrency: int,
-    on_draw: Callable[[Draw], None] = lambda _: None,
+    on_draw: Callable[[int], None] = lambda _: None,
 ) -> Added:
     """Draw what the store lacks of a design.
 
@@ -72,7 +75,7 @@ async def draw_design(
     def count(new: Draw) -> None:
         nonlocal tokens
         tokens += new.completion_tokens
-        on_draw(new)
+        on_draw(1)
 
     patient = backend.model_copy(update={"request_timeout_s": max(backend.request_timeout_s, DRAW_TIMEOUT_S)})
     try:

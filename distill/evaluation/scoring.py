@@ -39,16 +39,12 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Rewards by answer, whose they are, and what it took to get those that were missing."""
+    """Where rewards are, whose they are, and what it took to get those that were missing."""
 
     model: str
-    by_answer: dict[str, float]
+    path: Path
     scored: int
     tokens: int
-
-    def of(self, draw: Draw) -> float:
-        """The reward of a draw."""
-        return self.by_answer[answer_key(draw.question.messages, draw.text)]
 
 
 def answer_key(messages: Sequence[Message], text: str) -> str:
@@ -131,7 +127,7 @@ async def score_draws(
         new = {answer_key(draw.question.messages, draw.text): draw for draw in draws}
         missing = [(key, draw) for key, draw in new.items() if key not in known]
         await _score(scorer, missing, path, known, lambda key: on_scored(waiting[key]))
-        return Scores(scorer.name, known, len(missing), tokens)
+        return Scores(scorer.name, path, len(missing), tokens)
     finally:
         await scorer.aclose()
 

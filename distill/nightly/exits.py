@@ -20,6 +20,7 @@ BAD_INPUT = 2
 ANOTHER_NIGHT = 3
 PART_AWAY = 75  # sysexits' EX_TEMPFAIL
 INTERRUPTED = 130
+TERMINATED = 143
 
 TABLE = {
     FINISHED: "the night came to its end, or to the step of --until; the verdict is in the report",
@@ -27,7 +28,8 @@ TABLE = {
     BAD_INPUT: "settings, a file of data or the disk need a person; then `run` goes on where it stopped",
     ANOTHER_NIGHT: "another night runs",
     PART_AWAY: "Redis, the backend or the reward model is away: `run` again later, it goes on where it stopped",
-    INTERRUPTED: "stopped by SIGTERM or Ctrl-C: `run` goes on where it stopped",
+    INTERRUPTED: "stopped by Ctrl-C: `run` goes on where it stopped",
+    TERMINATED: "stopped by SIGTERM: `run` goes on where it stopped",
 }
 
 # The first that fits; whatever else is raised on purpose is FAILED.

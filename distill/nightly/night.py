@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import structlog
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from distill.run_dir import RunDir
 from distill.settings import Settings
+from gateway.policy import Policy
 from gateway.settings import Settings as GatewaySettings
 
 STEPS = (
@@ -32,6 +34,15 @@ STEPS = (
 
 Result = dict[str, Any]
 
+
+class Advance(Protocol):
+    """Moves a progress bar on."""
+
+    def __call__(self, count: int, of: int | None = None) -> None:
+        """By so many steps, of so many where the bar did not know."""
+        ...
+
+
 log = structlog.get_logger()
 
 
@@ -49,6 +60,11 @@ class Night:
     console: Console
     until: str = STEPS[-1]
     results: dict[str, Result] = field(default_factory=dict)
+
+    @cached_property
+    def serving(self) -> Policy:
+        """The policy that served as the night began: what it is measured against, however long the night takes."""
+        return Policy.model_validate(self.run.manifest["serving"])
 
     def step(self, name: str, action: Callable[[Night], Result]) -> Result:
         """Run a step, unless an earlier attempt at this night got through it; either way its result.
@@ -78,9 +94,13 @@ class Night:
         self.console.print(f"  {words}", markup=False, highlight=False)
 
     @contextmanager
-    def bar(self, words: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        """A progress bar with the time left; yields what advances it."""
+    def bar(self, words: str, total: int | None) -> Iterator[Advance]:
+        """A progress bar with the time left; yields what advances it, and tells the total where it is known later."""
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         with Progress(TextColumn("  {task.description}"), *columns, console=self.console) as progress:
             task = progress.add_task(words, total=total)
-            yield lambda count: progress.advance(task, count)
+
+            def advance(count: int, of: int | None = None) -> None:
+                progress.update(task, advance=count, total=total if of is None else of)
+
+            yield advance

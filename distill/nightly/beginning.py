@@ -1,0 +1,73 @@
+"""How a night begins: what can be refused at once is, before hours are spent; then a new run, or the unfinished one."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rich.console import Console
+
+from distill.errors import SettingsError
+from distill.evaluation.scoring import adapter_digest, judge_settings
+from distill.nightly.manifest import check_fits, manifest, serving_policy
+from distill.nightly.night import STEPS, Night
+from distill.run_dir import RunDir, find_run, new_run, runs
+from distill.settings import Settings
+from gateway.settings import Settings as GatewaySettings
+
+
+def begin(
+    settings: Settings,
+    gateway: GatewaySettings,
+    console: Console,
+    *,
+    until: str = STEPS[-1],
+    resume: str | None = None,
+    new: bool = False,
+) -> Night:
+    """The night to run: the named one, else the last one if it is unfinished, else a new one.
+
+    Args:
+        settings: The night's.
+        gateway: The gateway's.
+        console: Where the night tells what it does.
+        until: The last step to run.
+        resume: A run to take up again.
+        new: Begin anew although the last run is unfinished.
+
+    Raises:
+        SettingsError: The night could not come to its end with these settings.
+        RunMismatch: The run is missing, or was begun with other settings.
+        NightError: Redis does not say which policy serves.
+    """
+    check(settings, gateway)
+    run = find_run(settings.night.runs_dir, resume) if resume else None if new else unfinished(settings)
+    if run is None:
+        serving = asyncio.run(serving_policy(gateway))
+        run = new_run(settings.night.runs_dir, manifest(settings, gateway, serving))
+        console.print(f"night {run.id} begins", markup=False, highlight=False)
+    else:
+        check_fits(run, settings)
+        done = ", ".join(step for step in STEPS if run.result(step) is not None) or "nothing"
+        console.print(f"night {run.id} goes on; done: {done}", markup=False, highlight=False)
+    run.begin()
+    return Night(settings, gateway, run, console, until)
+
+
+def unfinished(settings: Settings) -> RunDir | None:
+    """The last run, if it did not come to its end."""
+    last = runs(settings.night.runs_dir)[-1:]
+    return last[0] if last and not last[0].finished else None
+
+
+def check(settings: Settings, gateway: GatewaySettings) -> None:
+    """Refuse what would only fail hours later.
+
+    Raises:
+        SettingsError: Says what to set.
+    """
+    if not gateway.reward.model and not gateway.reward.url:
+        raise SettingsError("no reward model: set GATEWAY_REWARD__MODEL or GATEWAY_REWARD__URL, as the gateway has it")
+    adapter_digest(gateway.reward.adapter)
+    judge_settings(gateway.reward, settings.evaluation.judge_model, settings.evaluation.judge_adapter)
+    if settings.evaluation.judge_adapter is not None:
+        adapter_digest(settings.evaluation.judge_adapter)

@@ -1,0 +1,148 @@
+"""``python -m distill run``, ``schedule``, ``report`` and ``settings``."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from distill import settings as distill_settings
+from distill.nightly import exits
+from distill.nightly.night import STEPS
+from distill.run_dir import RunDir, find_run, runs
+from distill.settings import Settings
+from gateway import settings as gateway_settings
+from gateway import settings_table
+from gateway.telemetry import configure_logging
+
+EPILOG = "Exit codes: " + "; ".join(f"{code}: {meaning}" for code, meaning in exits.TABLE.items()) + "."
+_ENV_HEADER = """\
+# Every setting of the night with its default; where Redis, the backend and the reward model are it reads from the
+# gateway's own (.env.example). Take the sign off a line to change it, then load both files before the start.
+# Made by `python -m distill settings --env`.
+"""
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def run(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a night would do; change nothing.")] = False,
+    until: Annotated[str, typer.Option(help=f"Stop after this step: {', '.join(STEPS)}.")] = STEPS[-1],
+    resume: Annotated[str, typer.Option(help="Take up this run again; unset: the last one, if unfinished.")] = "",
+    new: Annotated[bool, typer.Option("--new", help="Begin anew although the last run is unfinished.")] = False,
+) -> None:
+    """Run a night: collect, curate, train, draw, score, gate, publish, load, canary, promote, report."""
+    if until not in STEPS:
+        raise typer.BadParameter(f"{until} is no step; steps are {', '.join(STEPS)}", param_hint="--until")
+    configure_logging("warning", "console")
+    raise typer.Exit(_told(lambda settings, began: _run(settings, began, dry_run, until, resume or None, new)))
+
+
+def schedule() -> None:
+    """Stay, and run a night every day at DISTILL_NIGHT__AT; each in a process of its own."""
+    from distill.nightly.clock import keep
+
+    configure_logging("info", "console")
+    raise typer.Exit(_told(lambda settings, _: keep(settings.night.at, console)))
+
+
+def report(
+    run: Annotated[str, typer.Argument(help="A run's id or folder; unset: the last one.")] = "",
+) -> None:
+    """Render a night's report anew, from its facts, and say where it is."""
+    from distill.report.facts import NightFacts
+    from distill.report.page import write_report
+
+    def render(settings: Settings, _: list[RunDir]) -> int:
+        chosen = _chosen(settings.night.runs_dir, run)
+        facts = NightFacts.read(chosen.path)
+        console.print(facts.headline, markup=False, highlight=False)
+        console.print(str(write_report(facts, chosen.path)), markup=False, highlight=False, soft_wrap=True)
+        return exits.FINISHED
+
+    raise typer.Exit(_told(render))
+
+
+def settings(
+    env: Annotated[bool, typer.Option("--env", help="As .env.night.example, not as the table in README.")] = False,
+) -> None:
+    """List every setting of the night, its default and what it means."""
+    rows = distill_settings.variables()
+    typer.echo(settings_table.env_example(rows, _ENV_HEADER) if env else settings_table.markdown(rows), nl=False)
+
+
+def _run(settings: Settings, began: list[RunDir], dry_run: bool, until: str, resume: str | None, new: bool) -> int:
+    # Here, not on top: the other commands need none of it.
+    from distill.nightly import beginning, order, plan
+    from distill.nightly.lock import only_night
+
+    gateway = gateway_settings.load()
+    if dry_run:
+        plan.show(settings, gateway, console)
+        return exits.FINISHED
+    with only_night(settings.night.runs_dir):
+        night = beginning.begin(settings, gateway, console, until=until, resume=resume, new=new)
+        began.append(night.run)
+        order.run(night)
+        if night.run.finished:
+            told = night.results["report"]
+            console.print(f"[bold]{told['headline']}[/]", highlight=False, soft_wrap=True)
+            console.print(told["page"], markup=False, highlight=False, soft_wrap=True)
+    return exits.FINISHED
+
+
+def _told(action: Callable[[Settings, list[RunDir]], int]) -> int:
+    """Run a command; what goes wrong is one line, a code to alert on, and a metric."""
+    began: list[RunDir] = []
+    settings: Settings | None = None
+    try:
+        settings = distill_settings.load()
+        with _ended_by_sigterm():
+            code = action(settings, began)
+    except exits.ERRORS as error:
+        errors.print(exits.words_of(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        code = exits.code_of(error)
+    except KeyboardInterrupt:
+        errors.print(exits.TABLE[exits.INTERRUPTED])
+        code = exits.INTERRUPTED
+    except SystemExit as ending:  # training leaves with it, once its checkpoint is written
+        errors.print(exits.TABLE[exits.TERMINATED])
+        code = ending.code if isinstance(ending.code, int) else exits.FAILED
+    if settings is not None and settings.night.metrics_file is not None and code != exits.ANOTHER_NIGHT:
+        _write_metrics(settings.night.metrics_file, began[-1] if began else None, code)
+    return code
+
+
+def _write_metrics(path: Path, run: RunDir | None, code: int) -> None:
+    from distill.nightly.metrics import write_metrics
+
+    try:
+        write_metrics(path, run, code)
+    except exits.ERRORS as error:
+        errors.print(f"no metrics: {exits.words_of(error)}", style="red", markup=False, highlight=False)
+
+
+def _chosen(runs_dir: Path, id: str) -> RunDir:
+    last = runs(runs_dir)[-1:]
+    return last[0] if last and not id else find_run(runs_dir, id or "(none)")
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception does, so that files and servers are left in order."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(exits.TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

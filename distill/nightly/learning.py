@@ -1,0 +1,121 @@
+"""The first half of a night: what the journal holds, what of it may train, and the model that it trains."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distill.dataset.archive import Archive
+from distill.dataset.collect import Collected
+from distill.dataset.collect import collect as collect_journal
+from distill.dataset.curate import curate as curate_records
+from distill.dataset.files import content_hash, read_examples, write_examples, write_held_out
+from distill.nightly.night import Night, Result
+from distill.run_dir import RunDir, runs
+
+
+def examples_file(run: RunDir) -> Path:
+    """The winners that may train, of what no earlier night has trained on."""
+    return run.path / "examples.jsonl"
+
+
+def replay_file(run: RunDir) -> Path:
+    """The winners of earlier nights, of which some may train again."""
+    return run.path / "replay.jsonl"
+
+
+def held_out_file(run: RunDir) -> Path:
+    """The prompts that measure."""
+    return run.path / "held_out.jsonl"
+
+
+def collect(night: Night) -> Result:
+    """Archive what the journal's stream holds, acknowledge it, trim Redis by it."""
+    with night.bar("archiving", None) as advance:
+        told = 0
+
+        def tell(done: Collected) -> None:
+            nonlocal told
+            advance(done.collected - told)
+            told = done.collected
+
+        done = asyncio.run(collect_journal(night.gateway.redis, night.settings.dataset, on_archived=tell))
+    for path in done.unreadable:
+        night.say(f"a record that no version up to this one can read is kept in {path}")
+    night.say(f"{done.collected} new records archived, {done.duplicates} had their row already")
+    return {"archived": done.collected, "duplicates": done.duplicates, "unreadable": len(done.unreadable)}
+
+
+def curate(night: Night) -> Result:
+    """Sort the archive into what trains, what measures, and what neither does, each with its reason."""
+    settings = night.settings.dataset
+    archive = Archive(settings.archive_dir)
+    with night.bar("curating", archive.count()) as advance:
+        curated = curate_records(archive.completions(), archive.feedback(), settings, on_record=lambda: advance(1))
+    known = _trained_before(night)
+    new = [example for example in curated.examples if example.record_id not in known]
+    earlier = [example for example in curated.examples if example.record_id in known]
+    write_examples(replay_file(night.run), earlier)
+    write_held_out(held_out_file(night.run), curated.held_out)
+    write_examples(examples_file(night.run), new)
+    night.say(
+        f"{len(new)} new winners may train and {len(earlier)} earlier ones, {len(curated.held_out)} prompts measure, "
+        f"{sum(curated.excluded.values())} of {curated.total} records are left out"
+    )
+    return {
+        "total": curated.total,
+        "new": len(new),
+        "examples": len(curated.examples),
+        "held_out": len(curated.held_out),
+        "excluded": {str(reason): count for reason, count in curated.excluded.items() if count},
+        "data_hash": content_hash(curated.examples, curated.held_out),
+    }
+
+
+def why_not_trained(night: Night) -> str | None:
+    """Why this night ends without training, or None if it need not."""
+    found, least = night.results["curate"], night.settings.night.min_examples
+    if found["new"] < least:
+        return f"{found['new']} new winners to train on, {least} are needed"
+    if found["held_out"] < 2:
+        return f"{found['held_out']} held-out prompts to measure on, 2 are needed"
+    return None
+
+
+def train(night: Night) -> Result:
+    """Teach the base its winners, tonight's and earlier ones; several checkpoints are left for the gate."""
+    # Here, not on top: the commands that need no torch start without it.
+    from distill.training.train import train as train_policy
+
+    folder = night.run.path / "training"
+    with night.bar("training", None) as advance:
+        done = 0
+
+        def tell(step: Any) -> None:
+            nonlocal done
+            advance(step.done - done, step.total)
+            done = step.done
+
+        trained = train_policy(
+            read_examples(examples_file(night.run)),
+            read_examples(replay_file(night.run)),
+            night.settings.training,
+            folder,
+            on_progress=tell,
+        )
+    night.say(
+        f"{trained.examples} examples, {trained.steps} steps, loss {trained.losses[0]:.2f} → {trained.losses[-1]:.2f}"
+    )
+    facts = asdict(trained) | {"checkpoints": [str(path) for path in trained.checkpoints]}
+    return {name: value for name, value in facts.items() if name != "versions"}
+
+
+def _trained_before(night: Night) -> set[str]:
+    """Records of which an earlier night has made a model already."""
+    earlier = [run for run in runs(night.settings.night.runs_dir) if run.id < night.run.id and run.result("train")]
+    if not earlier:
+        return set()
+    # Each night's examples and replay together are all that the archive had to teach then.
+    return {example.record_id for file in (examples_file, replay_file) for example in read_examples(file(earlier[-1]))}

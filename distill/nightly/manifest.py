@@ -1,0 +1,118 @@
+"""What a night is told before its first step: settings, versions, seeds, the policy that serves.
+
+A night that is taken up again goes by its manifest: with other settings its steps would not fit together.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import gateway
+from distill.errors import NightError, RunMismatch
+from distill.run_dir import RunDir
+from distill.settings import Settings
+from gateway.policy import Policy, PolicyStore
+from gateway.settings import Settings as GatewaySettings
+
+_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "numpy", "scipy", "xllamacpp")
+_SECRETS = ("api_key", "url", "urls", "keys_file", "load_command")
+# What changes no result may change between two attempts at one night.
+_FREE = {("evaluation", "concurrency")}
+_FIXED_GROUPS = ("dataset", "training", "evaluation")
+_REPOSITORY = Path(__file__).parents[2]
+
+
+def manifest(settings: Settings, gateway_settings: GatewaySettings, serving: Policy) -> dict[str, Any]:
+    """The manifest of a night that begins now. Keys, passwords and URLs are left out."""
+    return {
+        "began": datetime.now(UTC).isoformat(),
+        "commit": commit(),
+        "versions": versions(),
+        "settings": settings.model_dump(mode="json", exclude={"promotion": {"load_command"}}),
+        "gateway": _without_secrets(gateway_settings.model_dump(mode="json")),
+        "seeds": {"training": settings.training.seed, "draws": 0, "bootstrap": 0},
+        "serving": serving.model_dump(mode="json"),
+    }
+
+
+def check_fits(run: RunDir, settings: Settings) -> None:
+    """Refuse to go on with a night under settings that would have made another one of it.
+
+    Raises:
+        RunMismatch: Names what differs.
+    """
+    begun, now = run.manifest["settings"], settings.model_dump(mode="json")
+    differing = [
+        f"{group}.{name}"
+        for group in _FIXED_GROUPS
+        for name, value in now[group].items()
+        if (group, name) not in _FREE and begun.get(group, {}).get(name) != value
+    ]
+    if differing:
+        raise RunMismatch(
+            f"run {run.id} was begun with other settings ({', '.join(differing)}): "
+            "set them back, or begin anew with --new"
+        )
+
+
+async def serving_policy(settings: GatewaySettings, *, folder: Path | None = None) -> Policy:
+    """The policy that serves now.
+
+    Args:
+        settings: Where Redis is, and the policy before any was published.
+        folder: Where the last known good policy is kept; unset: the gateway's own folder.
+
+    Raises:
+        NightError: Redis does not answer: nobody knows what serves.
+    """
+    store = PolicyStore(
+        settings.policy,
+        settings.redis,
+        folder=folder or settings.journal.spool_dir,
+        n_limit=settings.race.best_of_max,
+    )
+    try:
+        await store.start()
+        if store.last_error is not None:
+            raise NightError(f"the serving policy cannot be read: Redis said {store.last_error}")
+        return store.current
+    finally:
+        await store.aclose()
+
+
+def versions() -> dict[str, str]:
+    """Of this program, Python and what results depend on."""
+    found = {"ratchet": gateway.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The code's commit, with a plus where the tree differs from it; None outside a repository."""
+    try:
+        head, status = (
+            subprocess.run(
+                ["git", "-C", str(_REPOSITORY), *command], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if status else "")
+
+
+def _without_secrets(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_secrets(value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if name not in _SECRETS
+    }

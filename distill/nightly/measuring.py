@@ -1,0 +1,206 @@
+"""The second half of a night: both policies draw on held-out prompts, and the reward models score what they said."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.dataset.files import read_held_out
+from distill.dataset.split import first_user_text
+from distill.errors import EvaluationError
+from distill.evaluation import draws, scoring
+from distill.evaluation.curve import Floats
+from distill.evaluation.drawn import Drawn, describe
+from distill.evaluation.draws import Drawer
+from distill.evaluation.sample import Design, Draw, Question, read_draws
+from distill.evaluation.scoring import answer_key
+from distill.nightly.learning import held_out_file
+from distill.nightly.night import Night, Result
+from distill.report.facts import Side
+from distill.run_dir import write_atomically
+from distill.settings import EvaluationSettings
+
+DEFAULT_TEMPERATURE = 1.0
+"""What a backend samples at when neither caller nor policy says: TGI's and vLLM's own default."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One policy that draws: the serving one, or a checkpoint. ``name`` is what the report calls it."""
+
+    side: Side
+    name: str
+    path: Path
+    design: Design
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One policy's draws at one temperature, with what the reward models say. Shapes: P prompts, M draws."""
+
+    source: Source
+    temperature: float
+    draws: list[list[Draw]]
+    rewards: Mapping[str, float]
+    judged: Mapping[str, float] | None
+
+    @cached_property
+    def rewards_PM(self) -> Floats:
+        """Rewards of the model that selects."""
+        return _matrix(self.draws, self.rewards)
+
+    @cached_property
+    def tokens_PM(self) -> Floats:
+        """Lengths of the answers."""
+        return np.array([[draw.completion_tokens for draw in prompt] for prompt in self.draws], dtype=np.float64)
+
+    @cached_property
+    def drawn(self) -> Drawn:
+        """What the gate is given."""
+        truncated_PM = np.array([[draw.finish_reason == "length" for draw in prompt] for prompt in self.draws])
+        texts = [[draw.text for draw in prompt] for prompt in self.draws]
+        return Drawn(
+            rewards_PM=self.rewards_PM,
+            answers=describe(texts, self.tokens_PM, truncated_PM.astype(np.float64)),
+            judge_PM=None if self.judged is None else _matrix(self.draws, self.judged),
+        )
+
+
+def draw(night: Night) -> Result:
+    """Both policies answer the same held-out prompts; what any night drew of the serving policy is not drawn again."""
+    settings = night.settings.evaluation
+    plan = sources(night)
+    begun = _once(night, {"reused": sum(each.design.size - draws.missing(each.design, each.path) for each in plan)})
+    refused: set[str] = set()
+    tokens = 0
+    with serving(night, plan) as backend:
+        for source in plan:
+            left = draws.missing(source.design, source.path)
+            with night.bar(f"drawing {source.name}", source.design.size) as advance:
+                advance(source.design.size - left)
+                added = asyncio.run(
+                    draws.draw_design(
+                        backend, source.design, source.path, concurrency=settings.concurrency, on_draw=advance
+                    )
+                )
+            refused |= added.refused
+            tokens += added.tokens
+    measured = len(plan[0].design.questions) - len(refused)
+    if measured < 1:
+        raise EvaluationError("the backend refuses every held-out prompt as invalid")
+    if refused:
+        night.say(f"{len(refused)} prompts are left out: the backend refuses them (too long?)")
+    return {"tokens": tokens, "refused": sorted(refused), "prompts": measured, **begun}
+
+
+def score(night: Night) -> Result:
+    """The model that selects, and the judge where there is one, score every distinct answer once."""
+    settings = night.settings.evaluation
+    every = [each for source in sources(night) for each in _kept(night, source)]
+    judge = scoring.judge_settings(night.gateway.reward, settings.judge_model, settings.judge_adapter)
+    found: dict[str, Any] = {"judge": None, "tokens": 0}
+    for role, reward in (("select", night.gateway.reward), ("judge", judge)):
+        if reward is not None:
+            with night.bar("scoring" if role == "select" else "judging", len(every)) as advance:
+                scores = asyncio.run(scoring.score_draws(reward, every, settings.draws_dir, on_scored=advance))
+            found[role] = {"model": scores.model, "path": str(scores.path)}
+            found["tokens"] += scores.tokens
+    return found
+
+
+def sampled(night: Night) -> list[Sampled]:
+    """All draws with their rewards, once they are drawn and scored: by source, then temperature."""
+    scores = night.results["score"]
+    rewards = scoring.read_scores(Path(scores["select"]["path"]))
+    judged = scores["judge"] and scoring.read_scores(Path(scores["judge"]["path"]))
+    refused = set(night.results["draw"]["refused"])
+    found = []
+    for source in sources(night):
+        kept = [question for question in source.design.questions if question.key not in refused]
+        design = Design(kept, source.design.temperatures, source.design.draws, source.design.max_tokens)
+        by_temperature = draws.drawn(design, source.path)
+        found += [Sampled(source, t, prompts, rewards, judged) for t, prompts in by_temperature.items()]
+    return found
+
+
+def sources(night: Night) -> list[Source]:
+    """Who draws, the serving policy first. The same for a night that is taken up again."""
+    settings = night.settings.evaluation
+    asked = questions(night)
+    base = night.settings.training.model
+    kind = "llamacpp" if settings.own_servers else night.gateway.backend.kind
+
+    def source(side: Side, name: str, adapter: str | None, temperatures: Sequence[float], folder: Path) -> Source:
+        drawer = Drawer(base=base, served_by=kind, adapter=adapter, max_tokens=settings.max_tokens)
+        design = Design(asked, temperatures, max(settings.draws, night.serving.n), settings.max_tokens, adapter=adapter)
+        return Source(side, name, drawer.file(folder), design)
+
+    old = night.serving.adapter
+    old_temperatures = temperatures(settings, night.serving.default_temperature)
+    new_temperatures = settings.candidate_temperatures or (serving_temperature(night),)
+    checkpoints = [Path(path) for path in night.results["train"]["checkpoints"]]
+    return [
+        source("old", old or "base", old, old_temperatures, settings.draws_dir),
+        *(
+            source("new", path.name, candidate_name(night, path), new_temperatures, night.run.path / "draws")
+            for path in checkpoints
+        ),
+    ]
+
+
+def questions(night: Night) -> list[Question]:
+    """The held-out prompts that are measured: the first by hash, so much the same ones every night."""
+    prompts = read_held_out(held_out_file(night.run))[: night.settings.evaluation.prompts]
+    return [question_of(prompt.messages) for prompt in prompts]
+
+
+def question_of(messages: Sequence[Any]) -> Question:
+    """A conversation as a question; one that is a single user message in words is known by that alone."""
+    text = first_user_text(messages)
+    alone = len(messages) == 1 and messages[0] == {"role": "user", "content": text}
+    return Question("", text, None if alone else list(messages))
+
+
+def serving_temperature(night: Night) -> float:
+    """The temperature that callers who set none get."""
+    temperature = night.serving.default_temperature
+    return DEFAULT_TEMPERATURE if temperature is None else temperature
+
+
+def temperatures(settings: EvaluationSettings, default: float | None) -> list[float]:
+    """Temperatures of the serving policy's draws: those asked for, and the one that it serves at."""
+    return sorted({*settings.temperatures, DEFAULT_TEMPERATURE if default is None else default})
+
+
+def candidate_name(night: Night, checkpoint: Path) -> str:
+    """What a backend knows a checkpoint by; no other night uses the name."""
+    return f"{night.run.id}-{checkpoint.name}"
+
+
+def _kept(night: Night, source: Source) -> list[Draw]:
+    refused = set(night.results["draw"]["refused"])
+    return [
+        each
+        for each in read_draws(source.path)
+        if each.question.key not in refused and each.index < source.design.draws
+    ]
+
+
+def _matrix(prompts: list[list[Draw]], rewards: Mapping[str, float]) -> Floats:
+    return np.array([[rewards[answer_key(each.question.messages, each.text)] for each in prompt] for prompt in prompts])
+
+
+def _once(night: Night, fact: dict[str, Any]) -> dict[str, Any]:
+    """What was so when this night first came here, however often it comes again."""
+    path = night.run.path / "draws" / "begun.json"
+    if not path.exists():
+        write_atomically(path, json.dumps(fact).encode())
+    found: dict[str, Any] = json.loads(path.read_bytes())
+    return found

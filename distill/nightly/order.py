@@ -1,0 +1,34 @@
+"""A night, from top to bottom. Each step is run once, however often the night is begun."""
+
+from __future__ import annotations
+
+from distill.nightly.deciding import gate
+from distill.nightly.learning import collect, curate, train, why_not_trained
+from distill.nightly.measuring import draw, score
+from distill.nightly.night import Night, UntilReached
+from distill.nightly.promoting import canary, load, promote, publish
+from distill.nightly.telling import report
+
+
+def run(night: Night) -> None:
+    """Run what is left of a night, up to the step it was asked to stop at."""
+    try:
+        _steps(night)
+    except UntilReached:
+        night.say(f"as far as asked: {night.until}")
+
+
+def _steps(night: Night) -> None:
+    night.step("collect", collect)
+    night.step("curate", curate)
+    if why_not_trained(night) is None:
+        night.step("train", train)
+        night.step("draw", draw)
+        night.step("score", score)
+        decided = night.step("gate", gate)
+        if decided["promote"]:
+            night.step("publish", publish)
+            night.step("load", load)
+            night.step("canary", canary)
+            night.step("promote", promote)
+    night.step("report", report)

@@ -1,0 +1,99 @@
+"""Rewards of draws: each distinct answer once, kept, resumed; who judges is not who selects."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distill.errors import DataError, EvaluationError, SettingsError
+from distill.evaluation import scoring
+from distill.evaluation.sample import Draw
+from distill.evaluation.scoring import answer_key, judge_settings, read_scores, score_draws
+from gateway.embedded.weights import minilm_folder, reward_adapter_folder
+from gateway.settings import RewardSettings
+from tests.stubs.reward import RewardFault, RewardKnobs, RewardStub, reward_of
+
+DRAWS = [Draw("Name a tree.", "", 1.0, i, i, text, "stop", 3) for i, text in enumerate(["Oak.", "Ash.", "Oak."])]
+
+
+def remote(stub: RewardStub) -> RewardSettings:
+    return RewardSettings(url=stub.url)
+
+
+async def test_each_distinct_answer_is_scored_once_and_kept(tmp_path: Path) -> None:
+    settled: list[int] = []
+    async with RewardStub() as stub:
+        scores = await score_draws(remote(stub), DRAWS, tmp_path, on_scored=settled.append)
+        again = await score_draws(remote(stub), DRAWS, tmp_path)
+    rewards = read_scores(scores.path)
+    assert {
+        answer_key(draw.question.messages, draw.text): pytest.approx(reward_of(draw.text)) for draw in DRAWS
+    } == rewards
+    assert (2, 3, 0) == (scores.scored, sum(settled), again.scored)
+    assert scores.path == again.path
+
+
+async def test_what_a_killed_run_left_is_gone_on_with(tmp_path: Path) -> None:
+    async with RewardStub() as stub:
+        path = (await score_draws(remote(stub), DRAWS, tmp_path)).path
+        whole = path.read_bytes()
+        path.write_bytes(whole[: whole.index(b"\n") + 9])
+        assert 1 == (await score_draws(remote(stub), DRAWS, tmp_path)).scored
+    assert sorted(whole.splitlines()) == sorted(path.read_bytes().splitlines())
+
+
+async def test_another_model_has_another_file(tmp_path: Path) -> None:
+    async with RewardStub() as one, RewardStub(RewardKnobs(model_id="stub/other")) as other:
+        paths = {(await score_draws(remote(stub), DRAWS, tmp_path)).path for stub in (one, other)}
+    assert 2 == len(paths)
+
+
+async def test_a_model_in_this_process_scores_too(tmp_path: Path) -> None:
+    settings = RewardSettings(model=str(minilm_folder()), adapter=reward_adapter_folder())
+    scores = await score_draws(settings, DRAWS, tmp_path)
+    assert 2 == len(set(read_scores(scores.path).values()))
+    assert scores.tokens > 0
+
+
+async def test_a_server_that_fails_or_is_gone_ends_scoring_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "_RETRY_WAIT_S", 0.0)
+    monkeypatch.setattr(scoring, "_READY_TIMEOUT_S", 0.0)
+    async with RewardStub() as stub:
+        await score_draws(remote(stub), DRAWS[:1], tmp_path)
+        stub.knobs.update({"fault": RewardFault.STATUS, "fault_probability": 1.0})
+        with pytest.raises(EvaluationError, match="scoring stopped: "):
+            await score_draws(remote(stub), DRAWS, tmp_path)
+    with pytest.raises(EvaluationError, match="not ready"):
+        await score_draws(RewardSettings(url="http://127.0.0.1:9"), DRAWS, tmp_path)
+
+
+async def test_a_model_that_is_not_there_is_a_setting_to_mend(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError):
+        await score_draws(RewardSettings(model=str(tmp_path / "absent")), DRAWS, tmp_path)
+    with pytest.raises(SettingsError, match="no reward model"):
+        await score_draws(RewardSettings(), DRAWS, tmp_path)
+
+
+def test_a_line_that_is_no_score_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    path.write_text(json.dumps(["a", 1.5]) + '\n["b"]\n')
+    with pytest.raises(DataError, match=r"scores\.jsonl, line 2"):
+        read_scores(path)
+    assert {} == read_scores(tmp_path / "absent")
+
+
+def test_the_judge_is_another_model_on_a_backbone(tmp_path: Path) -> None:
+    own = RewardSettings(model="backbone", adapter=reward_adapter_folder())
+    assert judge_settings(own, "", None) is None
+    judge = judge_settings(RewardSettings(url="http://reward"), "other", None)
+    assert judge is not None
+    assert ("other", "") == (judge.model, judge.url)
+    for reward, model, adapter, message in (
+        (own, "", reward_adapter_folder(), "proves nothing"),
+        (RewardSettings(url="http://reward"), "", reward_adapter_folder(), "needs a backbone"),
+        (own, "", tmp_path, "no adapter in"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            judge_settings(reward, model, adapter)

@@ -1,0 +1,82 @@
+"""A run directory holds what is through and nothing that is half."""
+
+import json
+import resource
+from pathlib import Path
+
+import pytest
+
+from distill.errors import DataError, RunMismatch
+from distill.run_dir import RunDir, appending, find_run, new_run, runs, whole_lines, write_atomically
+
+
+def test_a_file_is_replaced_as_a_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
+    assert b"two" == path.read_bytes()
+    assert [path] == list(path.parent.iterdir())
+
+
+def test_a_step_is_through_once_it_is_marked(tmp_path: Path) -> None:
+    run = new_run(tmp_path, {"settings": {}})
+    assert run.result("train") is None
+    run.mark("train", {"steps": 3})
+    assert {"steps": 3} == RunDir(run.path).result("train")
+    assert not run.finished
+    run.mark("report", {})
+    assert run.finished
+
+
+def test_attempts_and_what_steps_took_outlive_the_process(tmp_path: Path) -> None:
+    run = new_run(tmp_path, {})
+    run.begin()
+    run.spent("draw", 2.5)
+    run.begin()
+    run.spent("draw", 1.25)
+    again = RunDir(run.path)
+    assert (2, 3.75, 0.0) == (again.attempts, again.seconds("draw"), again.seconds("score"))
+
+
+def test_runs_are_found_by_id_by_path_and_in_order(tmp_path: Path) -> None:
+    first, second = new_run(tmp_path, {"a": 1}), new_run(tmp_path, {"a": 2})
+    (tmp_path / "half").mkdir()
+    assert [first.id, second.id] == [run.id for run in runs(tmp_path)]
+    assert {"a": 1} == find_run(tmp_path, first.id).manifest
+    assert {"a": 2} == find_run(tmp_path, str(second.path)).manifest
+    assert [] == runs(tmp_path / "absent")
+    with pytest.raises(RunMismatch, match="no run half"):
+        find_run(tmp_path, "half")
+
+
+def test_a_line_that_a_kill_left_unfinished_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    with appending(path) as sink:
+        sink.write(b"one\nhal")
+    assert [b"one"] == whole_lines(path)
+    with appending(path) as sink:
+        sink.write(b"two\n")
+    assert b"one\ntwo\n" == path.read_bytes()
+
+
+def test_a_full_disk_is_told_in_words(tmp_path: Path) -> None:
+    """A limit on files' size stands for the disk's: the kernel refuses the write in the same way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(DataError, match=r"lines cannot be written"), appending(tmp_path / "lines") as sink:
+            sink.write(b"x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_files_that_are_missing_or_no_json_are_named(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    with pytest.raises(DataError, match=r"manifest\.json cannot be read"):
+        _ = run.manifest
+    for content in ("{", json.dumps([])):
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(DataError, match=r"manifest\.json is no"):
+            _ = run.manifest
+    with pytest.raises(DataError, match="cannot be read"):
+        whole_lines(tmp_path / "absent")

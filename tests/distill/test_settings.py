@@ -1,0 +1,58 @@
+"""The night's settings: what is set holds, what is unknown or bad is named, and the words are those of the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from distill import settings
+from distill.__main__ import app
+from distill.errors import SettingsError
+
+_ROOT = Path(__file__).parents[2]
+
+
+def test_what_is_set_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_EVALUATION__TEMPERATURES", "0.5, 1")
+    monkeypatch.setenv("DISTILL_NIGHT__MIN_EXAMPLES", "7")
+    loaded = settings.load()
+    assert ((0.5, 1.0), 7) == (loaded.evaluation.temperatures, loaded.night.min_examples)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DISTILL_NIGHT__AT", "25:00"),
+        ("DISTILL_EVALUATION__DRAWS", "none"),
+        ("DISTILL_TRAINING__OBJECTIVE", "ppo"),
+        ("DISTILL_NIGHT__NO_SUCH", "1"),
+    ],
+)
+def test_what_is_unknown_or_bad_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=name):
+        settings.load()
+
+
+def test_every_default_that_is_shown_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, (default, _) in settings.variables().items():
+        if default:
+            monkeypatch.setenv(name, default)
+    assert settings.Settings.model_construct() == settings.load()
+
+
+def test_no_setting_is_without_a_meaning() -> None:
+    assert [] == [name for name, (_, meaning) in settings.variables().items() if not meaning]
+
+
+def test_the_command_lists_them_as_a_table_and_as_an_environment_file() -> None:
+    table = CliRunner().invoke(app, ["settings"]).output
+    file = CliRunner().invoke(app, ["settings", "--env"]).output
+    assert set(settings.variables()) == set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
+    assert set(settings.variables()) == set(re.findall(r"^#(\w+)=", file, re.MULTILINE))
+
+
+def test_the_example_of_an_environment_file_is_what_the_settings_make() -> None:
+    made = CliRunner().invoke(app, ["settings", "--env"]).output
+    assert made == (_ROOT / ".env.night.example").read_text()
