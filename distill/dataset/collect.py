@@ -107,21 +107,24 @@ async def _drain(
 ) -> None:
     await reader.start()
     end = await reader.newest()
-    waiting: list[Delivery] = []
+    waiting: dict[str, Delivery] = {}
     more = True
     while more:
         deliveries = await reader.read()
         more = any(delivery.order <= end for delivery in deliveries)
-        waiting += deliveries
-        if waiting and (not more or sum(len(delivery.data) for delivery in waiting) >= flush_bytes):
-            payloads = [delivery.data for delivery in waiting]
+        # What waited so long that it counts as a dead reader's is delivered again: high time to acknowledge it.
+        overdue = any(delivery.entry_id in waiting for delivery in deliveries)
+        waiting |= {delivery.entry_id: delivery for delivery in deliveries}
+        n_bytes = sum(len(delivery.data) for delivery in waiting.values())
+        if waiting and (not more or overdue or n_bytes >= flush_bytes):
+            payloads = [delivery.data for delivery in waiting.values()]
             added = await asyncio.get_running_loop().run_in_executor(thread, writer.add, payloads)
             done.completions += added.completions
             done.feedback += added.feedback
             done.duplicates += added.duplicates
             done.unreadable = tuple(sorted({*done.unreadable, *added.unreadable}))
-            await reader.ack([delivery.entry_id for delivery in waiting])
-            waiting = []
+            await reader.ack(list(waiting))
+            waiting = {}
             on_archived(done)
 
 

@@ -1,0 +1,319 @@
+"""From the stream to the archive: each record once, whatever dies."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import redis
+
+from distill.dataset.archive import Archive
+from distill.dataset.archive_writer import writing
+from distill.dataset.collect import GROUP, Collected, collect
+from distill.errors import DataError, NightError
+from distill.run_dir import write_atomically
+from distill.settings import DatasetSettings
+from gateway.journal.reader import JournalReader
+from gateway.journal.record import CompletionRecord
+from gateway.journal.stream import stream_key
+from gateway.settings import RedisSettings
+from tests.distill.dataset.collector import POINTS
+from tests.distill.dataset.records import publish, race, races, rated
+from tests.redis_server import RedisServer
+
+ROOT = Path(__file__).parents[3]
+STREAM = stream_key("ratchet")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> DatasetSettings:
+    return DatasetSettings(archive_dir=tmp_path / "archive")
+
+
+def archived(dataset: DatasetSettings) -> list[str]:
+    return sorted(record.id for record in Archive(dataset.archive_dir).completions())
+
+
+def ids(records: Sequence[CompletionRecord]) -> list[str]:
+    return sorted(record.id for record in records)
+
+
+def pending(client: redis.Redis) -> int:
+    return int(client.xpending(STREAM, GROUP)["pending"])
+
+
+async def test_everything_is_archived_acknowledged_and_trimmed(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    records = races(600, days=3)
+    told: list[int] = []
+    with redis_server.client() as client:
+        publish(client, redis_settings, [*records, rated("chatcmpl-1", -1.0)])
+        done = await collect(
+            redis_settings, dataset, flush_bytes=100_000, on_archived=lambda done: told.append(done.collected)
+        )
+        assert Collected(600, 1, 0, (), 601) == done
+        assert 601 == done.collected == told[-1]
+        assert len(told) > 1
+        assert (0, 0) == (pending(client), client.xlen(STREAM))
+    assert ids(records) == archived(dataset)
+
+
+async def test_an_empty_stream_is_soon_collected(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    assert Collected() == await collect(redis_settings, dataset)
+    assert Collected() == await collect(redis_settings, dataset)
+
+
+async def test_second_copies_make_no_second_rows(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    """Within a pass, and in a later one."""
+    records = races(10)
+    with redis_server.client() as client:
+        publish(client, redis_settings, [*records, *records])
+        assert Collected(10, 0, 10, (), 20) == await collect(redis_settings, dataset)
+        publish(client, redis_settings, [*records, race("new")])
+        assert Collected(1, 0, 10, (), 11) == await collect(redis_settings, dataset)
+    assert ["chatcmpl-0", "chatcmpl-1"] == archived(dataset)[:2]
+    assert 11 == len(archived(dataset))
+
+
+async def test_a_pass_ends_although_records_keep_coming(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    """Whatever was there at its start is archived; the rest is for the next pass."""
+    with redis_server.client() as client:
+        publish(client, redis_settings, races(50))
+        come = 50
+
+        def more_come(_: Collected) -> None:
+            nonlocal come
+            publish(client, redis_settings, races(20, start=come))
+            come += 20
+
+        done = await collect(redis_settings, dataset, batch_records=10, flush_bytes=1, on_archived=more_come)
+        assert 50 <= done.collected <= 70
+        assert come > done.collected
+        await collect(redis_settings, dataset)
+    assert come == len(archived(dataset))
+
+
+async def test_an_unreadable_record_is_kept_and_stops_nothing(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    with redis_server.client() as client:
+        publish(client, redis_settings, [race("a"), b'{"kind": "riddle"}', race("b")])
+        done = await collect(redis_settings, dataset)
+        assert (2, 1, 3) == (done.collected, len(done.unreadable), done.trimmed)
+        assert b'{"kind": "riddle"}' == done.unreadable[0].read_bytes()
+        assert 0 == pending(client)
+
+
+async def test_what_a_dead_reader_left_is_claimed(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    """Another archive's reader took records and is gone."""
+    records = races(30)
+    with redis_server.client() as client:
+        publish(client, redis_settings, records)
+        dead = JournalReader(redis_settings, group=GROUP, consumer="dead")
+        await dead.start()
+        assert 30 == len(await dead.read())
+        await dead.aclose()
+        assert 0 == (await collect(redis_settings, dataset)).collected
+        assert 30 == client.xlen(STREAM)
+        eager = dataset.model_copy(update={"claim_idle_s": 0.001})
+        assert Collected(30, 0, 0, (), 30) == await collect(redis_settings, eager)
+    assert ids(records) == archived(dataset)
+
+
+async def test_another_group_that_has_not_read_keeps_its_records(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    with redis_server.client() as client:
+        publish(client, redis_settings, races(5))
+        client.xgroup_create(STREAM, "audit", id="0")
+        assert Collected(5, 0, 0, (), 0) == await collect(redis_settings, dataset)
+        assert 5 == client.xlen(STREAM)
+
+
+async def test_redis_gone_is_a_clear_error_and_the_next_pass_goes_on(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    """Gone in the middle, and absent from the start."""
+    records = races(100, days=2)
+    redis_server.restart(empty=True)
+    with redis_server.client() as client:
+        publish(client, redis_settings, records)
+        snapshot = client.dump(STREAM)
+    with pytest.raises(NightError, match=r"20 records were archived .* run `python -m distill collect` again"):
+        await collect(
+            redis_settings, dataset, batch_records=20, flush_bytes=1, on_archived=lambda _: redis_server.kill()
+        )
+    with pytest.raises(NightError, match=r"0 records were archived"):
+        await collect(redis_settings, dataset)
+    redis_server.start()
+    with redis_server.client() as client:
+        client.restore(STREAM, 0, snapshot)
+    assert Collected(80, 0, 20, (), 100) == await collect(redis_settings, dataset)
+    assert ids(records) == archived(dataset)
+
+
+async def test_a_full_disk_acknowledges_nothing(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    """The system takes no more bytes into any file; with room again all is collected."""
+    records = [replace(record, user="".join(map(chr, range(200, 20_000)))) for record in races(40)]
+    with redis_server.client() as client:
+        publish(client, redis_settings, records)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            with pytest.raises(DataError, match=r"cannot be written \(File too large\).*free space"):
+                await collect(redis_settings, dataset)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (40, 40) == (pending(client), client.xlen(STREAM))
+        assert [] == archived(dataset)
+        assert Collected(40, 0, 0, (), 40) == await collect(redis_settings, dataset)
+    assert ids(records) == archived(dataset)
+
+
+async def test_a_damaged_part_stops_the_pass_and_nothing_is_lost(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    with redis_server.client() as client:
+        publish(client, redis_settings, [race("old")])
+        await collect(redis_settings, dataset)
+        (part,) = Archive(dataset.archive_dir).parts()
+        whole = part.read_bytes()
+        part.write_bytes(whole[:-100])
+        publish(client, redis_settings, [race("new")])
+        with pytest.raises(DataError, match=f"{part} cannot be read"):
+            await collect(redis_settings, dataset)
+        part.write_bytes(whole)
+        assert 1 == (await collect(redis_settings, dataset)).collected
+    assert ["new", "old"] == archived(dataset)
+
+
+async def test_two_collectors_at_once_share_the_work(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    """One waits for the other; between them they archive each record once."""
+    records = races(200, days=2)
+    with redis_server.client() as client:
+        publish(client, redis_settings, records)
+        passes = [collect(redis_settings, dataset, batch_records=10, flush_bytes=1) for _ in range(2)]
+        assert 200 == sum(done.collected for done in await asyncio.gather(*passes))
+    assert ids(records) == archived(dataset)
+
+
+async def test_waiting_for_another_collector_has_an_end(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    with (
+        writing(Archive(dataset.archive_dir)),
+        pytest.raises(NightError, match="another process is writing to the archive"),
+    ):
+        await collect(redis_settings, dataset, wait_s=0.3)
+
+
+async def test_a_cancelled_pass_lets_go_only_once_its_last_write_is_through(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no write of its own can come between those of the next pass."""
+    loop, begun, order = asyncio.get_running_loop(), asyncio.Event(), []
+
+    def slow(path: Path, content: bytes) -> None:
+        if path.suffix == ".parquet":
+            loop.call_soon_threadsafe(begun.set)
+            time.sleep(0.3)  # long enough for a cancellation to come first, were it not waited for
+        write_atomically(path, content)
+        order.append(path.suffix)
+
+    monkeypatch.setattr("distill.dataset.archive_writer.write_atomically", slow)
+    with redis_server.client() as client:
+        publish(client, redis_settings, races(5))
+    task = asyncio.create_task(collect(redis_settings, dataset))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ".parquet" == order[-1]
+    monkeypatch.undo()
+    assert Collected(0, 0, 5, (), 5) == await collect(redis_settings, dataset)
+
+
+def start_child(dataset: DatasetSettings, url: str, point: str, times: int) -> subprocess.Popen[bytes]:
+    module = "tests.distill.dataset.collector"
+    command = [sys.executable, "-m", module, str(dataset.archive_dir), url, point, str(times)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+
+
+def run_child(dataset: DatasetSettings, url: str, point: str, times: int) -> int:
+    child = start_child(dataset, url, point, times)
+    child.communicate()
+    return child.returncode
+
+
+@pytest.mark.parametrize("point", [f"{when} {what}" for what in POINTS for when in ("before", "after")])
+async def test_killed_at_any_point_each_record_has_one_row(
+    point: str, redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    """Batches span two days and hold an unreadable record."""
+    records = races(60, days=2)
+    with redis_server.client() as client:
+        publish(client, redis_settings, [*records[:30], b"garbage", *records[30:]])
+        times = 1 if point.endswith("trim") else 2
+        assert -signal.SIGKILL == await asyncio.to_thread(run_child, dataset, redis_server.url, point, times)
+        assert 1 == max(Counter(archived(dataset)).values(), default=1)
+        done = await collect(redis_settings, dataset)
+        assert (0, 0) == (pending(client), client.xlen(STREAM))
+    assert ids(records) == archived(dataset)
+    assert 1 == len(list((dataset.archive_dir / "_quarantine").iterdir()))
+    assert [] == list(dataset.archive_dir.rglob(".part-*"))
+    assert done.collected <= 60
+
+
+async def test_killed_at_random_moments_again_and_again_each_record_has_one_row(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    """While records arrive, some of them twice, and two collectors run at once."""
+    chance = random.Random(0)
+    everything: list[CompletionRecord] = []
+    with redis_server.client() as client:
+        for _ in range(3):
+            fresh = races(300, days=3, start=len(everything))
+            publish(client, redis_settings, [*fresh, *chance.sample(everything, min(50, len(everything)))])
+            everything += fresh
+            children = [start_child(dataset, redis_server.url, "never", 0) for _ in range(2)]
+            seen = await asyncio.to_thread(kill_while_archiving, children, chance)
+            assert seen
+        await collect(redis_settings, dataset)
+        assert (0, 0) == (pending(client), client.xlen(STREAM))
+    assert ids(everything) == archived(dataset)
+
+
+def kill_while_archiving(children: list[subprocess.Popen[bytes]], chance: random.Random) -> bool:
+    """Kill -9 both, a moment after whichever got the archive has written its first batch."""
+    outputs = [child.stderr for child in children if child.stderr is not None]
+    pipes = [output.fileno() for output in outputs]
+    seen = bool(select.select(pipes, [], [], 60)[0])
+    time.sleep(chance.uniform(0, 0.05))
+    for child in children:
+        child.kill()
+        child.communicate()
+    return seen
