@@ -53,12 +53,18 @@ class TrainingSettings(_Group):
     """sft: the winners. dpo: best against worst. sft+ipo: both losses together."""
     rank: int = Field(default=32, ge=1)
     """Rank of the LoRA matrices, on all linear layers."""
+    alpha: int = Field(default=64, ge=1)
+    """LoRA's alpha: what the matrices add is scaled by alpha / rank."""
     learning_rate: float = Field(default=3e-4, gt=0)
-    """Peak learning rate."""
+    """Peak learning rate; dpo wants a tenth of what sft does."""
+    warm_up: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises; then it falls by a cosine to zero."""
     epochs: float = Field(default=3.0, gt=0)
     """Passes over the winners."""
     batch_examples: int = Field(default=16, ge=1)
-    """Examples in one optimizer step, over all devices and accumulation."""
+    """Examples in one optimizer step, over all devices and micro-batches."""
+    micro_batch_tokens: int = Field(default=0, ge=0)
+    """Padded tokens in one pass through the model; halved when memory runs out. 0: 1,024 on a CPU, 16,384 on CUDA."""
     max_length_tokens: int = Field(default=1024, ge=32)
     """Longest example; longer ones are left out and counted."""
     replay_share: float = Field(default=0.5, ge=0, lt=1)
@@ -66,7 +72,7 @@ class TrainingSettings(_Group):
     checkpoints: int = Field(default=3, ge=1)
     """Checkpoints kept, evenly over the run, for the gate to choose from."""
     seed: int = 0
-    """Seeds order, initialisation and dropout."""
+    """Seeds the order of examples, the choice of replayed ones, and the matrices' initial values."""
 
 
 class EvaluationSettings(_Group):
@@ -94,6 +100,10 @@ class EvaluationSettings(_Group):
     """Chance of letting N shrink although the new policy is worse by the margin."""
     max_length_change: float = Field(default=0.15, gt=0)
     """Largest relative change of the answers' mean length."""
+    max_rise: float = Field(default=0.03, ge=0)
+    """Largest rise of the share of truncated answers, and of repeated text, in absolute terms."""
+    min_diversity: float = Field(default=0.6, ge=0, le=1)
+    """Least distinctness of the answers to one prompt (and token entropy, where known), as a share of the old policy's."""
     judge_model: str = ""
     """Backbone of the held-out reward model; unset: GATEWAY_REWARD__MODEL, with the judge's own adapter."""
     judge_adapter: Path | None = None
@@ -112,10 +122,20 @@ class PromotionSettings(_Group):
     """Folder of adapters, one immutable folder each."""
     load_command: str = ""
     """Command that makes every replica serve a new adapter; {adapter}, {path} and {url} are filled in."""
-    canary_share: float = Field(default=0.1, gt=0, le=1)
-    """Share of traffic that the new policy answers before it answers all."""
+    canary_share: float = Field(default=0.1, gt=0, lt=1)
+    """Share of conversations that the new policy answers before it answers all."""
     canary_requests: int = Field(default=200, ge=1)
-    """Requests that the new policy answers before the guard may let it answer all."""
+    """Answers of the new policy, compared with as many of the old one, before the guard may let it answer all."""
+    holdback_share: float = Field(default=0.05, gt=0, lt=1)
+    """Share of conversations that the old policy keeps after the promotion, for the guard to compare with."""
+    watch_requests: int = Field(default=1000, ge=1)
+    """Answers of the old policy, compared with as many of the new one, after which the holdback ends."""
+    guard_margin: float = Field(default=0.1, gt=0, lt=1)
+    """How far the chance that a new answer beats an old one may fall below a half."""
+    guard_alpha: float = Field(default=0.05, gt=0, lt=1)
+    """Chance of rolling back, or of promoting, wrongly; for each trial, before and after its promotion."""
+    guard_file: Path = Path("data/night/guard.json")
+    """What the guard has counted of the trial under way."""
 
 
 class NightSettings(_Group):

@@ -1,0 +1,82 @@
+"""Reads the journal's stream from a place on, without a consumer group.
+
+A group holds back the night's trimming (``JournalReader.trim``) for as long as it exists, read or not, and a guard
+that is stopped for a week must not fill Redis. The guard needs no group: it remembers the place itself, in the file
+that holds its counts. What was trimmed before it came by is missing from both policies alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from gateway.errors import JournalError
+from gateway.journal.stream import stream_key
+from gateway.settings import RedisSettings
+
+START = "0-0"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry: its place, and the record's bytes."""
+
+    place: str
+    data: bytes
+
+
+class Tail:
+    """The stream from a place on.
+
+    Args:
+        redis: Where the stream is.
+        batch_records: Most entries of one ``read``.
+    """
+
+    def __init__(self, redis: RedisSettings, *, batch_records: int = 256) -> None:
+        self._stream = stream_key(redis.key_prefix)
+        self._batch_records = batch_records
+        self._longest_wait_s = redis.timeout_s / 2
+        self._redis: Redis = Redis.from_url(
+            redis.url,
+            socket_timeout=redis.timeout_s,
+            socket_connect_timeout=redis.timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+            driver_info=None,
+        )
+
+    async def read(self, after: str, *, wait_s: float = 0.0) -> list[Entry]:
+        """The next entries after a place; waits for one if there is none.
+
+        Raises:
+            JournalError: Redis does not answer.
+        """
+        block_ms = int(min(wait_s, self._longest_wait_s) * 1000)
+        try:
+            reply: Any = await self._redis.xread(
+                {self._stream: after}, count=self._batch_records, block=block_ms or None
+            )
+        except (RedisError, OSError) as error:
+            raise JournalError(f"the journal's stream cannot be read: Redis said {type(error).__name__}") from error
+        return [Entry(place.decode(), fields.get(b"data", b"")) for _, entries in reply for place, fields in entries]
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._redis.aclose()
+
+
+def place_at(moment: datetime) -> str:
+    """The place before what came after ``moment``: Redis numbers entries by its clock."""
+    return f"{max(0, int(moment.timestamp() * 1000))}-0"
+
+
+def later(one: str, other: str) -> str:
+    """The later of two places."""
+    return max(one, other, key=lambda place: tuple(map(int, place.split("-"))))

@@ -1,0 +1,211 @@
+"""The guard at work: follows the journal, counts, and takes the policy's next step when the evidence is there.
+
+All it knows is one file, replaced as a whole: how far it has read and what it has counted. Killed at any moment, it
+goes on from there: a batch is counted and its place remembered in one write, so nothing counts twice; a step that was
+decided but not taken is decided again from the same counts, and one that was taken is found in the policy's history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+from filelock import FileLock, Timeout
+
+from distill.errors import DataError, NightError
+from distill.promotion import policies
+from distill.promotion.guard import Evidence, Phase, Verdict, judge, phase_of
+from distill.promotion.tail import START, Tail, later, place_at
+from distill.run_dir import write_atomically
+from distill.settings import PromotionSettings
+from gateway.errors import GatewayError, JournalError
+from gateway.journal.record import CompletionRecord, decode
+from gateway.policy import Policy, PolicyStore
+
+_CLOCKS_DIFFER = timedelta(minutes=5)  # between who published a policy and Redis: read from so long before
+_AGAIN_S = 5.0
+_WAIT_S = 1.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at the evidence: what was compared (None: nothing is), what it said, and the policy after it."""
+
+    phase: Phase | None
+    verdict: Verdict | None
+    policy: Policy
+    excluded: Mapping[str, int]
+    """Records that were not compared, by reason."""
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether the new policy was taken back."""
+        return self.verdict is not None and self.verdict.decision == "roll back"
+
+
+@dataclass(slots=True)
+class _State:
+    after: str = START
+    phase: dict[str, Any] | None = None
+    evidence: Evidence = field(default_factory=Evidence)
+
+
+class Watch:
+    """Guards the trial under way. One at a time for a file of counts.
+
+    Args:
+        store: The policy; started and closed by the caller.
+        tail: The journal.
+        settings: Margins, shares and the file.
+    """
+
+    def __init__(self, store: PolicyStore, tail: Tail, settings: PromotionSettings) -> None:
+        self._store = store
+        self._tail = tail
+        self._settings = settings
+        self._file = settings.guard_file
+
+    async def once(self) -> Look:
+        """Read all there is now, then act on it.
+
+        Raises:
+            GatewayError: Redis does not answer.
+            DistillError: The file of counts is damaged or in use, or a step cannot be taken.
+        """
+        with self._alone():
+            while True:
+                look, read = await self._step(wait_s=0.0)
+                if read == 0 or look.rolled_back:
+                    return look
+
+    async def forever(self, stop: asyncio.Event) -> None:
+        """Look again and again until ``stop``; trouble with Redis is logged and waited out.
+
+        Raises:
+            DistillError: The file of counts is damaged or in use, or a step cannot be taken.
+        """
+        with self._alone():
+            while not stop.is_set():
+                pause_s = 0.0
+                try:
+                    look, _ = await self._step(wait_s=_WAIT_S)
+                    pause_s = _WAIT_S if look.phase is None else 0.0
+                except GatewayError as error:
+                    log.warning("guard_waits", error=error.message)
+                    pause_s = _AGAIN_S
+                if pause_s:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(stop.wait(), pause_s)
+
+    async def _step(self, *, wait_s: float) -> tuple[Look, int]:
+        """Count one batch and act; how many entries it had."""
+        known = await policies.known_policies(self._store)
+        phase = phase_of(known)
+        if phase is None:
+            return Look(None, None, known[0], {}), 0
+        state = self._state(phase, known)
+        entries = await self._tail.read(state.after, wait_s=wait_s)
+        for entry in entries:
+            state.after = entry.place
+            record = _completion(entry.data)
+            if record is not None:
+                state.evidence.take(record, phase)
+        if entries:
+            self._save(state)
+        verdict = judge(state.evidence, phase, self._settings)
+        policy = await self._act(phase, verdict, known[0])
+        return Look(phase, verdict, policy, state.evidence.excluded), len(entries)
+
+    async def _act(self, phase: Phase, verdict: Verdict, current: Policy) -> Policy:
+        """Take the step that follows from the verdict."""
+        store, words = self._store, verdict.words()
+        match verdict.decision:
+            case "wait":
+                return current
+            case "roll back":
+                policy = await policies.roll_back(store, trial=phase.trial, reason=f"guard: rolled back: {words}")
+            case "promote":
+                share = self._settings.holdback_share
+                policy = await policies.promote_canary(
+                    store, trial=phase.trial, holdback_share=share, reason=f"guard: promoted: {words}"
+                )
+            case "end the watch":
+                policy = await policies.end_watch(store, trial=phase.trial, reason=f"guard: watched: {words}")
+        log.warning(
+            "guard_acted",
+            decision=verdict.decision,
+            trial=phase.trial,
+            pairs=verdict.pairs,
+            mean_difference=round(verdict.mean_difference, 4),
+            version=policy.version,
+            n=policy.n,
+        )
+        return policy
+
+    def _state(self, phase: Phase, known: list[Policy]) -> _State:
+        """What was counted of this phase; of a new one nothing yet, from its first version on."""
+        state = self._load()
+        named = _as_json(phase)
+        if state.phase == named:
+            return state
+        began = next(policy.created for policy in known if policy.version == phase.version)
+        return _State(after=later(state.after, place_at(began - _CLOCKS_DIFFER)), phase=named)
+
+    def _load(self) -> _State:
+        try:
+            document = orjson.loads(self._file.read_bytes())
+            return _State(document["after"], document["phase"], Evidence.from_json(document["evidence"]))
+        except FileNotFoundError:
+            return _State()
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{self._file} is damaged: move it away, and the trial is counted anew") from error
+        except OSError as error:
+            raise NightError(f"{self._file} cannot be read: {error.strerror}") from error
+
+    def _save(self, state: _State) -> None:
+        document = {"after": state.after, "phase": state.phase, "evidence": state.evidence.to_json()}
+        try:
+            write_atomically(self._file, orjson.dumps(document))
+        except OSError as error:
+            raise NightError(f"{self._file} cannot be written: {error.strerror}") from error
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Two guards with one file would each count half."""
+        path: Path = self._file.with_name(f"{self._file.name}.lock")
+        lock = FileLock(path, timeout=0)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise NightError(f"another guard is at work: it holds {path}") from error
+        except OSError as error:
+            raise NightError(f"{path} cannot be locked: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _completion(data: bytes) -> CompletionRecord | None:
+    """The record, if it is a completion that can be read; what cannot is the collector's to report."""
+    try:
+        record = decode(data)
+    except JournalError:
+        return None
+    return record if isinstance(record, CompletionRecord) else None
+
+
+def _as_json(phase: Phase) -> dict[str, Any]:
+    """The phase as the file gives it back."""
+    document: dict[str, Any] = orjson.loads(orjson.dumps(asdict(phase)))
+    return document

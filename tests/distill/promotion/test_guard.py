@@ -1,0 +1,199 @@
+"""The guard's statistics: what counts, what does not, and how often it errs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from distill.promotion.guard import FAILED, Evidence, Phase, Reading, judge, phase_of, read
+from distill.settings import PromotionSettings
+from gateway.policy import Arm, Canary, Policy
+from gateway.types import Selection
+from tests.distill.promotion.traffic import CANARY, NEW, OLD, record
+
+SETTINGS = PromotionSettings(canary_requests=50, watch_requests=80)
+PROMOTED = Phase("night-1", 3, replace(NEW, name="stable"), replace(OLD, name="holdback"))
+
+
+def reading(
+    rewards: list[float | None], arm: Arm = OLD, phase: Phase = CANARY, **fields: Any
+) -> tuple[str, float] | str:
+    found = read(record(rewards, arm, **fields), phase)
+    return found if isinstance(found, str) else (found.role, found.value)
+
+
+def test_a_race_counts_by_its_winner_and_a_single_draw_by_itself() -> None:
+    assert ("old", 4.0) == reading([1.0, 4.0, 2.0, 3.0])
+    assert ("new", 2.5) == reading([2.5], NEW)
+
+
+def test_an_exploring_race_counts_by_the_expected_best_of_its_policys_n() -> None:
+    """All draws are used: less noise for nothing."""
+    assert ("new", 2.5) == reading([1.0, 2.0, 3.0, 4.0], NEW, exploration=True)
+    assert ("old", 4.0) == reading([1.0, 2.0, 3.0, 4.0], OLD, exploration=True)
+    assert ("old", pytest.approx(0.8 * 5 + 0.2 * 4)) == reading([1.0, 2.0, 3.0, 4.0, 5.0], OLD, exploration=True)
+
+
+def test_after_the_promotion_the_arms_have_changed_places() -> None:
+    assert ("new", 2.5) == reading([2.5], PROMOTED.new, PROMOTED)
+    assert ("old", 4.0) == reading([4.0, 1.0, 1.0, 1.0], PROMOTED.old, PROMOTED)
+
+
+def test_what_the_new_policy_could_not_answer_counts_as_worse_than_everything() -> None:
+    """The stable one answered in its place; a holdback that could not says nothing of the new one."""
+    assert ("new", FAILED) == reading([1.0, 2.0, 3.0, 4.0], OLD, arm_failed="canary")
+    failed = record([1.0], PROMOTED.new, arm_failed="holdback")
+    assert "the old policy could not answer" == read(failed, PROMOTED)
+
+
+@pytest.mark.parametrize(
+    ("reason", "fields"),
+    [
+        ("another policy", {"policy_version": 2}),
+        ("another policy", {"arm_failed": "holdback"}),
+        ("another policy", {"adapter": "rft-0"}),
+        ("another policy", {"n_ordinary": 5}),
+        ("not stored", {"store": False}),
+        ("N not the policy's", {"n_from_caller": True}),
+        ("N not the policy's", {"n_returned": 2}),
+        ("N not the policy's", {"temperature": 0.0}),
+        ("shrunk by load", {"n_asked": 5}),
+        ("cut", {"deadline_hit": True}),
+        ("no rewards", {"selection": Selection.FALLBACK}),
+    ],
+)
+def test_what_would_compare_something_else_is_left_out_by_name(reason: str, fields: dict[str, Any]) -> None:
+    assert reason == reading([1.0, 2.0, 3.0, 4.0], **fields)
+
+
+def test_without_rewards_there_is_nothing_to_compare() -> None:
+    assert "no rewards" == reading([None], NEW)
+    assert "no rewards" == reading([1.0, 2.0, None, None], exploration=True)
+
+
+def test_answers_are_paired_in_the_order_of_their_arrival() -> None:
+    evidence = Evidence()
+    for rewards, arm in [([1.0] * 4, OLD), ([2.0] * 4, OLD), ([8.0], NEW), ([9.0], NEW), ([7.0], NEW)]:
+        evidence.take(record(rewards, arm), CANARY)
+    assert ([8.0, 9.0], [1.0, 2.0]) == (evidence.new, evidence.old)
+    assert {"new": [7.0], "old": []} == evidence.waiting
+
+
+def test_a_record_delivered_twice_and_a_conversation_that_goes_on_count_once() -> None:
+    evidence = Evidence()
+    again = record([1.0] * 4, question="hello")
+    for one in (again, again, record([3.0] * 4, question="hello"), record([3.0] * 4, question=" HELLO ")):
+        evidence.take(one, CANARY)
+    assert ([1.0], 3) == (evidence.waiting["old"], evidence.excluded["conversation counted already"])
+
+
+def test_the_larger_arm_does_not_pile_up() -> None:
+    evidence = Evidence()
+    for _ in range(100):
+        evidence.take(record([1.0] * 4), CANARY)
+    assert (8, 92) == (len(evidence.waiting["old"]), evidence.excluded["no partner"])
+
+
+def test_another_reward_model_is_another_scale() -> None:
+    evidence = Evidence()
+    evidence.take(record([1.0] * 4), CANARY)
+    evidence.take(record([100.0] * 4, reward_model="newer"), CANARY)
+    assert ([1.0], 1) == (evidence.waiting["old"], evidence.excluded["another reward model"])
+
+
+def test_differences_are_of_ranks_among_what_the_old_policy_gave_before() -> None:
+    """So neither scale nor outliers matter, and what was not known yet decides nothing."""
+    evidence = Evidence(new=[5.0, 9.0, 2.0, None], old=[2.0, 1.0, 3.0, 2.0])
+    assert [0.0, 1.0, -0.25, -0.5] == evidence.differences().tolist()
+    scaled = Evidence(new=[50.0, 9e9, 20.0, None], old=[20.0, 10.0, 30.0, 20.0])
+    assert evidence.differences().tolist() == scaled.differences().tolist()
+
+
+def test_evidence_survives_being_written_down() -> None:
+    evidence = Evidence()
+    for rewards, arm, fields in [([1.0] * 4, OLD, {}), ([8.0], NEW, {}), ([1.0] * 4, OLD, {"arm_failed": "canary"})]:
+        evidence.take(record(rewards, arm, **fields), CANARY)  # type: ignore[arg-type]
+    evidence.take(record([1.0] * 4, store=False), CANARY)
+    assert evidence == Evidence.from_json(orjson.loads(orjson.dumps(evidence.to_json())))
+
+
+def drawn(shift: float, pairs: int, seed: int, failing: float = 0.0) -> Evidence:
+    """Pairs of rewards, the new policy's shifted by so many standard deviations."""
+    rng = np.random.default_rng(seed)
+    failed = rng.random(pairs) < failing
+    new = [None if fails else value for value, fails in zip(rng.normal(shift, 1, pairs).tolist(), failed, strict=True)]
+    return Evidence(new=new, old=rng.normal(0, 1, pairs).tolist())
+
+
+def decisions(shift: float, pairs: int, phase: Phase = CANARY, **fields: float) -> list[str]:
+    return [judge(drawn(shift, pairs, seed, **fields), phase, SETTINGS).decision for seed in range(60)]
+
+
+def test_before_there_is_evidence_it_waits() -> None:
+    assert "wait" == judge(Evidence(), CANARY, SETTINGS).decision
+    assert {"wait"} == set(decisions(0.5, 49))
+
+
+def test_a_policy_as_good_as_the_old_one_is_promoted() -> None:
+    """Nearly always by 300 pairs; none is rolled back."""
+    found = decisions(0.0, 300)
+    assert found.count("promote") > 50
+    assert "roll back" not in found
+
+
+def test_a_much_worse_one_is_rolled_back() -> None:
+    """One standard deviation lower: nearly always within 150 pairs, and never promoted."""
+    found = decisions(-1.0, 150)
+    assert found.count("roll back") > 55
+    assert "promote" not in found
+
+
+def test_one_at_the_margin_is_neither_promoted_nor_rolled_back_more_often_than_promised() -> None:
+    """The chance that a new answer beats an old one is .4 at a shift of .358 standard deviations."""
+    found = decisions(-0.358, 400)
+    assert found.count("promote") <= 6
+    assert found.count("roll back") <= 6
+
+
+def test_one_that_often_cannot_answer_is_rolled_back() -> None:
+    assert decisions(0.0, 150, failing=0.7).count("roll back") > 50
+
+
+def test_after_the_promotion_it_watches_to_the_end_or_rolls_back() -> None:
+    assert {"wait"} == set(decisions(0.2, 79, PROMOTED))
+    assert {"end the watch"} == set(decisions(0.2, 80, PROMOTED))
+    assert decisions(-1.0, 150, PROMOTED).count("roll back") > 55
+
+
+def test_the_verdict_is_told_in_numbers() -> None:
+    words = judge(drawn(-1.0, 100, 0), CANARY, SETTINGS).words()
+    assert all(part in words for part in ("100 pairs", "mean difference -0.", "of 1"))
+
+
+def test_a_phase_begins_with_the_first_version_that_compares_these_two() -> None:
+    base = Policy(version=1, n=4, n_max=8)
+    started = base.successor(reason="", canary={"adapter": "rft-1", "n": 1, "share": 0.1, "trial": "night-1"})
+    wider = started.successor(reason="", exploration=0.1)
+    assert Phase("night-1", 2, Arm("canary", "rft-1", 1), Arm("stable", None, 4)) == phase_of([wider, started, base])
+    other_n = wider.successor(reason="", n=3)
+    assert 4 == getattr(phase_of([other_n, wider, started, base]), "version", None)
+    other_trial = started.successor(reason="", canary={"adapter": "rft-1", "n": 1, "share": 0.1, "trial": "night-2"})
+    assert 3 == getattr(phase_of([other_trial, started, base]), "version", None)
+    assert phase_of([base]) is None
+
+
+def test_in_the_holdback_phase_the_stable_policy_is_the_new_one() -> None:
+    policy = Policy(version=9, adapter="rft-1", n=1, n_max=8, canary=Canary(n=4, share=0.1, holdback=True))
+    phase = phase_of([policy])
+    assert phase is not None
+    assert (True, "rft-1", None) == (phase.promoted, phase.new.adapter, phase.old.adapter)
+
+
+def test_a_reading_names_no_caller() -> None:
+    found = read(record([2.5], NEW), CANARY)
+    assert isinstance(found, Reading)
+    assert 16 == len(found.conversation)

@@ -1,0 +1,188 @@
+"""Canary, promotion, end of the watch, rollback: each taken once, and N comes back with its adapter."""
+
+from __future__ import annotations
+
+import pytest
+
+from distill.errors import PromotionError
+from distill.promotion.policies import end_watch, known_policies, promote_canary, roll_back, start_canary
+from gateway.errors import PolicyError
+from gateway.policy import Arm, Canary, Policy, PolicyStore
+from tests.redis_server import RedisServer
+
+FIRST = Arm("canary", "rft-1", 4, ("http://pool-1",), 0.7)
+SECOND = Arm("canary", "rft-2", 2)
+
+
+async def start(store: PolicyStore, arm: Arm = FIRST, trial: str = "night-1") -> Policy:
+    return await start_canary(store, arm, share=0.1, trial=trial, reason=f"{trial} passed the gate")
+
+
+async def promote(store: PolicyStore, trial: str = "night-1") -> Policy:
+    return await promote_canary(store, trial=trial, holdback_share=0.05, reason=f"{trial} is good enough")
+
+
+async def promoted(store: PolicyStore, arm: Arm = FIRST, trial: str = "night-1") -> Policy:
+    """The whole way of one night."""
+    await start(store, arm, trial)
+    await promote(store, trial)
+    return await end_watch(store, trial=trial, reason="watched")
+
+
+def served(policy: Policy | Canary) -> tuple[str | None, int, tuple[str, ...], float | None]:
+    return policy.adapter, policy.n, policy.urls, policy.default_temperature
+
+
+async def test_a_canary_stands_beside_the_policy_in_force(store: PolicyStore) -> None:
+    policy = await start(store)
+    assert (None, 8, (), None) == served(policy)
+    canary = policy.canary
+    assert canary is not None
+    assert ("rft-1", 4, ("http://pool-1",), 0.7) == served(canary)
+    assert (0.1, "night-1", False) == (canary.share, canary.trial, canary.holdback)
+    assert "night-1 passed the gate" == policy.reason
+
+
+async def test_promotion_lets_both_change_places(store: PolicyStore) -> None:
+    await start(store)
+    policy = await promote(store)
+    assert ("rft-1", 4, ("http://pool-1",), 0.7) == served(policy)
+    assert Canary(adapter=None, n=8, share=0.05, trial="night-1", holdback=True) == policy.canary
+    assert (await end_watch(store, trial="night-1", reason="watched")).second is None
+
+
+async def test_every_step_taken_again_does_nothing(store: PolicyStore) -> None:
+    """A resumed night finds it in the documents; the history holds each step once."""
+    for step in (start, start, promote, promote, start):
+        await step(store)
+    for _ in range(2):
+        await end_watch(store, trial="night-1", reason="watched")
+    await promote(store)
+    await start(store)
+    for _ in range(2):
+        await roll_back(store, trial="night-1", reason="worse")
+    await start(store)
+    assert ["worse", "watched", "night-1 is good enough", "night-1 passed the gate"] == [
+        policy.reason for policy in await store.history()
+    ]
+
+
+async def test_a_canary_whose_share_changes_is_published_again(store: PolicyStore) -> None:
+    await start(store)
+    wider = await start_canary(store, FIRST, share=0.5, trial="night-1", reason="wider")
+    assert wider.canary is not None
+    assert (2, 0.5) == (wider.version, wider.canary.share)
+
+
+async def test_a_canary_that_was_rolled_back_is_not_promoted(store: PolicyStore) -> None:
+    await start(store)
+    policy = await roll_back(store, reason="worse")
+    assert ((None, 8, (), None), None, "night-1") == (served(policy), policy.canary, policy.undoes)
+    with pytest.raises(PromotionError, match="no canary of trial night-1"):
+        await promote(store)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+async def test_a_rollback_brings_adapter_n_urls_and_temperature_back(store: PolicyStore, watched: bool) -> None:
+    """During the watch and after it."""
+    before = await store_with(store, default_temperature=0.4, urls=("http://old",))
+    await start(store)
+    await promote(store)
+    if watched:
+        await end_watch(store, trial="night-1", reason="watched")
+    after = await roll_back(store, reason="guard: worse")
+    assert served(before) == served(after) == (None, 8, ("http://old",), 0.4)
+    assert (None, "guard: worse") == (after.canary, after.reason)
+
+
+async def store_with(store: PolicyStore, **changes: object) -> Policy:
+    await store.publish(store.current.successor(reason="by hand", **changes))
+    return store.current
+
+
+async def test_rollbacks_walk_back_night_by_night_and_n_with_them(store: PolicyStore) -> None:
+    """What was rolled back is not what the next rollback returns to."""
+    await promoted(store)
+    await promoted(store, SECOND, "night-2")
+    assert ("rft-2", 2) == served(store.current)[:2]
+    assert ("rft-1", 4) == served(await roll_back(store, reason="worse"))[:2]
+    assert (None, 8) == served(await roll_back(store, reason="worse too"))[:2]
+    with pytest.raises(PromotionError, match="no promotion to roll back"):
+        await roll_back(store, reason="once more")
+
+
+async def test_a_night_after_a_rollback_is_rolled_back_to_what_served_before_it(
+    store: PolicyStore,
+) -> None:
+    await promoted(store)
+    await promoted(store, SECOND, "night-2")
+    await roll_back(store, reason="worse")
+    await promoted(store, Arm("canary", "rft-3", 1), "night-3")
+    assert ("rft-1", 4) == served(await roll_back(store, reason="worse"))[:2]
+
+
+async def test_an_n_that_fell_under_the_same_adapter_comes_back_too(store: PolicyStore) -> None:
+    await promoted(store)
+    await promoted(store, Arm("canary", "rft-1", 2, ("http://pool-1",), 0.7), "night-2")
+    assert ("rft-1", 4) == served(await roll_back(store, reason="worse"))[:2]
+
+
+async def test_n_comes_back_even_above_an_n_max_that_fell(store: PolicyStore) -> None:
+    await promoted(store)
+    await store_with(store, n_max=4)
+    assert (8, 8) == ((await roll_back(store, reason="worse")).n, store.current.n_max)
+
+
+async def test_a_new_canary_ends_the_watch_of_the_night_before(store: PolicyStore) -> None:
+    """And its rollback leaves that night's adapter in force; the one after takes that back."""
+    await start(store)
+    await promote(store)
+    policy = await start(store, SECOND, "night-2")
+    assert policy.canary is not None
+    assert ("rft-1", "rft-2", False) == (policy.adapter, policy.canary.adapter, policy.canary.holdback)
+    assert ("rft-1", 4) == served(await roll_back(store, reason="worse"))[:2]
+    assert (None, 8) == served(await roll_back(store, reason="worse too"))[:2]
+
+
+async def test_what_was_set_by_hand_is_not_rolled_back(store: PolicyStore) -> None:
+    await promoted(store)
+    await store_with(store, adapter="mine", n=6)
+    with pytest.raises(PromotionError, match="set by hand"):
+        await roll_back(store, reason="worse")
+
+
+async def test_a_lost_history_still_knows_the_way_back_during_the_watch(
+    store: PolicyStore, redis_server: RedisServer
+) -> None:
+    """The holdback is what was served before."""
+    await start(store)
+    await promote(store)
+    with redis_server.client() as client:
+        client.delete("ratchet:policy:history")
+    assert (None, 8) == served(await roll_back(store, reason="worse"))[:2]
+
+
+async def test_a_policy_published_in_between_is_built_upon(store: PolicyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step is taken again from the newer version."""
+    publish = store.publish
+
+    async def overtaken(policy: Policy) -> None:
+        monkeypatch.undo()
+        await publish(store.current.successor(reason="by hand", exploration=0.5))
+        await publish(policy)
+
+    monkeypatch.setattr(store, "publish", overtaken)
+    policy = await start(store)
+    assert (2, 0.5, 4) == (policy.version, policy.exploration, policy.canary.n if policy.canary else 0)
+
+
+async def test_without_redis_no_step_is_taken(store: PolicyStore, redis_server: RedisServer) -> None:
+    redis_server.kill()
+    with pytest.raises(PolicyError, match="could not be read"):
+        await start(store)
+
+
+async def test_a_canary_out_of_range_is_refused(store: PolicyStore) -> None:
+    with pytest.raises(PolicyError, match="n_max"):
+        await start(store, Arm("canary", "rft-1", 9))
+    assert 0 == (await known_policies(store))[0].version
