@@ -33,7 +33,7 @@ _ROW_GROUP_ROWS = 4096
 _REMEMBERED_DAYS = 3  # days whose ids are kept in memory, about 100 bytes a record
 # Least and greatest value are noted of what one filters by; of texts they would be whole texts, twice.
 _STATISTICS = ["id", "kind", "time", "conversation_key", "policy_version", "adapter", "selection", "completion_id"]
-_DICTIONARY = ["kind", "key_id", "model", "adapter", "reward_model", "selection"]
+_DICTIONARY = ["kind", "key_id", "model", "adapter", "arm", "reward_model", "selection"]
 
 log = structlog.get_logger()
 

@@ -92,6 +92,7 @@ def test_pandas_duckdb_and_datasets_read_it(archive: Archive, tmp_path: Path) ->
     row = frame[frame["id"] == "a"].iloc[0]
     assert "because of scattering" == row["winner"]
     assert [1.0, 2.0] == list(row["rewards"])
+    assert ("rft-1", "stable", 4, "scored") == (row["adapter"], row["arm"], row["policy_version"], row["selection"])
     assert pd.Timestamp(NOON, unit="ms", tz="UTC") == row["time"]
     assert "2025-11-22" == row["day"]
 
