@@ -38,10 +38,15 @@ TopLayers = Annotated[int, typer.Option(min=1, help="Layers that LoRA adapts, co
 MaxLength = Annotated[int, typer.Option(min=32, help="Longest input in training, in tokens.")]
 Spoiled = Annotated[int, typer.Option(min=0, help="Spoiled versions of each good answer and epoch.")]
 Doubt = Annotated[float, typer.Option(min=0, max=0.5, help="Share of human labels expected to be wrong.")]
-Relevance = Annotated[
+HumanWeight = Annotated[
     float,
-    typer.Option(min=0, help="Weight of the embeddings' cosine in the reward; 0 for backbones that embed nothing."),
+    typer.Option(min=0, help="Weight of human pairs in LoRA's training; 0: they only fit the signals' weights."),
 ]
+Signals = Annotated[
+    bool, typer.Option(help="Add signals of the text (copied, repeated, on topic …), weighted to fit the pairs.")
+]
+LoraShare = Annotated[float, typer.Option(min=0, help="How much LoRA's logit counts beside the signals.")]
+Name = Annotated[str, typer.Option(help="What the model is called; backbone+folder when not given.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch. 1 is fastest on a busy machine.")]
 
 
@@ -53,14 +58,17 @@ def reward(
     folds: Folds = 5,
     fold: Fold = 0,
     seed: Seed = 0,
-    epochs: Epochs = 2,
+    epochs: Epochs = 1,
     learning_rate: LearningRate = 1e-3,
     rank: Rank = 16,
     top_layers: TopLayers = 4,
     max_length: MaxLength = 160,
     spoiled: Spoiled = 4,
+    human_weight: HumanWeight = 0.0,
     doubt: Doubt = 0.0,
-    relevance: Relevance = 12.0,
+    signals: Signals = True,
+    lora_share: LoraShare = 0.2,
+    name: Name = "",
     threads: Threads = 0,
 ) -> None:
     """Train a reward model (LoRA and head) from preference pairs, and measure it on unseen prompts."""
@@ -81,8 +89,10 @@ def reward(
         top_layers=top_layers,
         max_length_tokens=max_length,
         spoiled_per_answer=spoiled,
+        human_weight=human_weight,
         human_doubt=doubt,
-        relevance=relevance,
+        signals=signals,
+        lora_share=lora_share,
         seed=seed,
     )
     console = Console(stderr=True)
@@ -98,6 +108,7 @@ def reward(
                 out,
                 base=base or minilm_folder(),
                 base_name=str(base) if base else MINILM_NAME,
+                name=name,
                 answers_file=answers,
                 n_folds=folds,
                 held_out=fold,

@@ -154,11 +154,11 @@ def folds(prompts: Iterable[Conversation], n_folds: int) -> dict[Conversation, i
     return {prompt: _bucket(distinct[root(index)], n_folds) for index, prompt in enumerate(distinct)}
 
 
-def human_groups(pairs: Sequence[Preference], doubt: float = 0.0) -> list[Group]:
+def human_groups(pairs: Sequence[Preference], doubt: float = 0.0, weight: float = 1.0) -> list[Group]:
     """Pairs by prompt, weighted so that within each source the longer answer wins half of the weight.
 
     Otherwise the cheapest thing to learn is the length that each source happens to prefer. ``doubt`` keeps a small
-    model from learning by heart the labels that people themselves would not agree on.
+    model from learning by heart the labels that people themselves would not agree on; ``weight`` multiplies all.
     """
     counts: dict[tuple[str, bool], int] = defaultdict(int)
     for pair in pairs:
@@ -167,8 +167,8 @@ def human_groups(pairs: Sequence[Preference], doubt: float = 0.0) -> list[Group]
     for pair in pairs:
         group = groups.setdefault(pair.prompt, Group(pair.prompt))
         same, other = counts[pair.source, pair.longer_is_better], counts[pair.source, not pair.longer_is_better]
-        weight = min(3.0, (same + other) / (2 * same))
-        group.compare(pair.chosen, pair.rejected, pair.source, weight, doubt)
+        balance = min(3.0, (same + other) / (2 * same))
+        group.compare(pair.chosen, pair.rejected, pair.source, weight * balance, doubt)
     return list(groups.values())
 
 

@@ -1,5 +1,9 @@
 """Train a reward model from preference pairs: LoRA and a head over a small encoder or decoder, Bradley–Terry loss.
 
+Beside them stand weights of plain signals of the text (``distill.training.signals``). A small backbone learns a
+thousand human pairs by heart and nothing from them, so by default they teach the signals alone, and LoRA learns to
+tell good answers from spoiled ones.
+
 A plain loop and not TRL's RewardTrainer, which takes a chat template and one (chosen, rejected) couple a row: here the
 backbone reads prompt and answer as a pair, and all answers to one prompt share a batch, so that each is encoded once
 however often it is compared (half the time on two cores).
@@ -12,7 +16,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
@@ -26,8 +30,15 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from distill.errors import DataError
 from distill.training.auxiliary import Source, auxiliary_groups
 from distill.training.preferences import Group, Preference, human_groups
-from gateway.reward.model import ADAPTER_FILE, HEADS, EncodedPair, RewardModel, quiet_transformers
-from gateway.reward.relevance import RELEVANCE_FILE
+from gateway.reward.model import (
+    ADAPTER_FILE,
+    HEADS,
+    NAME_KEY,
+    SIGNALS_KEY,
+    EncodedPair,
+    RewardModel,
+    quiet_transformers,
+)
 
 CONFIG_FILE = "adapter_config.json"
 HEAD_RATE = 5.0
@@ -38,15 +49,17 @@ SLICE_TEXTS = 8
 class Recipe:
     """Everything that decides what comes out, data apart."""
 
-    epochs: int = 2
+    epochs: int = 1
     learning_rate: float = 1e-3
     rank: int = 16
     top_layers: int = 4
     max_length_tokens: int = 160
     batch_tokens: int = 2560
     spoiled_per_answer: int = 4
+    human_weight: float = 0.0
     human_doubt: float = 0.0
-    relevance: float = 12.0
+    signals: bool = True
+    lora_share: float = 0.2
     seed: int = 0
 
 
@@ -97,23 +110,36 @@ def train(
     return reward
 
 
-def save(reward: RewardModel, folder: Path, base_name: str, relevance: float) -> None:
-    """Write the adapter: LoRA and head as safetensors in float16, half the size, and how much relevance counts beside.
+def save(
+    reward: RewardModel,
+    folder: Path,
+    base_name: str,
+    *,
+    name: str = "",
+    signals: Mapping[str, float] | None = None,
+    lora_share: float = 1.0,
+) -> None:
+    """Write the adapter: LoRA and head as safetensors in float16, half the size; name and signals in their header.
 
     Args:
         reward: What ``train`` returned.
         folder: An existing folder.
         base_name: The backbone it belongs to, as the configuration names it.
-        relevance: Weight of ``gateway.reward.relevance``; 0 leaves it out.
+        name: What backbone and adapter are called together; by their folders when empty.
+        signals: How much each signal of the text counts.
+        lora_share: What the head's logit is multiplied by, beside the signals.
     """
     with tempfile.TemporaryDirectory(dir=folder) as written:
         reward.module.save_pretrained(written, safe_serialization=True)
         weights = {name: tensor.half().contiguous() for name, tensor in load_file(Path(written, ADAPTER_FILE)).items()}
         config = json.loads(Path(written, CONFIG_FILE).read_text(encoding="utf-8"))
-    save_file(weights, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    for key, tensor in weights.items():
+        if key.split(".")[-2] in HEADS:
+            weights[key] = tensor * lora_share
+    header = {"format": "pt"} | ({NAME_KEY: name} if name else {})
+    header |= {SIGNALS_KEY: json.dumps(dict(signals))} if signals else {}
+    save_file(weights, folder / ADAPTER_FILE, metadata=header)
     (folder / ADAPTER_FILE).chmod(0o644)  # whoever trains is seldom the user who serves
-    if relevance > 0:
-        (folder / RELEVANCE_FILE).write_text(json.dumps({"weight": relevance}) + "\n", encoding="utf-8")
     config["base_model_name_or_path"] = base_name
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -205,7 +231,7 @@ def _epoch(
     """One epoch's batches: the human pairs again, and freshly spoiled answers."""
     seed = recipe.seed * 1000 + epoch
     good = list({(pair.prompt, pair.chosen): None for pair in pairs}) + list(answers)
-    groups = human_groups(pairs, recipe.human_doubt)
+    groups = human_groups(pairs, recipe.human_doubt, recipe.human_weight) if recipe.human_weight else []
     groups += auxiliary_groups(good, per_answer=recipe.spoiled_per_answer, seed=seed)
     if not groups:
         raise DataError("nothing to train on")

@@ -21,10 +21,12 @@ from distill.training.accuracy import Judged, human_report, robustness_report
 from distill.training.auxiliary import KINDS, Source, auxiliary_groups, trimmed
 from distill.training.preferences import Preference, folds, human_groups, read_answers, read_preferences
 from distill.training.reward import Progress, Recipe, save, score_groups, train
+from distill.training.signals import fit_weights
 from gateway.reward.model import RewardModel
 
 METRICS_FILE = "metrics.json"
-MAX_MEASURED = 60  # held-out answers that are spoiled in every way: their intervals are narrow enough
+MAX_MEASURED = 60  # answers that are spoiled in every way: intervals are narrow enough, and a dozen weights settled
+MAX_LENGTH_TOKENS = 512  # as served: signals cost nothing by length
 
 
 def run(
@@ -33,6 +35,7 @@ def run(
     *,
     base: Path,
     base_name: str,
+    name: str,
     answers_file: Path | None,
     n_folds: int,
     held_out: int,
@@ -56,14 +59,24 @@ def run(
     unseen = [pair for pair in pairs if fold[pair.prompt] == held_out]
     if not learned or not unseen:
         raise DataError(f"{pairs_file}: too few prompts for fold {held_out} of {n_folds}: one side is empty")
-    reward = train(str(base), learned, [item for item in answers if fold[item[0]] != held_out], recipe, progress)
+    known = [item for item in answers if fold[item[0]] != held_out]
+    reward = train(str(base), learned, known, recipe, progress)
+    weights = _signal_weights(reward, base, learned, known, recipe) if recipe.signals else {}
     trained_s = monotonic() - started
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as unfinished:
-        save(reward, Path(unfinished), base_name, recipe.relevance)
+        save(
+            reward,
+            Path(unfinished),
+            base_name,
+            name=name,
+            signals=weights,
+            lora_share=recipe.lora_share if recipe.signals else 1.0,
+        )
         served = RewardModel.load(str(base), adapter=Path(unfinished))
         metrics = {
             "base": base_name,
+            "name": served.name,
             "recipe": asdict(recipe),
             "folds": n_folds,
             "held_out_fold": held_out,
@@ -72,6 +85,7 @@ def run(
                 "answers_sha256": _sha256(answers_file) if answers_file else None,
                 "trained_on": dict(Counter(pair.source for pair in learned)),
             },
+            "signals": weights,
             "human": measure_human(served, unseen),
             "spoiled": measure_spoiled(
                 served, unseen, [item for item in answers if fold[item[0]] == held_out], recipe.seed
@@ -84,6 +98,17 @@ def run(
         for file in Path(unfinished).iterdir():
             os.replace(file, out / file.name)
     return metrics
+
+
+def _signal_weights(
+    reward: RewardModel, base: Path, pairs: Sequence[Preference], answers: Sequence[Source], recipe: Recipe
+) -> dict[str, float]:
+    """Fitted on the pairs and on spoiled answers, read as they will be when served."""
+    reader = RewardModel(reward.module, reward.tokenizer, name=reward.name, max_length_tokens=MAX_LENGTH_TOKENS)
+    good = list(answers) or list({(pair.prompt, pair.chosen): None for pair in pairs})
+    spoiled = auxiliary_groups(good, per_answer=len(KINDS), seed=recipe.seed)
+    sample = random.Random(recipe.seed).sample(spoiled, min(MAX_MEASURED, len(spoiled)))
+    return fit_weights(reader, str(base), human_groups(pairs), sample)
 
 
 def measure_human(reward: RewardModel, pairs: Sequence[Preference]) -> dict[str, Any]:

@@ -7,25 +7,29 @@ were trained to read two texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
 import structlog
 import torch
 from jinja2 import TemplateError
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from gateway.errors import RewardError, SettingsError
-from gateway.reward.relevance import RELEVANCE_FILE, Relevance
+from gateway.reward.relevance import Relevance
+from gateway.reward.signals import RELEVANCE, parse_weights, weighted
 from gateway.types import Message
 
 ADAPTER_FILE = "adapter_model.safetensors"
+# What an adapter says of itself in its safetensors header, where the weights' own digest covers it:
+NAME_KEY = "name"  # what the model is called with it
+SIGNALS_KEY = "signals"  # how much each text signal counts, as JSON (gateway.reward.signals)
 HEADS = ("score", "classifier")  # what decoder and encoder classifiers call their last layer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -34,11 +38,15 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
-    """A conversation and one answer to it as token ids; ``prompt_truncated`` when either had to be cut to fit."""
+    """A conversation and one answer to it as token ids; ``prompt_truncated`` when either had to be cut to fit.
+
+    ``signals`` is what the text itself adds to the reward (``gateway.reward.signals``).
+    """
 
     input_ids: list[int]
     token_type_ids: list[int] | None = None
     prompt_truncated: bool = False
+    signals: float = 0.0
 
     @property
     def length(self) -> int:
@@ -47,12 +55,20 @@ class EncodedPair:
 
 
 class RewardModel:
-    """A one-label sequence classifier whose raw logit is the reward; an adapter may add relevance to it."""
+    """A one-label sequence classifier whose raw logit is the reward; an adapter may add signals of the text to it."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, name: str, max_length_tokens: int, relevance: Relevance | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        max_length_tokens: int,
+        signals: Mapping[str, float] | None = None,
+        relevance: Relevance | None = None,
     ) -> None:
         self.name = name
+        self._signals = signals or {}
         self._relevance = relevance
         self.max_length_tokens = min(max_length_tokens, _position_limit(model, tokenizer))
         self._model = model
@@ -79,7 +95,7 @@ class RewardModel:
         Args:
             model: Folder or hub id of a sequence classifier with one label.
             adapter: PEFT adapter folder, merged into the weights; it must bring the head where the model has none,
-                and may say how much the answer's relevance counts (``gateway.reward.relevance``).
+                and may say how much signals of the text count (``gateway.reward.signals``) and what it is called.
             device: auto (CUDA where there is one), cpu, cuda or cuda:N.
             dtype: auto (bfloat16 on CUDA, float32 on the CPU), float32 or bfloat16.
             max_length_tokens: Longest input; the model's own limit holds too.
@@ -93,15 +109,24 @@ class RewardModel:
         with quiet_transformers():
             # Merged in float32: bfloat16 would round LoRA's small updates away.
             tokenizer, classifier = _load_base(model, torch.float32 if adapter is not None else weights_dtype, adapter)
-            relevance = None
+            name, signals, relevance = Path(model).name, None, None
             if adapter is not None:
-                classifier = _merge_adapter(classifier, adapter)
-                if (adapter / RELEVANCE_FILE).exists():
-                    relevance = Relevance.load(model, adapter, tokenizer, device=target, dtype=weights_dtype)
+                said = _adapter_header(adapter)
+                name = said.get(NAME_KEY) or f"{name}+{adapter.resolve().name}"
+                signals = parse_weights(said.get(SIGNALS_KEY, "{}"))
+                classifier = _merge_adapter(classifier, adapter, model)
+                if weight := signals.get(RELEVANCE, 0.0):
+                    relevance = Relevance.load(model, weight, tokenizer, device=target, dtype=weights_dtype)
         classifier = classifier.to(device=target, dtype=weights_dtype)
         _keep_head_in_float32(classifier)
-        name = Path(model).name if adapter is None else f"{Path(model).name}+{adapter.resolve().name}"
-        loaded = cls(classifier.eval(), tokenizer, name=name, max_length_tokens=max_length_tokens, relevance=relevance)
+        loaded = cls(
+            classifier.eval(),
+            tokenizer,
+            name=name,
+            max_length_tokens=max_length_tokens,
+            signals=signals,
+            relevance=relevance,
+        )
         _log.info("reward_model_loaded", model=loaded.name, device=loaded.device, dtype=loaded.dtype)
         return loaded
 
@@ -109,6 +134,11 @@ class RewardModel:
     def module(self) -> Any:
         """The torch module itself, for training."""
         return self._model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The backbone's own tokenizer."""
+        return self._tokenizer
 
     @property
     def device(self) -> str:
@@ -129,12 +159,13 @@ class RewardModel:
             RewardError: The chat template refuses the conversation.
         """
         answer = _printable(answer)
-        return self._encode_chat(messages, answer) if self._templated else self._encode_pair(messages, answer)
+        pair = self._encode_chat(messages, answer) if self._templated else self._encode_pair(messages, answer)
+        return replace(pair, signals=weighted(self._signals, prompt_text(messages), answer)) if self._signals else pair
 
     @property
     def reads_text(self) -> bool:
-        """Whether ``encode_text`` makes sense: only a chat template puts a prompt and its answer into one text."""
-        return self._templated
+        """Whether ``encode_text`` makes sense: a template puts both texts into one, and no signal needs them apart."""
+        return self._templated and not self._signals
 
     def encode_text(self, text: str) -> EncodedPair:
         """Token ids of a conversation that the model's chat template rendered elsewhere, without its leading BOS.
@@ -181,6 +212,8 @@ class RewardModel:
             inputs["token_type_ids"] = types_BT.to(device)
         logits_B1: torch.Tensor = self._model(**inputs).logits
         rewards_B = logits_B1.float().squeeze(-1)
+        if self._signals:
+            rewards_B = rewards_B + torch.tensor([pair.signals for pair in batch], device=device)
         if self._relevance is None:
             return rewards_B
         return rewards_B + self._relevance(
@@ -314,10 +347,21 @@ def _adapter_weights(adapter: Path | None) -> set[str]:
         raise SettingsError(f"reward adapter {adapter} has no readable {ADAPTER_FILE}") from error
 
 
-def _merge_adapter(classifier: Any, adapter: Path) -> Any:
+def _adapter_header(adapter: Path) -> dict[str, str]:
+    """What the adapter says of itself in the header of its weights."""
+    try:
+        with safe_open(adapter / ADAPTER_FILE, framework="pt") as weights:
+            return weights.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise SettingsError(f"reward adapter {adapter} has no readable {ADAPTER_FILE}") from error
+
+
+def _merge_adapter(classifier: Any, adapter: Path, model: str) -> Any:
     """The classifier with LoRA and head merged into it: as fast as without an adapter."""
     try:
-        adapted = PeftModel.from_pretrained(classifier, str(adapter))
+        config = PeftConfig.from_pretrained(str(adapter))
+        config.base_model_name_or_path = model  # else peft asks the hub about the one named there
+        adapted = PeftModel.from_pretrained(classifier, str(adapter), config=config)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise SettingsError(f"reward adapter {adapter} does not fit the model: {error}") from error
     wanted = {

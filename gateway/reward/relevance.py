@@ -2,14 +2,13 @@
 
 A small encoder with a small adapter learns how bad answers look sooner than what a question is about. Where the
 backbone is a sentence encoder, it already knows the second: its own embeddings, from before the adapter, tell an
-answer to another question from an answer to this one. The adapter's folder says how much that counts.
+answer to another question from an answer to this one. The adapter says how much that counts, as for every other
+signal (``gateway.reward.signals``).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from transformers import AutoModel
 
 from gateway.errors import SettingsError
 
-RELEVANCE_FILE = "relevance.json"
 # Good answers lie at a cosine of .5 to .75; what comes closer than that says the question back, and earns no more.
 CEILING = 0.7
 
@@ -39,18 +37,14 @@ class Relevance:
         self._pad_id = pad_id
 
     @classmethod
-    def load(cls, model: str, adapter: Path, tokenizer: Any, *, device: torch.device, dtype: torch.dtype) -> Relevance:
-        """The backbone's own embeddings, weighted as the adapter's folder says.
+    def load(cls, model: str, weight: float, tokenizer: Any, *, device: torch.device, dtype: torch.dtype) -> Relevance:
+        """The backbone's own embeddings, so weighted.
 
         Raises:
-            SettingsError: The weight is not a number, or the tokenizer does not tell a pair's two texts apart.
+            SettingsError: The tokenizer does not tell a pair's two texts apart.
         """
-        try:
-            weight = float(json.loads((adapter / RELEVANCE_FILE).read_text(encoding="utf-8"))["weight"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SettingsError(f"reward adapter {adapter}: {RELEVANCE_FILE} has no weight") from error
-        if "token_type_ids" not in tokenizer.model_input_names or tokenizer.chat_template:
-            raise SettingsError(f"reward adapter {adapter}: {RELEVANCE_FILE} needs a backbone that reads pairs")
+        if not reads_pairs(tokenizer):
+            raise SettingsError(f"reward model {model} cannot weigh relevance: it does not read pairs")
         encoder = AutoModel.from_pretrained(
             model, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
         )
@@ -88,3 +82,8 @@ class Relevance:
         hidden_UTH = self._encoder(input_ids=ids_UT, attention_mask=mask_UT).last_hidden_state.float()
         summed_UH = (hidden_UTH * mask_UT[..., None]).sum(dim=1)
         return torch.nn.functional.normalize(summed_UH, dim=-1)
+
+
+def reads_pairs(tokenizer: Any) -> bool:
+    """Whether a model with this tokenizer reads prompt and answer as two texts, so that each can be embedded."""
+    return "token_type_ids" in tokenizer.model_input_names and not tokenizer.chat_template

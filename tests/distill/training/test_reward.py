@@ -21,7 +21,7 @@ from distill.training.preferences import Group, Preference
 from distill.training.reward import Recipe, score_groups, train
 from gateway.embedded.weights import minilm_folder
 from gateway.reward.model import ADAPTER_FILE, RewardModel
-from gateway.reward.relevance import RELEVANCE_FILE
+from gateway.reward.signals import SIGNALS
 
 TOPICS = ("bread", "bicycles", "volcanoes", "violins", "whales", "gardens", "maps", "clocks", "rivers", "bridges")
 
@@ -87,13 +87,14 @@ def test_the_command_writes_an_adapter_that_the_gateway_loads_and_what_it_measur
         encoding="utf-8",
     )
     out = tmp_path / "out"
-    result = run(pairs, "--out", out, "--base", base, "--answers", answers, "--folds", 2, "--epochs", 1, "--threads", 1)
+    result = run(
+        pairs, "--out", out, "--base", base, "--answers", answers, "--folds", 2, "--threads", 1, "--name", "our-judge"
+    )
     assert result.exit_code == 0, result.output
     assert sorted(file.name for file in out.iterdir()) == [
         "adapter_config.json",
         ADAPTER_FILE,
         "metrics.json",
-        RELEVANCE_FILE,
     ]
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     trained = metrics["data"]["trained_on"]["ours"]
@@ -102,6 +103,8 @@ def test_the_command_writes_an_adapter_that_the_gateway_loads_and_what_it_measur
     assert metrics["spoiled"]["all"]["n"] > 0
     assert json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"] == str(base)
     served = RewardModel.load(str(base), adapter=out, device="cpu")
+    assert served.name == metrics["name"] == "our-judge"
+    assert metrics["signals"].keys() == {*SIGNALS, "relevance"}
     assert len(served.score([served.encode([{"role": "user", "content": "Hi"}], "Hello")])) == 1
 
 
@@ -125,7 +128,13 @@ def margin_after_training(base: Path, doubt: float) -> float:
         for i, w in enumerate(TOPICS * 4)
     ]
     recipe = Recipe(
-        epochs=12, learning_rate=3e-3, top_layers=2, spoiled_per_answer=0, batch_tokens=512, human_doubt=doubt
+        epochs=12,
+        learning_rate=3e-3,
+        top_layers=2,
+        spoiled_per_answer=0,
+        batch_tokens=512,
+        human_weight=1.0,
+        human_doubt=doubt,
     )
     losses: list[float] = []
     reward = train(str(base), learned, [], recipe, lambda done, total, loss: losses.append(loss))

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from gateway.errors import SettingsError
 from gateway.reward.model import RewardModel
-from gateway.reward.relevance import CEILING, RELEVANCE_FILE
+from gateway.reward.relevance import CEILING
+from tests.gateway.reward.test_signals import signed
 from tests.gateway.reward.texts import TEXTS, ask
-
-
-def weighted(adapter: Path, folder: Path, content: str) -> Path:
-    shutil.copytree(adapter, folder)
-    (folder / RELEVANCE_FILE).write_text(content, encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def relevant_model(minilm: str, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
-    folder = weighted(adapter, tmp_path_factory.mktemp("relevance") / "adapter", json.dumps({"weight": 6.0}))
+    folder = signed(adapter, tmp_path_factory.mktemp("relevance") / "adapter", signals='{"relevance": 6.0}')
     return RewardModel.load(minilm, adapter=folder, device="cpu")
 
 
@@ -63,15 +56,9 @@ def test_empty_and_over_long_texts_have_a_reward(relevant_model: RewardModel) ->
     assert all(isinstance(reward, float) for reward in relevant_model.score(pairs))
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"weight": "much"}', "[1]"])
-def test_a_weight_that_is_not_a_number_is_refused(minilm: str, adapter: Path, tmp_path: Path, content: str) -> None:
-    with pytest.raises(SettingsError, match="has no weight"):
-        RewardModel.load(minilm, adapter=weighted(adapter, tmp_path / "adapter", content))
-
-
 def test_a_backbone_that_does_not_read_pairs_is_refused(
     minilm: str, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transformers.BertTokenizer.model_input_names", ["input_ids", "attention_mask"])
-    with pytest.raises(SettingsError, match="reads pairs"):
-        RewardModel.load(minilm, adapter=weighted(adapter, tmp_path / "adapter", '{"weight": 1}'))
+    with pytest.raises(SettingsError, match="does not read pairs"):
+        RewardModel.load(minilm, adapter=signed(adapter, tmp_path / "adapter", signals='{"relevance": 1}'))
