@@ -103,7 +103,7 @@ class EvaluationSettings(_Group):
     max_rise: float = Field(default=0.03, ge=0)
     """Largest rise of the share of truncated answers, and of repeated text, in absolute terms."""
     min_diversity: float = Field(default=0.6, ge=0, le=1)
-    """Least distinctness of the answers to one prompt (and token entropy, where known), as a share of the old policy's."""
+    """Least distinctness of the answers to one prompt (and token entropy, where known): a share of the old policy's."""
     judge_model: str = ""
     """Backbone of the held-out reward model; unset: GATEWAY_REWARD__MODEL, with the judge's own adapter."""
     judge_adapter: Path | None = None
@@ -120,8 +120,12 @@ class PromotionSettings(_Group):
 
     adapters_dir: Path = Path("data/night/adapters")
     """Folder of adapters, one immutable folder each."""
+    gguf_dir: Path = Path("data/embedded/adapters")
+    """Folder from which llama.cpp's replicas take adapters (GGUF)."""
     load_command: str = ""
-    """Command that makes every replica serve a new adapter; {adapter}, {path} and {url} are filled in."""
+    """Command that makes replicas serve {adapter} from {path}, no shell; with {url}, once a replica. TGI needs one."""
+    load_timeout_s: float = Field(default=900.0, gt=0)
+    """Longest time the command, or a replica's readiness after it, may take."""
     canary_share: float = Field(default=0.1, gt=0, lt=1)
     """Share of conversations that the new policy answers before it answers all."""
     canary_requests: int = Field(default=200, ge=1)

@@ -20,9 +20,11 @@ null reached is passed with chance ≤ α at most (fixed sequence), so all N′ 
 whose guards hold is chosen. N′ = N is not tested: passing at N − 1 says the new policy is better at the same n, so a
 policy that fails there has no claim to take over at N, where it could be worse by a whole sample.
 
-**Several checkpoints** (or temperatures of one) share α equally: each wealth must reach (their number)/α. Three equally
-good ones on 400 prompts promote more often so than one that was picked on a quarter of the prompts and tested on the
-rest; draws permitting, hand in several. Where draws are dear, pick one on *training* prompts and hand in one.
+**Several checkpoints** (or temperatures of one) share α equally: each wealth must reach (their number)/α. The other
+valid way, picking one on a quarter of the prompts and testing it on the rest, promotes less: of 600 simulated nights
+(8 → 4, 711 prompts, three checkpoints) 62 % against 79 % when all three are at D = 0, 48 % against 59 % when one is and
+the others are at −δ/2 and −δ. It needs fewer draws, though; where those are dear, pick one checkpoint on *training*
+prompts and hand in that one.
 
 **Several nights.** A new night has a new checkpoint, so its test is a new one at α: of many nights in which nothing was
 learned, a share of at most α shrinks N by mistake. Live rewards are the second line (promotion's guard). Within one

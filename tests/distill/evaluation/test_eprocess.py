@@ -1,0 +1,121 @@
+"""The wealth is its formula, seldom large under the null, and large soon when a mean is above it."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.evaluation.curve import Floats
+from distill.evaluation.eprocess import Strategy, fixed_sample_p, run
+
+STRATEGIES: list[Strategy] = ["star", "agrapa", "mixture", "fixed"]
+ALPHA = 0.05
+
+observations = st.lists(st.floats(-1, 1), min_size=1, max_size=40).map(np.array)
+
+
+def drift(mean: float, count: int, seed: int) -> Floats:
+    """Differences as the gate sees them: small, inside the bounds."""
+    return np.clip(np.random.default_rng(seed).normal(mean, 0.13, count), -1, 1)
+
+
+@given(observations)
+def test_a_fixed_bets_wealth_is_the_product(x: Floats) -> None:
+    process = run(x, alpha=1e-30, strategy="fixed")
+    assert pytest.approx(np.cumprod(1 + 0.5 * x).tolist()) == process.wealth.tolist()
+
+
+@given(observations)
+def test_a_mixtures_wealth_is_the_mean_of_its_constant_bets(x: Floats) -> None:
+    grid = [0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8]
+    brute = np.mean([np.cumprod(1 + bet * x) for bet in grid], axis=0)
+    process = run(x, alpha=1e-30, strategy="mixture")
+    assert pytest.approx(brute.tolist(), rel=1e-6) == process.wealth.tolist()
+
+
+@given(observations)
+def test_agrapa_bets_mean_over_second_moment_of_what_it_has_seen(x: Floats) -> None:
+    wealth, total, squares = 1.0, 0.0, 0.0625
+    for value in x.tolist():
+        wealth *= 1 + min(0.99, max(0.0, total / squares)) * value
+        total, squares = total + value, squares + value * value
+    assert pytest.approx(wealth) == run(x, alpha=1e-30, strategy="agrapa").final
+
+
+@given(observations, st.sampled_from(STRATEGIES))
+def test_wealth_stays_positive_and_stops_where_it_crossed(x: Floats, strategy: Strategy) -> None:
+    process = run(x, alpha=0.5, strategy=strategy)
+    assert len(x) == len(process.wealth)
+    assert (process.wealth > 0).all()
+    reached = np.flatnonzero(process.wealth >= 2)
+    assert (int(reached[0]) + 1 if len(reached) else None) == process.crossed_at
+    if process.crossed_at is not None:
+        assert process.final == process.wealth[process.crossed_at - 1] == process.highest
+
+
+@given(observations, st.integers(1, 39), st.sampled_from(STRATEGIES))
+def test_a_bet_knows_nothing_of_what_comes(x: Floats, seen: int, strategy: Strategy) -> None:
+    """The path over a prefix is a prefix of the path, when the plan is the same."""
+    part = x[:seen]
+    whole = run(x, alpha=ALPHA, strategy=strategy).wealth[: len(part)]
+    assert whole.tolist() == run(part, alpha=ALPHA, planned=len(x), strategy=strategy).wealth.tolist()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_under_the_null_the_mean_wealth_does_not_grow_and_few_ever_cross(strategy: Strategy) -> None:
+    """A skewed null with mean zero: mostly small gains, rarely a big loss."""
+    rng = np.random.default_rng(1)
+    x_RT = np.where(rng.random((600, 150)) < 0.9, 0.05, -0.45)
+    processes = [run(x, alpha=ALPHA, strategy=strategy) for x in x_RT]
+    wealth_R = np.array([process.final for process in processes])
+    standard_error = wealth_R.std() / len(wealth_R) ** 0.5
+    assert wealth_R.mean() <= 1 + 4 * standard_error
+    # 5 % of 600 is 30; more than 48 has a chance below 0.001.
+    assert sum(process.crossed_at is not None for process in processes) <= 48
+
+
+def test_a_clear_gain_is_seen_early_and_a_loss_never() -> None:
+    gain, loss = run(drift(0.05, 700, 2), alpha=ALPHA), run(drift(-0.02, 700, 2), alpha=ALPHA)
+    assert gain.crossed_at is not None
+    assert gain.crossed_at < 350
+    assert loss.crossed_at is None
+    assert loss.highest < 20
+
+
+def test_betting_towards_the_target_beats_betting_for_ever() -> None:
+    """At the product's effect size, with the number of prompts known."""
+    nights = [drift(0.0123, 711, seed) for seed in range(100, 200)]
+    passed = {
+        strategy: sum(run(x, alpha=ALPHA, strategy=strategy).crossed_at is not None for x in nights)
+        for strategy in STRATEGIES
+    }
+    assert max(passed.values()) == passed["star"]
+    assert passed["star"] >= passed["agrapa"] + 10
+
+
+def test_half_the_level_needs_twice_the_wealth() -> None:
+    x = drift(0.05, 300, 3)
+    assert run(x, alpha=0.05).final >= 20
+    assert run(x, alpha=0.025).final >= 40
+
+
+@pytest.mark.parametrize(
+    ("x", "planned", "message"),
+    [
+        ([], None, "0 observations"),
+        ([0.1, 0.2], 1, "2 observations, 1 planned"),
+        ([0.1, -1.5], None, "outside"),
+        ([0.1, float("nan")], None, "outside"),
+    ],
+)
+def test_what_the_bound_does_not_hold_for_is_refused(x: list[float], planned: int | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(np.array(x), alpha=ALPHA, planned=planned)
+
+
+def test_the_fixed_sample_test_is_students() -> None:
+    x = drift(0.02, 50, 4)
+    t = x.mean() / (x.std(ddof=1) / len(x) ** 0.5)
+    assert (t > 1.677) == (fixed_sample_p(x) < 0.05)
+    assert 1.0 == fixed_sample_p(np.array([0.3]))
+    assert 1.0 == fixed_sample_p(np.zeros(5))

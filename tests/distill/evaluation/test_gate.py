@@ -1,0 +1,260 @@
+"""Verdicts where the answer is known."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from distill.errors import DataError
+from distill.evaluation.curve import Floats, expected_max
+from distill.evaluation.drawn import Answers, Candidate, Drawn
+from distill.evaluation.gate import QuantileMap, Rules, decide
+from distill.evaluation.verdict import Verdict
+
+PROMPTS, DRAWS = 250, 8
+RULES = Rules(resamples=200)
+
+
+def rewards(mean: float, *, sd: float = 1.0, seed: int, prompts: int = PROMPTS, draws: int = DRAWS) -> Floats:
+    """Gaussian draws on prompts that differ; the same prompts for every seed."""
+    level_P1 = np.random.default_rng(99).standard_normal((prompts, 1))
+    return level_P1 + np.random.default_rng(seed).normal(mean, sd, (prompts, draws))
+
+
+SERVING = {1.0: Drawn(rewards(0.0, seed=0))}
+
+
+def candidate(mean: float, *, seed: int = 1, name: str = "step-10", sd: float = 1.0) -> Candidate:
+    return Candidate(name, 1.0, Drawn(rewards(mean, seed=seed, sd=sd)))
+
+
+def gate(*candidates: Candidate, serving: dict[float, Drawn] | None = None, n_now: int = 8) -> Verdict:
+    return decide(serving or SERVING, 1.0, candidates, n_now=n_now, rules=RULES)
+
+
+def test_a_policy_that_is_far_better_shrinks_n_to_one() -> None:
+    verdict = gate(candidate(3.0))
+    assert (True, 8, 1, "step-10", 1.0) == (
+        verdict.promote, verdict.n_now, verdict.n_new, verdict.checkpoint, verdict.temperature
+    )  # fmt: skip
+    assert "N may fall from 8 to 1: the best of 1 of step-10 beats the old policy's best of 7" in verdict.why
+    assert verdict.more_prompts is None
+
+
+def test_a_policy_that_is_somewhat_better_shrinks_n_as_far_as_its_rewards_reach() -> None:
+    """+.86 SD is equality at N′ = 2; +1.1 is clearly above best of 7 at 2, and below it at 1."""
+    verdict = gate(candidate(1.1))
+    assert (True, 2) == (verdict.promote, verdict.n_new)
+    passed = {trial.n: trial.passed for trial in verdict.candidates[0].trials}
+    assert {7: True, 6: True, 5: True, 4: True, 3: True, 2: True, 1: False} == passed
+
+
+def test_the_same_policy_stays_and_the_reason_says_so() -> None:
+    verdict = gate(candidate(0.0))
+    assert (False, 8, None) == (verdict.promote, verdict.n_new, verdict.checkpoint)
+    assert verdict.why.startswith("N stays 8: the best of 7 of step-10 lies")
+
+
+def test_a_worse_policy_is_told_that_more_prompts_would_not_help() -> None:
+    verdict = gate(candidate(-0.5))
+    assert verdict.more_prompts is None
+    assert verdict.why.endswith("on this evidence it is no better, and more prompts would not change that")
+
+
+def test_a_slightly_better_policy_is_told_how_many_more_prompts_it_needs() -> None:
+    verdict = gate(candidate(0.07, seed=2))
+    assert not verdict.promote
+    assert verdict.more_prompts is not None
+    assert 25 <= verdict.more_prompts < 20_000
+    assert f"needs about {verdict.more_prompts} more conversations" in verdict.why
+
+
+def test_the_promised_number_of_prompts_is_enough_if_they_are_like_those_measured() -> None:
+    verdict = gate(candidate(0.07, seed=2))
+    assert verdict.more_prompts is not None
+    rows = np.random.default_rng(0).permutation(np.arange(PROMPTS + verdict.more_prompts) % PROMPTS)
+    more = Candidate("step-10", 1.0, Drawn(candidate(0.07, seed=2).drawn.rewards_PM[rows]))
+    assert gate(more, serving={1.0: Drawn(SERVING[1.0].rewards_PM[rows])}).promote
+
+
+def test_the_old_policy_counts_at_its_best_temperature() -> None:
+    """Against temperature 1 alone N would fall; the old policy at .5 is as good as the new one."""
+    new = candidate(1.0, sd=0.7)
+    assert gate(new).promote
+    verdict = gate(new, serving={**SERVING, 0.5: Drawn(rewards(1.0, sd=0.7, seed=7))})
+    assert not verdict.promote
+    assert (1.0, 0.5) == (verdict.serving_temperature, verdict.control_temperature)
+    assert {0.5} == {trial.against_temperature for trial in verdict.candidates[0].trials}
+    (judged,) = verdict.candidates
+    assert judged.worth_at_best.value < 1.3 < 2 < judged.worth_at_serving.value
+
+
+def test_every_temperature_must_be_beaten() -> None:
+    """Two temperatures that look alike: evidence against both is asked, so never less than against one."""
+    new, twin = candidate(0.25, seed=3), Drawn(rewards(0.0, seed=8))
+    alone, both = gate(new), gate(new, serving={**SERVING, 0.7: twin})
+    for one, two in zip(alone.candidates[0].trials, both.candidates[0].trials, strict=True):
+        assert two.highest_wealth <= one.highest_wealth
+        assert two.passed <= one.passed
+
+
+def test_n_prime_is_tried_downwards_and_nothing_passes_after_a_failure() -> None:
+    for mean in (0.2, 0.5, 0.9):
+        passed = [trial.passed for trial in gate(candidate(mean)).candidates[0].trials]
+        assert sorted(passed, reverse=True) == passed
+
+
+def test_several_checkpoints_share_the_level_and_the_best_is_named() -> None:
+    verdict = gate(
+        candidate(0.0, name="step-10"), candidate(1.2, seed=2, name="step-20"), candidate(0.4, seed=3, name="x")
+    )
+    assert "step-20" == verdict.checkpoint
+    assert pytest.approx(3 / RULES.alpha) == verdict.threshold
+    assert ["step-10", "step-20", "x"] == [each.checkpoint for each in verdict.candidates]
+
+
+def test_between_equal_n_the_larger_difference_wins() -> None:
+    verdict = gate(candidate(3.0, name="good"), candidate(4.0, seed=2, name="better"))
+    assert (1, "better") == (verdict.n_new, verdict.checkpoint)
+
+
+def test_at_n_one_only_a_better_policy_replaces_the_old() -> None:
+    better, same = gate(candidate(1.0), n_now=1), gate(candidate(0.0), n_now=1)
+    assert (True, 1, "step-10", 0.0) == (better.promote, better.n_new, better.checkpoint, better.delta)
+    assert better.why.startswith("N stays 1: the best of 1 of step-10 beats")
+    assert (False, 1) == (same.promote, same.n_new)
+
+
+def test_at_n_two_one_draw_is_held_against_one_draw() -> None:
+    (trial,) = gate(candidate(1.0), n_now=2).candidates[0].trials
+    assert (1, True) == (trial.n, trial.passed)
+
+
+def test_prompts_of_one_conversation_are_one_piece_of_evidence() -> None:
+    """The same 40 prompts five times over are no more than 40."""
+    few = {1.0: Drawn(rewards(0.0, seed=0, prompts=40))}
+    new = Candidate("step-10", 1.0, Drawn(rewards(0.3, seed=1, prompts=40)))
+    many = {1.0: Drawn(np.tile(few[1.0].rewards_PM, (5, 1)))}
+    again = Candidate("step-10", 1.0, Drawn(np.tile(new.drawn.rewards_PM, (5, 1))))
+    names = [str(place % 40) for place in range(200)]
+    once = decide(few, 1.0, [new], n_now=8, rules=RULES)
+    five = decide(many, 1.0, [again], n_now=8, rules=RULES, conversations=names)
+    assert (200, 40) == (five.prompts, five.conversations)
+    for one, other in zip(once.candidates[0].trials, five.candidates[0].trials, strict=True):
+        assert pytest.approx(one.path) == other.path
+
+
+def answered(tokens: float) -> Answers:
+    ones = np.ones((PROMPTS, DRAWS))
+    return Answers(ones * tokens, ones * 0, ones * 0, ones[:, 0], ones[:, 0])
+
+
+def test_a_broken_guard_keeps_n_and_is_the_reason() -> None:
+    serving = {1.0: replace(SERVING[1.0], answers=answered(100))}
+    new = candidate(3.0)
+    longer = replace(new, drawn=replace(new.drawn, answers=answered(150)))
+    verdict = gate(longer, serving=serving)
+    assert (False, None) == (verdict.promote, verdict.candidates[0].chosen)
+    assert "keeps the reward at N = 7, but answers are 100 → 150 tokens long" in verdict.why
+    assert all(trial.guards for trial in verdict.candidates[0].trials if trial.passed)
+
+
+def test_a_guard_that_breaks_at_the_smallest_n_leaves_the_next() -> None:
+    """The judge likes winners of two and more; single draws it finds worse than before."""
+    judge_old = np.zeros((PROMPTS, DRAWS))
+    new = candidate(3.0)
+    ranks = new.drawn.rewards_PM.argsort(axis=1).argsort(axis=1)
+    judge_new = np.where(ranks == 0, -10.0, 1.0)
+    serving = {1.0: replace(SERVING[1.0], judge_PM=judge_old)}
+    verdict = gate(replace(new, drawn=replace(new.drawn, judge_PM=judge_new)), serving=serving)
+    assert (True, 2) == (verdict.promote, verdict.n_new)
+    guards = {trial.n: [guard.passed for guard in trial.guards] for trial in verdict.candidates[0].trials}
+    assert ([False], [True], []) == (guards[1], guards[2], guards[3])
+
+
+def test_the_numbers_in_the_verdict_are_what_the_definitions_say() -> None:
+    new = candidate(0.5)
+    verdict = gate(new)
+    to_unit = QuantileMap(SERVING[1.0].rewards_PM)
+    old, fresh = to_unit(SERVING[1.0].rewards_PM), to_unit(new.drawn.rewards_PM)
+    best = {n: np.mean([expected_max(row, n) for row in old.tolist()]) for n in (7, 8)}
+    assert pytest.approx(best[8] - best[7]) == verdict.delta
+    for trial in verdict.candidates[0].trials:
+        mean = np.mean([expected_max(row, trial.n) for row in fresh.tolist()])
+        assert pytest.approx(mean - best[8]) == trial.difference.mean
+        assert pytest.approx(trial.difference.mean + verdict.delta) == trial.gain_mean
+        assert trial.difference.low < trial.difference.mean < trial.difference.high
+        assert pytest.approx(trial.wealth) == trial.path[-1]
+    assert pytest.approx(1.0, abs=0.05) == verdict.candidates[0].sd_ratio
+    assert pytest.approx(0.0, abs=1e-9) == verdict.serving_curves["1"][0].mean
+    assert list(range(1, 9)) == [point.n for point in verdict.candidates[0].curve]
+
+
+@settings(max_examples=30, deadline=None)
+@given(arrays(np.float64, (6, 4), elements=st.floats(-1e3, 1e3)), st.floats(0.1, 10), st.floats(-5, 5))
+def test_the_scale_of_the_reward_model_does_not_matter(values: Floats, factor: float, offset: float) -> None:
+    """Ranks, so gate and evidence, are the same under any rising map of the rewards."""
+    values = np.round(values)  # apart enough that rounding errors make no new ties
+    expected = QuantileMap(values)(values)
+    assert expected.tolist() == QuantileMap(values * factor + offset)(values * factor + offset).tolist()
+    assert 0 <= expected.min() <= expected.max() <= 1
+
+
+def test_mid_ranks_split_ties() -> None:
+    to_unit = QuantileMap(np.array([[1.0, 2.0], [2.0, 3.0]]))
+    assert [0.0, 0.125, 0.5, 0.875, 1.0] == to_unit(np.array([0.0, 1.0, 2.0, 3.0, 4.0])).tolist()
+
+
+def test_a_look_at_the_first_part_sees_the_start_of_the_path() -> None:
+    serving, new = rewards(0.0, seed=0), rewards(0.3, seed=1)
+    whole = decide({1.0: Drawn(serving)}, 1.0, [Candidate("a", 1.0, Drawn(new))], n_now=8, rules=RULES)
+    part = decide(
+        {1.0: Drawn(serving[:100])}, 1.0, [Candidate("a", 1.0, Drawn(new[:100]))],
+        n_now=8, planned=PROMPTS, rules=RULES,
+    )  # fmt: skip
+    # The ranks are among the draws seen so far, so the paths are close, not equal.
+    first = whole.candidates[0].trials[0].path[:100]
+    assert pytest.approx(np.log(first), abs=0.3) == np.log(part.candidates[0].trials[0].path)
+
+
+def test_a_verdict_is_json() -> None:
+    facts = json.loads(json.dumps(asdict(gate(candidate(0.5))), allow_nan=False))
+    assert {"promote", "n_new", "why", "candidates", "serving_curves", "delta"} <= facts.keys()
+
+
+def test_one_prompt_is_not_evidence() -> None:
+    serving = {1.0: Drawn(np.arange(8.0)[None])}
+    verdict = decide(serving, 1.0, [Candidate("a", 1.0, Drawn(np.full((1, 8), 9.0)))], n_now=8, rules=RULES)
+    assert (False, 1) == (verdict.promote, verdict.conversations)
+
+
+def test_more_draws_of_one_side_are_welcome() -> None:
+    serving = {1.0: Drawn(rewards(0.0, seed=0, draws=12))}
+    assert 8 == len(decide(serving, 1.0, [candidate(0.0)], n_now=8, rules=RULES).serving_curves["1"])
+    with pytest.raises(DataError, match="6 draws of each prompt; at least 7"):
+        gate(Candidate("short", 1.0, Drawn(rewards(0.0, seed=1, draws=6))))
+    assert not gate(Candidate("seven", 1.0, Drawn(rewards(0.0, seed=1, draws=7)))).promote
+
+
+@pytest.mark.parametrize(
+    ("serving", "candidates", "n_now", "message"),
+    [
+        (SERVING, [], 8, "no checkpoint"),
+        (SERVING, [candidate(0.0)], 0, "N = 0"),
+        (SERVING, [candidate(0.0)], 9, "temperature 1: 8 draws of each prompt; at least 9"),
+        ({0.5: SERVING[1.0]}, [candidate(0.0)], 8, "nothing was drawn at the serving temperature 1"),
+        ({1.0: Drawn(np.empty((0, 8)))}, [candidate(0.0)], 8, "no held-out prompts"),
+        ({1.0: Drawn(np.ones((PROMPTS, DRAWS)))}, [candidate(0.0)], 8, "same reward"),
+        (SERVING, [Candidate("nan", 1.0, Drawn(np.full((PROMPTS, 8), np.nan)))], 8, "checkpoint nan: 2000 rewards"),
+        (SERVING, [Candidate("few", 1.0, Drawn(np.ones((3, 8))))], 8, "there are 250 prompts"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_in_words(
+    serving: dict[float, Drawn], candidates: list[Candidate], n_now: int, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        decide(serving, 1.0, candidates, n_now=n_now, rules=RULES)

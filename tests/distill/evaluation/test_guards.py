@@ -1,0 +1,136 @@
+"""Each guard passes what it should and stops what it should."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from distill.evaluation.curve import Floats
+from distill.evaluation.drawn import Answers, Drawn
+from distill.evaluation.guards import Bounds, Comparison, Guard, judge_agrees
+from distill.evaluation.resample import Bootstrap
+
+PROMPTS, DRAWS = 80, 4
+INDEX = np.arange(PROMPTS)
+REWARDS = np.random.default_rng(0).standard_normal((PROMPTS, DRAWS))
+
+
+def constant(value: float) -> Floats:
+    return np.full((PROMPTS, DRAWS), value)
+
+
+def answers(
+    *,
+    tokens: float = 100,
+    truncated: float = 0.1,
+    repetition: float = 0.05,
+    distinct: float = 1.0,
+    bigrams: float = 0.8,
+    entropy: float | None = None,
+) -> Answers:
+    return Answers(
+        tokens_PM=constant(tokens),
+        truncated_PM=constant(truncated),
+        repetition_PM=constant(repetition),
+        distinct_P=np.full(PROMPTS, distinct),
+        distinct_bigrams_P=np.full(PROMPTS, bigrams),
+        entropy_PM=None if entropy is None else constant(entropy),
+    )
+
+
+def check(old: Answers | None, new: Answers | None, bounds: Bounds | None = None) -> dict[str, Guard]:
+    comparison = Comparison(Drawn(REWARDS, old), 4, Drawn(REWARDS, new), 2, INDEX, Bootstrap(PROMPTS))
+    return {guard.name: guard for guard in comparison.check(bounds or Bounds())}
+
+
+def test_the_same_answers_pass_every_guard() -> None:
+    guards = check(answers(entropy=2.0), answers(entropy=2.0))
+    names = ["length", "truncation", "repetition", "distinct answers", "distinct word pairs", "token entropy"]
+    assert names == list(guards)
+    assert all(guard.passed for guard in guards.values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "broken"),
+    [
+        (answers(tokens=114), None),
+        (answers(tokens=86), None),
+        (answers(tokens=116), "length"),
+        (answers(tokens=84), "length"),
+        (answers(truncated=0.12), None),
+        (answers(truncated=0.14), "truncation"),
+        (answers(truncated=0.0), None),
+        (answers(repetition=0.07), None),
+        (answers(repetition=0.09), "repetition"),
+        (answers(distinct=0.61), None),
+        (answers(distinct=0.59), "distinct answers"),
+        (answers(bigrams=0.47), "distinct word pairs"),
+        (answers(entropy=1.3), None),
+        (answers(entropy=1.1), "token entropy"),
+    ],
+)
+def test_a_guard_stops_exactly_what_is_beyond_its_bound(changed: Answers, broken: str | None) -> None:
+    guards = check(answers(entropy=2.0), changed)
+    assert ([broken] if broken else []) == [guard.name for guard in guards.values() if not guard.passed]
+
+
+def test_a_bound_can_be_set() -> None:
+    assert check(answers(), answers(tokens=130), Bounds(max_length_change=0.4))["length"].passed
+    assert not check(answers(), answers(tokens=110), Bounds(max_length_change=0.05))["length"].passed
+
+
+def test_a_guard_says_what_was_and_what_is() -> None:
+    guard = check(answers(), answers(tokens=120))["length"]
+    assert "answers are 100 → 120 tokens long (+20.0%; allowed ±15%)" == guard.why
+    assert pytest.approx((0.2, 0.2, 0.2, 0.15)) == (guard.value, guard.low, guard.high, guard.bound)
+
+
+def test_what_callers_get_is_compared_not_what_was_drawn() -> None:
+    """Only the winner of two grew: the mean of all draws would hide it at N′ = 2."""
+    long = replace(answers(), tokens_PM=np.where(REWARDS == REWARDS.max(axis=1, keepdims=True), 200.0, 100.0))
+    assert pytest.approx(0.5) == check(answers(), long)["length"].value
+
+
+def test_without_answers_no_guard_is_asked() -> None:
+    assert {} == check(None, answers()) == check(answers(), None)
+
+
+def test_nothing_before_and_nothing_after_is_no_change() -> None:
+    assert check(answers(bigrams=0.0, tokens=0), answers(bigrams=0.0, tokens=0))["distinct word pairs"].passed
+    assert not check(answers(tokens=0), answers())["length"].passed
+
+
+def judged(old: dict[float, Drawn], new: Drawn) -> Guard | None:
+    return judge_agrees(old, 4, new, 2, INDEX, Bootstrap(PROMPTS))
+
+
+def test_the_judge_agrees_with_what_it_finds_better_itself() -> None:
+    old = {1.0: Drawn(REWARDS, judge_PM=REWARDS)}
+    better, worse = (Drawn(REWARDS, judge_PM=REWARDS + shift) for shift in (1.0, -1.0))
+    for new, passed in ((better, True), (worse, False)):
+        guard = judged(old, new)
+        assert guard is not None
+        assert passed == guard.passed
+        assert guard.low < guard.value < guard.high
+
+
+def test_the_judge_holds_the_new_against_the_temperature_it_likes_best() -> None:
+    """Against the serving temperature alone it would agree."""
+    old = {1.0: Drawn(REWARDS, judge_PM=REWARDS), 0.5: Drawn(REWARDS, judge_PM=REWARDS + 2)}
+    new = Drawn(REWARDS, judge_PM=REWARDS + 1)
+    alone, both = judged({1.0: old[1.0]}, new), judged(old, new)
+    assert alone is not None
+    assert both is not None
+    assert (True, False) == (alone.passed, both.passed)
+
+
+def test_the_judge_rates_what_the_serving_model_picked() -> None:
+    """A judge that likes what the serving model rejects sees no gain in best-of-n."""
+    guard = judged({1.0: Drawn(REWARDS, judge_PM=-REWARDS)}, Drawn(REWARDS, judge_PM=-REWARDS - 3))
+    assert guard is not None
+    assert not guard.passed
+
+
+def test_without_a_judge_none_is_asked() -> None:
+    assert judged({1.0: Drawn(REWARDS)}, Drawn(REWARDS)) is None
+    assert judged({1.0: Drawn(REWARDS)}, Drawn(REWARDS, judge_PM=REWARDS)) is None

@@ -1,0 +1,40 @@
+"""Conversations are the unit: their means, and intervals over them."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.evaluation.curve import mean_curve
+from distill.evaluation.resample import Bootstrap, by_conversation, conversation_index
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcde"), st.floats(-1e3, 1e3)), min_size=1, max_size=30))
+def test_each_conversation_counts_once_with_its_prompts_mean(rows: list[tuple[str, float]]) -> None:
+    index_P = conversation_index([name for name, _ in rows])
+    means_C1 = by_conversation(np.array([[value] for _, value in rows]), index_P)
+    firsts = list(dict.fromkeys(name for name, _ in rows))
+    brute = [np.mean([value for name, value in rows if name == first]) for first in firsts]
+    assert pytest.approx(brute) == means_C1[:, 0].tolist()
+
+
+def test_intervals_are_as_wide_as_resampling_rows_makes_them() -> None:
+    values_CK = np.random.default_rng(0).normal([0.0, 3.0], 1.0, (200, 2))
+    ours, theirs = Bootstrap(200).estimates(values_CK), mean_curve(values_CK)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.mean == other.mean
+        assert pytest.approx((other.low, other.high), abs=0.02) == (mine.low, mine.high)
+
+
+def test_twins_of_one_conversation_do_not_make_the_interval_narrower() -> None:
+    values_C1 = np.random.default_rng(0).standard_normal((60, 1))
+    names = [str(place) for place in range(60)]
+    twice = by_conversation(np.vstack([values_C1, values_C1]), conversation_index(names + names))
+    assert Bootstrap(60).estimates(values_C1) == Bootstrap(60).estimates(twice)
+
+
+def test_differences_are_paired_and_a_seed_repeats_itself() -> None:
+    level_C1 = np.random.default_rng(0).standard_normal((40, 1)) * 10
+    means_RK = Bootstrap(40).means(np.hstack([level_C1, level_C1 + 1]))
+    assert pytest.approx(1.0) == float((means_RK[:, 1] - means_RK[:, 0]).min())
+    assert Bootstrap(40, seed=1).estimates(level_C1) != Bootstrap(40, seed=2).estimates(level_C1)
