@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.errors import PromotionError
+from distill.promotion.adapter import BaseFacts
 from distill.run_dir import sync_folder
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -32,24 +33,23 @@ _ARCHITECTURES = {
 }
 
 
-def write(path: Path, weights: dict[str, npt.NDArray[Any]], config: dict[str, Any], base: dict[str, Any]) -> None:
+def write(path: Path, weights: dict[str, npt.NDArray[Any]], config: dict[str, Any], base: BaseFacts) -> None:
     """Write the adapter; whole or not at all.
 
     Args:
         path: The file to make; llama.cpp's replicas know the adapter by its stem.
         weights: PEFT's tensors by name: ``lora_A`` of shape (rank, inputs), ``lora_B`` of shape (outputs, rank).
         config: PEFT's ``adapter_config.json``.
-        base: The base's ``config.json`` (model_type, layers, heads).
+        base: What the weights were trained on.
 
     Raises:
         PromotionError: llama.cpp has no place for a tensor, or the base is of a kind whose conversion is not known.
     """
-    if base["model_type"] not in _ARCHITECTURES:
-        known = ", ".join(_ARCHITECTURES)
-        raise PromotionError(f"no GGUF export for a base of the kind {base['model_type']} (known: {known})")
-    architecture, reordered = _ARCHITECTURES[base["model_type"]]
-    places = gguf.get_tensor_name_map(architecture, base["num_hidden_layers"])
-    heads = {"q_proj": base["num_attention_heads"], "k_proj": base["num_key_value_heads"]} if reordered else {}
+    if base.kind not in _ARCHITECTURES:
+        raise PromotionError(f"no GGUF export for a base of the kind {base.kind} (known: {', '.join(_ARCHITECTURES)})")
+    architecture, reordered = _ARCHITECTURES[base.kind]
+    places = gguf.get_tensor_name_map(architecture, base.layers)
+    heads = {"q_proj": base.heads, "k_proj": base.kv_heads} if reordered else {}
     draft = path.with_name(f".{path.name}.draft")
     writer = gguf.GGUFWriter(draft, gguf.MODEL_ARCH_NAMES[architecture])
     writer.add_type(gguf.GGUFType.ADAPTER)

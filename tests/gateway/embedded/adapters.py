@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from distill.promotion import gguf_lora
+from distill.promotion.adapter import BaseFacts
 
-_SMOLLM2 = {"model_type": "llama", "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+_SMOLLM2 = BaseFacts("SmolLM2-135M-Instruct", "llama", layers=30, heads=9, kv_heads=3)
 _RANK = 4
 
 

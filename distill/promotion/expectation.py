@@ -1,0 +1,100 @@
+"""What the canary must see, computed offline: the adapter's greedy answers, and what base and rivals think of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+
+from distill.errors import PromotionError
+from distill.promotion.canary import ANSWER_TOKENS, BASE, PROMPTS, Expectation, Position
+from distill.training.base import Base
+
+_LISTED = 40
+_DECIMALS = 4
+
+
+def expect(base: Base, adapter: Path, rivals: Mapping[str, Path]) -> Expectation:
+    """Compute an adapter's expectation.
+
+    Args:
+        base: The base without any adapter; it has adapters on it afterwards.
+        adapter: PEFT's folder.
+        rivals: Folders of other adapters on this base, by name.
+
+    Raises:
+        PromotionError: An adapter cannot be put on the base, or the adapter does not answer.
+    """
+    try:
+        model: Any = PeftModel.from_pretrained(base.model, str(adapter), adapter_name="adapter")
+        for name, folder in rivals.items():
+            model.load_adapter(str(folder), adapter_name=_key(name))
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+        raise PromotionError(f"an adapter does not fit the base: {str(error).splitlines()[0]}") from error
+    model.eval()
+    answers = [_answer(model, base.tokenizer, prompt, list(rivals)) for prompt in PROMPTS]
+    if not all(answers):
+        raise PromotionError("the adapter answers a prompt of the canary with nothing")
+    return Expectation(PROMPTS, answers)
+
+
+@torch.inference_mode()
+def _answer(model: Any, tokenizer: Any, prompt: str, rivals: list[str]) -> list[Position]:
+    """The greedy answer token by token, up to its end; shapes: ids (1, tokens), logits (tokens, vocabulary)."""
+    conversation = [{"role": "user", "content": prompt}]
+    rendered = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_tensors="pt")
+    asked = rendered["input_ids"].to(model.device)
+    model.set_adapter("adapter")
+    ids = model.generate(
+        input_ids=asked,
+        attention_mask=torch.ones_like(asked),
+        max_new_tokens=ANSWER_TOKENS,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    if ids[0, -1].item() in _ends(model, tokenizer):
+        ids = ids[:, :-1]
+    start = asked.shape[1]
+    logprobs = {"": _logprobs(model, ids, start)}
+    for rival in rivals:
+        model.set_adapter(_key(rival))
+        logprobs[rival] = _logprobs(model, ids, start)
+    with model.disable_adapter():
+        logprobs[BASE] = _logprobs(model, ids, start)
+    return [
+        Position(tokenizer.decode([token]), {name: _listed(rows[place], tokenizer) for name, rows in logprobs.items()})
+        for place, token in enumerate(ids[0, start:].tolist())
+    ]
+
+
+def _logprobs(model: Any, ids: torch.Tensor, start: int) -> torch.Tensor:
+    """Log-probabilities before each token from ``start`` on."""
+    logits = model(ids).logits[0, start - 1 : -1]
+    return torch.log_softmax(logits.float(), dim=-1)
+
+
+def _listed(logprobs: torch.Tensor, tokenizer: Any) -> dict[str, float]:
+    """The likeliest tokens by text; of two with one text the likelier."""
+    likely = logprobs.topk(min(_LISTED, logprobs.numel()))
+    listed: dict[str, float] = {}
+    for token, logprob in zip(likely.indices.tolist(), likely.values.tolist(), strict=True):
+        listed.setdefault(tokenizer.decode([token]), round(logprob, _DECIMALS))
+    return listed
+
+
+def _ends(model: Any, tokenizer: Any) -> set[int]:
+    """Tokens that end an answer."""
+    named = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
+
+
+def _key(name: str) -> str:
+    """A name that torch takes for a module: no dots."""
+    return f"rival-{name}".replace(".", "-")
