@@ -42,7 +42,6 @@ class Tail:
     def __init__(self, redis: RedisSettings, *, batch_records: int = 256) -> None:
         self._stream = stream_key(redis.key_prefix)
         self._batch_records = batch_records
-        self._longest_wait_s = redis.timeout_s / 2
         self._redis: Redis = Redis.from_url(
             redis.url,
             socket_timeout=redis.timeout_s,
@@ -52,17 +51,14 @@ class Tail:
             driver_info=None,
         )
 
-    async def read(self, after: str, *, wait_s: float = 0.0) -> list[Entry]:
-        """The next entries after a place; waits for one if there is none.
+    async def read(self, after: str) -> list[Entry]:
+        """The next entries after a place; none if there are none now.
 
         Raises:
             JournalError: Redis does not answer.
         """
-        block_ms = int(min(wait_s, self._longest_wait_s) * 1000)
         try:
-            reply: Any = await self._redis.xread(
-                {self._stream: after}, count=self._batch_records, block=block_ms or None
-            )
+            reply: Any = await self._redis.xread({self._stream: after}, count=self._batch_records)
         except (RedisError, OSError) as error:
             raise JournalError(f"the journal's stream cannot be read: Redis said {type(error).__name__}") from error
         return [Entry(place.decode(), fields.get(b"data", b"")) for _, entries in reply for place, fields in entries]

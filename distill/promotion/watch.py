@@ -31,7 +31,7 @@ from gateway.policy import Policy, PolicyStore
 
 _CLOCKS_DIFFER = timedelta(minutes=5)  # between who published a policy and Redis: read from so long before
 _AGAIN_S = 5.0
-_WAIT_S = 1.0
+_PAUSE_S = 1.0
 
 log = structlog.get_logger()
 
@@ -83,8 +83,8 @@ class Watch:
         """
         with self._alone():
             while True:
-                look, read = await self._step(wait_s=0.0)
-                if read == 0 or look.rolled_back:
+                look, more = await self._step()
+                if not more or look.rolled_back:
                     return look
 
     async def forever(self, stop: asyncio.Event) -> None:
@@ -95,25 +95,23 @@ class Watch:
         """
         with self._alone():
             while not stop.is_set():
-                pause_s = 0.0
                 try:
-                    look, _ = await self._step(wait_s=_WAIT_S)
-                    pause_s = _WAIT_S if look.phase is None else 0.0
+                    _, more = await self._step()
+                    pause_s = 0.0 if more else _PAUSE_S
                 except GatewayError as error:
                     log.warning("guard_waits", error=error.message)
                     pause_s = _AGAIN_S
-                if pause_s:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(stop.wait(), pause_s)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), pause_s)
 
-    async def _step(self, *, wait_s: float) -> tuple[Look, int]:
-        """Count one batch and act; how many entries it had."""
+    async def _step(self) -> tuple[Look, bool]:
+        """Count one batch and act; whether there is more to count now."""
         known = await policies.known_policies(self._store)
         phase = phase_of(known)
         if phase is None:
-            return Look(None, None, known[0], {}), 0
+            return Look(None, None, known[0], {}), False
         state = self._state(phase, known)
-        entries = await self._tail.read(state.after, wait_s=wait_s)
+        entries = await self._tail.read(state.after)
         for entry in entries:
             state.after = entry.place
             record = _completion(entry.data)
@@ -123,7 +121,8 @@ class Watch:
             self._save(state)
         verdict = judge(state.evidence, phase, self._settings)
         policy = await self._act(phase, verdict, known[0])
-        return Look(phase, verdict, policy, state.evidence.excluded), len(entries)
+        acted = policy.version != known[0].version
+        return Look(phase, verdict, policy, state.evidence.excluded), bool(entries) or acted
 
     async def _act(self, phase: Phase, verdict: Verdict, current: Policy) -> Policy:
         """Take the step that follows from the verdict."""
