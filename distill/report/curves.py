@@ -108,7 +108,7 @@ def _joined(plot: Plot, spots: list[Spot], kind: str) -> None:
 def _name(curve: Curve, measured: Measured) -> str:
     """By its side, or where that has several adapters or checkpoints, by its own name."""
     several = len({one.name for one in measured.curves if one.side == curve.side}) > 1
-    return f"{curve.name[-14:] if several else curve.side}, T {curve.temperature:g}"
+    return f"{curve.name[-14:].lstrip('-') if several else curve.side}, T {curve.temperature:g}"
 
 
 def _spots(curve: Curve) -> list[Spot]:

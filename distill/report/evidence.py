@@ -7,7 +7,7 @@ from math import isfinite, nan
 from markupsafe import Markup
 
 from distill.report.facts import Decision, Tried
-from distill.report.story import best_checkpoint, crossing, evidence_title
+from distill.report.story import crossing, evidence_title
 from distill.report.svg import Margins, Plot, Spot, powers, responsive, ticks
 from distill.report.words import fixed, signed, wealth
 
@@ -17,9 +17,9 @@ FLOOR, CEILING = 1e-3, 1e6
 """Wealth outside is drawn at the border: that far out, one N′ is as hopeless, or as settled, as another."""
 
 
-def evidence_paths(decision: Decision, prompts: int) -> Markup | None:
+def evidence_paths(decision: Decision, checkpoint: str | None, prompts: int) -> Markup | None:
     """The e-process of every N′ of the judged checkpoint, with the line it must reach; None where none was drawn."""
-    shown = [one for one in tried_of(decision, best_checkpoint(decision)) if one.path]
+    shown = [one for one in tried_of(decision, checkpoint) if one.path]
     if not shown:
         return None
 
@@ -32,6 +32,11 @@ def evidence_paths(decision: Decision, prompts: int) -> Markup | None:
 def tried_of(decision: Decision, checkpoint: str | None) -> list[Tried]:
     """What the gate tried of one checkpoint, the largest N′ first."""
     return sorted((one for one in decision.tried if one.checkpoint == checkpoint), key=lambda one: -one.n)
+
+
+def shares(decision: Decision) -> int:
+    """How many checkpoints share α equally: each of them needs that many times 1/α."""
+    return max(round(decision.threshold * decision.alpha), 1)
 
 
 def is_chosen(decision: Decision, one: Tried) -> bool:
@@ -64,7 +69,7 @@ def _draw(decision: Decision, shown: list[Tried], prompts: int, size: Spot, *, n
     places = [(place, f"{place:,.0f}") for place in ticks(0, prompts, 3 if narrow else 6)]
     plot.axes("held-out prompts looked at", "evidence W (log scale)", places, powers(low, high))
     plot.rule((0, decision.threshold), (prompts, decision.threshold), "mark dashed")
-    words = f"1/α = {decision.threshold:g}: enough"
+    words = f"{shares(decision)}/α = {decision.threshold:g}: enough"
     plot.text((plot.x.start + 6, plot.y(decision.threshold) - 6), words, "label mark strong")
     labels = []
     for one in sorted(shown, key=lambda one: is_chosen(decision, one)):

@@ -85,16 +85,17 @@ def _gate(facts: NightFacts) -> dict[str, Any]:
     """The gate's figure and table rows: (tried, whether chosen, its interval drawn), the judged checkpoint's apart."""
     decision = facts.decision
     if decision is None:
-        return {"evidence_figure": None, "tried": [], "others": [], "checkpoint": None}
-    checkpoint = story.best_checkpoint(decision)
+        return {"evidence_figure": None, "tried": [], "others": [], "checkpoint": None, "shares": 1}
+    checkpoint = story.best_checkpoint(facts)
 
     def row(one: Any) -> tuple[Any, bool, Any]:
         return one, evidence.is_chosen(decision, one), evidence.forest(decision, one)
 
     prompts = facts.measured.prompts if facts.measured else 0
     return {
-        "evidence_figure": evidence.evidence_paths(decision, prompts),
+        "evidence_figure": evidence.evidence_paths(decision, checkpoint, prompts),
         "tried": [row(one) for one in evidence.tried_of(decision, checkpoint)],
         "others": [row(one) for one in decision.tried if one.checkpoint != checkpoint],
         "checkpoint": checkpoint,
+        "shares": evidence.shares(decision),
     }

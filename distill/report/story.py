@@ -11,19 +11,59 @@ from distill.report.words import change, count, fixed, wealth
 FEW_VERSIONS = 2
 
 
-def best_checkpoint(decision: Decision | None) -> str | None:
-    """The checkpoint that the report is about: the promoted one, or the one with most evidence."""
-    if decision is None:
-        return None
-    if decision.checkpoint is not None or not decision.tried:
+def verdict(facts: NightFacts) -> str:
+    """The night in one sentence: where N goes, or why it stays and what it would take."""
+    decision = facts.decision
+    if decision is None or facts.outcome not in ("promoted", "kept"):
+        return facts.headline
+    old, fewer = decision.n_old, max(decision.n_old - 1, 1)
+    if decision.promote:
+        goes = f"N falls from {old} to {decision.n_new}" if decision.n_new != old else f"N stays {old}, better served"
+        return f"{goes}: the best of {decision.n_new} new draws beats the best of {fewer} old ones"
+    passed, failed = _passed(decision), failed_guards(decision)
+    if passed and failed:
+        return f"N stays {old}: {min(passed)} draws would keep the reward, but guards fail: {', '.join(failed)}"
+    if decision.more_prompts is not None:
+        needed = f"about {count(decision.more_prompts)} more held-out prompts would settle it"
+        return f"N stays {old}: not enough evidence yet, {needed}"
+    if decision.tried and not passed:
+        return f"N stays {old}: the new policy is no better, and more prompts would not change that"
+    return facts.headline
+
+
+def details(facts: NightFacts) -> list[str]:
+    """What the night itself says of its verdict, without saying it twice."""
+    why = facts.decision.why if facts.decision else ""
+    told = [facts.headline] if facts.headline != verdict(facts) else []
+    return told if any(why in words for words in (*told, verdict(facts))) else [why, *told]
+
+
+def best_checkpoint(facts: NightFacts) -> str | None:
+    """The checkpoint that the report is about: the one promoted, else the one that came nearest."""
+    decision = facts.decision
+    if decision is not None and decision.checkpoint is not None:
         return decision.checkpoint
-    return max(decision.tried, key=lambda one: (one.passed, one.wealth)).checkpoint
+    drawn = [bars.name for bars in facts.measured.rewards if bars.side == "new"] if facts.measured else []
+    if drawn:
+        return drawn[0]
+    tried = decision.tried if decision is not None else []
+    return max(tried, key=lambda one: (one.passed, one.wealth)).checkpoint if tried else None
+
+
+def _passed(decision: Decision) -> list[int]:
+    return [one.n for one in decision.tried if one.passed]
+
+
+def failed_guards(decision: Decision) -> list[str]:
+    """Names of the guards that do not hold; the held-out reward model is one of them."""
+    judge = [] if decision.judge is None or decision.judge.agrees else ["held-out reward model"]
+    return [*(guard.name for guard in decision.guards if not guard.passed), *judge]
 
 
 def new_curve(facts: NightFacts) -> Curve | None:
     """The new policy's curve: that checkpoint's, at the temperature that serves it best."""
     curves = [curve for curve in facts.measured.curves if curve.side == "new"] if facts.measured else []
-    named = [curve for curve in curves if curve.name == best_checkpoint(facts.decision)] or curves
+    named = [curve for curve in curves if curve.name == best_checkpoint(facts)] or curves
     place = (facts.decision.n_new if facts.decision else None) or 1
     return max(named, key=lambda curve: reward_at(curve, place), default=None)
 
@@ -36,10 +76,9 @@ def reward_at(curve: Curve, n: int) -> float:
 def new_bars(facts: NightFacts, bars: list[Bars]) -> Bars | None:
     """The new policy's histogram among them."""
     curve = new_curve(facts)
-    if curve is None:
-        return None
-    key = (curve.name, curve.temperature)
-    return next((one for one in bars if one.side == "new" and (one.name, one.temperature) == key), None)
+    new = [one for one in bars if one.side == "new"]
+    key = (curve.name, curve.temperature) if curve else None
+    return next((one for one in new if (one.name, one.temperature) == key), new[0] if new else None)
 
 
 def old_bars(facts: NightFacts, bars: list[Bars]) -> Bars | None:
@@ -73,17 +112,22 @@ def bounds(one: EquivalentN) -> str:
 def curves_title(facts: NightFacts) -> str:
     """What the reward-against-N figure shows."""
     one = equivalent(facts.measured)
-    return f"One new draw is worth {worth(one)} old ones" if one else "Reward against N"
+    if one is None:
+        return "Reward against N"
+    return (
+        f"One new draw is worth {worth(one)} old ones"
+        if one.value > 1
+        else "One new draw is worth no more than an old one"
+    )
 
 
 def evidence_title(decision: Decision) -> str:
     """What the gate's figure shows."""
     if decision.promote:
-        return f"Best of {decision.n_new} is no worse than best of {decision.n_old} was"
-    failed = [guard.name for guard in decision.guards if not guard.passed]
-    enough = [one.n for one in decision.tried if one.passed]
+        return f"The best of {decision.n_new} new draws beats the best of {max(decision.n_old - 1, 1)} old ones"
+    enough, failed = _passed(decision), failed_guards(decision)
     if enough and failed:
-        return f"The evidence sufficed at N′ = {min(enough)}, but a guard failed: {', '.join(failed)}"
+        return f"The evidence sufficed at N′ = {min(enough)}, but guards fail: {', '.join(failed)}"
     if enough:
         return f"The evidence sufficed at N′ = {min(enough)}, yet N stays {decision.n_old}"
     most = max((one.wealth for one in decision.tried), default=decision.threshold)

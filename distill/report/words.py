@@ -8,9 +8,9 @@ NOTHING = "n/a"
 SHOWN_CHARACTERS = 20_000
 """Longest answer that the page carries whole; the JSON has all of it."""
 
-_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-_OVERRIDES = dict.fromkeys((0x202D, 0x202E), 0xFFFD)
-"""They would turn around what the page says after them."""
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_REPLACED = dict.fromkeys([*range(0x80, 0xA0), 0x202D, 0x202E, 0xFFFE, 0xFFFF], 0xFFFD)
+"""HTML forbids most of them; U+202D and U+202E would turn around what the page says after them."""
 
 
 def count(value: float) -> str:
@@ -22,6 +22,8 @@ def fixed(value: float | None, places: int = 2) -> str:
     """0.42, with a true minus sign."""
     if value is None or not isfinite(value):
         return NOTHING
+    if abs(value) >= 1e9:
+        return f"{value:.1e}".replace("-", "−")
     return f"{value:,.{places}f}".replace("-", "−")
 
 
@@ -85,7 +87,8 @@ def sentence(words: str) -> str:
 
 def visible(text: str) -> str:
     """Text as a page may hold it: control characters as their pictures, halves of characters replaced."""
-    return text.encode("utf-8", "replace").decode("utf-8").translate(_CONTROLS | _OVERRIDES | {0x7F: 0x2421})
+    sound = text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n")
+    return sound.translate(_PICTURES | _REPLACED)
 
 
 def clipped(text: str) -> str:

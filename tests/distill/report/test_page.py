@@ -8,9 +8,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
 from distill.report.facts import NightFacts, SideBySide
 from distill.report.page import HTML_FILE, JSON_FILE, render, write_report
+from distill.report.story import details, verdict
 from distill.report.words import SHOWN_CHARACTERS, count, fixed, seconds, signed, visible, wealth
 from tests.distill.report.a_night import finished_night
 from tests.distill.report.nights import (
@@ -161,22 +163,79 @@ def test_numbers_on_the_page_are_those_of_the_facts() -> None:
     assert night.data_hash in text if night.data_hash else False
 
 
-def test_a_kept_n_says_how_many_more_prompts_it_takes() -> None:
+@pytest.mark.parametrize(
+    ("expected", "name"),
+    [
+        ("N falls from 8 to 4: the best of 4 new draws beats the best of 7 old ones", "promoted"),
+        ("N stays 8: not enough evidence yet, about 240 more held-out prompts would settle it", "kept"),
+        ("N stays 8: 4 draws would keep the reward, but guards fail: length, held-out reward model", "refused"),
+        ("N stays 8: 12 winners to train on, 32 are needed", "too-few"),
+        ("draw failed: no backend answers at http://127.0.0.1:8080", "unfinished-after-training"),
+        ("N stays 8: no held-out prompts", "no-draws"),
+    ],
+)
+def test_the_headline_is_one_sentence_that_an_operator_understands(expected: str, name: str) -> None:
+    assert f"<h1>{escape(expected)}</h1>" in render(NIGHTS[name]())
+
+
+def test_a_policy_that_is_no_better_is_not_promised_more_prompts() -> None:
     night = finished_night(promoted=False)
     assert night.decision is not None
-    silent = night.decision.model_copy(update={"why": "not enough evidence"})
-    text = _Page(render(night.model_copy(update={"headline": "N stays 8", "decision": silent}))).text
-    assert "Not enough evidence. About 240 more held-out prompts would settle it." in text
-    assert "Not enough evidence for any N′ below 8" in text
-    assert "About 240 more held-out prompts" not in _Page(render(night)).text, "the headline says it already"
+    hopeless = night.model_copy(update={"decision": night.decision.model_copy(update={"more_prompts": None})})
+    assert "N stays 8: the new policy is no better, and more prompts would not change that" == verdict(hopeless)
+
+
+def test_a_better_policy_may_take_over_at_the_same_n() -> None:
+    night = finished_night()
+    assert night.decision is not None
+    one = night.model_copy(update={"decision": night.decision.model_copy(update={"n_old": 1, "n_new": 1})})
+    assert "N stays 1, better served: the best of 1 new draws beats the best of 1 old ones" == verdict(one)
+
+
+def test_what_the_night_says_of_itself_is_said_once() -> None:
+    night = finished_night()
+    assert night.decision is not None
+    why = night.decision.why
+    assert [why, night.headline] == details(night)
+    both = night.model_copy(update={"headline": f"N 8 → 4: {why}"})
+    assert [f"N 8 → 4: {why}"] == details(both)
+
+
+def test_several_checkpoints_are_named_and_a_worse_one_is_called_so() -> None:
+    night = finished_night(promoted=False)
+    assert night.measured is not None
+    old, new = night.measured.curves[0], night.measured.curves[-1]
+    other = new.model_copy(update={"name": "a-rather-long-name-of-checkpoint-31"})
+    worst = night.measured.equivalent_n[0].model_copy(update={"value": 1.0})
+    measured = {"curves": [old, other, new], "controls": [], "equivalent_n": [worst]}
+    html = render(night.model_copy(update={"measured": night.measured.model_copy(update=measured)}))
+    assert 1 == html.count(">checkpoint-31, T 0.7<"), "on a desk, not on a phone"
+    assert "One new draw is worth no more than an old one" in html
+
+
+def test_a_new_policy_without_a_curve_of_that_name_still_has_its_histogram() -> None:
+    night = finished_night(promoted=False)
+    assert night.measured is not None
+    bars = [one.model_copy(update={"name": "other"}) for one in night.measured.rewards if one.side == "new"]
+    measured = night.measured.model_copy(update={"rewards": bars, "lengths": bars})
+    assert "new: other at T 0.7" in _Page(render(night.model_copy(update={"measured": measured}))).text
+
+
+def test_three_checkpoints_share_alpha() -> None:
+    night = finished_night()
+    assert night.decision is not None
+    html = render(night.model_copy(update={"decision": night.decision.model_copy(update={"threshold": 60.0})}))
+    assert "3/α = 60: enough" in html
+    assert "evidence at α = 0.050, shared by 3 checkpoints, however often one looks" in _Page(html).text
+    assert "1/α = 20: enough" in render(night)
 
 
 def test_a_judge_that_does_not_agree_is_named_at_the_top() -> None:
     text = _Page(render(refused_by_guards())).text
     plainly = text.index("The held-out reward model does not agree that the new policy is better")
     assert plainly < text.index("Reward against N")
-    assert "1 of 5 guards failed" in text
-    assert "but a guard failed: length" in text
+    assert "2 of 6 guards fail" in text
+    assert "The evidence sufficed at N′ = 4, but guards fail: length, held-out reward model" in text
     assert "Other checkpoints, 7 more tries" in text
     assert "No held-out reward model was asked" not in text
 
@@ -185,7 +244,7 @@ def test_a_night_that_broke_off_says_where_and_how_to_go_on() -> None:
     text = _Page(render(unfinished_after_training())).text
     assert "The night did not finish" in text
     assert "Finished steps: collect, curate, train." in text
-    assert "python -m distill run --resume" in text
+    assert "python -m distill run goes on from there" in text
     assert "No draws were measured" in text
     assert "No step finished." in _Page(render(unfinished_at_once())).text
 
@@ -239,5 +298,5 @@ def test_a_conversation_shows_its_last_question_and_folds_the_rest() -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "And tea?"}]
     pair = SideBySide(messages=turns, old=night.samples[0].old, new=night.samples[0].new)
     text = _Page(render(night.model_copy(update={"samples": [pair]}))).text
-    assert text.index("And tea?") < text.index("1 earlier messages")
+    assert text.index("And tea?") < text.index("1 earlier message")
     assert "system Be brief." in text

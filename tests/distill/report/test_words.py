@@ -50,6 +50,7 @@ def test_minus_is_a_minus() -> None:
     assert "−0.012" == words.signed(-0.012)
     assert "+0.012" == words.signed(0.012)
     assert "−16\u00a0%" == words.change(0.84)
+    assert "−1.8e+308" == words.fixed(-1.797e308)
     assert "21\u00a0%" == words.percent(0.21)
 
 
@@ -66,4 +67,4 @@ def test_a_sentence_begins_large_and_ends() -> None:
 
 
 def test_control_characters_become_pictures() -> None:
-    assert "a␀b␛c\n\td␡" == words.visible("a\x00b\x1bc\n\td\x7f")
+    assert "a␀b␛c\n\td␡\ne␍�" == words.visible("a\x00b\x1bc\n\td\x7f\r\ne\r\x85")
