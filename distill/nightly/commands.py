@@ -1,9 +1,10 @@
-"""``python -m distill run``, ``schedule``, ``report`` and ``settings``."""
+"""``python -m distill run``, ``night``, ``schedule``, ``report`` and ``settings``."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -42,7 +43,20 @@ def run(
     if until not in STEPS:
         raise typer.BadParameter(f"{until} is no step; steps are {', '.join(STEPS)}", param_hint="--until")
     configure_logging("warning", "console")
-    raise typer.Exit(_told(lambda settings, began: _run(settings, began, dry_run, until, resume or None, new)))
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries to libraries
+    began: list[RunDir] = []
+    code = _told(lambda settings: _run(settings, began, dry_run, until, resume or None, new))
+    if not dry_run and code != exits.ANOTHER_NIGHT:  # whose metrics they are
+        _write_metrics(began[-1] if began else None, code)
+    raise typer.Exit(code)
+
+
+def night() -> None:
+    """A whole night on this machine: the embedded stack, some traffic, then `run`; small and real."""
+    from distill.nightly.embedded import main
+
+    configure_logging("warning", "console")
+    raise typer.Exit(_told(lambda _: main(console)))
 
 
 def schedule() -> None:
@@ -50,7 +64,7 @@ def schedule() -> None:
     from distill.nightly.clock import keep
 
     configure_logging("info", "console")
-    raise typer.Exit(_told(lambda settings, _: keep(settings.night.at, console)))
+    raise typer.Exit(_told(lambda settings: keep(settings.night.at, console)))
 
 
 def report(
@@ -60,7 +74,7 @@ def report(
     from distill.report.facts import NightFacts
     from distill.report.page import write_report
 
-    def render(settings: Settings, _: list[RunDir]) -> int:
+    def render(settings: Settings) -> int:
         chosen = _chosen(settings.night.runs_dir, run)
         facts = NightFacts.read(chosen.path)
         console.print(facts.headline, markup=False, highlight=False)
@@ -98,33 +112,29 @@ def _run(settings: Settings, began: list[RunDir], dry_run: bool, until: str, res
     return exits.FINISHED
 
 
-def _told(action: Callable[[Settings, list[RunDir]], int]) -> int:
-    """Run a command; what goes wrong is one line, a code to alert on, and a metric."""
-    began: list[RunDir] = []
-    settings: Settings | None = None
+def _told(action: Callable[[Settings], int]) -> int:
+    """Run a command; what goes wrong is one line and a code to alert on."""
     try:
-        settings = distill_settings.load()
         with _ended_by_sigterm():
-            code = action(settings, began)
+            return action(distill_settings.load())
     except exits.ERRORS as error:
         errors.print(exits.words_of(error), style="red", markup=False, highlight=False, soft_wrap=True)
-        code = exits.code_of(error)
+        return exits.code_of(error)
     except KeyboardInterrupt:
         errors.print(exits.TABLE[exits.INTERRUPTED])
-        code = exits.INTERRUPTED
-    except SystemExit as ending:  # training leaves with it, once its checkpoint is written
+        return exits.INTERRUPTED
+    except SystemExit:  # from the handler below, or from training once its checkpoint is written
         errors.print(exits.TABLE[exits.TERMINATED])
-        code = ending.code if isinstance(ending.code, int) else exits.FAILED
-    if settings is not None and settings.night.metrics_file is not None and code != exits.ANOTHER_NIGHT:
-        _write_metrics(settings.night.metrics_file, began[-1] if began else None, code)
-    return code
+        return exits.TERMINATED
 
 
-def _write_metrics(path: Path, run: RunDir | None, code: int) -> None:
+def _write_metrics(run: RunDir | None, code: int) -> None:
     from distill.nightly.metrics import write_metrics
 
     try:
-        write_metrics(path, run, code)
+        path = distill_settings.load().night.metrics_file
+        if path is not None:
+            write_metrics(path, run, code)
     except exits.ERRORS as error:
         errors.print(f"no metrics: {exits.words_of(error)}", style="red", markup=False, highlight=False)
 

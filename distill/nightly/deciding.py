@@ -13,6 +13,7 @@ from distill.evaluation.drawn import Candidate
 from distill.evaluation.gate import Rules, decide
 from distill.evaluation.guards import Bounds
 from distill.evaluation.verdict import Verdict
+from distill.nightly.candidates import forget
 from distill.nightly.measuring import Sampled, sampled, serving_temperature
 from distill.nightly.night import Night, Result
 from distill.run_dir import RunDir, write_atomically
@@ -42,6 +43,8 @@ def gate(night: Night) -> Result:
         verdict_file(night.run), orjson.dumps(asdict(verdict), option=orjson.OPT_NON_STR_KEYS | orjson.OPT_INDENT_2)
     )
     night.say(verdict.why)
+    adapters = night.results["draw"]["candidates"]
+    forget(night, [adapter for checkpoint, adapter in adapters.items() if checkpoint != verdict.checkpoint])
     return {
         "promote": verdict.promote,
         "n_now": verdict.n_now,

@@ -21,6 +21,7 @@ from distill.evaluation.drawn import Drawn, describe
 from distill.evaluation.draws import Drawer
 from distill.evaluation.sample import Design, Draw, Question, read_draws
 from distill.evaluation.scoring import answer_key
+from distill.nightly import candidates
 from distill.nightly.learning import held_out_file
 from distill.nightly.night import Night, Result
 from distill.report.facts import Side
@@ -76,11 +77,13 @@ class Sampled:
 def draw(night: Night) -> Result:
     """Both policies answer the same held-out prompts; what any night drew of the serving policy is not drawn again."""
     settings = night.settings.evaluation
-    plan = sources(night)
+    adapters = candidates.prepare(night)
+    names = {checkpoint: adapter.name for checkpoint, adapter in adapters.items()}
+    plan = sources(night, names)
     begun = _once(night, {"reused": sum(each.design.size - draws.missing(each.design, each.path) for each in plan)})
     refused: set[str] = set()
     tokens = 0
-    with serving(night, plan) as backend:
+    with candidates.serving(night, adapters) as backend:
         for source in plan:
             left = draws.missing(source.design, source.path)
             with night.bar(f"drawing {source.name}", source.design.size) as advance:
@@ -97,13 +100,13 @@ def draw(night: Night) -> Result:
         raise EvaluationError("the backend refuses every held-out prompt as invalid")
     if refused:
         night.say(f"{len(refused)} prompts are left out: the backend refuses them (too long?)")
-    return {"tokens": tokens, "refused": sorted(refused), "prompts": measured, **begun}
+    return {"tokens": tokens, "refused": sorted(refused), "prompts": measured, "candidates": names, **begun}
 
 
 def score(night: Night) -> Result:
     """The model that selects, and the judge where there is one, score every distinct answer once."""
     settings = night.settings.evaluation
-    every = [each for source in sources(night) for each in _kept(night, source)]
+    every = [each for source in _sources(night) for each in _kept(night, source)]
     judge = scoring.judge_settings(night.gateway.reward, settings.judge_model, settings.judge_adapter)
     found: dict[str, Any] = {"judge": None, "tokens": 0}
     for role, reward in (("select", night.gateway.reward), ("judge", judge)):
@@ -122,7 +125,7 @@ def sampled(night: Night) -> list[Sampled]:
     judged = scores["judge"] and scoring.read_scores(Path(scores["judge"]["path"]))
     refused = set(night.results["draw"]["refused"])
     found = []
-    for source in sources(night):
+    for source in _sources(night):
         kept = [question for question in source.design.questions if question.key not in refused]
         design = Design(kept, source.design.temperatures, source.design.draws, source.design.max_tokens)
         by_temperature = draws.drawn(design, source.path)
@@ -130,8 +133,13 @@ def sampled(night: Night) -> list[Sampled]:
     return found
 
 
-def sources(night: Night) -> list[Source]:
-    """Who draws, the serving policy first. The same for a night that is taken up again."""
+def sources(night: Night, names: Mapping[str, str]) -> list[Source]:
+    """Who draws, the serving policy first. The same for a night that is taken up again.
+
+    Args:
+        night: The night.
+        names: Each checkpoint's name as an adapter.
+    """
     settings = night.settings.evaluation
     asked = questions(night)
     base = night.settings.training.model
@@ -145,12 +153,11 @@ def sources(night: Night) -> list[Source]:
     old = night.serving.adapter
     old_temperatures = temperatures(settings, night.serving.default_temperature)
     new_temperatures = settings.candidate_temperatures or (serving_temperature(night),)
-    checkpoints = [Path(path) for path in night.results["train"]["checkpoints"]]
     return [
         source("old", old or "base", old, old_temperatures, settings.draws_dir),
         *(
-            source("new", path.name, candidate_name(night, path), new_temperatures, night.run.path / "draws")
-            for path in checkpoints
+            source("new", checkpoint, adapter, new_temperatures, night.run.path / "draws")
+            for checkpoint, adapter in names.items()
         ),
     ]
 
@@ -179,9 +186,8 @@ def temperatures(settings: EvaluationSettings, default: float | None) -> list[fl
     return sorted({*settings.temperatures, DEFAULT_TEMPERATURE if default is None else default})
 
 
-def candidate_name(night: Night, checkpoint: Path) -> str:
-    """What a backend knows a checkpoint by; no other night uses the name."""
-    return f"{night.run.id}-{checkpoint.name}"
+def _sources(night: Night) -> list[Source]:
+    return sources(night, night.results["draw"]["candidates"])
 
 
 def _kept(night: Night, source: Source) -> list[Draw]:

@@ -82,6 +82,16 @@ class EmbeddedStack:
         return self._redis.url
 
     @property
+    def environment(self) -> dict[str, str]:
+        """The gateway's variables: with them the night finds the same parts."""
+        return self._gateway_settings()
+
+    @property
+    def data_dir(self) -> Path:
+        """The folder of everything."""
+        return self._data_dir
+
+    @property
     def log_dir(self) -> Path:
         """Folder of the logs."""
         return self._data_dir / "logs"

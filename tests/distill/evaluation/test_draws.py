@@ -112,5 +112,5 @@ async def test_draws_of_the_sample_command_are_taken_over_once(tmp_path: Path) -
 
 def test_without_servers_of_its_own_the_fleet_draws() -> None:
     fleet = BackendSettings(urls=("http://127.0.0.1:9",))
-    with served(fleet, servers=0, slots=4, context_tokens=64, adapters={}) as chosen:
+    with served(fleet, servers=0, slots=4, context_tokens=64, adapters=[]) as chosen:
         assert fleet == chosen

@@ -1,0 +1,110 @@
+"""One attempt at a night in a process of its own, which may be told to kill itself: what a kill -9 leaves is real.
+
+The fleet is the TGI stub: it serves what it is told to, and a new adapter's answers are rich in words, which the
+reward stub likes. Its log-probabilities are made up, so the check by behaviour is left out here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+_PRELOADED = ["distill.nightly.order", "distill.training.train", "distill.promotion.publish", "distill.__main__"]
+
+Kill = tuple[str, int | None]
+"""A step, and the k-th move of its progress bar; None: after all of it, just before it is marked."""
+
+
+def attempt(environment: Mapping[str, str], arguments: Sequence[str] = (), kill: Kill | None = None) -> int:
+    """Run ``python -m distill run`` with these variables; returns its exit code, minus 9 if it was killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    process = context.Process(target=_run, args=(dict(environment), list(arguments), kill))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _run(environment: dict[str, str], arguments: list[str], kill: Kill | None) -> None:
+    os.environ.update(environment)
+    from typer.testing import CliRunner
+
+    from distill.__main__ import app
+
+    _serve_what_is_published(environment["GATEWAY_BACKEND__URLS"])
+    if "ATTEMPT_FILE_BYTES" in environment:
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(environment["ATTEMPT_FILE_BYTES"]), hard))
+    if kill is not None:
+        _kill_at(*kill)
+    result = CliRunner().invoke(app, ["run", *arguments])
+    with contextlib.suppress(OSError), Path(environment["ATTEMPTS_LOG"]).open("a") as sink:
+        sink.write(f"{result.output}\n{result.exception!r}\n")
+    os._exit(result.exit_code)
+
+
+def _serve_what_is_published(url: str) -> None:
+
+    from distill.nightly import candidates, promoting
+
+    async def loaded(adapter: Any, *_: object) -> None:
+        _tell(url, adapters=[adapter.name], rich_adapters=[adapter.name])
+
+    async def seen(*_: object) -> list[str]:
+        return ["it answers"]
+
+    for module in (candidates, promoting):
+        setattr(module, "load_adapter", loaded)  # noqa: B010 - mypy knows of no assignment to a module's names
+        setattr(module, "check_canary", seen)  # noqa: B010
+
+
+def _tell(url: str, **knobs: Any) -> None:
+    request = urllib.request.Request(f"{url}/_stub/knobs", orjson.dumps(knobs), {"Content-Type": "application/json"})
+    with contextlib.suppress(urllib.error.URLError):  # a fleet that is away
+        urllib.request.urlopen(request).close()
+
+
+def _kill_at(step: str, move: int | None) -> None:
+    from distill.nightly.night import Advance, Night, Result
+
+    through, bar = Night.step, Night.bar
+    now: list[str] = []
+
+    def killed_step(night: Night, name: str, action: Callable[[Night], Result]) -> Result:
+        def killed(night: Night) -> Result:
+            result = action(night)
+            if name == step and move is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        now[:] = [name]
+        return through(night, name, killed)
+
+    @contextmanager
+    def killed_bar(night: Night, words: str, total: int | None) -> Iterator[Advance]:
+        with bar(night, words, total) as advance:
+            left = move if now == [step] else None
+
+            def counted(count: int, of: int | None = None) -> None:
+                nonlocal left
+                advance(count, of)
+                if left is not None and count:
+                    left -= 1
+                    if left == 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            yield counted
+
+    Night.step, Night.bar = killed_step, killed_bar  # type: ignore[method-assign,assignment]

@@ -1,0 +1,97 @@
+"""A night killed at every step, at its worst moments, and taken up again: the same night, nothing twice or lost."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.dataset.archive import Archive
+from distill.nightly.night import STEPS
+from distill.report.facts import NightFacts
+from distill.run_dir import runs
+from gateway.journal.stream import stream_key
+from gateway.settings import RedisSettings
+from tests.distill.nightly.attempts import Kill, attempt
+from tests.distill.nightly.fleet import PROMPTS, environment, log_races
+from tests.distill.training.tiny import tiny_base
+from tests.redis_server import RedisServer
+from tests.stubs.process import StubProcess
+
+# In the middle of what takes long, and after all of it, just before the step is marked as through.
+KILLS: list[Kill] = [
+    *((step, move) for step, move in (("collect", 1), ("curate", 20), ("train", 1), ("draw", 30), ("score", 5))),
+    *((step, None) for step in STEPS),
+]
+
+
+@pytest.fixture(scope="module")
+def stub_urls() -> Iterator[tuple[str, str]]:
+    tgi, rewards = StubProcess("tests.stubs.tgi"), StubProcess("tests.stubs.reward")
+    tgi.start()
+    rewards.start()
+    yield tgi.url, rewards.url
+    tgi.stop()
+    rewards.stop()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_base(tmp_path_factory.mktemp("tiny"))
+
+
+def night_of(folder: Path, server: RedisServer, stub_urls: tuple[str, str], model: Path) -> dict[str, str]:
+    tgi, rewards = stub_urls
+    return environment(folder, tgi_url=tgi, reward_url=rewards, redis_url=server.url, model=model)
+
+
+def test_killed_at_every_step_it_is_the_same_night(
+    tmp_path: Path,
+    redis_server: RedisServer,
+    redis_settings: RedisSettings,
+    stub_urls: tuple[str, str],
+    model: Path,
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    outcomes = []
+    for folder, kills in ((whole, []), (broken, KILLS)):
+        folder.mkdir()
+        redis_server.restart(empty=True)
+        variables = night_of(folder, redis_server, stub_urls, model)
+        log_races(redis_server, redis_settings)
+        for kill in kills:
+            assert -9 == attempt(variables, kill=kill), kill
+        assert 0 == attempt(variables), (folder / "attempts.log").read_text()
+        outcomes.append(outcome(folder, redis_server, redis_settings))
+    assert outcomes[0] == outcomes[1]
+    assert ("promoted", PROMPTS) == (outcomes[0]["outcome"], outcomes[0]["archived"])
+    assert len(KILLS) == NightFacts.read(runs(broken / "runs")[0].path).resumed
+
+
+def outcome(folder: Path, server: RedisServer, settings: RedisSettings) -> dict[str, Any]:
+    """Everything about a night that must not depend on how often it was killed."""
+    (run,) = runs(folder / "runs")
+    facts = NightFacts.read(run.path)
+    draws = [
+        path.read_bytes().splitlines()
+        for path in sorted([*folder.glob("draws/*-*.jsonl"), *run.path.glob("draws/rft*")])
+    ]
+    assert all(len(lines) == len(set(lines)) for lines in draws), "something was drawn or scored twice"
+    with server.client() as client:
+        history: Any = client.lrange(f"{settings.key_prefix}:policy:history", 0, -1)
+        left: Any = client.xlen(stream_key(settings.key_prefix))
+    policies = [json.loads(document) for document in history]
+    return {
+        "outcome": facts.outcome,
+        "archived": Archive(folder / "archive").count(),
+        "left in Redis": left,
+        "curated": [(run.path / name).read_bytes() for name in ("examples.jsonl", "held_out.jsonl")],
+        "losses": facts.trained.loss if facts.trained else None,
+        "draws": [sorted(hashlib.sha256(line).hexdigest() for line in lines) for lines in draws],
+        "verdict": (run.path / "verdict.json").read_bytes(),
+        "policies": [(p["version"], p["adapter"], p["n"], p["canary"]["adapter"], p["canary"]["n"]) for p in policies],
+        "adapters": sorted(path.name for path in (folder / "adapters").iterdir()),
+        "samples": facts.samples,
+    }

@@ -1,0 +1,139 @@
+"""What breaks around a night is told in one line with a code to alert on, and the night goes on once it is mended."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from distill.nightly import exits
+from distill.nightly.lock import only_night
+from distill.run_dir import runs
+from gateway.journal.stream import stream_key
+from gateway.settings import RedisSettings
+from tests.distill.nightly.attempts import attempt
+from tests.distill.nightly.fleet import environment, log_races
+from tests.distill.training.tiny import tiny_base
+from tests.redis_server import RedisServer
+from tests.stubs.process import StubProcess
+
+
+@pytest.fixture
+def stubs() -> Iterator[tuple[StubProcess, StubProcess]]:
+    started = StubProcess("tests.stubs.tgi"), StubProcess("tests.stubs.reward")
+    for stub in started:
+        stub.start()
+    yield started
+    for stub in started:
+        stub.stop()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_base(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def variables(
+    tmp_path: Path,
+    redis_server: RedisServer,
+    redis_settings: RedisSettings,
+    stubs: tuple[StubProcess, StubProcess],
+    model: Path,
+) -> dict[str, str]:
+    tgi, rewards = stubs
+    log_races(redis_server, redis_settings)
+    return environment(tmp_path, tgi_url=tgi.url, reward_url=rewards.url, redis_url=redis_server.url, model=model)
+
+
+def told(folder: Path) -> str:
+    """What the last attempt printed, on one line."""
+    return " ".join((folder / "attempts.log").read_text().split())
+
+
+def test_redis_gone(tmp_path: Path, variables: dict[str, str], redis_server: RedisServer) -> None:
+    redis_server.kill()
+    assert exits.PART_AWAY == attempt(variables)
+    assert "the serving policy cannot be read: Redis said" in told(tmp_path)
+    assert [] == runs(tmp_path / "runs")
+    assert "ratchet_night_exit_code 75.0" in (tmp_path / "night.prom").read_text()
+
+
+def test_backend_gone_then_reward_gone_then_back(tmp_path: Path, variables: dict[str, str]) -> None:
+    """Each time the same night stops where it was, and in the end it comes to its end."""
+    nowhere = "http://127.0.0.1:9"
+    assert exits.PART_AWAY == attempt({**variables, "GATEWAY_BACKEND__URLS": nowhere})
+    assert "drawing stopped: " in told(tmp_path)
+    assert exits.PART_AWAY == attempt({**variables, "GATEWAY_REWARD__URL": nowhere})
+    assert "the reward model is not ready" in told(tmp_path)
+    assert exits.FINISHED == attempt(variables), told(tmp_path)
+    (run,) = runs(tmp_path / "runs")
+    assert (3, True) == (run.attempts, run.finished)
+
+
+def test_a_full_disk_stops_the_night_in_words(tmp_path: Path, variables: dict[str, str]) -> None:
+    """A limit on files' size stands for the disk's."""
+    assert exits.FINISHED == attempt(variables, ["--until", "train"]), told(tmp_path)
+    assert exits.BAD_INPUT == attempt({**variables, "ATTEMPT_FILE_BYTES": "4000"})
+    assert "cannot be written: File too large" in told(tmp_path)
+    assert exits.FINISHED == attempt(variables), told(tmp_path)
+
+
+def test_a_corrupt_archive_is_named_and_mended(tmp_path: Path, variables: dict[str, str]) -> None:
+    assert exits.FINISHED == attempt(variables, ["--until", "collect"]), told(tmp_path)
+    (part,) = (tmp_path / "archive").glob("day=*/*.parquet")
+    content = part.read_bytes()
+    part.chmod(0o644)
+    part.write_bytes(content[:100])
+    assert exits.BAD_INPUT == attempt(variables)
+    assert str(part) in told(tmp_path)
+    part.write_bytes(content)
+    assert exits.FINISHED == attempt(variables, ["--until", "curate"]), told(tmp_path)
+
+
+def test_an_unreadable_record_is_kept_and_told_and_stops_nothing(
+    tmp_path: Path, variables: dict[str, str], redis_server: RedisServer, redis_settings: RedisSettings
+) -> None:
+    with redis_server.client() as client:
+        client.xadd(stream_key(redis_settings.key_prefix), {"id": "chatcmpl-bad", "data": b"{}"})
+    assert exits.FINISHED == attempt(variables, ["--until", "curate"]), told(tmp_path)
+    assert "a record that no version up to this one can read is kept in" in told(tmp_path)
+    (run,) = runs(tmp_path / "runs")
+    assert 1 == (run.result("collect") or {})["unreadable"]
+
+
+def test_another_night_and_other_settings_are_refused(tmp_path: Path, variables: dict[str, str]) -> None:
+    assert exits.FINISHED == attempt(variables, ["--until", "collect"]), told(tmp_path)
+    with only_night(tmp_path / "runs"):
+        assert exits.ANOTHER_NIGHT == attempt(variables)
+    assert "another night runs in" in told(tmp_path)
+    other = {**variables, "DISTILL_TRAINING__RANK": "8"}
+    assert exits.BAD_INPUT == attempt(other)
+    assert "begun with other settings (training.rank)" in told(tmp_path)
+    assert exits.FINISHED == attempt(other, ["--new", "--until", "collect"]), told(tmp_path)
+    assert 2 == len(runs(tmp_path / "runs"))
+
+
+def test_too_few_winners_are_an_honest_end(tmp_path: Path, variables: dict[str, str]) -> None:
+    assert exits.FINISHED == attempt({**variables, "DISTILL_NIGHT__MIN_EXAMPLES": "1000"}), told(tmp_path)
+    assert "1000 are needed" in told(tmp_path)
+    (run,) = runs(tmp_path / "runs")
+    assert run.result("train") is None
+    assert (run.path / "report.html").exists()
+
+
+def test_a_dry_run_tells_and_changes_nothing(
+    tmp_path: Path, variables: dict[str, str], redis_server: RedisServer, redis_settings: RedisSettings
+) -> None:
+    assert exits.FINISHED == attempt(variables, ["--until", "collect"]), told(tmp_path)
+    before = everything(tmp_path)
+    assert exits.FINISHED == attempt(variables, ["--dry-run"]), told(tmp_path)
+    assert before == everything(tmp_path)
+    assert "take up run" in told(tmp_path)
+    assert "archive 0 records that wait in Redis" in told(tmp_path)
+
+
+def everything(folder: Path) -> dict[str, tuple[int, float]]:
+    """Every file with size and time, but for the tests' own log."""
+    files = [Path(place) / name for place, _, names in os.walk(folder) for name in names if name != "attempts.log"]
+    return {str(file): (file.stat().st_size, file.stat().st_mtime) for file in files}
