@@ -134,7 +134,7 @@ async def test_a_canary_pool_that_knows_no_such_model_fails_no_request(serve: Se
 
 async def test_a_canary_that_hangs_costs_its_deadline_once(serve: Serve, redis_server: RedisServer) -> None:
     """Then it is set aside, and the next request does not wait for it."""
-    served = await serve(policy=FAST, race={"deadline_s": 0.5}, backend={"unhealthy_s": 60.0})
+    served = await serve(policy=FAST, race={"deadline_s": 3.0}, backend={"unhealthy_s": 60.0})
     async with TgiStub(Knobs(fault=Fault.HANG, fault_probability=1.0)) as hung:
         await publish(served, canary={"n": 1, "urls": (hung.url,), "share": 0.99})
         asked = hung.state.started
