@@ -25,7 +25,8 @@ def loss_curve(facts: NightFacts) -> Markup | None:
         return None
     spots = [(float(point.step), point.loss) for point in facts.trained.loss]
     chosen = facts.decision.checkpoint if facts.decision else None
-    return _trajectory(facts.trained, spots, "loss, nats a token", loss_title(facts), chosen)
+    unit = "loss, nats a token" if facts.trained.objective == "sft" else "loss"
+    return _trajectory(facts.trained, spots, unit, loss_title(facts), chosen)
 
 
 def gradient_norms(facts: NightFacts) -> Markup | None:

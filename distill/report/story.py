@@ -34,8 +34,8 @@ def verdict(facts: NightFacts) -> str:
 def details(facts: NightFacts) -> list[str]:
     """What the night itself says of its verdict, without saying it twice."""
     why = facts.decision.why if facts.decision else ""
-    told = [facts.headline] if facts.headline != verdict(facts) else []
-    return told if any(why in words for words in (*told, verdict(facts))) else [why, *told]
+    told = [why] if why in facts.headline else [why, facts.headline]
+    return [words for words in told if words not in verdict(facts)]
 
 
 def best_checkpoint(facts: NightFacts) -> str | None:
