@@ -38,7 +38,7 @@ class Base:
 
 
 def load_base(model: str) -> Base:
-    """Load the base: float32 on the CPU, bfloat16 on CUDA; safetensors (or the wheel's GGUF), never a repository's code.
+    """Load the base, in float32 on the CPU and bfloat16 on CUDA: safetensors or the wheel's GGUF, never foreign code.
 
     Args:
         model: A folder or hub id; empty is the embedded SmolLM2, its GGUF expanded to float32.

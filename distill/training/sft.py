@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import structlog
 import torch
+from accelerate import PartialState
 from accelerate.utils.memory import should_reduce_batch_size
 from peft import LoraConfig
 from transformers import PrinterCallback
@@ -177,7 +178,7 @@ def trainer_for(
         beta: IPO's.
         callbacks: The Trainer's.
     """
-    common = _arguments(settings, output_dir)
+    common = _arguments(settings, output_dir, PartialState().num_processes)
     options = {
         "model": base.model, "train_dataset": rows, "processing_class": base.tokenizer, "callbacks": callbacks,
         "peft_config": lora(settings),
@@ -246,9 +247,8 @@ def flattened(inputs: Inputs) -> Inputs:
     }
 
 
-def _arguments(settings: TrainingSettings, output_dir: str) -> dict[str, Any]:
+def _arguments(settings: TrainingSettings, output_dir: str, world: int) -> dict[str, Any]:
     """What both of TRL's configurations are given."""
-    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if settings.batch_examples % world:
         raise TrainingError(f"batch_examples {settings.batch_examples} is not a multiple of {world} devices")
     cuda = torch.cuda.is_available()

@@ -15,8 +15,8 @@ from typing import Any
 
 import structlog
 import torch
+from accelerate import PartialState
 from datasets import Dataset
-from torch import distributed
 from torch.utils.tensorboard import SummaryWriter
 from transformers.integrations import TensorBoardCallback
 
@@ -125,13 +125,15 @@ def train(
 def _prepare(out: Path, plan: dict[str, Any], resume: bool) -> Trained | None:
     """The finished training in ``out``, if it is this one; else a folder that this one may go on in."""
     fingerprint = hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()
-    first = not distributed.is_initialized() or distributed.get_rank() == 0
+    first = PartialState().is_main_process
     out.mkdir(parents=True, exist_ok=True)
     plan_file, result_file = out / PLAN_FILE, out / RESULT_FILE
     if not resume and first:
-        result_file.unlink(missing_ok=True)
+        for file in (result_file, plan_file):
+            file.unlink(missing_ok=True)
         discard(out, set())
-    elif plan_file.exists():
+    PartialState().wait_for_everyone()
+    if plan_file.exists():
         before = json.loads(plan_file.read_text(encoding="utf-8"))
         if before["fingerprint"] != fingerprint:
             changed = [name for name in plan if before.get(name) != json.loads(json.dumps(plan[name], default=str))]
@@ -140,6 +142,7 @@ def _prepare(out: Path, plan: dict[str, Any], resume: bool) -> Trained | None:
             )
         if result_file.exists():
             return _read(result_file, out)
+    PartialState().wait_for_everyone()
     if first:
         write_atomically(plan_file, json.dumps({**plan, "fingerprint": fingerprint}, default=str, indent=2).encode())
     return None

@@ -31,10 +31,11 @@ Restart = Annotated[bool, typer.Option("--restart", help="Throw away what is in 
 def train(examples: Examples, out: Out, replay: Replay = None, restart: Restart = False) -> None:
     """Teach the base model its winners; DISTILL_TRAINING__… says how. Run again, it goes on where it stopped."""
     console = Console(stderr=True)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
     bar = Progress(
         TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console,
-        disable=int(os.environ.get("RANK", "0")) > 0,  # of several processes, one shows the bar
+        disable=not first,
     )  # fmt: skip
     task = bar.add_task("training", total=None, loss=float("nan"))
 
@@ -56,7 +57,8 @@ def train(examples: Examples, out: Out, replay: Replay = None, restart: Restart 
         problem = TrainingError(f"{out} cannot be written: {error.strerror or error}")
         console.print(f"[red]{problem}[/red]", highlight=False)
         raise typer.Exit(EXIT_BAD_INPUT) from error
-    console.print(_table(trained))
+    if first:
+        console.print(_table(trained))
 
 
 def _table(trained: Trained) -> Table:
