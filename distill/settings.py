@@ -149,6 +149,8 @@ class NightSettings(_Group):
     """Folder of run directories, one a night."""
     min_examples: int = Field(default=32, ge=1)
     """Fewer curated winners than this and the night ends without training."""
+    train_launcher: str = ""
+    """Command before `-m distill train` (accelerate launch --config_file …); unset: the night's own process trains."""
     metrics_file: Path | None = None
     """Prometheus textfile that tells of the last night; unset writes none."""
     at: str = Field(default="03:30", pattern=r"^([01]\d|2[0-3]):[0-5]\d$")

@@ -6,11 +6,9 @@ Small and real. What the demo logged is in the same folder and counts as well; a
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import openai
@@ -18,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from distill.errors import NightError
+from distill.nightly.child import run_child
 from distill.run_dir import runs, write_atomically
 from gateway.embedded import prompts
 from gateway.embedded.stack import DATA_DIR, EmbeddedStack
@@ -35,6 +34,7 @@ _SMALL = {
     "DISTILL_DATASET__HELD_OUT_SHARE": "0.25",
     "DISTILL_TRAINING__CHECKPOINTS": "1",
     "DISTILL_TRAINING__EPOCHS": "2",
+    "DISTILL_TRAINING__BATCH_EXAMPLES": "8",
     "DISTILL_EVALUATION__DRAWS": str(CANDIDATES),
     "DISTILL_EVALUATION__TEMPERATURES": "0.4,0.7",
     "DISTILL_EVALUATION__MAX_TOKENS": str(MAX_TOKENS),
@@ -74,8 +74,7 @@ def main(console: Console, *, data_dir: Path = DATA_DIR, count: int = PROMPTS) -
         else:
             _ask(stack.url, folder / _ASKED_FILE, count, console)
         command = [sys.executable, "-m", "distill", "run"]
-        with subprocess.Popen(command, env=environment(stack.environment, folder)) as night, _ended_with(night):
-            code = night.wait()
+        code = run_child(command, environment(stack.environment, folder))
         say("stopping everything")
     return code
 
@@ -102,7 +101,7 @@ def _ask(url: str, asked_file: Path, count: int, console: Console) -> None:
     client = openai.OpenAI(
         base_url=f"{url}/v1",
         api_key="unused",
-        max_retries=0,
+        max_retries=10,  # on a busy machine the gateway asks to come back later
         timeout=600.0,
         http_client=openai.DefaultHttpxClient(trust_env=False),  # no proxy stands before this machine itself
     )
@@ -123,14 +122,3 @@ def _ask(url: str, asked_file: Path, count: int, console: Console) -> None:
                 clients.shutdown(cancel_futures=True)
                 raise NightError(f"the gateway did not answer: {type(error).__name__}") from error
     write_atomically(asked_file, str(asked + len(chosen)).encode())
-
-
-@contextmanager
-def _ended_with(night: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Whatever ends this ends the night first, so that its servers are stopped and its step can be resumed."""
-    try:
-        yield
-    except BaseException:
-        night.terminate()
-        night.wait()
-        raise

@@ -235,7 +235,7 @@ def _tried(judged: Judged, place: int, verdict: Verdict) -> Tried:
         passed=trial.passed,
         difference=_interval(trial.difference),
         wealth=trial.highest_wealth,
-        path=trial.path[::step],
+        path=[*trial.path[:-1:step], *trial.path[-1:]],
         reason=reason,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from distill.dataset.collect import Collected
 from distill.dataset.collect import collect as collect_journal
 from distill.dataset.curate import curate as curate_records
 from distill.dataset.files import content_hash, read_examples, write_examples, write_held_out
+from distill.errors import TrainingError
+from distill.nightly.child import run_child
+from distill.nightly.exits import TERMINATED
 from distill.nightly.night import Night, Result
 from distill.run_dir import RunDir, runs
 
@@ -90,6 +94,8 @@ def train(night: Night) -> Result:
     from distill.training.train import train as train_policy
 
     folder = night.run.path / "training"
+    if night.settings.night.train_launcher:
+        _launch(night, folder)
     with night.bar("training", None) as advance:
         done = 0
 
@@ -112,9 +118,25 @@ def train(night: Night) -> Result:
     return {name: value for name, value in facts.items() if name != "versions"}
 
 
+def _launch(night: Night, folder: Path) -> None:
+    """Train in processes of their own, on several devices or hosts; what they leave is read back afterwards.
+
+    Raises:
+        TrainingError: They failed; why is on their stderr.
+    """
+    launcher = shlex.split(night.settings.night.train_launcher)
+    files = [str(examples_file(night.run)), "--replay", str(replay_file(night.run)), "--out", str(folder)]
+    code = run_child([*launcher, "-m", "distill", "train", *files])
+    if code == TERMINATED:
+        raise SystemExit(TERMINATED)
+    if code:
+        raise TrainingError(f"training ended with status {code}: its message is above")
+
+
 def _trained_before(night: Night) -> set[str]:
     """Records of which an earlier night has made a model already."""
-    earlier = [run for run in runs(night.settings.night.runs_dir) if run.id < night.run.id and run.result("train")]
+    every = runs(night.settings.night.runs_dir)
+    earlier = [run for run in every if run.id < night.run.id and run.finished and run.result("train")]
     if not earlier:
         return set()
     # Each night's examples and replay together are all that the archive had to teach then.

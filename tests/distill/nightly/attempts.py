@@ -60,7 +60,9 @@ def _serve_what_is_published(url: str) -> None:
     from distill.nightly import candidates, promoting
 
     async def loaded(adapter: Any, *_: object) -> None:
-        _tell(url, adapters=[adapter.name], rich_adapters=[adapter.name])
+        _tell(
+            url, adapters=[adapter.name], **{f"{os.environ.get('ATTEMPT_ADAPTERS', 'rich')}_adapters": [adapter.name]}
+        )
 
     async def seen(*_: object) -> list[str]:
         return ["it answers"]
@@ -80,13 +82,14 @@ def _kill_at(step: str, move: int | None) -> None:
     from distill.nightly.night import Advance, Night, Result
 
     through, bar = Night.step, Night.bar
+    number = int(os.environ.get("ATTEMPT_SIGNAL", signal.SIGKILL))
     now: list[str] = []
 
     def killed_step(night: Night, name: str, action: Callable[[Night], Result]) -> Result:
         def killed(night: Night) -> Result:
             result = action(night)
             if name == step and move is None:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
             return result
 
         now[:] = [name]
@@ -103,7 +106,7 @@ def _kill_at(step: str, move: int | None) -> None:
                 if left is not None and count:
                     left -= 1
                     if left == 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
+                        os.kill(os.getpid(), number)
 
             yield counted
 

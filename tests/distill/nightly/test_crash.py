@@ -20,11 +20,12 @@ from tests.distill.training.tiny import tiny_base
 from tests.redis_server import RedisServer
 from tests.stubs.process import StubProcess
 
-# In the middle of what takes long, and after all of it, just before the step is marked as through.
+MOVES = {"collect": 1, "curate": 20, "train": 1, "draw": 30, "score": 5}
+"""How far into a step its bar has moved when it is killed in the middle."""
 KILLS: list[Kill] = [
-    *((step, move) for step, move in (("collect", 1), ("curate", 20), ("train", 1), ("draw", 30), ("score", 5))),
-    *((step, None) for step in STEPS),
+    kill for step in STEPS for kill in ([(step, MOVES[step])] if step in MOVES else []) + [(step, None)]
 ]
+"""In the middle of what takes long, and after all of it, just before the step is marked as through."""
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ import pytest
 
 from distill.nightly import exits
 from distill.nightly.lock import only_night
+from distill.report.facts import NightFacts
 from distill.run_dir import runs
 from gateway.journal.stream import stream_key
 from gateway.settings import RedisSettings
-from tests.distill.nightly.attempts import attempt
+from tests.distill.nightly.attempts import Kill, attempt
 from tests.distill.nightly.fleet import environment, log_races
 from tests.distill.training.tiny import tiny_base
 from tests.redis_server import RedisServer
@@ -120,6 +121,25 @@ def test_too_few_winners_are_an_honest_end(tmp_path: Path, variables: dict[str, 
     (run,) = runs(tmp_path / "runs")
     assert run.result("train") is None
     assert (run.path / "report.html").exists()
+
+
+def test_a_worse_model_is_an_honest_end(tmp_path: Path, variables: dict[str, str]) -> None:
+    assert exits.FINISHED == attempt({**variables, "ATTEMPT_ADAPTERS": "dull"}), told(tmp_path)
+    (run,) = runs(tmp_path / "runs")
+    facts = NightFacts.read(run.path)
+    assert ("kept", None, None) == (facts.outcome, run.result("publish"), facts.promoted)
+    assert facts.decision is not None
+    assert {3, 2, 1} == {tried.n for tried in facts.decision.tried}
+    assert facts.decision.guards
+    assert facts.headline in told(tmp_path)
+    assert [] == list((tmp_path / "adapters").glob("rft-*"))
+
+
+@pytest.mark.parametrize("kill", [("train", 1), ("draw", 30), ("score", 5)])
+def test_sigterm_leaves_the_step_in_order(tmp_path: Path, variables: dict[str, str], kill: Kill) -> None:
+    assert exits.TERMINATED == attempt({**variables, "ATTEMPT_SIGNAL": "15"}, kill=kill), told(tmp_path)
+    assert "stopped by SIGTERM" in told(tmp_path)
+    assert exits.FINISHED == attempt(variables, ["--until", kill[0]]), told(tmp_path)
 
 
 def test_a_dry_run_tells_and_changes_nothing(

@@ -1,0 +1,47 @@
+"""The textfile tells of the last attempt, whatever became of it, in Prometheus's own format."""
+
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from distill.nightly.metrics import write_metrics
+from distill.run_dir import new_run
+
+
+def read(path: Path) -> dict[str, float]:
+    families = text_string_to_metric_families(path.read_text())
+    return {
+        ".".join([sample.name, *sample.labels.values()]): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_a_night_that_promoted(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "runs", {})
+    run.begin()
+    results: dict[str, dict[str, float]] = {
+        "curate": {"examples": 486},
+        "draw": {"prompts": 290},
+        "gate": {"n_now": 8, "n_new": 4},
+        "promote": {"share": 0.1},
+        "report": {},
+    }
+    for step, result in results.items():
+        run.mark(step, result)
+    run.spent("draw", 61.5)
+    write_metrics(tmp_path / "night.prom", run, 0)
+    found = read(tmp_path / "night.prom")
+    expected = {
+        "exit_code": 0, "finished": 1, "attempts": 1, "examples": 486, "held_out_prompts": 290, "promoted": 1,
+        "n_before": 8, "n_allowed": 4, "step_seconds.draw": 61.5,
+    }  # fmt: skip
+    assert expected == {name: found[f"ratchet_night_{name}"] for name in expected}
+    assert found["ratchet_night_last_end_timestamp_seconds"] > 0
+
+
+def test_a_night_that_could_not_begin(tmp_path: Path) -> None:
+    write_metrics(tmp_path / "night.prom", None, 75)
+    found = read(tmp_path / "night.prom")
+    assert (75, 0) == (found["ratchet_night_exit_code"], found["ratchet_night_finished"])
+    assert 0o644 == (tmp_path / "night.prom").stat().st_mode & 0o777
