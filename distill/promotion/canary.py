@@ -12,7 +12,8 @@ probabilities of the listed tokens, everywhere the served answer has followed th
 
 1 where the adapter answers, 0 where the rival does, above ½ exactly when s is nearer to a than to r. Quantised weights
 add noise to every number (about .15 nats on a 135M model in 4 bits), as large as a weak adapter's change of any one;
-over some hundred numbers it averages out. Twice the adapter's strength would give 2. Each prompt votes as well.
+over some hundred numbers it averages out. Twice the adapter's strength would give 2. Each prompt votes as well. A
+stranger far off the line may stand beside the adapter on it, so the distance |s − a| itself has a bound too.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ TOP_TOKENS = 5  # TGI gives no more
 LEAST_LOGPROB = -12.0  # below it a log-probability is noise
 _LOW, _HIGH = 0.5, 1.5
 _LEAST_VOTES = 2 / 3
+_LIKELY_LOGPROB = -4.0  # the distance counts tokens at least this likely: noise grows with rarity
+_MOST_DISTANCE_NATS = 0.4
 _SEED = 1  # greedy: without effect, but every draw has one
 
 PROMPTS = (
@@ -116,17 +119,22 @@ class Likeness:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaCanary:
-    """What one replica answered: its likeness for each rival, and how many tokens were as expected before another."""
+    """What one replica answered.
+
+    ``distance_nats`` is the root mean square difference to the adapter's log-probabilities, ``tokens_followed`` counts
+    tokens as expected before another came.
+    """
 
     replica: str
     likenesses: Sequence[Likeness]
+    distance_nats: float
     tokens_followed: int
     tokens_expected: int
 
     @property
     def passed(self) -> bool:
         """Whether the adapter answers here."""
-        return all(likeness.passed for likeness in self.likenesses)
+        return self.distance_nats <= _MOST_DISTANCE_NATS and all(likeness.passed for likeness in self.likenesses)
 
     def __str__(self) -> str:
         seen = "; ".join(
@@ -134,7 +142,8 @@ class ReplicaCanary:
             f"{one.votes:.0%} of the prompts nearer to the adapter"
             for one in self.likenesses
         )
-        return f"{self.replica}: {seen}; {self.tokens_followed} of {self.tokens_expected} greedy tokens as expected"
+        followed = f"{self.tokens_followed} of {self.tokens_expected} greedy tokens as expected"
+        return f"{self.replica}: {seen}; {self.distance_nats:.2f} nats from the adapter; {followed}"
 
 
 async def check_canary(adapter: Adapter, backend: BackendSettings) -> list[ReplicaCanary]:
@@ -176,14 +185,27 @@ def compare(replica: str, expected: Expectation, served: Sequence[Sequence[tuple
         across, squared = (math.fsum(column) for column in zip(*sums, strict=True))
         votes = sum(one > _LOW * whole for one, whole in sums) / len(sums)
         likenesses.append(Likeness(rival, across / squared if squared else 0.0, votes))
-    return ReplicaCanary(replica, likenesses, sum(followed), sum(map(len, expected.answers)))
+    return ReplicaCanary(
+        replica, likenesses, _distance(expected, served), sum(followed), sum(map(len, expected.answers))
+    )
+
+
+def _distance(expected: Expectation, served: Sequence[Sequence[tuple[str, Logprobs]]]) -> float:
+    """Root mean square difference to the adapter over its likely tokens, in nats."""
+    off = [
+        (_at(place.likely[""], token) - max(logprob, LEAST_LOGPROB)) ** 2
+        for answer, drawn in zip(expected.answers, served, strict=True)
+        for place, (_, likely) in _reached(answer, drawn)
+        for token, logprob in likely.items()
+        if place.likely[""].get(token, LEAST_LOGPROB) >= _LIKELY_LOGPROB
+    ]
+    return math.sqrt(math.fsum(off) / len(off)) if off else math.inf
 
 
 def _sums(answer: Sequence[Position], drawn: Sequence[tuple[str, Logprobs]], rival: str) -> tuple[float, float]:
     """Numerator and denominator of the place, over all places that the drawn answer reached on the expected way."""
     across = squared = 0.0
-    reached = min(_followed(answer, drawn) + 1, len(drawn), len(answer))
-    for place, (_, served) in zip(answer[:reached], drawn, strict=False):
+    for place, (_, served) in _reached(answer, drawn):
         own, other = place.likely[""], place.likely[rival]
         for token, logprob in served.items():
             if token not in own and token not in other:
@@ -192,6 +214,13 @@ def _sums(answer: Sequence[Position], drawn: Sequence[tuple[str, Logprobs]], riv
             across += (adapter - against) * (max(logprob, LEAST_LOGPROB) - against)
             squared += (adapter - against) ** 2
     return across, squared
+
+
+def _reached(
+    answer: Sequence[Position], drawn: Sequence[tuple[str, Logprobs]]
+) -> list[tuple[Position, tuple[str, Logprobs]]]:
+    """The places before which both texts are the same."""
+    return list(zip(answer, drawn, strict=False))[: _followed(answer, drawn) + 1]
 
 
 def _at(likely: Logprobs, token: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from distill.errors import PromotionError
 from distill.promotion.canary import ANSWER_TOKENS, BASE, PROMPTS, Expectation, Position
 from distill.training.base import Base
 
+_LEAST_ANSWERS = 3
 _LISTED = 40
 _DECIMALS = 4
+_PART = "\ufffd"  # in the text of a token that is part of a character: each server writes those in its own way
 
 
 def expect(base: Base, adapter: Path, rivals: Mapping[str, Path]) -> Expectation:
@@ -36,15 +39,16 @@ def expect(base: Base, adapter: Path, rivals: Mapping[str, Path]) -> Expectation
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise PromotionError(f"an adapter does not fit the base: {str(error).splitlines()[0]}") from error
     model.eval()
-    answers = [_answer(model, base.tokenizer, prompt, list(rivals)) for prompt in PROMPTS]
-    if not all(answers):
-        raise PromotionError("the adapter answers a prompt of the canary with nothing")
-    return Expectation(PROMPTS, answers)
+    answers = {prompt: _answer(model, base.tokenizer, prompt, list(rivals)) for prompt in PROMPTS}
+    told = {prompt: answer for prompt, answer in answers.items() if answer}
+    if len(told) < _LEAST_ANSWERS:
+        raise PromotionError(f"the adapter answers {len(PROMPTS) - len(told)} of {len(PROMPTS)} prompts with nothing")
+    return Expectation(list(told), list(told.values()))
 
 
 @torch.inference_mode()
 def _answer(model: Any, tokenizer: Any, prompt: str, rivals: list[str]) -> list[Position]:
-    """The greedy answer token by token, up to its end; shapes: ids (1, tokens), logits (tokens, vocabulary)."""
+    """The greedy answer token by token, up to its end; ids have the shape (1, tokens)."""
     conversation = [{"role": "user", "content": prompt}]
     rendered = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_tensors="pt")
     asked = rendered["input_ids"].to(model.device)
@@ -68,9 +72,10 @@ def _answer(model: Any, tokenizer: Any, prompt: str, rivals: list[str]) -> list[
         logprobs[rival] = _logprobs(model, ids, start)
     with model.disable_adapter():
         logprobs[BASE] = _logprobs(model, ids, start)
+    texts = [tokenizer.decode([token]) for token in ids[0, start:].tolist()]
     return [
-        Position(tokenizer.decode([token]), {name: _listed(rows[place], tokenizer) for name, rows in logprobs.items()})
-        for place, token in enumerate(ids[0, start:].tolist())
+        Position(text, {name: _listed(rows[place], tokenizer) for name, rows in logprobs.items()})
+        for place, text in enumerate(itertools.takewhile(lambda text: _PART not in text, texts))
     ]
 
 
@@ -85,7 +90,9 @@ def _listed(logprobs: torch.Tensor, tokenizer: Any) -> dict[str, float]:
     likely = logprobs.topk(min(_LISTED, logprobs.numel()))
     listed: dict[str, float] = {}
     for token, logprob in zip(likely.indices.tolist(), likely.values.tolist(), strict=True):
-        listed.setdefault(tokenizer.decode([token]), round(logprob, _DECIMALS))
+        text = tokenizer.decode([token])
+        if _PART not in text:
+            listed.setdefault(text, round(logprob, _DECIMALS))
     return listed
 
 

@@ -225,8 +225,9 @@ def serve(
     params.n_parallel = slots
     params.n_ctx = slots * context_tokens
     params.cpuparams.n_threads = threads or usable_cores()
-    # Kept prompts of idle slots: the default of 8 GiB is more than a small machine has.
-    params.cache_ram_mib = _PROMPT_CACHE_MIB
+    # Kept prompts of idle slots: the default of 8 GiB is more than a small machine has. None beside adapters: what one
+    # adapter computed would be taken for what another would have (the canary sees it).
+    params.cache_ram_mib = 0 if adapters else _PROMPT_CACHE_MIB
     # A scale of 0 is what holds where a draw names no adapter: with another they would all apply at once.
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 0.0) for path in adapters]
     params.endpoint_metrics = True

@@ -1,0 +1,112 @@
+"""Loading: vLLM takes an adapter as it runs, others by the operator's command; and each replica is looked at."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from distill.errors import PromotionError
+from distill.promotion.adapter import Adapter, BaseFacts, Manifest
+from distill.promotion.load import load, unload
+from distill.settings import PromotionSettings
+from gateway.settings import BackendSettings
+from tests.distill.promotion.vllm import VllmStub
+from tests.stubs.knobs import Knobs
+from tests.stubs.tgi import TgiStub
+
+NAME = "rft-20261122-0123456789ab"
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Adapter:
+    """One whose folder nobody reads here."""
+    base = BaseFacts("base", "llama", layers=2, heads=4, kv_heads=2)
+    return Adapter(tmp_path / NAME, Manifest(NAME, base, "run", 4, "2026-11-22T00:00:00+00:00", {}))
+
+
+def python(code: str, *arguments: str) -> str:
+    return shlex.join([sys.executable, "-c", code, *arguments])
+
+
+async def test_vllm_takes_it_under_its_own_name_once(adapter: Adapter) -> None:
+    async with VllmStub() as one, VllmStub() as two:
+        backend = BackendSettings(kind="vllm", urls=(one.url, two.url + "/v1"))
+        for _ in range(2):
+            await load(adapter, backend, PromotionSettings())
+        for stub in (one, two):
+            assert [("load", {"lora_name": NAME, "lora_path": str(adapter.folder)})] == stub.calls
+
+
+async def test_an_unused_adapter_leaves_vllm_once(adapter: Adapter) -> None:
+    async with VllmStub() as stub:
+        backend = BackendSettings(kind="vllm", urls=(stub.url,))
+        await load(adapter, backend, PromotionSettings())
+        for _ in range(2):
+            await unload(NAME, backend, drain_s=0)
+        assert ({}, ("unload", {"lora_name": NAME})) == (stub.adapters, stub.calls[-1])
+        assert 2 == len(stub.calls)
+        await unload(NAME, backend.model_copy(update={"kind": "tgi"}), drain_s=0)
+
+
+async def test_vllm_without_its_switch_is_told_so(adapter: Adapter) -> None:
+    async with VllmStub(updatable=False) as stub:
+        with pytest.raises(PromotionError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+            await load(adapter, BackendSettings(kind="vllm", urls=(stub.url,)), PromotionSettings())
+
+
+async def test_a_replica_that_is_gone_is_named_and_those_after_it_are_left_alone(adapter: Adapter) -> None:
+    async with VllmStub() as gone:
+        pass
+    async with VllmStub() as stub:
+        with pytest.raises(PromotionError, match=gone.url.removeprefix("http://")):
+            await load(adapter, BackendSettings(kind="vllm", urls=(gone.url, stub.url)), PromotionSettings())
+        assert [] == stub.calls
+
+
+async def test_tgi_is_restarted_replica_by_replica_with_the_values_filled_in(adapter: Adapter, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    code = "import sys; open(sys.argv[1], 'a').write(' '.join(sys.argv[2:]) + chr(10))"
+    command = python(code, str(told), "{adapter}", "{path}", "{url}")
+    async with TgiStub(Knobs()) as one, TgiStub(Knobs()) as two:
+        backend = BackendSettings(urls=(one.url, two.url))
+        await load(adapter, backend, PromotionSettings(load_command=command))
+        assert [f"{NAME} {adapter.folder} {url}" for url in (one.url, two.url)] == told.read_text().splitlines()
+
+
+async def test_without_a_url_the_command_runs_once(adapter: Adapter, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    command = python("import sys; open(sys.argv[1], 'a').write('x')", str(told))
+    async with TgiStub(Knobs()) as one, TgiStub(Knobs()) as two:
+        backend = BackendSettings(urls=(one.url, two.url))
+        await load(adapter, backend, PromotionSettings(load_command=command))
+    assert "x" == told.read_text()
+
+
+async def test_a_sick_replica_ends_the_loading(adapter: Adapter) -> None:
+    async with TgiStub(Knobs()) as stub:
+        stub.knobs.update({"healthy": False})
+        settings = PromotionSettings(load_command=python("pass"), load_timeout_s=2)
+        with pytest.raises(PromotionError, match=r"does not serve rft-.* after 2 s: its health check .* 503"):
+            await load(adapter, BackendSettings(urls=(stub.url,)), settings)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("", "set DISTILL_PROMOTION__LOAD_COMMAND"),
+        ("'", "is no command"),
+        ("/no/such/program", "cannot be started"),
+        ("{nonsense}", "may hold {adapter}, {path} and {url} only"),
+        (python("import sys; sys.exit('it broke')"), "ended with status 1: it broke"),
+        (python("import time; time.sleep(60)"), "did not end within 1 s"),
+    ],
+)
+async def test_a_command_that_fails_is_told_in_words(adapter: Adapter, command: str, told: str) -> None:
+    settings = PromotionSettings(load_command=command, load_timeout_s=1 if "sleep" in command else 60)
+    async with TgiStub(Knobs()) as stub:
+        with pytest.raises(PromotionError) as caught:
+            await load(adapter, BackendSettings(urls=(stub.url,)), settings)
+    assert told in str(caught.value)

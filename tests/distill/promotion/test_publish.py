@@ -1,0 +1,198 @@
+"""Adapters and their exports, on the tiny Llama: immutable, whole or absent, and the same numbers in llama.cpp."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from distill.errors import PromotionError
+from distill.promotion import canary
+from distill.promotion.adapter import Adapter, adapters_in, check_name, read_config, read_weights
+from distill.promotion.canary import check_canary
+from distill.promotion.export import export_gguf, export_merged
+from distill.promotion.publish import publish
+from gateway.embedded.llama import LlamaServer
+from gateway.settings import BackendSettings
+from tests.distill.promotion.weights import random_checkpoint, save_checkpoint, tiny_gguf
+from tests.distill.training.tiny import tiny_base
+
+NIGHT = datetime(2026, 11, 22, 3, 30, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Adapter]:
+    """Two, the second told from the first too."""
+    folder = tmp_path_factory.mktemp("adapters")
+    made: list[Adapter] = []
+    for seed in (1, 2):
+        checkpoint = random_checkpoint(folder / f"checkpoint-{seed}", base, seed=seed)
+        made.append(publish_at(checkpoint, folder / "adapters", base, rivals=made[:1]))
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(base: Path, adapters: list[Adapter], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaServer]:
+    folder = tmp_path_factory.mktemp("gguf")
+    files = [export_gguf(adapter, folder) for adapter in adapters]
+    model = tiny_gguf(base, folder / "base.gguf")
+    with LlamaServer(model=model, adapters=files, slots=2, context_tokens=512, threads=1) as started:
+        yield started
+
+
+def publish_at(checkpoint: Path, folder: Path, base: Path, rivals: list[Adapter] | None = None) -> Adapter:
+    return publish(checkpoint, folder, model=str(base), run="night-1", n_allowed=4, rivals=rivals or (), created=NIGHT)
+
+
+def test_an_adapter_is_named_by_its_weights_and_read_only(adapters: list[Adapter]) -> None:
+    first = adapters[0]
+    assert first.name.startswith("rft-20261122-")
+    assert first == Adapter.open(first.folder)
+    assert {"night-1", 4} == {first.manifest.run, first.manifest.n_allowed}
+    assert {0o444} == {path.stat().st_mode & 0o777 for path in first.folder.iterdir()}
+    assert sorted(adapter.folder for adapter in adapters) == adapters_in(first.folder.parent)
+
+
+def test_the_same_weights_are_the_same_adapter_whenever_and_whoever(
+    adapters: list[Adapter], base: Path, tmp_path: Path
+) -> None:
+    """PEFT writes sets in any order, and paths of its own machine: neither is a difference."""
+    weights, config = adapters[0].weights(), adapters[0].config()
+    again = save_checkpoint(tmp_path, weights, target_modules=config["target_modules"][::-1])
+    folder = adapters[0].folder.parent
+    (folder / ".unfinished-killed").mkdir()
+    assert adapters[0] == publish(again, folder, model=str(base), run="night-2", n_allowed=2)
+
+
+def test_llamacpp_gives_what_peft_gives(server: LlamaServer, adapters: list[Adapter]) -> None:
+    """In float32 the greedy tokens are the same to the last: the place of q's and k's rows and alpha are right."""
+    for adapter in adapters:
+        (seen,) = asyncio.run(check_canary(adapter, BackendSettings(kind="llamacpp", urls=(server.url,))))
+        assert seen.tokens_expected == seen.tokens_followed
+        assert [1.0] * len(seen.likenesses) == pytest.approx([one.place for one in seen.likenesses], abs=0.02)
+        assert {1.0} == {one.votes for one in seen.likenesses}
+
+
+@pytest.mark.parametrize("instead", ["base", "other"])
+def test_other_weights_under_its_name_are_caught(
+    server: LlamaServer, adapters: list[Adapter], instead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = adapters
+    draw = canary._draw
+    served = None if instead == "base" else first.name
+
+    async def other(pool: canary.BackendPool, prompt: str, name: str | None) -> list[tuple[str, canary.Logprobs]]:
+        return await draw(pool, prompt, served)
+
+    monkeypatch.setattr(canary, "_draw", other)
+    with pytest.raises(PromotionError, match=rf"not {second.name} answers under its name at 127\.0\.0\.1:\d+: "):
+        asyncio.run(check_canary(second, BackendSettings(kind="llamacpp", urls=(server.url,))))
+
+
+def test_merged_weights_are_a_model_of_their_own(adapters: list[Adapter], base: Path, tmp_path: Path) -> None:
+    path = export_merged(adapters[0], tmp_path, model=str(base))
+    assert path == export_merged(adapters[0], tmp_path, model=str(base))
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir(path))
+    name = "model.layers.0.self_attn.q_proj"
+    stem = f"base_model.model.{name}"
+    lora = adapters[0].weights()
+    change = 2.0 * lora[f"{stem}.lora_B.weight"] @ lora[f"{stem}.lora_A.weight"]
+    before, after = (load_file(folder / "model.safetensors")[f"{name}.weight"] for folder in (base, path))
+    np.testing.assert_allclose(after, before + change, atol=1e-5)
+    with pytest.raises(PromotionError, match="belongs to"):
+        export_merged(adapters[1], tmp_path, model="")
+
+
+def test_a_file_that_changed_is_not_served(adapters: list[Adapter], tmp_path: Path) -> None:
+    name = adapters[0].name
+    copied = tmp_path / name
+    copied.mkdir()
+    for path in adapters[0].folder.iterdir():
+        (copied / path.name).write_bytes(path.read_bytes())
+    assert name == Adapter.open(copied).name
+    for moved, told in ((tmp_path / "rft-20261122-00000000", "calls it"), (tmp_path / "none", "is no adapter")):
+        if "rft" in moved.name:
+            os.rename(copied, moved)
+        with pytest.raises(PromotionError, match=told):
+            Adapter.open(moved)
+    os.rename(tmp_path / "rft-20261122-00000000", copied)
+    (copied / "adapter_config.json").write_text("{}")
+    with pytest.raises(PromotionError, match="is not the file that was published"):
+        Adapter.open(copied)
+    (copied / "adapter_config.json").unlink()
+    with pytest.raises(PromotionError, match="cannot be read"):
+        Adapter.open(copied)
+    for content, told in (("[]", "no adapter's manifest"), ("{", "no adapter's manifest")):
+        (copied / "manifest.json").write_text(content)
+        with pytest.raises(PromotionError, match=told):
+            Adapter.open(copied)
+
+
+@pytest.mark.parametrize("name", ["rft-1", "../rft-20261122-01234567", "rft-20261122-0123456g", "base", ""])
+def test_names_are_checked(name: str) -> None:
+    with pytest.raises(PromotionError, match="no adapter's name"):
+        check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"peft_type": "IA3"}, "holds no LoRA"),
+        ({"use_dora": True}, "without use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "without modules_to_save"),
+        ({"r": 0}, "rank and alpha"),
+    ],
+)
+def test_only_a_plain_lora_is_taken(tmp_path: Path, change: dict[str, object], told: str) -> None:
+    with pytest.raises(PromotionError, match=told):
+        read_config(save_checkpoint(tmp_path, {"x": np.zeros(1, np.float32)}, **change))
+
+
+def test_a_pickle_or_a_number_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.bin").write_bytes(b"\x80")
+    with pytest.raises(PromotionError, match="cannot be read as safetensors"):
+        read_weights(tmp_path)
+    save_file({"x": np.array([np.nan], np.float32)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(PromotionError, match="not finite"):
+        read_weights(tmp_path)
+    save_file({}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(PromotionError, match="holds no tensor"):
+        read_weights(tmp_path)
+
+
+def test_tensors_must_fit_the_base(base: Path, tmp_path: Path) -> None:
+    good = load_file(random_checkpoint(tmp_path / "good", base, seed=3) / "adapter_model.safetensors")
+    key = next(iter(good))
+    stem = key.rpartition(".lora_")[0]
+    bad = {
+        "has the shape": good | {f"{stem}.lora_A.weight": np.zeros((4, 5), np.float32)},
+        "no linear layer": good | {"base_model.model.lm_foot.lora_A.weight": np.zeros((4, 5), np.float32)},
+        "only one matrix": {name: value for name, value in good.items() if name != f"{stem}.lora_A.weight"},
+        "is no LoRA matrix": good | {"surprise": np.zeros((4, 5), np.float32)},
+        "changes nothing": {name: value * ("lora_A" in name) for name, value in good.items()},
+    }
+    for told, weights in bad.items():
+        with pytest.raises(PromotionError, match=told):
+            publish_at(save_checkpoint(tmp_path / told, weights), tmp_path / "adapters", base)
+    assert [] == os.listdir(tmp_path / "adapters")
+
+
+def test_the_nights_report_comes_along(base: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    report.write_text("<p>A night.")
+    checkpoint = random_checkpoint(tmp_path / "checkpoint", base, seed=4)
+    adapter = publish(checkpoint, tmp_path / "adapters", model=str(base), run="n", n_allowed=1, report=report)
+    assert "<p>A night." == (adapter.folder / "report.html").read_text()
+    assert "report.html" in json.loads((adapter.folder / "manifest.json").read_bytes())["sha256"]
