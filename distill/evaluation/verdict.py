@@ -11,7 +11,7 @@ from distill.evaluation.equivalent import EquivalentN
 from distill.evaluation.guards import Guard
 
 _POWER = 0.8  # of the night that "about K more prompts" promises
-_COST = 1.25  # prompts the e-process needs for that power, over what a fixed-sample test needs
+_COST = 1.25  # prompts that asks for, over what a fixed-sample test needs; a little more below 300 prompts
 
 
 @dataclass(frozen=True, slots=True)
