@@ -59,7 +59,7 @@ class Recipe:
     human_weight: float = 0.0
     human_doubt: float = 0.0
     signals: bool = True
-    lora_share: float = 0.2
+    lora_share: float = 0.15
     seed: int = 0
 
 

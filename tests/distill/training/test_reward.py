@@ -164,7 +164,7 @@ def test_a_bad_row_ends_the_command_with_its_line_number(base: Path, pairs: Path
         file.write('{"prompt": "not a list of messages"}\n')
     result = run(pairs, "--out", tmp_path / "out", "--base", base)
     assert result.exit_code == 2
-    assert "line 11" in result.output.replace("\n", "")
+    assert "line 11" in " ".join(result.output.split())
     assert not (tmp_path / "out").exists()
 
 
@@ -173,13 +173,13 @@ def test_a_fold_that_does_not_exist_or_is_empty_is_refused(base: Path, pairs: Pa
     pairs.write_text(pairs.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
     result = run(pairs, "--out", tmp_path / "out", "--base", base, "--folds", 2)
     assert result.exit_code == 2
-    assert "one side is empty" in result.output.replace("\n", "")
+    assert "one side is empty" in " ".join(result.output.split())
 
 
 def test_a_base_that_is_not_there_is_named(pairs: Path, tmp_path: Path) -> None:
     result = run(pairs, "--out", tmp_path / "out", "--base", tmp_path / "nowhere", "--folds", 2)
     assert result.exit_code == 2
-    assert "does not exist" in result.output.replace("\n", "")
+    assert "does not exist" in " ".join(result.output.split())
 
 
 def test_a_stopped_training_leaves_nothing_behind(
