@@ -41,7 +41,7 @@ def test_serving_lasts_until_a_signal_and_leaves_nothing_behind(
     assert {"ready": "ready", "models": ["mine"]} == {name: seen[name] for name in ("ready", "models")}
     children = seen["children"]
     assert isinstance(children, list)
-    assert 3 == len(set(children) - before)
+    assert PARTS == len(set(children) - before)
     assert before >= set(children_of(os.getpid()))
 
 
@@ -55,7 +55,7 @@ def test_nothing_stays_behind_when_it_is_killed(tmp_path: Path) -> None:
     children = children_of(parent.pid)
     parent.kill()
     parent.communicate()
-    assert 3 == len(children)
+    assert PARTS == len(children)
     for child in children:
         wait_until_gone(child, timeout_s=60.0)
 
