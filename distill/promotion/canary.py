@@ -199,7 +199,7 @@ def _distance(expected: Expectation, served: Sequence[Sequence[tuple[str, Logpro
         for token, logprob in likely.items()
         if place.likely[""].get(token, LEAST_LOGPROB) >= _LIKELY_LOGPROB
     ]
-    return math.sqrt(math.fsum(off) / len(off)) if off else math.inf
+    return math.sqrt(math.fsum(off) / len(off)) if off else 0.0  # nothing is likely: the places on the lines decide
 
 
 def _sums(answer: Sequence[Position], drawn: Sequence[tuple[str, Logprobs]], rival: str) -> tuple[float, float]:

@@ -11,10 +11,13 @@ import httpx2
 import pytest
 
 from gateway.embedded import demo
+from gateway.embedded.llama import usable_cores
 from gateway.embedded.process import free_port
 from gateway.embedded.stack import EmbeddedStack
 from gateway.errors import NotReady, SettingsError
 from tests.gateway.embedded.processes import children_of, wait_until_gone
+
+PARTS = 2 + min(2, usable_cores())  # Redis, the gateway, llama.cpp's replicas
 
 
 def test_serving_lasts_until_a_signal_and_leaves_nothing_behind(
