@@ -74,7 +74,7 @@ def reward(
     human_weight: HumanWeight = 0.0,
     doubt: Doubt = 0.0,
     signals: Signals = True,
-    lora_share: LoraShare = 0.2,
+    lora_share: LoraShare = 0.15,
     name: Name = "",
     threads: Threads = 0,
 ) -> None:
