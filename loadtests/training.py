@@ -1,10 +1,10 @@
 """How fast the policy trains: ``python -m loadtests.training``, against plain TRL on the same data in the same run.
 
 Each contender runs in a process of its own, so that its peak memory is its own; one after the other, on the same
-examples, the same base and the same LoRA. ``trl`` is ``SFTTrainer`` with its defaults (on a CPU: bfloat16 autocast and
-activations computed twice). ``trl-float32`` is the same without either, which is the best it does here by options
-alone. On a machine with other work, tokens a CPU second are the fairer figure. Examples are word salad as long as
-SmolLM2's answers are: speed does not depend on what the words say.
+examples, same base, same LoRA. ``trl`` is ``SFTTrainer`` with its defaults: on a CPU it starts only when told
+``use_cpu``, casts to bfloat16 and computes activations twice. ``trl-float32`` is the same without either, which is the
+best it does there by options alone. On a machine with other work, tokens a CPU second are the fairer figure. Examples
+are word salad as long as SmolLM2's answers are: speed does not depend on what the words say.
 
 Prints a table, or with ``--json`` the same as JSON with the machine, its load and the versions.
 """
@@ -67,6 +67,7 @@ def run_ratchet(examples: list[Example], settings: TrainingSettings, folder: Pat
 
 def run_trl(examples: list[Example], settings: TrainingSettings, folder: Path, *, defaults: bool) -> dict[str, Any]:
     """TRL's own trainer, on its prompt and completion format."""
+    import torch
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -79,7 +80,9 @@ def run_trl(examples: list[Example], settings: TrainingSettings, folder: Path, *
         {"prompt": example.messages, "completion": [{"role": "assistant", "content": example.winner.text}]}
         for example in examples
     ]
-    options: dict[str, Any] = {} if defaults else {"bf16": False, "gradient_checkpointing": False}
+    options: dict[str, Any] = (
+        {"use_cpu": not torch.cuda.is_available()} if defaults else {"bf16": False, "gradient_checkpointing": False}
+    )
     arguments = SFTConfig(
         str(folder), num_train_epochs=settings.epochs, report_to=[], save_strategy="no", disable_tqdm=True, **options
     )
