@@ -33,6 +33,7 @@ evaluation the wealth may be looked at after any prompt, given the number planne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -198,7 +199,8 @@ class _Court:
         xs = {t: new_C - fewer_C for t, fewer_C in self._fewer_T.items()}
         betting = self._rules.betting
         processes = {t: eprocess.run(x, alpha=alpha, planned=planned, strategy=betting) for t, x in xs.items()}
-        hardest = min(processes, key=lambda t: (processes[t].highest, float(xs[t].mean())))
+        # The one that never crossed, or crossed last: the verdict waits for it, so it is what the report shows.
+        hardest = max(processes, key=lambda t: (processes[t].crossed_at or math.inf, -processes[t].highest))
         against, process = xs[hardest], processes[hardest]
         (difference,) = self._bootstrap.estimates((new_C - self._now_T[self.control_temperature])[:, None])
         crossings = [each.crossed_at for each in processes.values()]
