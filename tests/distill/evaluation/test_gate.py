@@ -1,6 +1,7 @@
 """Verdicts where the answer is known."""
 
 import json
+import math
 from dataclasses import asdict, replace
 
 import numpy as np
