@@ -62,7 +62,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Forget the passing checkpoints before this one."""
         self._saved_at = monotonic()
-        if args.should_save:
+        if state.is_world_process_zero:
             discard(self._folder, {*kept_steps(state.max_steps, self._count), *list(sealed(self._folder))[-1:]})
 
 

@@ -123,7 +123,7 @@ class _Stepwise:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
+        if self.accelerator.is_main_process:
             seal(self.args.output_dir, self.state, self.base_name, monotonic() - self.started_s)
         self.accelerator.wait_for_everyone()
 
