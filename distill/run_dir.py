@@ -132,6 +132,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     Args:
         path: The file; its folder is made when missing.
         content: All of it.
+
+    Raises:
+        OSError: It cannot be written; names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -141,8 +144,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             sink.flush()
             os.fsync(sink.fileno())
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(name)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk names nothing by itself
         raise
     sync_folder(path.parent)
 

@@ -75,17 +75,19 @@ def judge_settings(reward: RewardSettings, model: str, adapter: Path | None) -> 
 
 
 def adapter_digest(adapter: Path | None) -> str:
-    """SHA-256 of an adapter's weights; empty for none.
+    """SHA-256 of all that an adapter's folder holds, for its weights are not all that makes a reward; empty for none.
 
     Raises:
         SettingsError: There is no adapter in the folder.
     """
     if adapter is None:
         return ""
-    try:
-        return hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
-    except OSError as error:
-        raise SettingsError(f"there is no adapter in {adapter}") from error
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise SettingsError(f"there is no adapter in {adapter}")
+    digest = hashlib.sha256()
+    for file in sorted(path for path in adapter.iterdir() if path.is_file()):
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 async def score_draws(

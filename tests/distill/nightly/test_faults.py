@@ -76,7 +76,7 @@ def test_a_full_disk_stops_the_night_in_words(tmp_path: Path, variables: dict[st
     """A limit on files' size stands for the disk's."""
     assert exits.FINISHED == attempt(variables, ["--until", "train"]), told(tmp_path)
     assert exits.BAD_INPUT == attempt({**variables, "ATTEMPT_FILE_BYTES": "4000"})
-    assert "cannot be written: File too large" in told(tmp_path)
+    assert ".safetensors: File too large" in told(tmp_path)
     assert exits.FINISHED == attempt(variables), told(tmp_path)
 
 
