@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 import torch
+from accelerate import PartialState
 from torch import distributed
 from transformers import TrainerCallback
 
@@ -62,7 +63,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Forget the passing checkpoints before this one."""
         self._saved_at = monotonic()
-        if state.is_world_process_zero:
+        if PartialState().is_main_process:
             discard(self._folder, {*kept_steps(state.max_steps, self._count), *list(sealed(self._folder))[-1:]})
 
 
@@ -102,7 +103,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **parts: Any) -> None:
         """Pass on a step's loss; the summary at the end has none."""
-        if state.is_world_process_zero and "loss" in logs:
+        if PartialState().is_main_process and "loss" in logs:
             tokens = int(state.num_input_tokens_seen)
             self._progress(Step(state.global_step, state.max_steps, logs["loss"], logs.get("grad_norm", 0.0), tokens))
 

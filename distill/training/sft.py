@@ -263,6 +263,7 @@ def _arguments(settings: TrainingSettings, output_dir: str, world: int) -> dict[
         "max_grad_norm": 1.0,
         "optim": "adamw_torch_fused",
         "bf16": cuda,
+        "use_cpu": not cuda,
         # Recomputing activations costs a third of the speed; with micro-batches there is memory for them.
         "gradient_checkpointing": False,
         "max_length": None,

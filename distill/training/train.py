@@ -110,11 +110,12 @@ def train(
         trainer = trainer_for(
             base, Dataset.from_list(encoded.rows), settings, output_dir=str(out), beta=beta, callbacks=callbacks
         )
-        if trainer.is_world_process_zero():
+        if trainer.accelerator.is_main_process:
             trainer.add_callback(TensorBoardCallback(SummaryWriter(str(out / TENSORBOARD_DIR))))
         last = next(reversed(sealed(out).values()), None)
         trainer.started_s = started - (read_seal(last).seconds if last else 0.0)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
+    PartialState().wait_for_everyone()
     if stop.stopped:
         raise SystemExit(EXIT_TERMINATED)
     return _finish(
@@ -125,7 +126,7 @@ def train(
 def _prepare(out: Path, plan: dict[str, Any], resume: bool) -> Trained | None:
     """The finished training in ``out``, if it is this one; else a folder that this one may go on in."""
     fingerprint = hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()
-    first = PartialState().is_main_process
+    first = PartialState(cpu=not torch.cuda.is_available()).is_main_process
     out.mkdir(parents=True, exist_ok=True)
     plan_file, result_file = out / PLAN_FILE, out / RESULT_FILE
     if not resume and first:
@@ -168,13 +169,13 @@ def _finish(
         device=str(trainer.accelerator.device),
         versions=versions(),
     )
-    if trainer.is_world_process_zero():
+    if trainer.accelerator.is_main_process:
         facts = asdict(trained) | {"checkpoints": [folder.name for folder in trained.checkpoints]}
         write_atomically(out / RESULT_FILE, json.dumps(facts, indent=2).encode())
         for folder in trained.checkpoints:
             for pattern in ONLY_TO_RESUME:
                 for file in folder.glob(pattern):
-                    file.unlink()
+                    file.unlink(missing_ok=True)
     _log.info(
         "training_finished", steps=trained.steps, examples=trained.examples, tokens=trained.tokens,
         tokens_per_s=round(trained.tokens / seconds), device=trained.device,

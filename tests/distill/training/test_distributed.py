@@ -55,6 +55,7 @@ def test_the_fsdp_configuration_is_one_that_accelerate_reads() -> None:
     }
     options["auto_wrap_policy"] = options["auto_wrap_policy"].lower()
     options["cpu_offload"] = options.pop("offload_params")
+    options["fsdp_version"] = options.pop("version")
     plugin = FullyShardedDataParallelPlugin(**options)
     assert 2 == plugin.fsdp_version
     assert not plugin.activation_checkpointing
