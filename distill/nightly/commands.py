@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -44,6 +45,9 @@ def run(
         raise typer.BadParameter(f"{until} is no step; steps are {', '.join(STEPS)}", param_hint="--until")
     configure_logging("warning", "console")
     warnings.simplefilter("ignore", FutureWarning)  # of libraries to libraries
+    # Before torch is loaded. Where anything else wants a core, OpenMP's threads that spin at barriers take it from the
+    # thread that is waited for: beside a busy llama.cpp a training step took minutes, and with this seconds.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     began: list[RunDir] = []
     code = _told(lambda settings: _run(settings, began, dry_run, until, resume or None, new))
     if not dry_run and code != exits.ANOTHER_NIGHT:  # whose metrics they are

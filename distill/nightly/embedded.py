@@ -40,8 +40,6 @@ _SMALL = {
     "DISTILL_EVALUATION__MAX_TOKENS": str(MAX_TOKENS),
     "DISTILL_EVALUATION__OWN_SERVERS": "2",
     "DISTILL_NIGHT__MIN_EXAMPLES": "16",
-    # Training, gateway and llama.cpp share the cores: who spins at a barrier takes one from who is waited for.
-    "OMP_WAIT_POLICY": "passive",
 }
 _FOLDERS = {
     "DISTILL_DATASET__ARCHIVE_DIR": "archive",
