@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Self
 
 import httpx2
@@ -148,20 +149,24 @@ class BackendPool:
 
     async def _catalogue(self, replica: Replica, adapter: str | None) -> Catalogue:
         """What the replica serves, asked anew when the adapter is not among it: it may have been loaded since."""
-        if self._flavour.catalogue_path is None:
-            return Catalogue(self._flavour.base_model)
+        flavour = self._flavour
+        if flavour.catalogue_path is None or (adapter is None and flavour.base_model):
+            return Catalogue(flavour.base_model)
         known = replica.catalogue
         if known is None or (adapter is not None and adapter not in known.adapters):
-            response = await self._get(replica, self._flavour.catalogue_path)
-            if response.status_code != 200:
-                raise from_status(response.status_code, error_body(response.content), self._flavour)
-            try:
-                known = replica.catalogue = self._flavour.read_catalogue(orjson.loads(response.content))
-            except (LookupError, TypeError, AttributeError, ValueError) as error:
-                raise BackendProtocolError("the backend's list of models could not be read") from error
+            known = await replica.list_once(partial(self._list, replica, flavour.catalogue_path))
             if adapter is not None and adapter not in known.adapters:
                 raise BackendFailed(f"the backend has not loaded the adapter {adapter}")
         return known
+
+    async def _list(self, replica: Replica, path: str) -> Catalogue:
+        response = await self._get(replica, path)
+        if response.status_code != 200:
+            raise from_status(response.status_code, error_body(response.content), self._flavour)
+        try:
+            return self._flavour.read_catalogue(orjson.loads(response.content))
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise BackendProtocolError("the backend's list of models could not be read") from error
 
     async def _problem(self, replica: Replica) -> str | None:
         """What keeps the replica from serving; None when nothing does."""

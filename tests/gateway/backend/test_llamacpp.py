@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gateway.backend.client import BackendPool
+from gateway.embedded.llama import LlamaServer
 from gateway.errors import BackendFailed, BackendRejected
 from gateway.settings import BackendSettings
 from tests.gateway.backend.conftest import prompt
+from tests.gateway.embedded.adapters import random_adapter
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +92,18 @@ async def test_an_adapter_that_is_not_loaded_is_named(pool: BackendPool) -> None
 
 async def test_it_is_ready(pool: BackendPool) -> None:
     assert (await pool.readiness()).ready
+
+
+async def test_an_adapter_that_got_another_number_is_still_the_one_that_answers(tmp_path: Path) -> None:
+    """The operator restarts with other files between two draws: no connection breaks, and the numbers are others."""
+    files = [random_adapter(tmp_path / f"rft-{seed}.gguf", seed=seed) for seed in range(2)]
+    asked = prompt("Say a word.", adapter="rft-1", temperature=0.0, max_tokens=4)
+    with LlamaServer(slots=1, context_tokens=256, threads=1, adapters=files) as server:
+        async with BackendPool(BackendSettings(kind="llamacpp", urls=(server.url,))) as pool:
+            before, other = [
+                await pool.complete(one, seed=1, replica=0) for one in (asked, replace(asked, adapter="rft-0"))
+            ]
+            await asyncio.to_thread(server.restart, files[::-1], drain_s=5)
+            after = await pool.complete(asked, seed=1, replica=0)
+    assert before.text == after.text
+    assert before.text != other.text

@@ -5,9 +5,10 @@ from typing import cast
 
 import pytest
 
+from gateway.backend.flavours import Catalogue
 from gateway.backend.hub import HubClient
-from gateway.backend.replicas import Replicas
-from gateway.errors import BackendFailed, BackendUnreachable
+from gateway.backend.replicas import _RESTART_S, Replicas
+from gateway.errors import BackendFailed, BackendTimeout, BackendUnreachable
 
 UNHEALTHY_S = 5.0
 
@@ -91,3 +92,32 @@ def test_a_spare_is_another_healthy_one(clock: Clock) -> None:
 def test_a_name_tells_no_password(clock: Clock) -> None:
     (replica,) = replicas_of(clock, "http://user:secret@host:8080/v1").all
     assert ("host:8080", "http://user:secret@host:8080") == (replica.name, replica.root_url)
+
+
+def test_what_it_serves_is_forgotten_after_a_silence_in_which_it_may_have_restarted(clock: Clock) -> None:
+    """While draws run, or follow one another closely, a restart would have broken one."""
+    (replica,) = replicas_of(clock, "http://a:1").all
+    known = Catalogue("base", {"rft-1": 0})
+    with replica.drawing():
+        replica.catalogue = known
+        clock.now_s += 60
+        with replica.drawing():
+            assert known is replica.catalogue
+    clock.now_s += _RESTART_S / 2
+    with replica.drawing():
+        assert known is replica.catalogue
+    clock.now_s += _RESTART_S
+    with replica.drawing():
+        assert None is replica.catalogue
+
+
+def test_a_draw_that_failed_says_nothing_of_a_restart(clock: Clock) -> None:
+    (replica,) = replicas_of(clock, "http://a:1").all
+    with replica.drawing():
+        replica.catalogue = Catalogue("base")
+    clock.now_s += _RESTART_S
+    with pytest.raises(BackendTimeout), replica.drawing():
+        raise BackendTimeout("hangs")
+    replica.catalogue = Catalogue("base")
+    with replica.drawing():
+        assert None is replica.catalogue

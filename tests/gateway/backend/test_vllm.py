@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from gateway.backend import replicas
 from gateway.backend.client import BackendPool
 from gateway.errors import BackendFailed, BackendProtocolError
 from tests.gateway.backend.conftest import PoolOf, prompt
@@ -57,7 +60,9 @@ async def vllm() -> AsyncIterator[FakeVllm]:
 
 
 @pytest.fixture
-def pool(vllm: FakeVllm, pool_of: PoolOf) -> BackendPool:
+def pool(vllm: FakeVllm, pool_of: PoolOf, monkeypatch: pytest.MonkeyPatch) -> BackendPool:
+    """No pause between its draws, however slow the machine, is long enough for a restart."""
+    monkeypatch.setattr(replicas, "_RESTART_S", math.inf)
     return pool_of(vllm.url, kind="vllm")
 
 
@@ -68,6 +73,41 @@ async def draw(pool: BackendPool, **asked: Any) -> str | None:
 async def test_the_base_model_is_asked_for_by_the_name_it_is_served_under(vllm: FakeVllm, pool: BackendPool) -> None:
     assert ["base-7b", "base-7b"] == [await draw(pool), await draw(pool)]
     assert 1 == vllm.listings
+
+
+async def test_draws_that_begin_together_ask_once_what_is_served(vllm: FakeVllm, pool: BackendPool) -> None:
+    assert ["base-7b"] * 8 == await asyncio.gather(*(draw(pool) for _ in range(8)))
+    assert 1 == vllm.listings
+
+
+async def test_after_a_silence_it_is_asked_anew(
+    vllm: FakeVllm, pool: BackendPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restart between two draws breaks no connection that is in use."""
+    await draw(pool)
+    monkeypatch.setattr(replicas, "_RESTART_S", 0.0)
+    vllm.models = {"data": [{"id": "base-8b", "parent": None}]}
+    assert "base-8b" == await draw(pool)
+    assert 2 == vllm.listings
+
+
+async def test_a_list_that_cannot_be_had_fails_all_who_wait_and_is_asked_for_again(
+    vllm: FakeVllm, pool: BackendPool
+) -> None:
+    good, vllm.models = vllm.models, {}
+    failed = await asyncio.gather(*(draw(pool) for _ in range(4)), return_exceptions=True)
+    assert [BackendProtocolError] * 4 == [type(error) for error in failed]
+    assert 1 == vllm.listings
+    vllm.models = good
+    assert "base-7b" == await draw(pool)
+
+
+async def test_who_hangs_up_takes_no_answer_from_those_who_wait_with_him(vllm: FakeVllm, pool: BackendPool) -> None:
+    first, second = (asyncio.create_task(draw(pool)) for _ in range(2))
+    await asyncio.sleep(0)  # both have begun, and the first has asked
+    first.cancel()
+    assert "base-7b" == await second
+    assert (True, 1) == (first.cancelled(), vllm.listings)
 
 
 async def test_an_adapter_loaded_later_is_found(vllm: FakeVllm, pool: BackendPool) -> None:
