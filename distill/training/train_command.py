@@ -51,11 +51,11 @@ def train(examples: Examples, out: Out, replay: Replay = None, restart: Restart 
         with bar:
             trained = train_policy(winners, earlier, options, out, resume=not restart, on_progress=show)
     except (DistillError, GatewayError) as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
+        console.print(f"[red]{error}[/red]", highlight=False, soft_wrap=True)
         raise typer.Exit(EXIT_BAD_INPUT) from error
     except OSError as error:
         problem = TrainingError(f"{out} cannot be written: {error.strerror or error}")
-        console.print(f"[red]{problem}[/red]", highlight=False)
+        console.print(f"[red]{problem}[/red]", highlight=False, soft_wrap=True)
         raise typer.Exit(EXIT_BAD_INPUT) from error
     if first:
         console.print(_table(trained))
