@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -137,15 +137,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         OSError: It cannot be written; names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    name = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as sink:
+        # Not tempfile's: that would be readable by its owner alone, and others read reports and metrics.
+        with name.open("xb") as sink:
             sink.write(content)
             sink.flush()
             os.fsync(sink.fileno())
         os.replace(name, path)
     except BaseException as error:
-        os.unlink(name)
+        name.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk names nothing by itself
         raise

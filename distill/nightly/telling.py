@@ -25,9 +25,8 @@ from gateway.policy import Policy, PolicyStore
 
 
 def report(night: Night) -> Result:
-    """Write facts.json and report.html into the run directory."""
+    """Write report.json and report.html into the run directory."""
     facts = gather(night)
-    facts.write(night.run.path)
     page = write_report(facts, night.run.path)
     return {"outcome": facts.outcome, "headline": facts.headline, "page": str(page)}
 

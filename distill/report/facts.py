@@ -1,4 +1,4 @@
-"""The facts of one night, ``facts.json`` in its run directory: all that the report shows, and nothing else is needed.
+"""The facts of one night, ``report.json`` in its run directory: all that the report shows, and nothing else is needed.
 
 A part that the night did not reach, or had no reason to reach, is None; the report says so. Rewards are in ``unit``:
 standard ones, so that 0 is one draw of the old policy at its reference temperature and 1 the spread within a prompt.
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from distill.errors import DataError
 from distill.run_dir import write_atomically
 
-FACTS_FILE = "facts.json"
+FACTS_FILE = "report.json"
 SCHEMA_VERSION = 1
 
 Side = Literal["old", "new"]

@@ -14,7 +14,6 @@ from distill.report.words import FILTERS, SHOWN_CHARACTERS, visible
 from distill.run_dir import write_atomically
 
 HTML_FILE = "report.html"
-JSON_FILE = "report.json"
 
 
 def render(facts: NightFacts) -> str:
@@ -32,7 +31,7 @@ def render(facts: NightFacts) -> str:
 
 def write_report(facts: NightFacts, folder: Path) -> Path:
     """Write ``report.json``, then ``report.html``, each in one step; returns the page."""
-    write_atomically(folder / JSON_FILE, facts.model_dump_json(indent=2).encode() + b"\n")
+    facts.write(folder)
     path = folder / HTML_FILE
     write_atomically(path, render(facts).encode())
     return path

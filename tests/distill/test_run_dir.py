@@ -80,3 +80,10 @@ def test_files_that_are_missing_or_no_json_are_named(tmp_path: Path) -> None:
             _ = run.manifest
     with pytest.raises(DataError, match="cannot be read"):
         whole_lines(tmp_path / "absent")
+
+
+def test_what_is_written_is_as_readable_as_any_new_file(tmp_path: Path) -> None:
+    """Others read it: node_exporter the metrics, people the report."""
+    (tmp_path / "plain").touch()
+    write_atomically(tmp_path / "whole", b"")
+    assert (tmp_path / "plain").stat().st_mode == (tmp_path / "whole").stat().st_mode

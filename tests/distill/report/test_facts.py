@@ -16,8 +16,8 @@ def test_what_is_written_is_read(tmp_path: Path, facts: NightFacts) -> None:
 
 
 def test_a_missing_or_malformed_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"facts\.json cannot be read"):
+    with pytest.raises(DataError, match=r"report\.json cannot be read"):
         NightFacts.read(tmp_path)
     (tmp_path / FACTS_FILE).write_text('{"run": 3}')
-    with pytest.raises(DataError, match=r"facts\.json: run: "):
+    with pytest.raises(DataError, match=r"report\.json: run: "):
         NightFacts.read(tmp_path)

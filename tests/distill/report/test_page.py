@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from markupsafe import escape
 
-from distill.report.facts import NightFacts, SideBySide
-from distill.report.page import HTML_FILE, JSON_FILE, render, write_report
+from distill.report.facts import FACTS_FILE, NightFacts, SideBySide
+from distill.report.page import HTML_FILE, render, write_report
 from distill.report.story import details, verdict
 from distill.report.words import SHOWN_CHARACTERS, count, fixed, seconds, signed, visible, wealth
 from tests.distill.report.a_night import finished_night
@@ -277,16 +277,16 @@ def test_the_report_is_written_with_its_json(tmp_path: Path) -> None:
     night = finished_night()
     assert tmp_path / "run" / HTML_FILE == write_report(night, tmp_path / "run")
     assert render(night) == (tmp_path / "run" / HTML_FILE).read_text()
-    written = (tmp_path / "run" / JSON_FILE).read_bytes()
+    written = (tmp_path / "run" / FACTS_FILE).read_bytes()
     assert night == NightFacts.model_validate_json(written)
     assert json.loads(written)["decision"]["n_new"] == 4
-    assert {HTML_FILE, JSON_FILE} == {path.name for path in (tmp_path / "run").iterdir()}
+    assert {HTML_FILE, FACTS_FILE} == {path.name for path in (tmp_path / "run").iterdir()}
 
 
 def test_all_of_a_hostile_night_is_in_its_json(tmp_path: Path) -> None:
     night = hostile_night()
     write_report(night, tmp_path)
-    assert night == NightFacts.model_validate_json((tmp_path / JSON_FILE).read_bytes())
+    assert night == NightFacts.model_validate_json((tmp_path / FACTS_FILE).read_bytes())
 
 
 def test_rendering_twice_gives_the_same_page() -> None:
