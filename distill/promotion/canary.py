@@ -95,11 +95,15 @@ class Expectation:
         """
         try:
             fields = json.loads(content)
-            answers = [[Position(**place) for place in answer] for answer in fields["answers"]]
-            if not answers or len(fields["prompts"]) != len(answers) or not all(answers):
+            answers = [[_position(place) for place in answer] for answer in fields["answers"]]
+            prompts = [str(prompt) for prompt in fields["prompts"]]
+            models = {frozenset(place.likely) for answer in answers for place in answer}
+            if not answers or len(prompts) != len(answers) or not all(answers):
                 raise ValueError("an answer is missing")
-            return cls(fields["prompts"], answers)
-        except (ValueError, TypeError, KeyError) as error:
+            if len(models) != 1 or not {"", BASE} <= models.pop():
+                raise ValueError("a model is missing")
+            return cls(prompts, answers)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PromotionError(f"{CANARY_FILE} is no expectation of a canary") from error
 
 
@@ -155,13 +159,17 @@ async def check_canary(adapter: Adapter, backend: BackendSettings) -> list[Repli
     Raises:
         PromotionError: A replica did not answer, or not with these weights; names it and what was seen.
     """
-    expected = Expectation.decode((adapter.folder / CANARY_FILE).read_bytes())
+    path = adapter.folder / CANARY_FILE
+    try:
+        expected = Expectation.decode(path.read_bytes())
+    except OSError as error:
+        raise PromotionError(f"{path} cannot be read: {error.strerror}") from error
     seen = []
     for url in backend.urls:
         async with BackendPool(backend.model_copy(update={"urls": (url,)})) as pool:
             try:
                 served = [await _draw(pool, prompt, adapter.name) for prompt in expected.prompts]
-            except GatewayError as error:
+            except (GatewayError, PromotionError) as error:
                 raise PromotionError(f"{_host(url)} did not answer the canary of {adapter.name}: {error}") from error
         seen.append(compare(_host(url), expected, served))
     strange = [str(one) for one in seen if not one.passed]
@@ -238,11 +246,13 @@ async def _draw(pool: BackendPool, prompt: str, name: str) -> list[tuple[str, Lo
     sampling = Sampling(temperature=0.0, max_tokens=ANSWER_TOKENS, logprobs=True, top_logprobs=TOP_TOKENS)
     asked = Prompt([{"role": "user", "content": prompt}], sampling, name)
     answer = await pool.complete(asked, seed=_SEED, replica=0)
+    entries: list[dict[str, Any]] = (answer.logprobs or {}).get("content", [])
+    if answer.text and not entries:
+        raise PromotionError("the answer came without log-probabilities")
     try:
-        entries: list[dict[str, Any]] = (answer.logprobs or {})["content"]
         return [(entry["token"], _listed(entry)) for entry in entries]
-    except (KeyError, TypeError) as error:
-        raise PromotionError(f"an answer under the name {name} came without log-probabilities") from error
+    except (ValueError, TypeError) as error:
+        raise PromotionError("the answer came with log-probabilities that are no numbers") from error
 
 
 def _listed(entry: Mapping[str, Any]) -> dict[str, float]:
@@ -251,6 +261,16 @@ def _listed(entry: Mapping[str, Any]) -> dict[str, float]:
     for one in [entry, *entry["top_logprobs"]]:
         listed[one["token"]] = max(float(one["logprob"]), listed.get(one["token"], -math.inf))
     return listed
+
+
+def _position(place: Mapping[str, Any]) -> Position:
+    likely = {
+        str(model): {str(token): float(logprob) for token, logprob in listed.items()}
+        for model, listed in place["likely"].items()
+    }
+    if not all(likely.values()):
+        raise ValueError("a model has no likely token")
+    return Position(str(place["token"]), likely)
 
 
 def _host(url: str) -> str:

@@ -1,0 +1,212 @@
+"""The canary against stubs of TGI, which serves the base under any name it does not know: what it lets through."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.errors import PromotionError
+from distill.promotion import canary
+from distill.promotion.adapter import CANARY_FILE, Adapter, BaseFacts, Manifest
+from distill.promotion.canary import BASE, PROMPTS, Expectation, Position, check_canary, compare
+from gateway.backend.client import BackendPool
+from gateway.settings import BackendSettings
+from tests.gateway.backend.rawserver import listening, ok, saying
+from tests.stubs.knobs import Fault, Knobs
+from tests.stubs.tgi import TgiStub
+
+NAME = "rft-20261122-0123456789ab"
+
+
+@pytest.fixture
+async def knowing() -> AsyncIterator[TgiStub]:
+    """A replica that has the adapter."""
+    async with TgiStub(Knobs(adapters=(NAME,))) as stub:
+        yield stub
+
+
+@pytest.fixture
+async def adapter(tmp_path: Path, knowing: TgiStub) -> Adapter:
+    """One that expects what the stub says with it, and without it."""
+    async with BackendPool(backend(knowing.url)) as pool:
+        answers = []
+        for prompt in PROMPTS:
+            own, base = [await canary._draw(pool, prompt, name) for name in (NAME, "no-such-adapter")]
+            places = zip(own, base, strict=False)
+            answers.append([Position(token, {"": likely, BASE: other}) for (token, likely), (_, other) in places])
+    (tmp_path / CANARY_FILE).write_bytes(Expectation(PROMPTS, answers).encode())
+    facts = BaseFacts("base", "llama", layers=2, heads=4, kv_heads=2)
+    return Adapter(tmp_path, Manifest(NAME, facts, "run", 4, "2026-11-22T00:00:00+00:00", {}))
+
+
+def backend(*urls: str) -> BackendSettings:
+    return BackendSettings(urls=urls)
+
+
+def host(url: str) -> str:
+    return url.removeprefix("http://")
+
+
+def completion(logprobs: object, text: str = "Paris.") -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 1, "completion_tokens": 1}
+    body = json.dumps({"choices": [choice | {"logprobs": logprobs}], "usage": usage}).encode()
+    return ok(body, b"Connection: close")
+
+
+async def test_a_replica_that_has_the_adapter_passes(adapter: Adapter, knowing: TgiStub) -> None:
+    (seen,) = await check_canary(adapter, backend(knowing.url))
+    (likeness,) = seen.likenesses
+    assert (BASE, 1.0) == (likeness.rival, likeness.votes)
+    assert 1.0 == pytest.approx(likeness.place)
+    assert (0.0, seen.tokens_expected) == (seen.distance_nats, seen.tokens_followed)
+
+
+async def test_tgi_that_serves_the_base_under_an_unknown_name_is_caught_and_named(
+    adapter: Adapter, knowing: TgiStub
+) -> None:
+    """It answers every request well: nothing but the answers themselves tells."""
+    async with TgiStub(Knobs()) as ignorant:
+        with pytest.raises(PromotionError, match=rf"not {NAME} answers under its name at {host(ignorant.url)}: ") as it:
+            await check_canary(adapter, backend(knowing.url, ignorant.url))
+        assert len(PROMPTS) == ignorant.state.finished
+    assert host(knowing.url) not in str(it.value)
+
+
+@pytest.mark.parametrize("fault", [Fault.GARBAGE, Fault.EMPTY, Fault.HALF_JSON, Fault.HTML, Fault.STATUS])
+async def test_a_replica_that_answers_nonsense_is_named(adapter: Adapter, knowing: TgiStub, fault: Fault) -> None:
+    async with TgiStub(Knobs(adapters=(NAME,), fault=fault, fault_every=1)) as broken:
+        with pytest.raises(PromotionError, match=rf"{host(broken.url)} did not answer the canary of {NAME}: "):
+            await check_canary(adapter, backend(knowing.url, broken.url))
+
+
+async def test_a_replica_that_is_down_is_named(adapter: Adapter, knowing: TgiStub) -> None:
+    """And nobody takes over for it: that another replica has the adapter says nothing of this one."""
+    async with TgiStub(Knobs()) as gone:
+        pass
+    with pytest.raises(PromotionError, match=rf"{host(gone.url)} did not answer .*could not be reached"):
+        await check_canary(adapter, backend(knowing.url, gone.url))
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "told"),
+    [
+        (None, "came without log-probabilities"),
+        ({"content": []}, "came without log-probabilities"),
+        ({"content": None}, "came without log-probabilities"),
+        ({"content": [{"token": "Paris", "logprob": None}]}, "log-probabilities that are no numbers"),
+        ({"content": [{"token": "Paris", "logprob": "likely"}]}, "log-probabilities that are no numbers"),
+        ({"content": [{"token": 5, "logprob": -1.0}]}, "logprobs that make no sense"),
+        ({"content": [{"token": "Paris", "logprob": math.nan}]}, "could not be read"),
+    ],
+)
+async def test_an_answer_without_logprobs_is_no_evidence(adapter: Adapter, logprobs: object, told: str) -> None:
+    async with listening(saying(completion(logprobs))) as url:
+        with pytest.raises(PromotionError, match=rf"{host(url)} did not answer the canary of {NAME}: .*{told}"):
+            await check_canary(adapter, backend(url))
+
+
+async def test_a_replica_that_has_nothing_to_say_is_not_the_adapter(adapter: Adapter) -> None:
+    async with listening(saying(completion({"content": []}, text=""))) as url:
+        with pytest.raises(PromotionError, match=rf"not {NAME} answers .* 0\.00 on the way .* 0 of \d+ greedy tokens"):
+            await check_canary(adapter, backend(url))
+
+
+async def test_an_expectation_that_is_gone_is_said_so(adapter: Adapter) -> None:
+    (adapter.folder / CANARY_FILE).unlink()
+    with pytest.raises(PromotionError, match=r"canary\.json cannot be read: No such file"):
+        await check_canary(adapter, backend("http://127.0.0.1:1"))
+
+
+PLACE: dict[str, Any] = {"token": "a", "likely": {"": {"a": -0.1}, BASE: {"b": -0.2}}}
+
+
+def expectation(*places: object, prompts: object = ("p",)) -> dict[str, object]:
+    return {"prompts": prompts, "answers": [list(places)]}
+
+
+def test_an_expectation_reads_as_it_was_written() -> None:
+    expected = Expectation.decode(json.dumps(expectation(PLACE, PLACE)).encode())
+    assert (expected, [BASE]) == (Expectation.decode(expected.encode()), expected.rivals)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        [],
+        5,
+        {"prompts": [], "answers": []},
+        expectation(),
+        expectation(PLACE, prompts=["p", "q"]),
+        expectation(PLACE, prompts=None),
+        expectation("a"),
+        expectation({"token": "a"}),
+        expectation(PLACE | {"likely": 5}),
+        expectation(PLACE | {"likely": {}}),
+        expectation(PLACE | {"likely": {"": {"a": -0.1}}}),
+        expectation(PLACE | {"likely": {BASE: {"a": -0.1}}}),
+        expectation(PLACE | {"likely": {"": {}, BASE: {"a": -0.1}}}),
+        expectation(PLACE | {"likely": {"": {"a": "x"}, BASE: {"a": -0.1}}}),
+        expectation(PLACE, PLACE | {"likely": PLACE["likely"] | {"another": {"a": -0.1}}}),
+    ],
+    ids=str,
+)
+def test_a_malformed_expectation_is_refused(document: object) -> None:
+    with pytest.raises(PromotionError, match=r"canary\.json is no expectation"):
+        Expectation.decode(json.dumps(document).encode())
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["", BASE, "a"]), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.binary(max_size=20) | st.builds(lambda likely: _encoded({"token": "a", "likely": likely}), JSON))
+def test_whatever_the_file_holds_it_is_an_expectation_or_refused(content: bytes) -> None:
+    try:
+        expected = Expectation.decode(content)
+    except PromotionError:
+        return
+    assert BASE in expected.rivals
+    assert all(place.likely[model] for answer in expected.answers for place in answer for model in ("", BASE))
+
+
+def _encoded(place: object) -> bytes:
+    return json.dumps(expectation(place)).encode()
+
+
+@given(
+    st.lists(st.tuples(*[st.floats(-8, -0.1)] * 2), min_size=1, max_size=4).filter(
+        lambda pairs: any(abs(one - other) > 0.1 for one, other in pairs)
+    ),
+    st.floats(0, 1),
+)
+def test_the_place_says_how_far_on_the_way_the_answer_is(pairs: list[tuple[float, float]], share: float) -> None:
+    """Half of an adapter is at one half; 0 is the rival and 1 the adapter."""
+    expected = Expectation(["p"], [[Position("t", {"": listed(pairs, 0), BASE: listed(pairs, 1)})]])
+    served = {f"t{i}": base + share * (own - base) for i, (own, base) in enumerate(pairs)}
+    (likeness,) = compare("here", expected, [[("t", served)]]).likenesses
+    assert share == pytest.approx(likeness.place, abs=1e-6)
+
+
+def listed(pairs: list[tuple[float, float]], side: int) -> dict[str, float]:
+    return {f"t{i}": pair[side] for i, pair in enumerate(pairs)}
+
+
+@pytest.mark.parametrize("served", [{}, {"a": -8.0, "b": -9.0}, {"a": math.nan, "b": math.nan}])
+def test_a_stranger_beside_the_line_is_too_far_off(served: dict[str, float]) -> None:
+    """Where nothing can be compared, or all that was likely is not any more, it does not pass."""
+    own = {"a": -0.5, "b": -1.5}
+    expected = Expectation(["p"], [[Position("a", {"": own, BASE: {"a": -1.5, "b": -0.5}})]])
+    assert compare("here", expected, [[("a", own)]]).passed
+    assert not compare("here", expected, [[("a", served)]]).passed
