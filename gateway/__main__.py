@@ -88,7 +88,8 @@ def restart_backend(
     """Have the running embedded stack serve the adapters in its folder: one replica after the other starts anew."""
     from gateway.embedded.control import restart_backend as restart
 
-    out.print(_told(lambda: restart(data_dir, timeout_s=timeout_s)), markup=False, highlight=False)
+    told = _told(lambda: restart(data_dir, timeout_s=timeout_s))
+    out.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 @policy_cli.command("show")

@@ -80,6 +80,8 @@ class Control:
             return _DONE + self._restart().encode()
         except NotReady as error:
             return _FAILED + error.message.encode()
+        except OSError as error:  # an adapter's file is gone, the disk is full
+            return _FAILED + str(error).encode()
 
 
 def restart_backend(folder: Path, *, timeout_s: float) -> str:
