@@ -31,8 +31,8 @@ from gateway.settings import PREFIX
 
 DATA_DIR = Path("data/embedded")
 
-DEFAULT_TEMPERATURE = 0.7
-"""The policy's default temperature: first at N = 8 by the second model (README, Results), within its interval."""
+DEFAULT_TEMPERATURE = 1.0
+"""The policy's default temperature: first at N = 8 by both judges, if not outside the interval (README, Results)."""
 
 _SLOTS = 16
 _POLL_S = 0.1
