@@ -242,7 +242,7 @@ def _followed(answer: Sequence[Position], drawn: Sequence[tuple[str, Logprobs]])
     return same.index(False) if False in same else len(same)
 
 
-async def _draw(pool: BackendPool, prompt: str, name: str) -> list[tuple[str, Logprobs]]:
+async def _draw(pool: BackendPool, prompt: str, name: str | None) -> list[tuple[str, Logprobs]]:
     sampling = Sampling(temperature=0.0, max_tokens=ANSWER_TOKENS, logprobs=True, top_logprobs=TOP_TOKENS)
     asked = Prompt([{"role": "user", "content": prompt}], sampling, name)
     answer = await pool.complete(asked, seed=_SEED, replica=0)

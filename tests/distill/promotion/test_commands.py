@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from filelock import FileLock
 from typer.testing import CliRunner, Result
 
 from distill.promotion.commands import rollback, watch
@@ -126,3 +127,10 @@ async def test_the_watch_ends_well_by_sigterm(
             await asyncio.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert 0 == await process.wait()
+
+
+def test_a_second_watch_does_not_begin(environment: dict[str, str], tmp_path: Path) -> None:
+    """Two with one file of counts would each count half."""
+    with FileLock(tmp_path / "guard.json.lock"):
+        ended = CliRunner().invoke(app, ["watch"], env={**dict.fromkeys(variables()), **environment})
+    assert (1, True) == (ended.exit_code, "another guard is at work" in ended.stderr)

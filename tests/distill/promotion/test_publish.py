@@ -19,6 +19,7 @@ from distill.promotion.adapter import Adapter, adapters_in, check_name, read_con
 from distill.promotion.canary import check_canary
 from distill.promotion.export import export_gguf, export_merged
 from distill.promotion.publish import publish
+from gateway.backend.client import BackendPool
 from gateway.embedded.llama import LlamaServer
 from gateway.settings import BackendSettings
 from tests.distill.promotion.weights import random_checkpoint, save_checkpoint, tiny_gguf
@@ -93,7 +94,7 @@ def test_other_weights_under_its_name_are_caught(
     draw = canary._draw
     served = None if instead == "base" else first.name
 
-    async def other(pool: canary.BackendPool, prompt: str, name: str | None) -> list[tuple[str, canary.Logprobs]]:
+    async def other(pool: BackendPool, prompt: str, name: str | None) -> list[tuple[str, canary.Logprobs]]:
         return await draw(pool, prompt, served)
 
     monkeypatch.setattr(canary, "_draw", other)
