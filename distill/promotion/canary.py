@@ -18,6 +18,7 @@ stranger far off the line may stand beside the adapter on it, so the distance |s
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -168,7 +169,8 @@ async def check_canary(adapter: Adapter, backend: BackendSettings) -> list[Repli
     for url in backend.urls:
         async with BackendPool(backend.model_copy(update={"urls": (url,)})) as pool:
             try:
-                served = [await _draw(pool, prompt, adapter.name) for prompt in expected.prompts]
+                # Together: llama.cpp computes one adapter's draws at a time, so each by itself waits for a whole race.
+                served = await asyncio.gather(*(_draw(pool, prompt, adapter.name) for prompt in expected.prompts))
             except (GatewayError, PromotionError) as error:
                 raise PromotionError(f"{_host(url)} did not answer the canary of {adapter.name}: {error}") from error
         seen.append(compare(_host(url), expected, served))
