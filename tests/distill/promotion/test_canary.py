@@ -69,6 +69,13 @@ async def test_a_replica_that_has_the_adapter_passes(adapter: Adapter, knowing: 
     assert (0.0, seen.tokens_expected) == (seen.distance_nats, seen.tokens_followed)
 
 
+async def test_the_draws_are_asked_together(adapter: Adapter) -> None:
+    """llama.cpp computes one adapter's draws at a time: each alone would wait for other traffic, again and again."""
+    async with TgiStub(Knobs(adapters=(NAME,), latency_ms=300)) as stub:
+        await check_canary(adapter, backend(stub.url))
+        assert 1 < stub.state.peak_generating
+
+
 async def test_tgi_that_serves_the_base_under_an_unknown_name_is_caught_and_named(
     adapter: Adapter, knowing: TgiStub
 ) -> None:
