@@ -127,8 +127,16 @@ def explain(verdict: Verdict) -> tuple[str, int | None]:
     )
     needed = _needed(trial, verdict)
     if needed is None:
-        return f"{measured}: on this evidence it is no better, and more prompts would not change that", None
+        return f"{measured}: on this evidence it is no better, {_hope(trial, verdict)}", None
     return f"{measured}: not enough evidence, needs about {needed} more conversations", needed
+
+
+def _hope(trial: Trial, verdict: Verdict) -> str:
+    """Whether a mean below zero may be chance: on few conversations it often is."""
+    reach = trial.gain_mean + 2 * trial.gain_sd / math.sqrt(verdict.conversations)
+    if reach > 0:
+        return f"but {verdict.conversations} conversations are too few to rule out that it is"
+    return "and more prompts of this kind would not change that"
 
 
 def _needed(trial: Trial, verdict: Verdict) -> int | None:

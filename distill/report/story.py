@@ -27,7 +27,7 @@ def verdict(facts: NightFacts) -> str:
         needed = f"about {count(decision.more_prompts)} more held-out prompts would settle it"
         return f"N stays {old}: not enough evidence yet, {needed}"
     if decision.tried and not passed:
-        return f"N stays {old}: the new policy is no better, and more prompts would not change that"
+        return f"N stays {old}: on this evidence the new policy is no better"
     return facts.headline
 
 

@@ -63,7 +63,15 @@ def test_the_same_policy_stays_and_the_reason_says_so() -> None:
 def test_a_worse_policy_is_told_that_more_prompts_would_not_help() -> None:
     verdict = gate(candidate(-0.5))
     assert verdict.more_prompts is None
-    assert verdict.why.endswith("on this evidence it is no better, and more prompts would not change that")
+    assert verdict.why.endswith("on this evidence it is no better, and more prompts of this kind would not change that")
+
+
+def test_a_mean_below_zero_on_few_prompts_is_not_called_hopeless() -> None:
+    few = slice(0, 20)
+    old, new = Drawn(SERVING[1.0].rewards_PM[few]), Drawn(candidate(-0.25, seed=4).drawn.rewards_PM[few])
+    verdict = gate(Candidate("step-10", 1.0, new), serving={1.0: old})
+    assert verdict.candidates[0].trials[0].gain_mean < 0
+    assert verdict.why.endswith("but 20 conversations are too few to rule out that it is")
 
 
 def test_a_slightly_better_policy_is_told_how_many_more_prompts_it_needs() -> None:

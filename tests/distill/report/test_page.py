@@ -182,7 +182,7 @@ def test_a_policy_that_is_no_better_is_not_promised_more_prompts() -> None:
     night = finished_night(promoted=False)
     assert night.decision is not None
     hopeless = night.model_copy(update={"decision": night.decision.model_copy(update={"more_prompts": None})})
-    assert "N stays 8: the new policy is no better, and more prompts would not change that" == verdict(hopeless)
+    assert "N stays 8: on this evidence the new policy is no better" == verdict(hopeless)
 
 
 def test_a_better_policy_may_take_over_at_the_same_n() -> None:
