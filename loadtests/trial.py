@@ -115,7 +115,7 @@ class Trial:
 
         async def start() -> Policy:
             async with self._store() as store:
-                arm = Arm("canary", adapter.name, n)
+                arm = Arm("canary", adapter.name, n, default_temperature=self._gateway.policy.default_temperature)
                 reason = f"{trial}: half of the conversations"
                 return await start_canary(store, arm, share=promotion.canary_share, trial=trial, reason=reason)
 
