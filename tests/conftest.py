@@ -3,8 +3,13 @@
 import logging
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import structlog
+
+# No test is about time: on a busy machine any example may take long.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 pytest_plugins = ["tests.redis_server", "tests.serving"]
 

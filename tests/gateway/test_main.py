@@ -138,7 +138,8 @@ def test_a_second_policy_is_set_shown_changed_and_ended(redis_server: RedisServe
     widened = publish("--canary-share", "0.5")
     assert 0 == widened.exit_code, widened.stderr
     shown = gateway("policy", "show", **settings).stdout
-    assert all(fact in shown for fact in ("rft-1 at http://new-0:80, http://new-1:80", "canary 50.0%", "version 1"))
+    facts = ("rft-1 at http://new-0:80, http://new-1:80", "canary 50.0%", "version 1")
+    assert [] == [fact for fact in facts if fact not in shown], shown
     assert 0 == publish("--canary-share", "0").exit_code
     assert "canary" not in gateway("policy", "show", **settings).stdout
     assert "canary 10.0%" in gateway("policy", "history", **settings).stdout

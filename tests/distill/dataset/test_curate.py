@@ -235,7 +235,7 @@ def anything(draw: st.DrawFn) -> CompletionRecord:
     )
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=25, deadline=None)
 @given(
     st.lists(anything(), max_size=12, unique_by=lambda record: record.id),
     st.lists(st.tuples(st.integers(0, 11), st.sampled_from([-1.0, 0.0, 1.0])), max_size=3),
