@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -11,12 +12,14 @@ from typing import Annotated, TypeVar
 
 import typer
 import uvicorn
+from fastapi import FastAPI
 from rich.console import Console
 from rich.table import Table
 
 from gateway import settings_table
 from gateway.api.auth import new_key
-from gateway.app import build
+from gateway.app import build, from_environment
+from gateway.embedded.tether import tie
 from gateway.errors import GatewayError
 from gateway.policy import Arm, Policy, PolicyStore
 from gateway.settings import Settings, load
@@ -51,7 +54,7 @@ def serve(
         if settings.workers > 1:
             os.environ[MULTIPROCESS_DIR] = folder  # before any worker makes a metric
         uvicorn.run(
-            "gateway.app:from_environment",
+            "gateway.__main__:worker",
             factory=True,
             host=settings.host,
             port=settings.port,
@@ -61,6 +64,17 @@ def serve(
             access_log=False,
             server_header=False,
         )
+
+
+def worker() -> FastAPI:
+    """The app of this process. One of several workers ends with what supervises them, however that ends.
+
+    Otherwise workers of a supervisor that was killed would hold the port, and answer, for ever.
+    """
+    supervisor = multiprocessing.parent_process()
+    if supervisor is not None and supervisor.pid is not None:
+        tie(supervisor.pid)
+    return from_environment()
 
 
 @cli.command()

@@ -198,6 +198,23 @@ async def test_several_workers_serve_and_their_metrics_are_one(redis_server: Red
     assert {record.id for record in records} == {answer.json()["id"] for answer in answers}
 
 
+async def test_workers_end_with_a_supervisor_that_is_killed(redis_server: RedisServer, tmp_path: Path) -> None:
+    async with serving(redis_server, tmp_path, GATEWAY_WORKERS="2") as served:
+        served.process.kill()
+        async with asyncio.timeout(30):
+            while await _listens(served.url):
+                await asyncio.sleep(0.05)
+
+
+async def _listens(url: str) -> bool:
+    async with httpx2.AsyncClient(trust_env=False) as client:  # a new connection: the old ones may outlive the port
+        try:
+            await client.get(f"{url}/health/live")
+        except httpx2.TransportError:
+            return False
+    return True
+
+
 @pytest.mark.parametrize("arguments", [("--help",), ("policy", "--help"), ("key", "--help")])
 def test_every_command_explains_itself(arguments: tuple[str, ...]) -> None:
     assert gateway(*arguments).exit_code == 0
