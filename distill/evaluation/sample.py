@@ -187,8 +187,11 @@ async def draw(
             async with asyncio.TaskGroup() as group:
                 for _ in range(concurrency):
                     group.create_task(worker())
-        except* (BackendError, OSError) as errors:
-            raise errors.exceptions[0] from errors
+        except ExceptionGroup as errors:  # not except*: early Python 3.11 wraps what is raised there once more
+            expected = errors.subgroup((BackendError, OSError))
+            if expected is None:
+                raise
+            raise expected.exceptions[0] from errors
     log.info("draws_finished", added=added, known=len(known))
     return added
 

@@ -173,10 +173,12 @@ async def _score(
             async with asyncio.TaskGroup() as group:
                 for _ in range(_IN_FLIGHT):
                     group.create_task(worker())
-        except* GatewayError as errors:
-            raise EvaluationError(f"scoring stopped: {_first(errors)}") from errors
-        except* OSError as errors:
-            raise errors.exceptions[0] from errors
+        except ExceptionGroup as errors:  # not except*: early Python 3.11 wraps what is raised there once more
+            if (failed := errors.subgroup(GatewayError)) is not None:
+                raise EvaluationError(f"scoring stopped: {_first(failed)}") from errors
+            if (full := errors.subgroup(OSError)) is not None:
+                raise full.exceptions[0] from errors
+            raise
 
 
 async def _reward(scorer: Scorer, draw: Draw) -> float:

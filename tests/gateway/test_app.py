@@ -32,7 +32,9 @@ async def test_metrics_tell_what_was_served(serve: Serve, redis_server: RedisSer
     assert 'ratchet_selections_total{selection="scored"} 1.0' in text
     assert 'ratchet_errors_total{kind="InvalidRequest"} 1.0' in text
     assert "ratchet_policy_n 2.0" in text
-    assert "ratchet_redis_connected 1.0" in text
+    async with asyncio.timeout(10):  # looked at once a second
+        while "ratchet_redis_connected 1.0" not in (await served.http.get("/metrics")).text:
+            await asyncio.sleep(0.05)
 
 
 async def test_every_answer_carries_a_request_id(serve: Serve) -> None:

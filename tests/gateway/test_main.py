@@ -125,7 +125,9 @@ def test_a_policy_is_published_shown_and_remembered(redis_server: RedisServer, t
 
 
 def test_a_second_policy_is_set_shown_changed_and_ended(redis_server: RedisServer, tmp_path: Path) -> None:
-    settings = {"GATEWAY_REDIS__URL": redis_server.url, "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path), "COLUMNS": "250"}
+    # A terminal that says it is dumb gets 80 columns, whatever COLUMNS says.
+    wide = {"TERM": "xterm", "COLUMNS": "250"}
+    settings = {"GATEWAY_REDIS__URL": redis_server.url, "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path), **wide}
 
     def publish(*options: str) -> Result:
         return gateway("policy", "set", "--reason", "by hand", *options, **settings)
