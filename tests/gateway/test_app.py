@@ -1,5 +1,6 @@
 """The composition root: what it refuses to start with, and that parts live and die with it."""
 
+import asyncio
 from pathlib import Path
 
 import pytest

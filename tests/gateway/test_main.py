@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from typer.testing import CliRunner, Result
 
-from gateway.__main__ import cli
+from gateway.__main__ import cli, out
 from gateway.api.auth import ApiKeys
 from gateway.embedded.process import free_port
 from gateway.settings import Settings, variables
@@ -124,10 +124,11 @@ def test_a_policy_is_published_shown_and_remembered(redis_server: RedisServer, t
     assert "cheaper" in gateway("policy", "history", **settings).stdout
 
 
-def test_a_second_policy_is_set_shown_changed_and_ended(redis_server: RedisServer, tmp_path: Path) -> None:
-    # A terminal that says it is dumb gets 80 columns, whatever COLUMNS says.
-    wide = {"TERM": "xterm", "COLUMNS": "250"}
-    settings = {"GATEWAY_REDIS__URL": redis_server.url, "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path), **wide}
+def test_a_second_policy_is_set_shown_changed_and_ended(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(out, "width", 250)  # COLUMNS counts only where it is set before the first import
+    settings = {"GATEWAY_REDIS__URL": redis_server.url, "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path)}
 
     def publish(*options: str) -> Result:
         return gateway("policy", "set", "--reason", "by hand", *options, **settings)
