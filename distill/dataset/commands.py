@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from distill import settings
@@ -20,19 +17,16 @@ from distill.dataset.collect import collect as collect_records
 from distill.dataset.curate import Curated
 from distill.dataset.curate import curate as curate_records
 from distill.dataset.files import content_hash, write_examples, write_held_out
-from distill.errors import DistillError, NightError
+from distill.exits import errors_in_words
+from distill.progress import counting
 from gateway import settings as gateway_settings
-from gateway.errors import GatewayError
-
-_BAD_INPUT = 2
-_TRY_AGAIN = 1
 
 console = Console()
 
 
 def collect() -> None:
     """Archive what the journal's stream holds, acknowledge it, and trim Redis."""
-    with _errors_in_words():
+    with errors_in_words():
         dataset = settings.load().dataset
         redis = gateway_settings.load().redis
         with console.status("collecting") as status:
@@ -52,10 +46,10 @@ def curate(
     ] = None,
 ) -> None:
     """Sort the archive into what trains, what measures, and what is left out and why."""
-    with _errors_in_words():
+    with errors_in_words():
         dataset = settings.load().dataset
         archive = Archive(dataset.archive_dir)
-        with _progress() as progress:
+        with counting(console) as progress:
             bar = progress.add_task("curating", total=archive.count())
             liked = list(archive.feedback())
             progress.advance(bar, len(liked))
@@ -93,18 +87,3 @@ def _counts(title: str, rows: dict[str, int]) -> Table:
     for name, count in rows.items():
         table.add_row(name, f"{count:,}")
     return table
-
-
-def _progress() -> Progress:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(TextColumn("{task.description}"), *columns, console=console)
-
-
-@contextlib.contextmanager
-def _errors_in_words() -> Iterator[None]:
-    """One line on stderr; exit code 1 where the same command may work later, 2 where something has to be mended."""
-    try:
-        yield
-    except (DistillError, GatewayError) as error:
-        Console(stderr=True).print(str(error), style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(_TRY_AGAIN if isinstance(error, NightError) else _BAD_INPUT) from error

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,18 +17,18 @@ from typing import Annotated, Any, Literal
 import orjson
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from distill import settings as distill_settings
-from distill.errors import DataError, DistillError
+from distill.errors import DataError
 from distill.evaluation.curve import Estimate
 from distill.evaluation.draws import DRAW_TIMEOUT_S, Drawer
 from distill.evaluation.draws import adopt as take_over
 from distill.evaluation.quality import Point, Quality, complete_prompts, measure, score_draws
 from distill.evaluation.sample import Design, Draw, Question, draw, read_draws, spread
+from distill.exits import errors_in_words
+from distill.progress import counting
 from gateway.backend.client import BackendPool
-from gateway.errors import GatewayError
 from gateway.settings import BackendSettings
 
 _DEMO_PROMPTS = 12
@@ -55,14 +55,14 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seeds of all draws derive from it.")] = 0,
 ) -> None:
     """Draw several answers to each prompt at several temperatures."""
-    with _errors_in_words(), contextlib.ExitStack() as running:
+    with errors_in_words(), contextlib.ExitStack() as running:
         design = Design(spread(_questions(prompts), count), temperature, draws, max_tokens, seed)
         if not url:
             from gateway.embedded.llama import LlamaServer
 
             url, kind = running.enter_context(LlamaServer(slots=concurrency)).url, "llamacpp"
         settings = BackendSettings(kind=kind, urls=(url,), request_timeout_s=DRAW_TIMEOUT_S)
-        progress = running.enter_context(_progress())
+        progress = running.enter_context(counting(console))
         known = len(read_draws(out)) if out.exists() else 0
         bar = progress.add_task("drawing", total=len(list(design.cells())), completed=known)
         asyncio.run(_sample(settings, design, out, concurrency, lambda _: progress.advance(bar)))
@@ -74,7 +74,7 @@ def adopt(
     served_by: Annotated[BackendKind, typer.Option(help="What served it.")] = "llamacpp",
 ) -> None:
     """Take draws over into the nights' store, so that a night that measures this policy need not draw them."""
-    with _errors_in_words():
+    with errors_in_words():
         settings = distill_settings.load()
         evaluation = settings.evaluation
         drawer = Drawer(settings.training.model, served_by, adapter or None, evaluation.max_tokens)
@@ -95,7 +95,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure what the best of n is worth, chosen by one reward model and judged by another."""
-    with _errors_in_words():
+    with errors_in_words():
         drawn = complete_prompts(read_draws(draws))
         model, adapter = model or str(_minilm()), adapter or _shipped_adapter()
         if _digest(adapter) == _digest(judge):
@@ -121,7 +121,7 @@ def _score(model: str, adapter: Path, drawn: dict[float, list[list[Draw]]]) -> d
     from gateway.reward.model import RewardModel
 
     loaded = RewardModel.load(model, adapter=adapter)
-    with _progress() as progress:
+    with counting(console) as progress:
         total = sum(len(prompt) for prompts in drawn.values() for prompt in prompts)
         bar = progress.add_task(f"scoring with {adapter.name}", total=total)
         return score_draws(loaded, drawn, lambda scored: progress.advance(bar, scored))
@@ -157,20 +157,6 @@ def _digest(adapter: Path) -> str:
         return hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
     except OSError as error:
         raise DataError(f"there is no adapter in {adapter}") from error
-
-
-def _progress() -> Progress:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(TextColumn("{task.description}"), *columns, console=console)
-
-
-@contextlib.contextmanager
-def _errors_in_words() -> Iterator[None]:
-    try:
-        yield
-    except (DistillError, GatewayError) as error:
-        Console(stderr=True).print(str(error), style="red", markup=False)
-        raise typer.Exit(1) from error
 
 
 def _table(quality: Quality) -> Table:

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from distill.errors import DataError
 from distill.evaluation.eprocess import Strategy
 from distill.evaluation.gate import Rules
 from distill.evaluation.simulate import Outcome, Scenario, Shape, prompts_for_power
 from distill.evaluation.simulate import simulate as run_nights
+from distill.exits import errors_in_words
+from distill.progress import counting
 
 console = Console()
 stderr = Console(stderr=True)
@@ -40,10 +40,9 @@ def simulate(
     ] = False,
 ) -> None:
     """Run nights whose truth is known through the gate and count promotions."""
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    try:
+    with errors_in_words():
         scenario = Scenario(prompts, draws, n_from, n_to, true_d, shape, sd_ratio)
-        with Progress(TextColumn("nights"), *columns, console=stderr, transient=True) as progress:
+        with counting(stderr, transient=True) as progress:
             bar = progress.add_task("nights", total=nights if power is None else None)
             rules = Rules(alpha=alpha, betting=betting)
 
@@ -54,9 +53,6 @@ def simulate(
                 outcome = run_nights(scenario, nights, seed=seed, rules=rules, on_night=advance)
             else:
                 prompts, outcome = prompts_for_power(scenario, power, nights, seed=seed, rules=rules, on_night=advance)
-    except DataError as error:
-        stderr.print(str(error), style="red", markup=False)
-        raise typer.Exit(2) from error
     if as_json:
         facts = {"promoted": outcome.promoted, "low": outcome.low, "high": outcome.high, "nights": outcome.nights}
         typer.echo(json.dumps(facts if power is None else {"prompts": prompts, **facts}))

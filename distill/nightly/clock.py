@@ -11,7 +11,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
 from rich.console import Console
 
-from distill.nightly import exits
+from distill import exits
 
 _LATE_S = 3600  # a machine that was asleep at the time still runs the night, this much later
 _STOP_TIMEOUT_S = 120.0

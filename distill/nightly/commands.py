@@ -14,8 +14,8 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from distill import exits
 from distill import settings as distill_settings
-from distill.nightly import exits
 from distill.nightly.night import STEPS
 from distill.run_dir import RunDir, find_run, runs
 from distill.settings import Settings
@@ -122,8 +122,7 @@ def _told(action: Callable[[Settings], int]) -> int:
         with _ended_by_sigterm():
             return action(distill_settings.load())
     except exits.ERRORS as error:
-        errors.print(exits.words_of(error), style="red", markup=False, highlight=False, soft_wrap=True)
-        return exits.code_of(error)
+        return exits.tell(error)
     except KeyboardInterrupt:
         errors.print(exits.TABLE[exits.INTERRUPTED])
         return exits.INTERRUPTED

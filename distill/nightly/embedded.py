@@ -13,10 +13,10 @@ from pathlib import Path
 
 import openai
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from distill.errors import NightError
 from distill.nightly.child import run_child
+from distill.progress import counting
 from distill.run_dir import runs, write_atomically
 from gateway.embedded import prompts
 from gateway.embedded.stack import DATA_DIR, EmbeddedStack
@@ -111,8 +111,7 @@ def _ask(url: str, asked_file: Path, count: int, console: Console) -> None:
             model=_MODEL, messages=[{"role": "user", "content": prompt}], max_tokens=MAX_TOKENS
         )
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with client, Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
+    with client, counting(console) as progress:
         bar = progress.add_task(f"asking the gateway, best of {CANDIDATES}", total=len(chosen))
         with ThreadPoolExecutor(_CLIENTS) as clients:
             try:

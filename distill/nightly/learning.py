@@ -14,8 +14,8 @@ from distill.dataset.collect import collect as collect_journal
 from distill.dataset.curate import curate as curate_records
 from distill.dataset.files import content_hash, read_examples, write_examples, write_held_out
 from distill.errors import TrainingError
+from distill.exits import TERMINATED
 from distill.nightly.child import run_child
-from distill.nightly.exits import TERMINATED
 from distill.nightly.night import Night, Result
 from distill.run_dir import RunDir, runs
 

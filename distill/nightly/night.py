@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import structlog
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from distill.progress import counting
 from distill.run_dir import RunDir
 from distill.settings import Settings
 from gateway.policy import Policy
@@ -96,8 +96,7 @@ class Night:
     @contextmanager
     def bar(self, words: str, total: int | None) -> Iterator[Advance]:
         """A progress bar with the time left; yields what advances it, and tells the total where it is known later."""
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        with Progress(TextColumn("  {task.description}"), *columns, console=self.console) as progress:
+        with counting(self.console, indent="  ") as progress:
             task = progress.add_task(words, total=total)
 
             def advance(count: int, of: int | None = None) -> None:

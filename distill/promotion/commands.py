@@ -1,7 +1,7 @@
 """``python -m distill watch`` and ``python -m distill rollback``: the guard over a promotion, and the way back by hand.
 
-Exit codes: 0 nothing needs attention; 1 not now (Redis is away, another guard runs, the disk is full), try again;
-2 bad settings, a damaged file, or nothing to roll back; 3 the guard rolled back the new policy.
+Exit codes are those of every command (``distill.exits``); besides, ``watch --once`` ends with 3 where the guard rolled
+back the new policy.
 """
 
 from __future__ import annotations
@@ -9,25 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from distill import settings
-from distill.errors import DataError, DistillError, PromotionError, SettingsError
+from distill.exits import errors_in_words
 from distill.promotion.policies import roll_back
 from distill.promotion.tail import Tail
 from distill.promotion.watch import Look, Watch
 from gateway import settings as gateway_settings
-from gateway.errors import GatewayError
-from gateway.errors import SettingsError as GatewaySettingsError
 from gateway.policy import Policy, PolicyStore
 from gateway.telemetry import configure_logging
 
-_TRY_AGAIN = 1
-_BAD_INPUT = 2
 _ROLLED_BACK = 3
 
 console = Console()
@@ -38,10 +34,10 @@ def watch(
 ) -> None:
     """Guard the trial under way: promote its canary, or roll it back, when the evidence of live traffic is there.
 
-    Runs until SIGTERM. Exit codes: 0 nothing needs attention, 1 try again later, 2 bad settings or a damaged file,
+    Runs until SIGTERM. Exit codes: 0 nothing needs attention, 75 try again later, 2 bad settings or a damaged file,
     3 (with --once) the new policy was rolled back.
     """
-    with _errors_in_words():
+    with errors_in_words():
         promotion = settings.load().promotion
         gateway = gateway_settings.load()
         configure_logging("warning", "console")
@@ -59,9 +55,9 @@ def rollback(
 ) -> None:
     """Take back the canary, or the newest promotion: adapter, N and URLs as they were before it.
 
-    Exit codes: 0 done, 1 try again later, 2 there is nothing to roll back.
+    Exit codes: 0 done, 75 try again later, 1 there is nothing to roll back.
     """
-    with _errors_in_words():
+    with errors_in_words():
         gateway = gateway_settings.load()
         configure_logging("error", "console")
         policy = asyncio.run(_roll_back(gateway, reason))
@@ -113,13 +109,3 @@ def _said(look: Look) -> str:
 def _policy(policy: Policy) -> str:
     beside = "" if policy.second is None else f", beside it {policy.second.name} {policy.second.adapter or '(base)'}"
     return f"policy {policy.version} in force: {policy.adapter or '(base)'} with N = {policy.n}{beside}"
-
-
-@contextlib.contextmanager
-def _errors_in_words() -> Iterator[None]:
-    try:
-        yield
-    except (DistillError, GatewayError) as error:
-        Console(stderr=True).print(str(error), style="red", markup=False, soft_wrap=True)
-        bad = isinstance(error, (SettingsError, GatewaySettingsError, DataError, PromotionError))
-        raise typer.Exit(_BAD_INPUT if bad else _TRY_AGAIN) from error

@@ -20,10 +20,9 @@ from transformers.utils import is_flash_attn_2_available
 
 from distill.errors import TrainingError
 from gateway.embedded.llama import MODEL_NAME, weights_path
+from gateway.embedded.weights import cache_dir
 from gateway.errors import NotReady
 from gateway.reward.model import quiet_transformers
-
-CACHE_VARIABLE = "XDG_CACHE_HOME"
 
 _log = structlog.get_logger()
 
@@ -78,7 +77,7 @@ def embedded_folder() -> Path:
     Reading the GGUF takes a minute on two busy cores, reading the folder a second; the numbers are the same.
     """
     weights = weights_path()
-    cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache") / "ratchet"
+    cache = cache_dir()
     folder = cache / f"{MODEL_NAME}-{weights.stat().st_size}"
     if folder.is_dir():
         return folder

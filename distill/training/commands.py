@@ -9,19 +9,17 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from distill.dataset.archive import Archive
-from distill.errors import DataError, DistillError
+from distill.errors import DataError
+from distill.exits import TERMINATED, errors_in_words
+from distill.progress import LOSS, counting
 from distill.training.feedback_pairs import feedback_pairs
 from distill.training.preferences import Preference
 from gateway.embedded.weights import minilm_folder
-from gateway.errors import GatewayError
 
 MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"
-EXIT_BAD_INPUT = 2
-EXIT_TERMINATED = 143
 
 Pairs = Annotated[
     Path, typer.Argument(help="JSON Lines of {prompt: [message…], chosen: [message], rejected: [message], source?}.")
@@ -103,29 +101,21 @@ def reward(
         seed=seed,
     )
     console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(), console=console,
-    )  # fmt: skip
-    task = bar.add_task("training", total=None, loss=float("nan"))
-    try:
-        with bar:
-            metrics = run(
-                pairs,
-                out,
-                base=base or minilm_folder(),
-                base_name=str(base) if base else MINILM_NAME,
-                name=name,
-                answers_file=answers,
-                n_folds=folds,
-                held_out=fold,
-                recipe=recipe,
-                feedback=_rated(feedback),
-                progress=lambda done, total, loss: bar.update(task, completed=done, total=total, loss=loss),
-            )
-    except (DistillError, GatewayError) as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
-        raise typer.Exit(EXIT_BAD_INPUT) from error
+    with errors_in_words(), counting(console, fact=LOSS) as bar:
+        task = bar.add_task("training", total=None, loss=float("nan"))
+        metrics = run(
+            pairs,
+            out,
+            base=base or minilm_folder(),
+            base_name=str(base) if base else MINILM_NAME,
+            name=name,
+            answers_file=answers,
+            n_folds=folds,
+            held_out=fold,
+            recipe=recipe,
+            feedback=_rated(feedback),
+            progress=lambda done, total, loss: bar.update(task, completed=done, total=total, loss=loss),
+        )
     console.print(_table(metrics))
     console.print(f"written to {out}", highlight=False)
 
@@ -146,7 +136,7 @@ def _rated(archive_dir: Path | None) -> list[Preference]:
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     """Leave through every ``finally``, so that no half-written adapter stays behind."""
-    raise SystemExit(EXIT_TERMINATED)
+    raise SystemExit(TERMINATED)
 
 
 def _table(metrics: dict[str, Any]) -> Table:

@@ -23,6 +23,7 @@ from transformers.integrations import TensorBoardCallback
 from distill.dataset.example import Example
 from distill.dataset.files import content_hash
 from distill.errors import TrainingError
+from distill.exits import TERMINATED
 from distill.run_dir import write_atomically
 from distill.settings import TrainingSettings
 from distill.training.base import load_base
@@ -36,7 +37,6 @@ from gateway.reward.model import quiet_transformers
 PLAN_FILE = "training.json"
 RESULT_FILE = "trained.json"
 TENSORBOARD_DIR = "tensorboard"
-EXIT_TERMINATED = 143
 ONLY_TO_RESUME = ("optimizer.pt", "scheduler.pt", "training_args.bin", "rng_state*.pth")
 
 _log = structlog.get_logger()
@@ -117,7 +117,7 @@ def train(
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     PartialState().wait_for_everyone()
     if stop.stopped:
-        raise SystemExit(EXIT_TERMINATED)
+        raise SystemExit(TERMINATED)
     return _finish(
         trainer, base.name, encoded, len(chosen) - len(examples), out, settings, monotonic() - trainer.started_s
     )

@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from distill import settings as distill_settings
 from distill.dataset.files import read_examples
-from distill.errors import DistillError, TrainingError
-from gateway.errors import GatewayError
+from distill.exits import errors_in_words
+from distill.progress import LOSS, counting
 
 if TYPE_CHECKING:
     from distill.training.callbacks import Step
     from distill.training.train import Trained
-
-EXIT_BAD_INPUT = 2
 
 Examples = Annotated[Path, typer.Argument(help="Examples file, as `python -m distill curate` writes it.")]
 Out = Annotated[Path, typer.Option(help="Folder of this training: checkpoints, TensorBoard, trained.json.")]
@@ -32,17 +29,14 @@ def train(examples: Examples, out: Out, replay: Replay = None, restart: Restart 
     """Teach the base model its winners; DISTILL_TRAINING__… says how. Run again, it goes on where it stopped."""
     console = Console(stderr=True)
     first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
-    bar = Progress(
-        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console,
-        disable=not first,
-    )  # fmt: skip
+    bar = counting(console, fact=LOSS)
+    bar.disable = not first
     task = bar.add_task("training", total=None, loss=float("nan"))
 
     def show(step: Step) -> None:
         bar.update(task, completed=step.done, total=step.total, loss=step.loss)
 
-    try:
+    with errors_in_words():
         options = distill_settings.load().training
         winners = read_examples(examples)
         earlier = [example for file in replay or [] for example in read_examples(file)]
@@ -50,13 +44,6 @@ def train(examples: Examples, out: Out, replay: Replay = None, restart: Restart 
 
         with bar:
             trained = train_policy(winners, earlier, options, out, resume=not restart, on_progress=show)
-    except (DistillError, GatewayError) as error:
-        console.print(f"[red]{error}[/red]", highlight=False, soft_wrap=True)
-        raise typer.Exit(EXIT_BAD_INPUT) from error
-    except OSError as error:
-        problem = TrainingError(f"{out} cannot be written: {error.strerror or error}")
-        console.print(f"[red]{problem}[/red]", highlight=False, soft_wrap=True)
-        raise typer.Exit(EXIT_BAD_INPUT) from error
     if first:
         console.print(_table(trained))
 

@@ -26,6 +26,7 @@ import structlog
 import typer
 
 from gateway.embedded.process import ChildProcess
+from gateway.embedded.requantized import requantized
 from gateway.errors import NotReady
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
@@ -83,7 +84,7 @@ class LlamaServer:
         slots: Draws that run at once; more wait inside the server.
         context_tokens: Prompt and answer of one draw together, in tokens.
         threads: Threads that compute; 0 takes every usable core.
-        model: GGUF file of the base; None is SmolLM2's.
+        model: GGUF file of the base; None is SmolLM2's, as Q8_0.
         adapters: GGUF LoRA files, numbered in this order; none applies to a draw that does not ask for it.
         log_path: Where the server's own log goes; None is a temporary file, gone after the stop.
         start_timeout_s: Longest time to load the weights and listen.
@@ -219,7 +220,7 @@ def serve(
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     xllamacpp = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
-    params.model.path = str(model or weights_path())
+    params.model.path = str(model or requantized(weights_path()))
     params.model_alias = {MODEL_NAME}
     params.port = port
     params.n_parallel = slots

@@ -1,7 +1,6 @@
 """llama.cpp's replicas on this machine: two where there are two cores, so that one serves while the other restarts.
 
-Two of one thread each also draw faster than one of two threads (122 against 92 to 105 tokens a second, measured on two
-cores): nobody waits at barriers.
+Two of one thread each also draw faster than one of two threads (measured on two cores): nobody waits at barriers.
 """
 
 from __future__ import annotations

