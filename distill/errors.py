@@ -4,7 +4,7 @@
     ├── SettingsError     DISTILL_… variables are unknown or bad
     ├── DataError         a file of data, or the archive, is missing or malformed; says where
     ├── NightError        a night cannot go on now: a part is away, a step's input is gone
-    │   ├── AnotherNight  another night runs
+    │   ├── AnotherNight  another night runs, or another guard
     │   └── RunMismatch   a run directory is missing, or was begun with other settings
     ├── TrainingError     training cannot start or broke: no examples, no memory even for one, loss no number
     ├── EvaluationError   draws or rewards could not be had
@@ -33,7 +33,7 @@ class NightError(DistillError):
 
 
 class AnotherNight(NightError):
-    """Another night runs."""
+    """Another night runs, or another guard watches."""
 
 
 class RunMismatch(NightError):

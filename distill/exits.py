@@ -24,6 +24,7 @@ FINISHED = 0
 FAILED = 1
 BAD_INPUT = 2
 ANOTHER_NIGHT = 3
+ROLLED_BACK = 4
 PART_AWAY = 75  # sysexits' EX_TEMPFAIL
 INTERRUPTED = 130
 TERMINATED = 143
@@ -32,7 +33,8 @@ TABLE = {
     FINISHED: "the night came to its end, or to the step of --until; the verdict is in the report",
     FAILED: "a step failed for a reason of its own (training broke, an adapter does not behave): read the message",
     BAD_INPUT: "settings, a file of data or the disk need a person; then `run` goes on where it stopped",
-    ANOTHER_NIGHT: "another night runs",
+    ANOTHER_NIGHT: "another night runs (or, for `watch`, another guard)",
+    ROLLED_BACK: "of `watch --once`: it took a new policy back",
     PART_AWAY: "Redis, the backend or the reward model is away: `run` again later, it goes on where it stopped",
     INTERRUPTED: "stopped by Ctrl-C: `run` goes on where it stopped",
     TERMINATED: "stopped by SIGTERM: `run` goes on where it stopped",

@@ -1,7 +1,6 @@
 """``python -m distill watch`` and ``python -m distill rollback``: the guard over a promotion, and the way back by hand.
 
-Exit codes are those of every command (``distill.exits``); besides, ``watch --once`` ends with 3 where the guard rolled
-back the new policy.
+Exit codes are those of every command (``distill.exits``).
 """
 
 from __future__ import annotations
@@ -16,15 +15,13 @@ import typer
 from rich.console import Console
 
 from distill import settings
-from distill.exits import errors_in_words
+from distill.exits import ROLLED_BACK, errors_in_words
 from distill.promotion.policies import roll_back
 from distill.promotion.tail import Tail
 from distill.promotion.watch import Look, Watch
 from gateway import settings as gateway_settings
 from gateway.policy import Policy, PolicyStore
 from gateway.telemetry import configure_logging
-
-_ROLLED_BACK = 3
 
 console = Console()
 
@@ -35,7 +32,7 @@ def watch(
     """Guard the trial under way: promote its canary, or roll it back, when the evidence of live traffic is there.
 
     Runs until SIGTERM. Exit codes: 0 nothing needs attention, 75 try again later, 2 bad settings or a damaged file,
-    3 (with --once) the new policy was rolled back.
+    3 another guard is at work, 4 (with --once) the new policy was rolled back.
     """
     with errors_in_words():
         promotion = settings.load().promotion
@@ -47,7 +44,7 @@ def watch(
         look = asyncio.run(_watch_once(gateway, promotion))
         console.print(_said(look), highlight=False, soft_wrap=True, markup=False)
         if look.rolled_back:
-            raise typer.Exit(_ROLLED_BACK)
+            raise typer.Exit(ROLLED_BACK)
 
 
 def rollback(

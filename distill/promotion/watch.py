@@ -19,7 +19,7 @@ import orjson
 import structlog
 from filelock import FileLock, Timeout
 
-from distill.errors import DataError, NightError
+from distill.errors import AnotherNight, DataError, NightError
 from distill.promotion import policies
 from distill.promotion.guard import Evidence, Phase, Verdict, judge, phase_of
 from distill.promotion.tail import START, Tail, later, place_at
@@ -186,7 +186,7 @@ class Watch:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
-            raise NightError(f"another guard is at work: it holds {path}") from error
+            raise AnotherNight(f"another guard is at work: it holds {path}") from error
         except OSError as error:
             raise NightError(f"{path} cannot be locked: {error.strerror}") from error
         try:

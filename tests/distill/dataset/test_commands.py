@@ -66,9 +66,9 @@ def test_collect_then_curate(
     assert 40 == len(examples) + len(held_out)
 
 
-def test_redis_gone_is_one_line_and_exit_code_1(dataset: DatasetSettings) -> None:
+def test_redis_gone_is_one_line_and_exit_code_75(dataset: DatasetSettings) -> None:
     result = runner.invoke(app, ["collect"])
-    assert 1 == result.exit_code
+    assert 75 == result.exit_code
     assert "Redis said ConnectionError" in result.output
     assert 1 == len(result.output.splitlines())
 

@@ -94,7 +94,7 @@ def test_the_shipped_prompts_are_drawn_without_those_of_the_demo(tmp_path: Path,
 
 def test_a_model_does_not_judge_itself(draws: Path, adapters: tuple[Path, Path]) -> None:
     result = run("evaluate", "--draws", draws, "--adapter", adapters[0], "--judge", adapters[0])
-    assert 1 == result.exit_code
+    assert 2 == result.exit_code
     assert "proves nothing" in result.stderr
 
 
@@ -106,11 +106,11 @@ def test_what_is_missing_is_named(draws: Path, tmp_path: Path, adapters: tuple[P
         (("sample", "--out", tmp_path / "new.jsonl", "--prompts", absent), "is not JSON lines"),
     ):
         result = run(*arguments)
-        assert 1 == result.exit_code
+        assert 2 == result.exit_code
         assert message in " ".join(result.stderr.split())
 
 
 def test_more_draws_than_there_are_cannot_be_asked_for(draws: Path, adapters: tuple[Path, Path]) -> None:
     result = run("evaluate", "--draws", draws, "--adapter", adapters[0], "--judge", adapters[1], "--n", 1, "--n", 5)
-    assert 1 == result.exit_code
+    assert 2 == result.exit_code
     assert "n = 5" in result.stderr

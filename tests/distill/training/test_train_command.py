@@ -47,7 +47,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path: Path, monkeypatch: pytest.
     write_examples(tmp_path / "tonight.jsonl", tiny_examples(1))
     (tmp_path / "file").write_text("")
     blocked = run(tmp_path / "tonight.jsonl", "--out", tmp_path / "file" / "out")
-    assert (2, True) == (blocked.exit_code, "cannot be written" in blocked.stderr)
+    assert (2, True) == (blocked.exit_code, "Not a directory" in blocked.stderr)
     monkeypatch.setenv("DISTILL_TRAINING__RANK", "0")
     assert 2 == run(tmp_path / "tonight.jsonl", "--out", tmp_path / "out").exit_code
 
