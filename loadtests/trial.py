@@ -105,7 +105,9 @@ class Trial:
         """From a checkpoint to half of the conversations, as a night does it."""
         promotion = self._settings.promotion
         with self.timed(f"{trial}: publish"):
-            adapter = publish(checkpoint, promotion.adapters_dir, model="", run=trial, n_allowed=n, rivals=rivals)
+            adapter = publish(
+                checkpoint, promotion.adapters_dir, model="", run=trial, n_allowed=n, n_base=n, rivals=rivals
+            )
         with self.timed(f"{trial}: load"):
             asyncio.run(load(adapter, self._gateway.backend, promotion))
         with self.timed(f"{trial}: canary"):

@@ -15,6 +15,11 @@ needs all of them errs only if the one for the true best does (intersection-unio
 nothing has to be corrected. Reported means take the temperature that looks best: the winner's curse is the old policy's
 gain, not ours.
 
+**The anchor.** One sample may be lost a night, and many nights lose many. So where an adapter serves already, x is also
+asked for against the base as it served before the first night: best of N₀ − 1, at every temperature drawn of it. By
+the same intersection-union nothing has to be corrected, and every night keeps the quality of best-of-N₀ but for one
+sample.
+
 **Several N′.** Tested from N − 1 downwards, each at the full level, and nothing after the first failure: the first true
 null reached is passed with chance ≤ α at most (fixed sequence), so all N′ together err with α. The smallest N′ passed
 whose guards hold is chosen. N′ = N is not tested: passing at N − 1 says the new policy is better at the same n, so a
@@ -72,6 +77,15 @@ class Rules:
 DEFAULTS = Rules()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Anchor:
+    """What no night may lose: the base's best of ``n``, the N at which it served before the first night."""
+
+    n: int
+    drawn: Mapping[float, Drawn]
+    """By temperature, on the same prompts."""
+
+
 class QuantileMap:
     """Mid-rank of a reward among reference rewards: (those below + half of those equal) / all."""
 
@@ -92,6 +106,7 @@ def decide(
     *,
     n_now: int,
     n_max: int | None = None,
+    anchor: Anchor | None = None,
     conversations: Sequence[str] | None = None,
     planned: int | None = None,
     rules: Rules = DEFAULTS,
@@ -104,6 +119,7 @@ def decide(
         candidates: The night's checkpoints.
         n_now: Draws the policy chooses from now.
         n_max: Where the curves end; unset: at the draws there are.
+        anchor: The base before the first night; unset: the base still serves.
         conversations: Each prompt's conversation, in an order that does not depend on rewards; unset: all differ.
         planned: Conversations there will be, for a look at the first part; unset: these.
         rules: What is asked.
@@ -113,9 +129,13 @@ def decide(
     """
     prompts = len(conversations) if conversations is not None else _prompts(serving)
     _check(serving, serving_temperature, candidates, prompts, n_now)
+    if anchor is not None:
+        for t, drawn in anchor.drawn.items():
+            drawn.check(f"the base at temperature {t:g}", prompts=prompts, draws=max(anchor.n - 1, 2))
     names = conversations if conversations is not None else [str(place) for place in range(prompts)]
     draws = min(drawn.rewards_PM.shape[1] for drawn in (*serving.values(), *(each.drawn for each in candidates)))
-    court = _Court(serving, serving_temperature, n_now, min(n_max or draws, draws), conversation_index(names), rules)
+    n_max = min(n_max or draws, draws)
+    court = _Court(serving, serving_temperature, n_now, n_max, anchor, conversation_index(names), rules)
     alpha = rules.alpha / len(candidates)
     judged = [court.judge(candidate, alpha, planned) for candidate in candidates]
     allowed = [(trial, each) for each in judged for trial in each.trials if each.chosen == trial.n]
@@ -123,6 +143,7 @@ def decide(
     verdict = Verdict(
         promote=winner is not None,
         n_now=n_now,
+        n_base=anchor.n if anchor is not None else None,
         n_new=trial.n if trial is not None else n_now,
         checkpoint=winner.checkpoint if winner is not None else None,
         temperature=winner.temperature if winner is not None else None,
@@ -151,6 +172,7 @@ class _Court:
         serving_temperature: float,
         n_now: int,
         n_max: int,
+        anchor: Anchor | None,
         index_P: npt.NDArray[np.int64],
         rules: Rules,
     ) -> None:
@@ -166,7 +188,17 @@ class _Court:
         self._sd_CK = {t: self._curve(self._to_sd(drawn.rewards_PM), self._ns) for t, drawn in serving.items()}
         self.curves = {f"{t:g}": self._points(each_CK) for t, each_CK in self._sd_CK.items()}
         self._now_T = {t: each_CK[:, n_now - 1] for t, each_CK in self._unit_CK.items()}
-        self._fewer_T = {t: each_CK[:, max(n_now - 1, 1) - 1] for t, each_CK in self._unit_CK.items()}
+        fewer = max(n_now - 1, 1)
+        self._fewer_T = {t: each_CK[:, fewer - 1] for t, each_CK in self._unit_CK.items()}
+        self._hurdles = {f"the old policy's best of {fewer} at temperature {t:g}": x for t, x in self._fewer_T.items()}
+        if anchor is not None:
+            first = max(anchor.n - 1, 1)
+            self._hurdles |= {
+                f"the base's best of {first} at temperature {t:g}, which no night may lose": self._curve(
+                    self._to_unit(drawn.rewards_PM), [first]
+                )[:, 0]
+                for t, drawn in anchor.drawn.items()
+            }
         self.control_temperature = max(self._now_T, key=lambda t: float(self._now_T[t].mean()))
         best_now, best_fewer = (max(float(x.mean()) for x in side.values()) for side in (self._now_T, self._fewer_T))
         self.delta = best_now - best_fewer
@@ -196,11 +228,11 @@ class _Court:
         )
 
     def _trial(self, n: int, new_C: Floats, alpha: float, planned: int | None, in_order: bool) -> Trial:
-        xs = {t: new_C - fewer_C for t, fewer_C in self._fewer_T.items()}
+        xs = {name: new_C - hurdle_C for name, hurdle_C in self._hurdles.items()}
         betting = self._rules.betting
-        processes = {t: eprocess.run(x, alpha=alpha, planned=planned, strategy=betting) for t, x in xs.items()}
+        processes = {name: eprocess.run(x, alpha=alpha, planned=planned, strategy=betting) for name, x in xs.items()}
         # The one that never crossed, or crossed last: the verdict waits for it, so it is what the report shows.
-        hardest = max(processes, key=lambda t: (processes[t].crossed_at or math.inf, -processes[t].highest))
+        hardest = max(processes, key=lambda name: (processes[name].crossed_at or math.inf, -processes[name].highest))
         against, process = xs[hardest], processes[hardest]
         (difference,) = self._bootstrap.estimates((new_C - self._now_T[self.control_temperature])[:, None])
         crossings = [each.crossed_at for each in processes.values()]
@@ -211,7 +243,7 @@ class _Court:
             difference=difference,
             gain_mean=float(against.mean()),
             gain_sd=float(against.std(ddof=1)) if len(against) > 1 else 0.0,
-            against_temperature=hardest,
+            against=hardest,
             wealth=process.final,
             highest_wealth=process.highest,
             crossed_at=max(crossed) if len(crossed) == len(crossings) else None,

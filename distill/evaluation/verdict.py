@@ -34,15 +34,15 @@ class Trial:
     difference: Estimate
     """D: best of N′ of the new policy − best of N of the old one at its best temperature."""
     gain_mean: float
-    """Mean of x = D + δ, against the temperature that was hardest to beat."""
+    """Mean of x = D + δ, against what was hardest to beat."""
     gain_sd: float
     """Its standard deviation over conversations."""
-    against_temperature: float
-    """Temperature of the old policy that was hardest to beat; the path is against it."""
+    against: str
+    """In words, what was hardest to beat; the path is against it."""
     wealth: float
     highest_wealth: float
     crossed_at: int | None
-    """Conversations after which every temperature was beaten; None: not all were."""
+    """Conversations after which everything was beaten; None: not all was."""
     path: list[float]
     fixed_sample_p: float
     """What a t-test of a fixed sample would have said: for comparison."""
@@ -74,6 +74,8 @@ class Verdict:
 
     promote: bool
     n_now: int
+    n_base: int | None
+    """N of the base before the first night, whose quality was asked for too; None: the base still serves."""
     n_new: int
     """``n_now`` where nothing is promoted."""
     checkpoint: str | None
@@ -108,9 +110,10 @@ def explain(verdict: Verdict) -> tuple[str, int | None]:
             if trial.n == verdict.n_new
         )
         what = f"N may fall from {verdict.n_now} to {verdict.n_new}" if verdict.n_now > 1 else "N stays 1"
+        base = f" and the base's best of {max(verdict.n_base - 1, 1)}" if verdict.n_base is not None else ""
         return (
-            f"{what}: the best of {trial.n} of {verdict.checkpoint} beats the old policy's best of {fewer} at every "
-            f"temperature drawn (evidence {trial.highest_wealth:.1f}, {verdict.threshold:.0f} asked, after "
+            f"{what}: the best of {trial.n} of {verdict.checkpoint} beats the old policy's best of {fewer}{base} "
+            f"at every temperature drawn (evidence {trial.highest_wealth:.1f}, {verdict.threshold:.0f} asked, after "
             f"{trial.crossed_at} of {verdict.conversations} conversations)"
         ), None
     guarded = [(each, trial) for each in verdict.candidates for trial in each.trials if trial.guards]
@@ -121,9 +124,8 @@ def explain(verdict: Verdict) -> tuple[str, int | None]:
     each = max(verdict.candidates, key=lambda each: each.trials[0].gain_mean)
     trial = each.trials[0]
     measured = (
-        f"N stays {verdict.n_now}: the best of {trial.n} of {each.checkpoint} lies {trial.gain_mean:+.4f} from the old "
-        f"policy's best of {fewer} at temperature {trial.against_temperature:g} "
-        f"(a sample is worth {verdict.delta:.4f})"
+        f"N stays {verdict.n_now}: the best of {trial.n} of {each.checkpoint} lies {trial.gain_mean:+.4f} from "
+        f"{trial.against} (a sample is worth {verdict.delta:.4f})"
     )
     needed = _needed(trial, verdict)
     if needed is None:

@@ -44,6 +44,7 @@ def publish_checkpoint(night: Night, checkpoint: Path, folder: Path, *, n_allowe
         model=night.settings.training.model,
         run=night.run.id,
         n_allowed=n_allowed,
+        n_base=night.serving.n if serving is None else serving.manifest.n_base,
         rivals=[] if serving is None else [serving],
         created=datetime.fromisoformat(night.run.manifest["began"]),
     )

@@ -14,7 +14,7 @@ from distill.evaluation.gate import Rules, decide
 from distill.evaluation.guards import Bounds
 from distill.evaluation.verdict import Verdict
 from distill.nightly.candidates import forget
-from distill.nightly.measuring import Sampled, sampled, serving_temperature
+from distill.nightly.measuring import Sampled, anchor, sampled, serving_temperature
 from distill.nightly.night import Night, Result
 from distill.run_dir import RunDir, write_atomically
 from distill.settings import EvaluationSettings
@@ -36,6 +36,7 @@ def gate(night: Night) -> Result:
         serving_temperature(night),
         [Candidate(each.source.name, each.temperature, each.drawn) for each in every if each.source.side == "new"],
         n_now=night.serving.n,
+        anchor=anchor(night),
         conversations=conversations(every),
         rules=Rules(alpha=settings.alpha, bounds=bounds(settings)),
     )

@@ -222,8 +222,7 @@ def _tried(judged: Judged, place: int, verdict: Verdict) -> Tried:
     if not trial.passed:
         earlier = next((each.n for each in judged.trials[:place] if not each.passed), None)
         reason = (
-            f"evidence {trial.highest_wealth:.2f}, {verdict.threshold:.0f} asked, against temperature "
-            f"{trial.against_temperature:g}"
+            f"evidence {trial.highest_wealth:.2f}, {verdict.threshold:.0f} asked, against {trial.against}"
             if earlier is None
             else f"not asked: N′ = {earlier} did not pass"
         )

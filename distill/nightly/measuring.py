@@ -19,6 +19,7 @@ from distill.evaluation import draws, scoring
 from distill.evaluation.curve import Floats
 from distill.evaluation.drawn import Drawn, describe
 from distill.evaluation.draws import Drawer
+from distill.evaluation.gate import Anchor
 from distill.evaluation.sample import Design, Draw, Question, read_draws
 from distill.evaluation.scoring import answer_key
 from distill.nightly import candidates
@@ -83,6 +84,7 @@ def draw(night: Night) -> Result:
     begun = _once(night, {"reused": sum(each.design.size - draws.missing(each.design, each.path) for each in plan)})
     refused: set[str] = set()
     tokens = 0
+    plan += anchor_sources(night)
     with candidates.serving(night, adapters) as backend:
         for source in plan:
             left = draws.missing(source.design, source.path)
@@ -106,7 +108,7 @@ def draw(night: Night) -> Result:
 def score(night: Night) -> Result:
     """The model that selects, and the judge where there is one, score every distinct answer once."""
     settings = night.settings.evaluation
-    every = [each for source in _sources(night) for each in _kept(night, source)]
+    every = [each for source in [*_sources(night), *anchor_sources(night)] for each in _kept(night, source)]
     judge = scoring.judge_settings(night.gateway.reward, settings.judge_model, settings.judge_adapter)
     found: dict[str, Any] = {"judge": None, "tokens": 0}
     for role, reward in (("select", night.gateway.reward), ("judge", judge)):
@@ -119,13 +121,24 @@ def score(night: Night) -> Result:
 
 
 def sampled(night: Night) -> list[Sampled]:
-    """All draws with their rewards, once they are drawn and scored: by source, then temperature."""
+    """Both policies' draws with their rewards, once they are drawn and scored: by source, then temperature."""
+    return _sampled(night, _sources(night))
+
+
+def anchor(night: Night) -> Anchor | None:
+    """What no night may lose, as drawn and scored; None where the base still serves."""
+    found = {each.temperature: each.drawn for each in _sampled(night, anchor_sources(night))}
+    serving = candidates.serving_adapter(night)
+    return Anchor(serving.manifest.n_base, found) if serving is not None else None
+
+
+def _sampled(night: Night, every: Sequence[Source]) -> list[Sampled]:
     scores = night.results["score"]
     rewards = scoring.read_scores(Path(scores["select"]["path"]))
     judged = scores["judge"] and scoring.read_scores(Path(scores["judge"]["path"]))
     refused = set(night.results["draw"]["refused"])
     found = []
-    for source in _sources(night):
+    for source in every:
         kept = [question for question in source.design.questions if question.key not in refused]
         design = Design(kept, source.design.temperatures, source.design.draws, source.design.max_tokens)
         by_temperature = draws.drawn(design, source.path)
@@ -141,25 +154,26 @@ def sources(night: Night, names: Mapping[str, str]) -> list[Source]:
         names: Each checkpoint's name as an adapter.
     """
     settings = night.settings.evaluation
-    asked = questions(night)
-    base = night.settings.training.model
-    kind = "llamacpp" if settings.own_servers else night.gateway.backend.kind
-
-    def source(side: Side, name: str, adapter: str | None, temperatures: Sequence[float], folder: Path) -> Source:
-        drawer = Drawer(base=base, served_by=kind, adapter=adapter, max_tokens=settings.max_tokens)
-        design = Design(asked, temperatures, max(settings.draws, night.serving.n), settings.max_tokens, adapter=adapter)
-        return Source(side, name, drawer.file(folder), design)
-
     old = night.serving.adapter
     old_temperatures = temperatures(settings, night.serving.default_temperature)
     new_temperatures = settings.candidate_temperatures or (serving_temperature(night),)
     return [
-        source("old", old or "base", old, old_temperatures, settings.draws_dir),
+        _source(night, "old", old or "base", old, old_temperatures, settings.draws_dir),
         *(
-            source("new", checkpoint, adapter, new_temperatures, night.run.path / "draws")
+            _source(night, "new", checkpoint, adapter, new_temperatures, night.run.path / "draws")
             for checkpoint, adapter in names.items()
         ),
     ]
+
+
+def anchor_sources(night: Night) -> list[Source]:
+    """The base, where an adapter serves: nights before drew it on all prompts but those that are new."""
+    serving = candidates.serving_adapter(night)
+    if serving is None:
+        return []
+    settings = night.settings.evaluation
+    asked = temperatures(settings, night.serving.default_temperature)
+    return [_source(night, "old", "base", None, asked, settings.draws_dir, least_draws=serving.manifest.n_base)]
 
 
 def questions(night: Night) -> list[Question]:
@@ -184,6 +198,24 @@ def serving_temperature(night: Night) -> float:
 def temperatures(settings: EvaluationSettings, default: float | None) -> list[float]:
     """Temperatures of the serving policy's draws: those asked for, and the one that it serves at."""
     return sorted({*settings.temperatures, DEFAULT_TEMPERATURE if default is None else default})
+
+
+def _source(
+    night: Night,
+    side: Side,
+    name: str,
+    adapter: str | None,
+    temperatures: Sequence[float],
+    folder: Path,
+    *,
+    least_draws: int = 0,
+) -> Source:
+    settings = night.settings.evaluation
+    kind = "llamacpp" if settings.own_servers else night.gateway.backend.kind
+    drawer = Drawer(night.settings.training.model, kind, adapter, settings.max_tokens)
+    draws_each = max(settings.draws, night.serving.n, least_draws)
+    design = Design(questions(night), temperatures, draws_each, settings.max_tokens, adapter=adapter)
+    return Source(side, name, drawer.file(folder), design)
 
 
 def _sources(night: Night) -> list[Source]:

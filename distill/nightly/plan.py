@@ -76,7 +76,8 @@ def _rows(settings: Settings, gateway: GatewaySettings, serving: Policy, curated
         f"{new} from the checkpoints, on {len(asked)} prompts",
         "score": "every distinct answer"
         + (", and judge it" if evaluation.judge_model or evaluation.judge_adapter else ""),
-        "gate": f"allow N below {serving.n}, or not",
+        "gate": f"allow N below {serving.n}, or not"
+        + (", and keep what the base was before the first night" if serving.adapter else ""),
         "promote": f"only then: publish, load, check, and give it {settings.promotion.canary_share:.0%} of traffic",
     }
 

@@ -53,7 +53,8 @@ class Manifest:
     """Where an adapter comes from.
 
     ``run`` names the night's run directory, ``n_allowed`` is the N that the gate allowed it, ``created`` is ISO 8601 in
-    UTC, ``sha256`` has the hash of each file beside the manifest.
+    UTC, ``sha256`` has the hash of each file beside the manifest. ``n_base`` is the N at which the base served before
+    the first of the nights that led here: the quality that none of them may lose.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Manifest:
     n_allowed: int
     created: str
     sha256: dict[str, str]
+    n_base: int
     version: int = _VERSION
 
     def encode(self) -> bytes:

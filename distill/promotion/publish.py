@@ -50,6 +50,7 @@ def publish(
     model: str,
     run: str,
     n_allowed: int,
+    n_base: int,
     rivals: Sequence[Adapter] = (),
     report: Path | None = None,
     created: datetime | None = None,
@@ -62,6 +63,7 @@ def publish(
         model: The base, as ``DISTILL_TRAINING__MODEL`` says it.
         run: Name of the night's run directory.
         n_allowed: The N that the gate allowed.
+        n_base: The N at which the base served before the first night.
         rivals: Adapters that might be served in its place by mistake (the one that serves now): the canary tells the
             new one from them, as from the base.
         report: The night's report, copied along.
@@ -90,7 +92,7 @@ def publish(
             write_atomically(folder / REPORT_FILE, report.read_bytes())
         base = _examine(folder, model, rivals)
         hashes = {path.name: file_sha256(path) for path in folder.iterdir()}
-        manifest = Manifest(name, base, run, n_allowed, created.isoformat(timespec="seconds"), hashes)
+        manifest = Manifest(name, base, run, n_allowed, created.isoformat(timespec="seconds"), hashes, n_base)
         write_atomically(folder / MANIFEST_FILE, manifest.encode())
         for path in folder.iterdir():
             path.chmod(0o444)

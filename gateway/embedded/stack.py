@@ -34,6 +34,9 @@ DATA_DIR = Path("data/embedded")
 DEFAULT_TEMPERATURE = 1.0
 """The policy's default temperature: first at N = 8 by both judges, if not outside the interval (README, Results)."""
 
+# The reward model shares its cores with llama.cpp: two threads that wait for each other there took .28 s of CPU an
+# answer, one takes .11 s (two cores, races of 8).
+_COMPUTING = {"OMP_NUM_THREADS": "1"}
 _SLOTS = 16
 _POLL_S = 0.1
 _GATEWAY_STOP_TIMEOUT_S = 40.0  # above GATEWAY_SHUTDOWN_S, in which running races finish
@@ -167,7 +170,9 @@ class EmbeddedStack:
 
     def _start_gateway(self) -> ChildProcess:
         self._port = self._port or free_port()
-        environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
+        environment = _COMPUTING | {
+            name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)
+        }
         gateway = ChildProcess(
             "gateway",
             [sys.executable, "-m", "gateway", "serve"],

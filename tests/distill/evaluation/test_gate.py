@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from distill.errors import DataError
 from distill.evaluation.curve import Floats, expected_max
 from distill.evaluation.drawn import Answers, Candidate, Drawn
-from distill.evaluation.gate import QuantileMap, Rules, decide
+from distill.evaluation.gate import Anchor, QuantileMap, Rules, decide
 from distill.evaluation.verdict import Verdict
 
 PROMPTS, DRAWS = 250, 8
@@ -97,7 +97,9 @@ def test_the_old_policy_counts_at_its_best_temperature() -> None:
     verdict = gate(new, serving={**SERVING, 0.5: Drawn(rewards(1.0, sd=0.7, seed=7))})
     assert not verdict.promote
     assert (1.0, 0.5) == (verdict.serving_temperature, verdict.control_temperature)
-    assert {0.5} == {trial.against_temperature for trial in verdict.candidates[0].trials}
+    assert {"the old policy's best of 7 at temperature 0.5"} == {
+        trial.against for trial in verdict.candidates[0].trials
+    }
     (judged,) = verdict.candidates
     assert judged.worth_at_best.value < 1.3 < 2 < judged.worth_at_serving.value
 
@@ -267,3 +269,22 @@ def test_what_cannot_be_judged_is_refused_in_words(
 ) -> None:
     with pytest.raises(DataError, match=message):
         decide(serving, 1.0, candidates, n_now=n_now, rules=RULES)
+
+
+def test_what_the_base_was_before_the_first_night_is_never_lost() -> None:
+    """The serving policy lost quality on the way; the new one beats it at N = 2, and is still short of the base's 7."""
+    serving = {1.0: Drawn(rewards(-0.5, seed=0))}
+    base = Anchor(8, {1.0: Drawn(rewards(0.0, seed=5)), 0.5: Drawn(rewards(-0.3, seed=6))})
+    new = candidate(0.2)
+    assert gate(new, serving=serving, n_now=2).promote
+    verdict = decide(serving, 1.0, [new], n_now=2, anchor=base, rules=RULES)
+    assert (False, 8) == (verdict.promote, verdict.n_base)
+    assert "from the base's best of 7 at temperature 1, which no night may lose (a sample is worth" in verdict.why
+    far = decide(serving, 1.0, [candidate(3.0)], n_now=2, anchor=base, rules=RULES)
+    assert "beats the old policy's best of 1 and the base's best of 7 at every temperature drawn" in far.why
+
+
+def test_an_anchor_with_too_few_draws_is_refused() -> None:
+    few = Anchor(8, {1.0: Drawn(rewards(0.0, seed=5, draws=4))})
+    with pytest.raises(DataError, match="the base at temperature 1: 4 draws of each prompt; at least 7 are needed"):
+        decide(SERVING, 1.0, [candidate(1.0)], n_now=8, anchor=few, rules=RULES)

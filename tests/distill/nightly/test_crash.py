@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from distill.dataset.archive import Archive
 from distill.nightly.night import STEPS
@@ -16,9 +13,7 @@ from gateway.journal.stream import stream_key
 from gateway.settings import RedisSettings
 from tests.distill.nightly.attempts import Kill, attempt
 from tests.distill.nightly.fleet import PROMPTS, environment, log_races
-from tests.distill.training.tiny import tiny_base
 from tests.redis_server import RedisServer
-from tests.stubs.process import StubProcess
 
 MOVES = {"collect": 1, "curate": 20, "train": 1, "draw": 30, "score": 5}
 """How far into a step its bar has moved when it is killed in the middle."""
@@ -26,21 +21,6 @@ KILLS: list[Kill] = [
     kill for step in STEPS for kill in ([(step, MOVES[step])] if step in MOVES else []) + [(step, None)]
 ]
 """In the middle of what takes long, and after all of it, just before the step is marked as through."""
-
-
-@pytest.fixture(scope="module")
-def stub_urls() -> Iterator[tuple[str, str]]:
-    tgi, rewards = StubProcess("tests.stubs.tgi"), StubProcess("tests.stubs.reward")
-    tgi.start()
-    rewards.start()
-    yield tgi.url, rewards.url
-    tgi.stop()
-    rewards.stop()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_base(tmp_path_factory.mktemp("tiny"))
 
 
 def night_of(folder: Path, server: RedisServer, stub_urls: tuple[str, str], model: Path) -> dict[str, str]:

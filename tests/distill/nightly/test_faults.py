@@ -14,7 +14,6 @@ from gateway.journal.stream import stream_key
 from gateway.settings import RedisSettings
 from tests.distill.nightly.attempts import Kill, attempt
 from tests.distill.nightly.fleet import environment, log_races
-from tests.distill.training.tiny import tiny_base
 from tests.redis_server import RedisServer
 from tests.stubs.process import StubProcess
 
@@ -27,11 +26,6 @@ def stubs() -> Iterator[tuple[StubProcess, StubProcess]]:
     yield started
     for stub in started:
         stub.stop()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_base(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ async def adapter(tmp_path: Path, knowing: TgiStub) -> Adapter:
             answers.append([Position(token, {"": likely, BASE: other}) for (token, likely), (_, other) in places])
     (tmp_path / CANARY_FILE).write_bytes(Expectation(PROMPTS, answers).encode())
     facts = BaseFacts("base", "llama", layers=2, heads=4, kv_heads=2)
-    return Adapter(tmp_path, Manifest(NAME, facts, "run", 4, "2026-11-22T00:00:00+00:00", {}))
+    return Adapter(tmp_path, Manifest(NAME, facts, "run", 4, "2026-11-22T00:00:00+00:00", {}, 8))
 
 
 def backend(*urls: str) -> BackendSettings:

@@ -24,7 +24,7 @@ NAME = "rft-20261122-0123456789ab"
 def adapter(tmp_path: Path) -> Adapter:
     """One whose folder nobody reads here."""
     base = BaseFacts("base", "llama", layers=2, heads=4, kv_heads=2)
-    return Adapter(tmp_path / NAME, Manifest(NAME, base, "run", 4, "2026-11-22T00:00:00+00:00", {}))
+    return Adapter(tmp_path / NAME, Manifest(NAME, base, "run", 4, "2026-11-22T00:00:00+00:00", {}, 8))
 
 
 def python(code: str, *arguments: str) -> str:

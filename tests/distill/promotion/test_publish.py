@@ -54,7 +54,9 @@ def server(base: Path, adapters: list[Adapter], tmp_path_factory: pytest.TempPat
 
 
 def publish_at(checkpoint: Path, folder: Path, base: Path, rivals: list[Adapter] | None = None) -> Adapter:
-    return publish(checkpoint, folder, model=str(base), run="night-1", n_allowed=4, rivals=rivals or (), created=NIGHT)
+    return publish(
+        checkpoint, folder, model=str(base), run="night-1", n_allowed=4, n_base=8, rivals=rivals or (), created=NIGHT
+    )
 
 
 def test_an_adapter_is_named_by_its_weights_and_read_only(adapters: list[Adapter]) -> None:
@@ -74,7 +76,7 @@ def test_the_same_weights_are_the_same_adapter_whenever_and_whoever(
     again = save_checkpoint(tmp_path, weights, target_modules=config["target_modules"][::-1])
     folder = adapters[0].folder.parent
     (folder / ".unfinished-killed").mkdir()
-    assert adapters[0] == publish(again, folder, model=str(base), run="night-2", n_allowed=2)
+    assert adapters[0] == publish(again, folder, model=str(base), run="night-2", n_allowed=2, n_base=8)
 
 
 def test_llamacpp_gives_what_peft_gives(server: LlamaServer, adapters: list[Adapter]) -> None:
@@ -194,6 +196,6 @@ def test_the_nights_report_comes_along(base: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     report.write_text("<p>A night.")
     checkpoint = random_checkpoint(tmp_path / "checkpoint", base, seed=4)
-    adapter = publish(checkpoint, tmp_path / "adapters", model=str(base), run="n", n_allowed=1, report=report)
+    adapter = publish(checkpoint, tmp_path / "adapters", model=str(base), run="n", n_allowed=1, n_base=8, report=report)
     assert "<p>A night." == (adapter.folder / "report.html").read_text()
     assert "report.html" in json.loads((adapter.folder / "manifest.json").read_bytes())["sha256"]

@@ -33,7 +33,8 @@ for round in (0, 2, 3, 6, 8, 9):
             if event in ("os.rename", "os.chmod") and str(folder) in str(arguments[0]) and next(left) == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(die)
-        publish(checkpoint, folder, model=str(model), run="night-1", n_allowed=4, created=datetime(2026, 11, 22))
+        date = datetime(2026, 11, 22)
+        publish(checkpoint, folder, model=str(model), run="night-1", n_allowed=4, n_base=8, created=date)
         os._exit(0)
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     drafts = [path.name for path in folder.glob(".unfinished-*/*")]

@@ -1,0 +1,45 @@
+"""A night on top of another: the adapter that serves is measured against, and so is what the base once was."""
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from distill.promotion.adapter import Adapter, adapters_in
+from distill.run_dir import runs
+from gateway.__main__ import cli
+from gateway.settings import RedisSettings, variables
+from tests.distill.nightly.attempts import attempt
+from tests.distill.nightly.fleet import PROMPTS, environment, log_races
+from tests.redis_server import RedisServer
+
+
+def test_the_second_night_keeps_what_the_base_was_before_the_first(
+    tmp_path: Path,
+    redis_server: RedisServer,
+    redis_settings: RedisSettings,
+    stub_urls: tuple[str, str],
+    model: Path,
+) -> None:
+    """One draw of its adapter does beat the serving one's, but not the base's best of 3: N stays where it is."""
+    tgi, rewards = stub_urls
+    night = environment(tmp_path, tgi_url=tgi, reward_url=rewards, redis_url=redis_server.url, model=model)
+    log_races(redis_server, redis_settings)
+    assert 0 == attempt(night)
+    (first,) = runs(tmp_path / "runs")
+    adapter, n_new = (first.result(step) or {} for step in ("publish", "gate"))
+    base_draws = next((tmp_path / "draws").glob("base-*.jsonl"))
+    drawn = base_draws.read_bytes()
+    serve = ["policy", "set", "--reason", "promoted", "--canary-share", "0"]
+    serve += ["--adapter", adapter["adapter"], "--n", str(n_new["n_new"])]
+    served = CliRunner().invoke(cli, serve, env={**dict.fromkeys(variables()), **night})
+    assert 0 == served.exit_code, served.output
+    log_races(redis_server, redis_settings, start=PROMPTS)
+    assert 0 == attempt(night), (tmp_path / "attempts.log").read_text()
+    second = runs(tmp_path / "runs")[-1]
+    verdict = json.loads((second.path / "verdict.json").read_bytes())
+    assert (4, n_new["n_new"]) == (verdict["n_base"], verdict["n_now"])
+    assert "from the base's best of 3 at temperature 1, which no night may lose" in verdict["why"]
+    assert base_draws.read_bytes().startswith(drawn), "the base was drawn again on the first night's prompts"
+    (candidate,) = adapters_in(second.path / "candidates")
+    assert (4, second.id) == (Adapter.open(candidate).manifest.n_base, Adapter.open(candidate).manifest.run)
