@@ -6,7 +6,8 @@ next prompts and makes the next night; killed, it goes on. What the prompts of t
 to anybody, so they are asked once each: the night draws on them by itself.
 
 PROMPTS is a file of JSON lines with a ``prompt``; their order is drawn by the seed. Settings of the night
-(``DISTILL_…``) come from the environment before those here.
+(``DISTILL_…``) come from the environment before those here. ``--out`` takes the night's facts (no prompt, no answer)
+and its figure as a file of its own.
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ import os
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 from pathlib import Path
 
 import openai
 from rich.console import Console
 
+from distill import exits
 from distill.dataset.split import conversation_key, is_held_out
 from distill.nightly.child import run_child
 from distill.nightly.embedded import environment
 from distill.progress import counting
-from distill.run_dir import runs
+from distill.report.curves import reward_curves
+from distill.report.facts import NightFacts
+from distill.run_dir import RunDir, runs
 from gateway.embedded.stack import EmbeddedStack
 
 HELD_OUT_SHARE = 0.35
@@ -83,6 +88,23 @@ def ask(url: str, prompts: list[str], done_file: Path, *, best_of: int | None, w
             progress.advance(bar)
 
 
+def publish(run: RunDir, out: Path, number: int) -> None:
+    """What the night found, without what anybody asked or answered: facts as JSON, the curves as SVG."""
+    facts = NightFacts.read(run.path)
+    out.mkdir(parents=True, exist_ok=True)
+    kept = facts.model_dump(mode="json", exclude={"samples": True, "decision": {"tried": {"__all__": {"path"}}}})
+    (out / f"headline-{number}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    figure = reward_curves(facts)
+    if figure is not None:
+        wide = str(figure).split("</svg>")[0].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+        style = resources.files("distill.report").joinpath("templates/style.css").read_text(encoding="utf-8")
+        opening, rest = wide.split(">", 1)
+        # The page's own style, but for its dark and narrow variants: here it is a picture on a page of somebody else's.
+        light = style.partition("@media screen and (max-width")[0]
+        paper = '<rect width="100%" height="100%" style="fill: var(--page)"/>'
+        (out / f"headline-{number}.svg").write_text(f"{opening}><style>{light}</style>{paper}{rest}</svg>\n")
+
+
 def main() -> int:
     """Traffic, then the night; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,6 +113,7 @@ def main() -> int:
     parser.add_argument("--train", type=int, default=430, help="prompts asked, best of N, before each night")
     parser.add_argument("--held-out", type=int, default=264, help="prompts that measure, the same every night")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="folder that takes the night's facts and its figure")
     options = parser.parse_args()
     night = options.folder.absolute() / "night"
     teach, measure = chosen(options.prompts, seed=options.seed)
@@ -102,7 +125,11 @@ def main() -> int:
             tonight = teach[nights * options.train : (nights + 1) * options.train]
             ask(stack.url, tonight, night / f"asked-{nights + 1}.jsonl", best_of=None, words="asking what teaches")
         os.environ.update({name: value for name, value in NIGHT.items() if name not in os.environ})
-        return run_child([sys.executable, "-m", "distill", "run"], environment(stack.environment, night))
+        code = run_child([sys.executable, "-m", "distill", "run"], environment(stack.environment, night))
+    if options.out and code == exits.FINISHED:
+        every = runs(night / "runs")
+        publish(every[-1], options.out, len(every))
+    return code
 
 
 if __name__ == "__main__":
