@@ -71,6 +71,16 @@ class Relevance:
 
     def _embed(self, texts: Sequence[tuple[int, ...]]) -> torch.Tensor:
         """Unit vectors (U unique texts, H), float32: the mean over tokens of the last layer."""
+        # Questions are short and answers long: padded to one width, half of what is computed would be padding.
+        by_size: dict[int, list[int]] = {}
+        for place, text in enumerate(texts):
+            by_size.setdefault(len(text).bit_length(), []).append(place)
+        embedded_UH = torch.cat([self._embed_alike([texts[place] for place in group]) for group in by_size.values()])
+        order = torch.tensor([place for group in by_size.values() for place in group], device=embedded_UH.device)
+        return embedded_UH[order.argsort()]
+
+    def _embed_alike(self, texts: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """The same, of texts whose lengths differ by less than a factor of two."""
         device = self._encoder.device
         width = max(map(len, texts))
         ids_UT = torch.full((len(texts), width), self._pad_id, dtype=torch.long)
