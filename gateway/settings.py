@@ -213,7 +213,7 @@ class ApiSettings(_Group):
     limits_timeout_s: float = Field(default=0.25, gt=0)
     """Longest time a request of a limited key waits for Redis to count it; then this process counts alone."""
     operators: Literal["anyone", "admin"] = "anyone"
-    """Who may read /metrics, /docs, /openapi.json: anyone who reaches the port, or keys with the scope admin."""
+    """Who may read /metrics and /openapi.json: anyone, or keys with the scope admin; then there is no /docs."""
     max_body_bytes: int = Field(default=1_000_000, ge=1_000)
     """Largest request body."""
     body_timeout_s: float = Field(default=30.0, gt=0)
