@@ -28,6 +28,7 @@ from gateway.policy import PolicyStore
 from gateway.reward.build import build_scorer
 from gateway.settings import Settings, load
 from gateway.telemetry import Metrics, configure_logging
+from gateway.tls import client_context
 from gateway.types import Backends, Scorer
 
 _SAMPLE_S = 1.0
@@ -60,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
     """Build the gateway.
 
     Raises:
-        SettingsError: No reward model is configured, or the key file is bad.
+        SettingsError: No reward model is configured, or the file of keys or of certificates is bad.
     """
     parts = build(settings)
     closed = settings.api.operators == "admin"
@@ -108,6 +109,8 @@ def create_app(settings: Settings) -> FastAPI:
 def build(settings: Settings) -> Parts:
     """Build every part; nothing is connected or loaded yet."""
     metrics = Metrics()
+    if settings.backend.ca_file is not None:
+        client_context(settings.backend.ca_file)  # pools open with the first race: too late to say that it is bad
     scorer = build_scorer(
         settings.reward,
         observe=lambda batch: metrics.scored_batch(
