@@ -165,6 +165,10 @@ class JournalSettings(_Group):
     """With this much waiting for Redis, readiness says so and an alert metric rises; records are still kept."""
     batch_records: int = Field(default=256, ge=1)
     """Records sent to Redis in one round trip."""
+    redact: str = ""
+    """package.module:function, text to text, over every text of a record; if it fails, no content is recorded."""
+    redact_timeout_s: float = Field(default=2.0, gt=0)
+    """Longest time the redaction of one record may take; its answer waits for it."""
 
 
 class PolicySettings(_Group):

@@ -155,6 +155,18 @@ class JournalReader:
             removed = await self._redis.xtrim(self._stream, minid=f"{milliseconds}-{sequence}", approximate=False)
             return int(removed)
 
+    async def drop_before(self, time_ms: int) -> int:
+        """Remove what came before a moment, acknowledged or not. Returns how many entries went.
+
+        Args:
+            time_ms: By Redis's clock, in milliseconds since the epoch.
+
+        Raises:
+            JournalError: Redis does not answer.
+        """
+        async with self._translated():
+            return int(await self._redis.xtrim(self._stream, minid=f"{time_ms}-0", approximate=False))
+
     async def aclose(self) -> None:
         """Close the connection; what was not acknowledged stays so."""
         await self._redis.aclose()
