@@ -8,6 +8,7 @@ from distill.dataset.commands import collect, curate
 from distill.evaluation.commands import adopt, evaluate, sample
 from distill.evaluation.simulate_command import simulate
 from distill.nightly.commands import EPILOG, night, report, run, schedule, settings
+from distill.nightly.forget_command import forget
 from distill.promotion.commands import rollback, watch
 from distill.training.commands import reward
 from distill.training.train_command import train
@@ -27,6 +28,7 @@ app.command()(report)
 app.command()(settings)
 app.command()(collect)
 app.command()(curate)
+app.command()(forget)
 app.command()(sample)
 app.command()(adopt)
 app.command()(evaluate)

@@ -32,6 +32,8 @@ class DatasetSettings(_Group):
 
     archive_dir: Path = Path("data/night/archive")
     """Folder of the Parquet archive of the journal."""
+    keep_days: int | None = Field(default=None, ge=1)
+    """Older records leave Redis and the archive with each collect; unset keeps them for ever."""
     claim_idle_s: float = Field(default=60.0, gt=0)
     """Records that another reader took and left unacknowledged this long are taken over."""
     held_out_share: float = Field(default=0.2, gt=0, lt=1)

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway import settings_table
-from gateway.api.auth import new_key
+from gateway.api.keyfile import new_key
+from gateway.api.protocol import server_options
 from gateway.app import build, from_environment
 from gateway.embedded.tether import tie
 from gateway.errors import GatewayError
@@ -59,10 +60,7 @@ def serve(
             host=settings.host,
             port=settings.port,
             workers=settings.workers,
-            timeout_graceful_shutdown=int(settings.shutdown_s),
-            log_config=None,
-            access_log=False,
-            server_header=False,
+            **server_options(settings),
         )
 
 
@@ -194,9 +192,20 @@ def _canary(current: Policy, changes: dict[str, object]) -> dict[str, object] | 
 
 
 @key_cli.command("new")
-def key_new(name: Annotated[str, typer.Argument(help="Whose key it is; only for people who read the file.")]) -> None:
-    """Make an API key: the key for its owner, and the line for the key file."""
-    key, line = _told(lambda: new_key(name))
+def key_new(
+    name: Annotated[str, typer.Argument(help="Whose key it is; only for people who read the file.")],
+    scopes: Annotated[str, typer.Option(help="What it may do: chat, feedback, admin, with commas.")] = "chat,feedback",
+    requests_per_minute: Annotated[int, typer.Option(min=0, help="0: no limit.")] = 0,
+    tokens_per_minute: Annotated[int, typer.Option(min=0, help="Prompts and all draws; 0: no limit.")] = 0,
+    races_in_flight: Annotated[int, typer.Option(min=0, help="Requests at once; 0: no limit.")] = 0,
+) -> None:
+    """Make an API key: the key for its owner, and the line for the key file, which gateways re-read by themselves."""
+    limits = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "races_in_flight": races_in_flight,
+    }
+    key, line = _told(lambda: new_key(name, scopes=scopes, limits=limits))
     out.print(f"The key, shown only now:  {key}", highlight=False, soft_wrap=True)
     out.print(f"Add to the key file:      {line}", highlight=False, soft_wrap=True)
 

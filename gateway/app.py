@@ -16,6 +16,8 @@ import gateway
 from gateway.api import chat_completions, errors, feedback, health, models, openapi
 from gateway.api.auth import ApiKeys
 from gateway.api.connection import ClientGone
+from gateway.api.keyfile import Scope
+from gateway.api.limits import Limiter
 from gateway.api.observe import Observe
 from gateway.backend.pools import BackendPools
 from gateway.best_of_n.permits import Permits
@@ -26,6 +28,7 @@ from gateway.policy import PolicyStore
 from gateway.reward.build import build_scorer
 from gateway.settings import Settings, load
 from gateway.telemetry import Metrics, configure_logging
+from gateway.tls import client_context
 from gateway.types import Backends, Scorer
 
 _SAMPLE_S = 1.0
@@ -43,6 +46,7 @@ class Parts:
     policies: PolicyStore
     permits: Permits
     keys: ApiKeys
+    limiter: Limiter
     metrics: Metrics
 
 
@@ -57,22 +61,30 @@ def create_app(settings: Settings) -> FastAPI:
     """Build the gateway.
 
     Raises:
-        SettingsError: No reward model is configured, or the key file is bad.
+        SettingsError: No reward model is configured, or the file of keys or of certificates is bad.
     """
     parts = build(settings)
+    closed = settings.api.operators == "admin"
     app = FastAPI(
         title="Ratchet",
         version=gateway.__version__,
         summary="An OpenAI-compatible chat API that answers with the best of N candidates.",
         lifespan=lambda _: _running(parts),
+        # A browser sends no API key, so behind one the pages could not be read.
+        openapi_url=None if closed else "/openapi.json",
     )
+
+    def operators_only(request: Request) -> None:
+        if closed:
+            parts.keys.authenticate(request.headers.get("authorization"), Scope.ADMIN)
+
     race = BestOfN(parts.scorer, parts.permits, settings.race, reward_timeout_s=settings.reward.timeout_s)
     service = chat_completions.ChatCompletions(
-        race, parts.backends, parts.policies, parts.journal, parts.keys, parts.metrics, settings
+        race, parts.backends, parts.policies, parts.journal, parts.keys, parts.limiter, parts.metrics, settings
     )
     app.include_router(chat_completions.routes(service))
     app.include_router(models.routes(settings.api, parts.keys))
-    app.include_router(feedback.routes(settings.api, parts.keys, parts.journal))
+    app.include_router(feedback.routes(settings.api, parts.keys, parts.limiter, parts.journal))
     app.include_router(
         health.routes(
             {
@@ -80,10 +92,14 @@ def create_app(settings: Settings) -> FastAPI:
                 "reward": health.needed_at_start(parts.scorer.readiness),
                 "journal": parts.journal.readiness,
                 "policy": parts.policies.readiness,
+                "keys": parts.keys.readiness,
             },
             parts.metrics.render,
+            operators_only,
         )
     )
+    if closed:
+        app.include_router(openapi.routes(app, operators_only))
     _handle_errors(app, parts.metrics)
     openapi.describe(app, settings)
     app.add_middleware(Observe, metrics=parts.metrics)
@@ -93,6 +109,8 @@ def create_app(settings: Settings) -> FastAPI:
 def build(settings: Settings) -> Parts:
     """Build every part; nothing is connected or loaded yet."""
     metrics = Metrics()
+    if settings.backend.ca_file is not None:
+        client_context(settings.backend.ca_file)  # pools open with the first race: too late to say that it is bad
     scorer = build_scorer(
         settings.reward,
         observe=lambda batch: metrics.scored_batch(
@@ -116,7 +134,8 @@ def build(settings: Settings) -> Parts:
             max_waiting=settings.race.max_waiting,
             queue_timeout_s=settings.race.queue_timeout_s,
         ),
-        keys=ApiKeys.read(settings.api.keys_file),
+        keys=ApiKeys(settings.api.keys_file),
+        limiter=Limiter(settings),
         metrics=metrics,
     )
 
@@ -131,6 +150,9 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(parts.policies.aclose)
         stack.push_async_callback(parts.scorer.aclose)
         stack.push_async_callback(parts.backends.aclose)
+        stack.push_async_callback(parts.limiter.aclose)
+        parts.keys.start()
+        stack.push_async_callback(parts.keys.aclose)
         sampler = asyncio.create_task(_sample(parts), name="gauges")
         stack.callback(sampler.cancel)
         _log.info("started", version=gateway.__version__, policy=parts.policies.current.version)

@@ -5,10 +5,13 @@
     │   ├── InvalidRequest          a field is missing, malformed or out of range
     │   ├── UnsupportedField        a valid field that this backend cannot serve
     │   ├── AuthenticationFailed    no API key, or an unknown one
+    │   ├── PermissionDenied        a known API key without the scope for this
     │   ├── ModelNotFound           the model asked for is not served here
     │   ├── RequestTooLarge         the body is over the limit
+    │   ├── RequestTooSlow          the body did not arrive in time
     │   └── UnsupportedContentType  the body is not declared to be JSON
     ├── Overloaded                  no permit for even one candidate; says when to come back
+    ├── RateLimited                 the API key has used up one of its limits; says when to come back
     ├── NotReady                    starting, stopping, or a part is missing
     ├── DeadlineExceeded            no candidate finished in time
     ├── BackendError                the backend is at fault
@@ -59,6 +62,10 @@ class AuthenticationFailed(CallerError):
     """No API key, or an unknown one."""
 
 
+class PermissionDenied(CallerError):
+    """A known API key without the scope for this."""
+
+
 class ModelNotFound(CallerError):
     """The model asked for is not served here."""
 
@@ -67,12 +74,24 @@ class RequestTooLarge(CallerError):
     """The body is over the configured limit."""
 
 
+class RequestTooSlow(CallerError):
+    """The body did not arrive in time."""
+
+
 class UnsupportedContentType(CallerError):
     """The body is not declared to be JSON."""
 
 
 class Overloaded(GatewayError):
     """No permit for even one candidate."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(GatewayError):
+    """The API key has used up one of its limits."""
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)

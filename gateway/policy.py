@@ -25,11 +25,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, WatchError
 
 from gateway.errors import PolicyError
+from gateway.redis_client import connect
 from gateway.settings import PolicySettings, RedisSettings, http_urls
 from gateway.types import ArmName, Readiness
 
@@ -188,13 +187,7 @@ class PolicyStore:
         self._file = folder / _FILE
         self._key = f"{redis.key_prefix}:policy"
         self._history_key = f"{redis.key_prefix}:policy:history"
-        self._redis: Redis = Redis.from_url(
-            redis.url,
-            socket_timeout=redis.timeout_s,
-            socket_connect_timeout=redis.timeout_s,
-            retry=Retry(NoBackoff(), 0),  # the refresh loop is the retry
-            driver_info=None,  # telling Redis the library's version reads files on the event loop
-        )
+        self._redis: Redis = connect(redis)
         self._current = self._defaults
         self._task: asyncio.Task[None] | None = None
         self._closing = False

@@ -65,6 +65,8 @@ class BackendSettings(_Group):
     """Connections kept in each replica's pool."""
     unhealthy_s: float = Field(default=5.0, ge=0)
     """How long a replica that broke a connection is passed over."""
+    ca_file: Path | None = None
+    """Certificates (PEM) that vouch for https:// replicas, instead of the system's."""
 
     _urls = field_validator("urls", mode="before")(_split)
 
@@ -109,6 +111,8 @@ class RewardSettings(_Group):
     """Entries waiting for the model; more are refused, and those races fall back."""
     timeout_s: float = Field(default=10.0, gt=0)
     """Longest time a race waits for a reward after its last candidate finished."""
+    ca_file: Path | None = None
+    """Certificates (PEM) that vouch for an https:// reward server, instead of the system's."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -124,12 +128,30 @@ class RedisSettings(_Group):
 
     url: str = "redis://127.0.0.1:6379/0"
     """redis:// or rediss:// (TLS) URL, with user, password and database."""
+    username: str = ""
+    """ACL user, where the URL names none."""
+    password: str = Field(default="", repr=False)
+    """Its password, where the URL has none."""
+    ca_file: Path | None = None
+    """Certificates (PEM) that vouch for a rediss:// server, instead of the system's."""
+    cert_file: Path | None = None
+    """This client's certificate (PEM), for a rediss:// server that asks for one; needs key_file."""
+    key_file: Path | None = None
+    """The certificate's private key (PEM)."""
     key_prefix: str = "ratchet"
     """Prefix of every key this project writes."""
     stream_max_records: int = Field(default=1_000_000, ge=1)
     """The stream is trimmed to about this many records."""
     timeout_s: float = Field(default=5.0, gt=0)
     """Longest time one Redis call may take; callers never wait for it."""
+
+    @model_validator(mode="after")
+    def _tls(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file are set together or not at all")
+        if (self.ca_file or self.cert_file) and urlsplit(self.url).scheme != "rediss":
+            raise ValueError("ca_file and cert_file are for a rediss:// url; without TLS they would protect nothing")
+        return self
 
 
 class JournalSettings(_Group):
@@ -143,6 +165,10 @@ class JournalSettings(_Group):
     """With this much waiting for Redis, readiness says so and an alert metric rises; records are still kept."""
     batch_records: int = Field(default=256, ge=1)
     """Records sent to Redis in one round trip."""
+    redact: str = ""
+    """package.module:function, text to text, over every text of a record; if it fails, no content is recorded."""
+    redact_timeout_s: float = Field(default=2.0, gt=0)
+    """Longest time the redaction of one record may take; its answer waits for it."""
 
 
 class PolicySettings(_Group):
@@ -187,15 +213,35 @@ class ApiSettings(_Group):
     models: Names = ("ratchet",)
     """Model names served, separated by commas; the first is canonical, the others are aliases."""
     keys_file: Path | None = None
-    """File of hashed API keys (python -m gateway key new NAME). Required to listen beyond loopback."""
+    """File of hashed API keys (python -m gateway key new NAME), re-read when it changes. Needed beyond loopback."""
+    limits_timeout_s: float = Field(default=0.25, gt=0)
+    """Longest time a request of a limited key waits for Redis to count it; then this process counts alone."""
+    operators: Literal["anyone", "admin"] = "anyone"
+    """Who may read /metrics and /openapi.json: anyone, or keys with the scope admin; then there is no /docs."""
     max_body_bytes: int = Field(default=1_000_000, ge=1_000)
     """Largest request body."""
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """Longest time a body may take to arrive; then 408."""
+    max_headers: int = Field(default=100, ge=10)
+    """Most headers of a request; then 431."""
+    max_header_bytes: int = Field(default=32_768, ge=1_024)
+    """Largest URL and headers of a request, together; then 431."""
+    header_timeout_s: float = Field(default=10.0, gt=0)
+    """Longest time a connection may take to send a request's headers; then it is closed."""
+    write_timeout_s: float = Field(default=30.0, gt=0)
+    """Longest time a caller may leave what was sent to it unread; then its connection is cut."""
     max_messages: int = Field(default=1_000, ge=1)
     """Longest conversation."""
     keep_alive_s: float = Field(default=3.0, gt=0)
     """A streamed race sends its headers after this time, and a comment each time it passes again."""
 
     _models = field_validator("models", mode="before")(_split)
+
+    @model_validator(mode="after")
+    def _operators_have_keys(self) -> Self:
+        if self.operators == "admin" and self.keys_file is None:
+            raise ValueError("operators=admin needs keys_file, with a key that has the scope admin")
+        return self
 
     @field_validator("models")
     @classmethod

@@ -198,6 +198,11 @@ class Outcome:
         return sum(candidate.reward is not None for candidate in self.candidates)
 
     @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, once, as a finished draw counted them."""
+        return next((c.answer.prompt_tokens for c in self.candidates if c.answer is not None), 0)
+
+    @property
     def generated_tokens(self) -> int:
         """Tokens of every finished draw, returned or not."""
         return sum(c.answer.completion_tokens for c in self.candidates if c.answer is not None)

@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 from redis.asyncio import Redis
 
+from gateway.api.protocol import server_options
 from gateway.app import create_app
 from gateway.journal.record import Record, decode
 from gateway.settings import RedisSettings, Settings
@@ -90,7 +91,7 @@ async def serve(tmp_path: Path, redis_settings: RedisSettings) -> AsyncIterator[
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[str]:
     """The gateway under uvicorn on a free port of this machine, in this event loop; yields its URL."""
-    config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_config=None, lifespan="on")
+    config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, lifespan="on", **server_options(settings))
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:

@@ -15,6 +15,7 @@ import uuid
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -126,6 +127,44 @@ class ArchiveWriter:
             for kind in new.column("kind").to_pylist():
                 kinds[kind] += 1
         return Added(kinds["completion"], kinds["feedback"], duplicates, tuple(sorted(unreadable)))
+
+    def keep(self, path: Path, kept: pa.Table) -> None:
+        """Replace a part by those of its rows that stay; without any, by nothing.
+
+        Raises:
+            DataError: The folder cannot be written.
+        """
+        self._known.pop(path.parent.name.removeprefix("day="), None)
+        with _writable(self._archive.folder):
+            if kept.num_rows:
+                write_atomically(path, _parquet(kept))
+            else:
+                path.unlink()
+                sync_folder(path.parent)
+
+    def drop_before(self, day: str) -> int:
+        """Remove every part of earlier days, and what came into quarantine before it. Returns how many rows went.
+
+        Raises:
+            DataError: A part cannot be read, or the folder cannot be written.
+        """
+        rows = 0
+        for path in self._archive.parts():
+            name = path.parent.name.removeprefix("day=")
+            if name >= day:
+                continue
+            with open_part(path) as part:
+                rows += part.metadata.num_rows
+            self._known.pop(name, None)
+            with _writable(self._archive.folder):
+                path.unlink()
+                sync_folder(path.parent)
+        oldest = datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()
+        with _writable(self._archive.folder):
+            for path in self._archive.folder.glob("_quarantine/*.json"):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+        return rows
 
     def _ids(self, day: str) -> set[str]:
         """Ids that have a row in this day; read from its parts' id columns once."""

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import structlog
@@ -34,7 +35,7 @@ class Collected:
     """What one pass did.
 
     ``duplicates`` were delivered again and have their row; ``unreadable`` names the files that keep what no version up
-    to this one can read; ``trimmed`` entries left Redis.
+    to this one can read; ``trimmed`` entries left Redis; ``expired`` rows and entries were older than is kept.
     """
 
     completions: int = 0
@@ -42,6 +43,7 @@ class Collected:
     duplicates: int = 0
     unreadable: tuple[Path, ...] = ()
     trimmed: int = 0
+    expired: int = 0
 
     @property
     def collected(self) -> int:
@@ -57,8 +59,9 @@ async def collect(
     batch_records: int = 256,
     flush_bytes: int = 8 * 1024 * 1024,
     on_archived: Callable[[Collected], None] = lambda _: None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Collected:
-    """Archive what the stream holds now, acknowledge it, and trim Redis by it.
+    """Archive what the stream holds now, acknowledge it, trim Redis by it, and let go of what is too old to keep.
 
     Ends once everything that was in the stream at the start has been seen; what comes meanwhile is for the next pass.
 
@@ -69,6 +72,7 @@ async def collect(
         batch_records: Most records of one read.
         flush_bytes: Records are archived once so many bytes of them wait in memory.
         on_archived: Called after each write with the counts so far.
+        now: The time by which records are too old.
 
     Raises:
         DataError: The archive cannot be written or read. Nothing unarchived was acknowledged: mend it and run again.
@@ -90,6 +94,13 @@ async def collect(
                 with _redis_in_words(done):
                     await _drain(reader, writer, thread, done, flush_bytes, on_archived)
                     done.trimmed = await reader.trim()
+                    if settings.keep_days is not None:
+                        oldest = now() - timedelta(days=settings.keep_days)
+                        done.expired = await reader.drop_before(int(oldest.timestamp() * 1000))
+                        # Whole days: the day on which a record becomes too old is the last that it is kept.
+                        done.expired += await asyncio.get_running_loop().run_in_executor(
+                            thread, writer.drop_before, oldest.date().isoformat()
+                        )
             finally:
                 await reader.aclose()
             done.duplicates += reader.duplicates

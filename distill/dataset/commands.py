@@ -69,6 +69,7 @@ def _collected(done: Collected, archive: Archive) -> Table:
         "delivered again": done.duplicates,
         "unreadable": len(done.unreadable),
         "trimmed from Redis": done.trimmed,
+        "too old to keep": done.expired,
         "rows in the archive": archive.count(),
     }
     return _counts("Collected", rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ DRAW_TIMEOUT_S = 600.0
 """A draw may wait for a slot and a shared core; nobody waits for it."""
 
 _DIGEST_BYTES = 6
+_NO_NAME = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class Drawer:
         """Where its draws are."""
         identity = json.dumps(asdict(self), sort_keys=True).encode()
         digest = hashlib.blake2b(identity, digest_size=_DIGEST_BYTES).hexdigest()
-        return folder / f"{self.adapter or 'base'}-{digest}.jsonl"
+        # The digest tells files apart; the name is for people, and a policy may name anything: it must not be a path.
+        return folder / f"{_NO_NAME.sub('_', self.adapter or 'base')[:100]}-{digest}.jsonl"
 
 
 @dataclass(frozen=True, slots=True)

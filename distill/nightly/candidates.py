@@ -16,7 +16,7 @@ import structlog
 from distill.errors import PromotionError
 from distill.evaluation import draws
 from distill.nightly.night import Night
-from distill.promotion.adapter import Adapter
+from distill.promotion.adapter import Adapter, adapter_named
 from distill.promotion.canary import check_canary
 from distill.promotion.export import export_gguf
 from distill.promotion.load import load as load_adapter
@@ -54,10 +54,10 @@ def serving_adapter(night: Night) -> Adapter | None:
     """The adapter that serves; None where the base does.
 
     Raises:
-        PromotionError: Its folder is gone or is not what was published.
+        PromotionError: Its folder is gone or is not what was published, or it was never published by a night.
     """
     name = night.serving.adapter
-    return None if name is None else Adapter.open(night.settings.promotion.adapters_dir / name)
+    return None if name is None else adapter_named(name, night.settings.promotion.adapters_dir)
 
 
 @contextmanager

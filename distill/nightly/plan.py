@@ -26,6 +26,7 @@ from distill.settings import Settings
 from gateway.embedded.llama import MODEL_NAME
 from gateway.journal.stream import stream_key
 from gateway.policy import Policy
+from gateway.redis_client import connection_options
 from gateway.settings import RedisSettings
 from gateway.settings import Settings as GatewaySettings
 
@@ -86,7 +87,7 @@ def _backlog(settings: RedisSettings) -> int:
     """Records in the stream that no night has archived."""
     stream = stream_key(settings.key_prefix)
     try:
-        with redis.Redis.from_url(settings.url, socket_timeout=settings.timeout_s) as client:
+        with redis.Redis.from_url(settings.url, **connection_options(settings)) as client:
             if not client.exists(stream):
                 return 0
             groups: Any = client.xinfo_groups(stream)

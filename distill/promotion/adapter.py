@@ -126,6 +126,16 @@ def check_name(name: str) -> None:
         raise PromotionError(f"{name!r} is no adapter's name (rft-<date>-<hash>)")
 
 
+def adapter_named(name: str, folder: Path) -> Adapter:
+    """The published adapter of this name; the name may come from a policy, which anyone who writes to Redis can set.
+
+    Raises:
+        PromotionError: The name is none, so that it could lead out of the folder, or the adapter cannot be opened.
+    """
+    check_name(name)
+    return Adapter.open(folder / name)
+
+
 def adapters_in(folder: Path) -> list[Path]:
     """Folders of published adapters, by name; what a killed publication left is none."""
     return sorted(path for path in folder.glob("rft-*") if _NAME.fullmatch(path.name) and path.is_dir())

@@ -22,6 +22,7 @@ from distill.promotion.export import export_gguf
 from distill.settings import PromotionSettings
 from gateway.backend.flavours import FLAVOURS
 from gateway.settings import BackendSettings
+from gateway.tls import client_context
 
 _POLL_S = 0.2
 _TAIL_CHARS = 2000
@@ -197,7 +198,9 @@ async def _unwell(client: httpx2.AsyncClient, backend: BackendSettings, url: str
 def _client(backend: BackendSettings, timeout_s: float) -> httpx2.AsyncClient:
     """Straight to the replicas, with their key."""
     headers = {"authorization": f"Bearer {backend.api_key}"} if backend.api_key else {}
-    return httpx2.AsyncClient(headers=headers, timeout=timeout_s, trust_env=False)
+    return httpx2.AsyncClient(
+        headers=headers, timeout=timeout_s, trust_env=False, verify=client_context(backend.ca_file)
+    )
 
 
 def _host(url: str) -> str:

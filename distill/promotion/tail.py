@@ -12,12 +12,11 @@ from datetime import datetime
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from gateway.errors import JournalError
 from gateway.journal.stream import stream_key
+from gateway.redis_client import connect
 from gateway.settings import RedisSettings
 
 START = "0-0"
@@ -42,14 +41,7 @@ class Tail:
     def __init__(self, redis: RedisSettings, *, batch_records: int = 256) -> None:
         self._stream = stream_key(redis.key_prefix)
         self._batch_records = batch_records
-        self._redis: Redis = Redis.from_url(
-            redis.url,
-            socket_timeout=redis.timeout_s,
-            socket_connect_timeout=redis.timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-            driver_info=None,
-        )
+        self._redis: Redis = connect(redis, protocol=2)
 
     async def read(self, after: str) -> list[Entry]:
         """The next entries after a place; none if there are none now.

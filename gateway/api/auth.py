@@ -1,84 +1,107 @@
-"""API keys: a file of hashes, compared in constant time.
-
-A key is ``rk-`` and 256 random bits, so a plain SHA-256 is as good as a slow hash: there is nothing to guess. The
-file has a line a key, ``name sha256:hex``; ``python -m gateway key new NAME`` makes one. ``#`` starts a comment.
-"""
+"""Who may call: known keys, compared in constant time, and read anew whenever their file changes."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
-import re
-import secrets
-from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.errors import AuthenticationFailed, SettingsError
+import structlog
 
-_LINE = re.compile(r"^(?P<name>[A-Za-z0-9_.-]{1,64})\s+sha256:(?P<digest>[0-9a-f]{64})$")
+from gateway.api.keyfile import Key, Scope, parse
+from gateway.errors import AuthenticationFailed, PermissionDenied, SettingsError
+from gateway.types import Readiness
+
+_REREAD_S = 1.0
+
+_log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
 class ApiKeys:
-    """The known keys; none at all means that no key is asked for.
+    """The known keys. Without a file nobody is asked for one, and everyone may do everything.
+
+    A file that has become unreadable or malformed changes nothing: the keys before it hold, and readiness says so.
 
     Args:
-        digests: SHA-256 of each key.
+        path: The file (``gateway.api.keyfile``).
+
+    Raises:
+        SettingsError: The file cannot be used.
     """
 
-    digests: tuple[bytes, ...] = ()
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._content = b"" if path is None else _read(path)
+        self._keys = () if path is None else parse(self._content, path)
+        self._task: asyncio.Task[None] | None = None
+        self._problem = ""
 
-    @classmethod
-    def read(cls, path: Path | None) -> ApiKeys:
-        """Read the file of hashes.
+    def authenticate(self, authorization: str | None, scope: Scope | None = None) -> Key | None:
+        """The caller's key; None where none is asked for.
 
-        Raises:
-            SettingsError: The file cannot be read, a line is malformed, or there is no key in it.
-        """
-        if path is None:
-            return cls()
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"the API key file {path} cannot be read: {error}") from error
-        digests = []
-        for number, line in enumerate(lines, start=1):
-            if not (text := line.split("#", 1)[0].strip()):
-                continue
-            if (match := _LINE.match(text)) is None:
-                raise SettingsError(f"{path}, line {number}: expected `name sha256:<64 hex digits>`")
-            digests.append(bytes.fromhex(match["digest"]))
-        if not digests:
-            raise SettingsError(f"the API key file {path} holds no key")
-        return cls(tuple(digests))
-
-    def authenticate(self, authorization: str | None) -> str | None:
-        """The id of the caller's key (16 hex digits of its hash, for the journal); None where none is asked for.
+        Args:
+            authorization: The header as sent.
+            scope: What the caller wants to do; None is what any key may.
 
         Raises:
             AuthenticationFailed: No key was sent, or an unknown one.
+            PermissionDenied: The key may not do this.
         """
-        if not self.digests:
+        if self._path is None:
             return None
-        scheme, _, key = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not key:
+        scheme, _, sent = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not sent:
             raise AuthenticationFailed("an API key is needed: send it as `Authorization: Bearer <key>`")
-        sent = hashlib.sha256(key.strip().encode()).digest()
+        digest = hashlib.sha256(sent.strip().encode()).digest()
         # Every known key is compared, so that the time tells nothing about which one came close.
-        known = [hmac.compare_digest(sent, digest) for digest in self.digests]
-        if not any(known):
+        known = [key for key in self._keys if hmac.compare_digest(digest, key.digest)]
+        if not known:
             raise AuthenticationFailed("this API key is not known here")
-        return sent.hex()[:16]
+        if scope is not None and scope not in known[0].scopes:
+            raise PermissionDenied(f"this API key does not have the scope {scope}")
+        return known[0]
+
+    def start(self) -> None:
+        """Begin to look at the file once a second: its content, for a time stamp may hide a change."""
+        if self._path is not None:
+            self._task = asyncio.create_task(self._reread_for_ever(self._path), name="api-keys")
+
+    async def reread(self, path: Path) -> None:
+        """Take what the file says now, if it has changed and can be used."""
+        try:
+            content = await asyncio.to_thread(_read, path)
+            if content == self._content and not self._problem:
+                return
+            keys = parse(content, path)
+        except SettingsError as error:
+            if error.message != self._problem:  # once, not every second
+                _log.error("api_keys_refused", problem=error.message, kept=len(self._keys))
+            self._problem = error.message
+            return
+        added = len({key.digest for key in keys} - {key.digest for key in self._keys})
+        removed = len({key.digest for key in self._keys} - {key.digest for key in keys})
+        self._content, self._keys, self._problem = content, keys, ""
+        _log.info("api_keys_changed", keys=len(keys), added=added, removed=removed)
+
+    async def readiness(self) -> Readiness:
+        """Always ready; says when the file in force is not the file on disk."""
+        return Readiness(True, "the API key file was changed to one that cannot be used" if self._problem else "")
+
+    async def aclose(self) -> None:
+        """Stop looking."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _reread_for_ever(self, path: Path) -> None:
+        while True:
+            await asyncio.sleep(_REREAD_S)
+            await self.reread(path)
 
 
-def new_key(name: str) -> tuple[str, str]:
-    """A fresh key, and the line for the key file.
-
-    Raises:
-        SettingsError: The name has characters that the file cannot hold.
-    """
-    key = "rk-" + secrets.token_urlsafe(32)
-    line = f"{name} sha256:{hashlib.sha256(key.encode()).hexdigest()}"
-    if not _LINE.match(line):
-        raise SettingsError("a key's name is 1 to 64 letters, digits, dots, dashes and underscores")
-    return key, line
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"the API key file {path} cannot be read: {error.strerror}") from error

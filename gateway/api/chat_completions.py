@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -16,6 +16,8 @@ from starlette.responses import Response
 from gateway.api import errors, render, sse
 from gateway.api.auth import ApiKeys
 from gateway.api.connection import EventStream, read_body, unless_gone
+from gateway.api.keyfile import Scope
+from gateway.api.limits import Limiter, Visit
 from gateway.api.openapi import ERRORS, request_body
 from gateway.api.schemas import ChatCompletion, ChatCompletionRequest
 from gateway.api.translate import Ask, translate
@@ -42,6 +44,7 @@ class _Job:
     plan: Plan
     prompt: Prompt
     key_id: str | None
+    visit: Visit
     started: float
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
@@ -61,6 +64,7 @@ class ChatCompletions:
         policies: What holds now: adapter, N, default temperature.
         journal: Takes every completion's record.
         keys: Who may call.
+        limiter: How much.
         metrics: Counts.
         settings: Limits.
     """
@@ -72,6 +76,7 @@ class ChatCompletions:
         policies: PolicyStore,
         journal: Journal,
         keys: ApiKeys,
+        limiter: Limiter,
         metrics: Metrics,
         settings: Settings,
     ) -> None:
@@ -80,30 +85,36 @@ class ChatCompletions:
         self._policies = policies
         self._journal = journal
         self._keys = keys
+        self._limiter = limiter
         self._metrics = metrics
         self._settings = settings
         self._arms = Arms(aside_s=settings.backend.unhealthy_s)
 
     async def respond(self, request: Request) -> Response:
         """Answer one request."""
-        job = await self._accept(request)
-        if not job.ask.stream:
-            return await unless_gone(request.receive, self._whole(job))
-        stream = EventStream(
-            self._events(job),
-            keep_alive_s=self._settings.api.keep_alive_s,
-            keep_alive=sse.KEEP_ALIVE,
-            on_error=self._error_event,
-        )
-        await stream.start(request.receive)
-        stream.headers.update(job.headers)
-        return stream
-
-    async def _accept(self, request: Request) -> _Job:
-        """Authenticate, validate and plan; refuses before any work is done."""
         started = time.perf_counter()
-        key_id = self._keys.authenticate(request.headers.get("authorization"))
-        body = await read_body(request, limit_bytes=self._settings.api.max_body_bytes)
+        key = self._keys.authenticate(request.headers.get("authorization"), Scope.CHAT)
+        visit = await self._limiter.enter(key, race=True)
+        with ExitStack() as visiting:
+            visiting.callback(visit.leave)
+            job = await self._accept(request, key.id if key else None, visit, started)
+            if not job.ask.stream:
+                return await unless_gone(request.receive, self._whole(job))
+            stream = EventStream(
+                self._events(job),
+                keep_alive_s=self._settings.api.keep_alive_s,
+                keep_alive=sse.KEEP_ALIVE,
+                on_error=self._error_event,
+                on_end=visiting.pop_all().close,
+            )
+            await stream.start(request.receive)
+            stream.headers.update(job.headers)
+            return stream
+
+    async def _accept(self, request: Request, key_id: str | None, visit: Visit, started: float) -> _Job:
+        """Validate and plan; refuses before any work is done."""
+        api = self._settings.api
+        body = await read_body(request, limit_bytes=api.max_body_bytes, timeout_s=api.body_timeout_s)
         try:
             parsed = ChatCompletionRequest.model_validate_json(body)
         except ValidationError as error:
@@ -111,7 +122,7 @@ class ChatCompletions:
         ask = translate(
             parsed,
             best_of_header=request.headers.get("x-best-of"),
-            api=self._settings.api,
+            api=api,
             best_of_max=self._settings.race.best_of_max,
         )
         self._backends.check(ask.sampling)
@@ -119,7 +130,7 @@ class ChatCompletions:
         caller = f"{key_id or ''} {ask.user or ''}"
         arm, failed = self._arms.choose(policy, messages=ask.messages, caller=caller)
         plan, prompt = _plan(ask, policy, arm, failed)
-        return _Job(ask, policy, plan, prompt, key_id, started)
+        return _Job(ask, policy, plan, prompt, key_id, visit, started)
 
     async def _whole(self, job: _Job) -> Response:
         try:
@@ -197,6 +208,7 @@ class ChatCompletions:
     async def _record(self, outcome: Outcome, job: _Job) -> Timings:
         """Make the completion's record durable, and count it; the answer leaves only after this."""
         outcome.timings = replace(outcome.timings, total_ms=job.elapsed_ms())
+        job.visit.tokens += outcome.prompt_tokens + outcome.generated_tokens
         record = completion_record(
             id=job.id,
             outcome=outcome,

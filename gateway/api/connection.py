@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.errors import GatewayError, NotReady, RequestTooLarge, UnsupportedContentType
+from gateway.errors import GatewayError, NotReady, RequestTooLarge, RequestTooSlow, UnsupportedContentType
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ class ClientGone(Exception):
     """The caller closed the connection before the answer."""
 
 
-async def read_body(request: Request, *, limit_bytes: int) -> bytes:
+async def read_body(request: Request, *, limit_bytes: int, timeout_s: float) -> bytes:
     """The request's JSON body, unparsed.
 
     It must be declared as JSON: a web page may send any other type to a server on its reader's own machine without
@@ -28,6 +28,7 @@ async def read_body(request: Request, *, limit_bytes: int) -> bytes:
     Raises:
         UnsupportedContentType: It is declared as something else, or not at all.
         RequestTooLarge: It is over the limit; told before more than the limit is read.
+        RequestTooSlow: It was not whole in time: an upload that trickles must not hold its place for ever.
         ClientGone: The caller hung up while sending.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -38,12 +39,15 @@ async def read_body(request: Request, *, limit_bytes: int) -> bytes:
         raise too_large
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit_bytes:
-                raise too_large
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit_bytes:
+                    raise too_large
     except ClientDisconnect as error:
         raise ClientGone from error
+    except TimeoutError:
+        raise RequestTooSlow(f"the request body did not arrive within {timeout_s:g} seconds") from None
     return bytes(body)
 
 
@@ -83,6 +87,7 @@ class EventStream(Response):
         keep_alive_s: Longest silence, in seconds.
         keep_alive: The comment that breaks it.
         on_error: What to send of an error once the status has gone out.
+        on_end: Called once the events are closed.
     """
 
     media_type = "text/event-stream"
@@ -94,6 +99,7 @@ class EventStream(Response):
         keep_alive_s: float,
         keep_alive: bytes,
         on_error: Callable[[GatewayError], bytes],
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
@@ -102,6 +108,7 @@ class EventStream(Response):
         self._keep_alive_s = keep_alive_s
         self._keep_alive = keep_alive
         self._on_error = on_error
+        self._on_end = on_end
 
     async def start(self, receive: Receive) -> None:
         """Wait up to ``keep_alive_s`` for the first event.
@@ -149,7 +156,10 @@ class EventStream(Response):
     async def _close(self) -> None:
         self._next.cancel()
         await asyncio.gather(self._next, return_exceptions=True)
-        await self._events.aclose()
+        try:
+            await self._events.aclose()
+        finally:
+            self._on_end()
 
 
 async def _until_disconnect(receive: Receive) -> None:

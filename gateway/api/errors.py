@@ -16,10 +16,13 @@ TABLE: dict[type[errors.GatewayError], tuple[int, str, str | None]] = {
     errors.InvalidRequest: (400, "invalid_request_error", "invalid_value"),
     errors.UnsupportedField: (400, "invalid_request_error", "unsupported_parameter"),
     errors.AuthenticationFailed: (401, "authentication_error", "invalid_api_key"),
+    errors.PermissionDenied: (403, "permission_error", "missing_scope"),
     errors.ModelNotFound: (404, "invalid_request_error", "model_not_found"),
+    errors.RequestTooSlow: (408, "invalid_request_error", "request_too_slow"),
     errors.RequestTooLarge: (413, "invalid_request_error", "request_too_large"),
     errors.UnsupportedContentType: (415, "invalid_request_error", "unsupported_content_type"),
     errors.Overloaded: (429, "rate_limit_error", "overloaded"),
+    errors.RateLimited: (429, "rate_limit_error", "rate_limit_exceeded"),
     errors.NotReady: (503, "service_unavailable_error", "not_ready"),
     errors.DeadlineExceeded: (504, "timeout_error", "deadline_exceeded"),
     errors.BackendRejected: (400, "invalid_request_error", "rejected_by_backend"),
@@ -102,7 +105,11 @@ def json_response(body: object, *, status: int = 200, headers: Mapping[str, str]
 
 def _headers(error: errors.GatewayError, status: int) -> dict[str, str]:
     if status == 429:
-        return {"retry-after": str(math.ceil(getattr(error, "retry_after_s", 1.0)))}
+        # HTTP knows whole seconds; OpenAI's clients look for milliseconds first.
+        wait_ms = math.ceil(getattr(error, "retry_after_s", 1.0) * 1e3)
+        return {"retry-after": str(math.ceil(wait_ms / 1e3)), "retry-after-ms": str(wait_ms)}
+    if status == 408:
+        return {"connection": "close"}  # the rest of the body may still come
     return {"www-authenticate": "Bearer"} if status == 401 else {}
 
 

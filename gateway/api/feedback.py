@@ -9,6 +9,8 @@ from starlette.responses import Response
 from gateway.api import errors
 from gateway.api.auth import ApiKeys
 from gateway.api.connection import read_body
+from gateway.api.keyfile import Scope
+from gateway.api.limits import Limiter
 from gateway.api.openapi import ERRORS, request_body
 from gateway.api.schemas import FeedbackRequest, FeedbackResponse
 from gateway.errors import NotReady
@@ -17,7 +19,7 @@ from gateway.journal.writer import Journal
 from gateway.settings import ApiSettings
 
 
-def routes(settings: ApiSettings, keys: ApiKeys, journal: Journal) -> APIRouter:
+def routes(settings: ApiSettings, keys: ApiKeys, limiter: Limiter, journal: Journal) -> APIRouter:
     """The route, for the app to include."""
     router = APIRouter(tags=["feedback"])
 
@@ -26,19 +28,22 @@ def routes(settings: ApiSettings, keys: ApiKeys, journal: Journal) -> APIRouter:
         summary="Rate an answer",
         responses={
             200: {"model": FeedbackResponse},
-            **{status: ERRORS[status] for status in (400, 401, 413, 415, 503)},
+            **{status: ERRORS[status] for status in (400, 401, 403, 408, 413, 415, 429, 503)},
         },
         openapi_extra=request_body(FeedbackRequest),
     )
     async def feedback(request: Request) -> Response:
-        key_id = keys.authenticate(request.headers.get("authorization"))
-        body = await read_body(request, limit_bytes=settings.max_body_bytes)
+        key = keys.authenticate(request.headers.get("authorization"), Scope.FEEDBACK)
+        await limiter.enter(key, race=False)
+        body = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
         try:
             rated = FeedbackRequest.model_validate_json(body)
         except ValidationError as error:
             raise errors.invalid_body(error) from None
         # A rating is all there is to keep here: if it cannot be made durable, its caller must know.
-        record = feedback_record(completion_id=rated.id, rating=rated.rating, comment=rated.comment, key_id=key_id)
+        record = feedback_record(
+            completion_id=rated.id, rating=rated.rating, comment=rated.comment, key_id=key.id if key else None
+        )
         if not await journal.append(record):
             raise NotReady("the rating could not be recorded; try again later")
         return errors.json_response({"id": rated.id, "object": "feedback", "recorded": True})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gateway.api.errors import json_response
@@ -33,13 +33,18 @@ def needed_at_start(probe: Probe) -> Probe:
     return lenient
 
 
-def routes(probes: Mapping[str, Probe], render: Callable[[], tuple[bytes, str]]) -> APIRouter:
+def routes(
+    probes: Mapping[str, Probe],
+    render: Callable[[], tuple[bytes, str]],
+    operators_only: Callable[[Request], None] = lambda _: None,
+) -> APIRouter:
     """The routes, for the app to include.
 
     Args:
         probes: One for each part. A part that is not ready makes the gateway not ready; a ready one that has
             something to tell makes it degraded.
         render: The metrics' text and content type.
+        operators_only: Refuses who may not read metrics.
     """
     router = APIRouter(tags=["health"])
 
@@ -66,7 +71,8 @@ def routes(probes: Mapping[str, Probe], render: Callable[[], tuple[bytes, str]])
         return json_response({"status": status, "parts": parts}, status=503 if status == "not ready" else 200)
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response, openapi_extra=NO_KEY)
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        operators_only(request)
         body, content_type = render()
         return Response(body, media_type=content_type)
 

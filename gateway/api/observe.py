@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.telemetry import Metrics
 
-_REQUEST_ID = re.compile(r"^[A-Za-z0-9_.-]{1,64}$")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class Observe:
@@ -29,7 +29,7 @@ class Observe:
             return
         started = time.perf_counter()
         asked = Headers(scope=scope).get("x-request-id", "")
-        request_id = asked if _REQUEST_ID.match(asked) else uuid.uuid4().hex
+        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
         status = 499  # nobody heard an answer
 
         async def send_with_id(message: Message) -> None:

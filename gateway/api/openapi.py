@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI
+import orjson
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
 
 from gateway.api.schemas import ChatCompletionRequest, ErrorResponse, FeedbackRequest
 from gateway.api.translate import MAX_STOPS, NEUTRAL
@@ -21,10 +24,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "The request is malformed, or asks for what is not served; `param` names the field",
         401: "No API key, or an unknown one",
+        403: "The API key lacks the scope for this",
         404: "The model is not served here",
+        408: "The body did not arrive in time",
         413: "The body is over the limit",
         415: "The body is not declared as application/json",
-        429: "No capacity now; Retry-After says when to come back",
+        429: "No capacity now, or the key's limit is reached; Retry-After says when to come back",
         500: "A defect of this gateway",
         502: "The backend failed",
         503: "Not ready",
@@ -44,6 +49,18 @@ def request_body(model: type[BaseModel], *, header: dict[str, Any] | None = None
     if header is not None:
         extra["parameters"] = [{"in": "header", "required": False, **header}]
     return extra
+
+
+def routes(app: FastAPI, operators_only: Callable[[Request], None]) -> APIRouter:
+    """The document for who may read it, where FastAPI does not give it to everyone."""
+    router = APIRouter()
+
+    @router.get("/openapi.json", include_in_schema=False)
+    async def document(request: Request) -> Response:
+        operators_only(request)
+        return Response(orjson.dumps(app.openapi()), media_type="application/json")
+
+    return router
 
 
 def describe(app: FastAPI, settings: Settings) -> None:

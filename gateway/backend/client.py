@@ -20,6 +20,7 @@ from gateway.backend.replicas import Replica, Replicas
 from gateway.backend.transport import AiohttpTransport
 from gateway.errors import BackendFailed, BackendProtocolError, BackendUnreachable, GatewayError
 from gateway.settings import BackendSettings
+from gateway.tls import client_context
 from gateway.types import Answer, Delta, Prompt, Readiness, Sampling
 
 _TAKEOVERS = 2
@@ -38,7 +39,10 @@ class BackendPool:
         self._settings = settings
         self._flavour = FLAVOURS[settings.kind]
         self._http = BackendHttp(
-            AiohttpTransport(max_connections=settings.max_connections),
+            AiohttpTransport(
+                max_connections=settings.max_connections,
+                tls=client_context(settings.ca_file) if settings.ca_file else None,
+            ),
             api_key=settings.api_key,
             connect_timeout_s=settings.connect_timeout_s,
         )

@@ -21,7 +21,7 @@ from huggingface_hub import AsyncInferenceClient
 from gateway.types import JsonObject
 
 # Whatever is given here is never sent; without it the hub's client would look for the user's token on disk.
-_NO_TOKEN = "unused"
+_NO_TOKEN = "unused"  # noqa: S105 - the opposite of one
 
 
 class BackendHttp(httpx2.AsyncClient):

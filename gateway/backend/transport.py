@@ -6,6 +6,7 @@ in C needs 0.4. Here the two meet: httpx2's requests and exceptions outside, aio
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
@@ -27,11 +28,19 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
 
     Args:
         max_connections: Connections to each host; more requests than that wait for one.
+        tls: Who vouches for https:// hosts; the system, if not given.
         max_response_bytes: A longer response is broken off.
     """
 
-    def __init__(self, *, max_connections: int, max_response_bytes: int = MAX_RESPONSE_BYTES) -> None:
+    def __init__(
+        self,
+        *,
+        max_connections: int,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._max_connections = max_connections
+        self._tls = tls
         self._max_response_bytes = max_response_bytes
         self._session: aiohttp.ClientSession | None = None
         self._urls: dict[str, URL] = {}
@@ -67,7 +76,10 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    limit=0, limit_per_host=self._max_connections, keepalive_timeout=IDLE_CONNECTION_S
+                    limit=0,
+                    limit_per_host=self._max_connections,
+                    keepalive_timeout=IDLE_CONNECTION_S,
+                    ssl=self._tls or True,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),

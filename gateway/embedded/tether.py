@@ -30,4 +30,4 @@ def tie(parent_pid: int) -> None:
 
 if __name__ == "__main__":
     tie(int(sys.argv[1]))
-    os.execv(sys.argv[2], sys.argv[2:])
+    os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606 - the very command that started this process

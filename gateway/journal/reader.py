@@ -16,13 +16,12 @@ from typing import Any
 
 import structlog
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from gateway.errors import JournalError
 from gateway.journal.record import Record, decode
 from gateway.journal.stream import stream_key
+from gateway.redis_client import connect
 from gateway.settings import RedisSettings
 
 _FIRST = "0-0"
@@ -88,14 +87,7 @@ class JournalReader:
         self._backlog_after: str | None = _FIRST  # own entries from an earlier life; None once they are through
         self._claim_from = _FIRST
         self._block_s = min(_POLL_S, redis.timeout_s / 2)
-        self._redis: Redis = Redis.from_url(
-            redis.url,
-            socket_timeout=redis.timeout_s,
-            socket_connect_timeout=redis.timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-            driver_info=None,  # telling Redis the library's version reads files on the event loop
-        )
+        self._redis: Redis = connect(redis, protocol=2)
 
     async def start(self) -> None:
         """Make the group, from the stream's beginning, if it is not there yet.
@@ -162,6 +154,18 @@ class JournalReader:
             milliseconds, sequence = min(needed, default=(0, 0))
             removed = await self._redis.xtrim(self._stream, minid=f"{milliseconds}-{sequence}", approximate=False)
             return int(removed)
+
+    async def drop_before(self, time_ms: int) -> int:
+        """Remove what came before a moment, acknowledged or not. Returns how many entries went.
+
+        Args:
+            time_ms: By Redis's clock, in milliseconds since the epoch.
+
+        Raises:
+            JournalError: Redis does not answer.
+        """
+        async with self._translated():
+            return int(await self._redis.xtrim(self._stream, minid=f"{time_ms}-0", approximate=False))
 
     async def aclose(self) -> None:
         """Close the connection; what was not acknowledged stays so."""

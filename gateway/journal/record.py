@@ -205,6 +205,21 @@ def feedback_record(
     )
 
 
+def without_content(record: Record) -> Record:
+    """The record as ``store: false`` would have made it, or without its comment."""
+    if isinstance(record, FeedbackRecord):
+        return replace(record, comment=None)
+    return replace(
+        record,
+        store=False,
+        messages=None,
+        user=None,
+        metadata=None,
+        sampling=_without_content(record.sampling),
+        candidates=[replace(candidate, text=None, tool_calls=None) for candidate in record.candidates],
+    )
+
+
 def encode(record: Record) -> bytes:
     """The record as JSON in UTF-8. Never fails on a caller's content: see the module's docstring."""
     try:

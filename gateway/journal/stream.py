@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from gateway.redis_client import connection_options
 from gateway.settings import RedisSettings
 
 
@@ -36,8 +37,7 @@ class StreamLink:
         self._wait_ms = max(1, int(redis.timeout_s * 500))
         self._pool: ConnectionPool = ConnectionPool.from_url(
             redis.url,
-            socket_timeout=redis.timeout_s,
-            socket_connect_timeout=redis.timeout_s,
+            **connection_options(redis),
             retry=Retry(NoBackoff(), 0),
             protocol=2,
             driver_info=None,  # telling Redis the library's version reads files on the event loop

@@ -18,6 +18,7 @@ import structlog
 from gateway.errors import JournalError
 from gateway.journal.claim import Claim
 from gateway.journal.record import Record, encode
+from gateway.journal.redaction import Redaction, load_redaction
 from gateway.journal.shipper import JournalStats, Shipper
 from gateway.journal.spool import SEGMENT_BYTES, Position, SegmentWriter, pack
 from gateway.settings import JournalSettings, RedisSettings
@@ -55,6 +56,9 @@ class Journal:
         redis: Where the stream is.
         sync: How a file's data is made durable; tests count or break it.
         segment_bytes: Size of a segment file.
+
+    Raises:
+        SettingsError: The redaction that the settings name does not exist.
     """
 
     def __init__(
@@ -70,6 +74,9 @@ class Journal:
         self._redis = redis
         self._sync = sync if settings.durability == "fsync" else None
         self._segment_bytes = segment_bytes
+        self._redaction = (
+            Redaction(load_redaction(settings.redact), timeout_s=settings.redact_timeout_s) if settings.redact else None
+        )
         self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._disk_failing = False
@@ -110,6 +117,10 @@ class Journal:
         """
         if self._loop is None:
             raise JournalError("the journal is not running")
+        if self._redaction is not None:
+            record = await self._redaction.applied(record)
+            if self._loop is None:
+                raise JournalError("the journal is not running")
         entry = _Entry(record.id.encode("utf-8", "replace"), encode(record), self._loop.create_future())
         self._queue.put(entry)
         return await entry.durable
@@ -133,6 +144,8 @@ class Journal:
             details.append(f"the spool holds {stats.lag_bytes} bytes, over its limit")
         if self._disk_failing:
             details.append("the spool's disk refuses records")
+        if self._redaction is not None and self._redaction.failures:
+            details.append(f"{self._redaction.failures} records are without content, for their redaction failed")
         facts = {"connected": stats.connected, "lag_records": stats.lag_records, "lag_bytes": stats.lag_bytes}
         if self._loop is None:
             return Readiness(ready=False, detail="the journal is not running", facts=facts)
@@ -151,6 +164,8 @@ class Journal:
         self._shipping.cancel()
         await asyncio.gather(self._shipping, return_exceptions=True)
         await self._shipper.close()
+        if self._redaction is not None:
+            self._redaction.close()
 
     def _commit_all(self, segments: SegmentWriter, loop: asyncio.AbstractEventLoop) -> None:
         """The thread: commit whatever waits, group by group, until None comes."""

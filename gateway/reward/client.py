@@ -15,6 +15,7 @@ import structlog
 from gateway.errors import RewardError, RewardTimeout
 from gateway.reward import wire
 from gateway.settings import RewardSettings
+from gateway.tls import client_context
 from gateway.types import Score
 
 MAX_ANSWER_BYTES = 16_000_000
@@ -40,6 +41,7 @@ class ClassifyClient:
     def __init__(self, settings: RewardSettings) -> None:
         self._settings = settings
         self._url = settings.url.rstrip("/")
+        self._tls = client_context(settings.ca_file) if settings.ca_file else None
         self._session: aiohttp.ClientSession | None = None
         self._known: Server | None = None
         self._introduction: asyncio.Task[Server] | None = None
@@ -179,5 +181,9 @@ class ClassifyClient:
             headers = {"Content-Type": "application/json"}
             if self._settings.api_key:
                 headers["Authorization"] = f"Bearer {self._settings.api_key}"
-            self._session = aiohttp.ClientSession(headers=headers, cookie_jar=aiohttp.DummyCookieJar())
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=self._tls or True),
+                headers=headers,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
         return self._session

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.api.auth import new_key
+from gateway.api.keyfile import new_key
 from tests.serving import Serve
 
 HERE = Path(__file__).parent

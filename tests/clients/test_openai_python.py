@@ -14,7 +14,7 @@ import pytest
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient, DefaultHttpxClient, OpenAI
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolUnionParam
 
-from gateway.api.auth import new_key
+from gateway.api.keyfile import new_key
 from tests.redis_server import RedisServer
 from tests.serving import Serve, Served
 from tests.stubs.knobs import Fault, Knobs

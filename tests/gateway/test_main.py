@@ -100,7 +100,9 @@ def test_a_new_key_is_shown_with_the_line_that_knows_it(tmp_path: Path) -> None:
     key, line = (row.split(":  ", 1)[1].strip() for row in said[:2])
     file = tmp_path / "keys"
     file.write_text(f"# keys of this test\n{line}\n")
-    assert len(ApiKeys.read(file).authenticate(f"Bearer {key}") or "") == 16
+    known = ApiKeys(file).authenticate(f"Bearer {key}")
+    assert known is not None
+    assert ("billing", 16) == (known.name, len(known.id))
 
 
 def test_a_key_needs_a_name_that_the_file_can_hold() -> None:

@@ -68,13 +68,13 @@ def stream_of(source: Source, *, keep_alive_s: float = 5.0) -> EventStream:
 
 
 async def test_a_body_in_parts_is_one_body() -> None:
-    assert b'{"a": 1}' == await read_body(Caller(b'{"a"', b"", b": 1}").request(), limit_bytes=8)
+    assert b'{"a": 1}' == await read_body(Caller(b'{"a"', b"", b": 1}").request(), limit_bytes=8, timeout_s=5)
 
 
 async def test_a_body_at_its_limit_is_read_and_one_byte_more_is_not() -> None:
     for headers in ([], [(b"content-length", b"9")]):
         with pytest.raises(RequestTooLarge, match="8 bytes"):
-            await read_body(Caller(b"12345", b"6789").request(*headers), limit_bytes=8)
+            await read_body(Caller(b"12345", b"6789").request(*headers), limit_bytes=8, timeout_s=5)
 
 
 async def test_a_caller_gone_in_its_body_is_gone() -> None:
@@ -87,7 +87,7 @@ async def test_a_caller_gone_in_its_body_is_gone() -> None:
         return {**message, "more_body": True}
 
     with pytest.raises(ClientGone):
-        await read_body(Request({"type": "http", "headers": [JSON]}, receive), limit_bytes=8)
+        await read_body(Request({"type": "http", "headers": [JSON]}, receive), limit_bytes=8, timeout_s=5)
 
 
 async def test_work_is_done_for_a_caller_who_stays() -> None:

@@ -21,7 +21,7 @@ async def test_a_whole_gateway_is_ready(serve: Serve, redis_server: RedisServer)
     response = await served.http.get("/health/ready")
     body = response.json()
     assert (200, "ready") == (response.status_code, body["status"])
-    assert {"backend", "reward", "journal", "policy"} == set(body["parts"])
+    assert {"backend", "reward", "journal", "policy", "keys"} == set(body["parts"])
 
 
 async def test_a_gateway_without_its_backend_is_alive_and_not_ready(serve: Serve, redis_server: RedisServer) -> None:

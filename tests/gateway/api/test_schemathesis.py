@@ -6,7 +6,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from gateway.api.auth import new_key
+from gateway.api.keyfile import new_key
 from tests.redis_server import RedisServer
 from tests.serving import Serve
 

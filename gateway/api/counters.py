@@ -1,0 +1,190 @@
+"""What a key has used of its limits, counted in Redis for all gateways, or in this process alone.
+
+Each limit a minute is a bucket that holds the limit, begins full and refills evenly. Of a bucket only one number is
+kept: ``full_at``, when it would be full again (the "generic cell rate algorithm"). Taking moves ``full_at`` on by
+what was taken; while it is more than a minute away there is nothing left, and how much more is the exact wait.
+
+What a race costs in tokens is known only at its end, so a request needs one token to enter and pays at its end: a
+bucket may go below empty, and then its key waits until that is paid. Times are in whole microseconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from gateway.api.keyfile import Limits
+
+_MINUTE_US = 60_000_000
+_RACE_WAIT_S = 1.0  # when a race will end is not known
+
+Limit = Literal["requests_per_minute", "tokens_per_minute", "races_in_flight"]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Which limit was reached, and when it may be tried again."""
+
+    limit: Limit
+    wait_s: float
+
+
+class CountersLost(Exception):
+    """Redis did not count."""
+
+
+class Counters(Protocol):
+    """Counts what keys use. ``lease`` names one visit of a key."""
+
+    async def enter(self, key_id: str, limits: Limits, lease: str) -> Refusal | None:
+        """Count one request, and one race where races are limited; or nothing, and say what is in the way."""
+        ...
+
+    async def leave(self, key_id: str, limits: Limits, lease: str, tokens: int) -> None:
+        """End the race and take its tokens."""
+        ...
+
+
+@dataclass(slots=True)
+class _Used:
+    requests_full_at: int = 0
+    tokens_full_at: int = 0
+    leases: dict[str, int] = field(default_factory=dict)
+
+
+class OwnCounters:
+    """Counts in this process: what holds when Redis is away.
+
+    Args:
+        lease_s: After this a race is taken to have ended, in seconds.
+        clock_us: Monotonic microseconds.
+    """
+
+    def __init__(self, *, lease_s: float, clock_us: Callable[[], int] = lambda: time.monotonic_ns() // 1000) -> None:
+        self._lease_us = int(lease_s * 1e6)
+        self._clock_us = clock_us
+        self._used: dict[str, _Used] = {}
+
+    async def enter(self, key_id: str, limits: Limits, lease: str) -> Refusal | None:
+        """Count one request; see ``Counters``."""
+        now = self._clock_us()
+        used = self._used.setdefault(key_id, _Used())
+        buckets: tuple[tuple[Limit, int, int], ...] = (
+            ("requests_per_minute", used.requests_full_at, limits.requests_per_minute),
+            ("tokens_per_minute", used.tokens_full_at, limits.tokens_per_minute),
+        )
+        for limit, full_at, per_minute in buckets:
+            if per_minute and (wait := max(full_at - now, 0) + _MINUTE_US // per_minute - _MINUTE_US) > 0:
+                return Refusal(limit, wait / 1e6)
+        used.leases = {name: ends for name, ends in used.leases.items() if ends > now}
+        if limits.races_in_flight:
+            if len(used.leases) >= limits.races_in_flight:
+                return Refusal("races_in_flight", _RACE_WAIT_S)
+            used.leases[lease] = now + self._lease_us
+        if limits.requests_per_minute:
+            used.requests_full_at = max(used.requests_full_at, now) + _MINUTE_US // limits.requests_per_minute
+        return None
+
+    async def leave(self, key_id: str, limits: Limits, lease: str, tokens: int) -> None:
+        """End the race; see ``Counters``."""
+        used = self._used.setdefault(key_id, _Used())
+        used.leases.pop(lease, None)
+        if limits.tokens_per_minute:
+            cost = tokens * _MINUTE_US // limits.tokens_per_minute
+            used.tokens_full_at = max(used.tokens_full_at, self._clock_us()) + cost
+
+
+# KEYS: the buckets (a hash), the races (a sorted set by the end of their leases).
+# ARGV: requests and tokens a minute, races in flight (0: no limit), the lease's name and its length.
+# Redis's clock, for those of the gateways differ. %.0f, for Lua would write large numbers with 14 digits.
+_ENTER = """
+local minute = 60000000
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local full_at = redis.call('HMGET', KEYS[1], 'requests_per_minute', 'tokens_per_minute')
+for index, limit in ipairs({'requests_per_minute', 'tokens_per_minute'}) do
+  local per_minute = tonumber(ARGV[index])
+  if per_minute > 0 then
+    local wait = math.max(tonumber(full_at[index] or 0) - now, 0) + math.floor(minute / per_minute) - minute
+    if wait > 0 then return {limit, wait} end
+  end
+end
+local races = tonumber(ARGV[3])
+if races > 0 then
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+  if redis.call('ZCARD', KEYS[2]) >= races then return {'races_in_flight', 0} end
+  redis.call('ZADD', KEYS[2], string.format('%.0f', now + ARGV[5]), ARGV[4])
+  redis.call('PEXPIRE', KEYS[2], math.ceil(ARGV[5] / 1000))
+end
+local requests = tonumber(ARGV[1])
+if requests > 0 then
+  local full = math.max(tonumber(full_at[1] or 0), now) + math.floor(minute / requests)
+  redis.call('HSET', KEYS[1], 'requests_per_minute', string.format('%.0f', full))
+  if redis.call('PTTL', KEYS[1]) < 60000 then redis.call('PEXPIRE', KEYS[1], 61000) end
+end
+return {'', 0}
+"""
+
+# ARGV: tokens a minute, the lease's name, tokens.
+_LEAVE = """
+redis.call('ZREM', KEYS[2], ARGV[2])
+local per_minute = tonumber(ARGV[1])
+if per_minute > 0 then
+  local time = redis.call('TIME')
+  local now = time[1] * 1000000 + time[2]
+  local full = math.max(tonumber(redis.call('HGET', KEYS[1], 'tokens_per_minute') or 0), now)
+  full = full + math.floor(ARGV[3] * 60000000 / per_minute)
+  redis.call('HSET', KEYS[1], 'tokens_per_minute', string.format('%.0f', full))
+  local needed = math.ceil((full - now) / 1000) + 61000
+  if redis.call('PTTL', KEYS[1]) < needed then redis.call('PEXPIRE', KEYS[1], needed) end
+end
+"""
+
+
+class SharedCounters:
+    """Counts in Redis, one round trip each; a race whose gateway died ends with its lease.
+
+    Args:
+        redis: A connection of its own, with a short timeout: callers wait for it.
+        key_prefix: Of every key written.
+        lease_s: After this a race is taken to have ended, in seconds.
+    """
+
+    def __init__(self, redis: Redis, *, key_prefix: str, lease_s: float) -> None:
+        self._prefix = f"{key_prefix}:limits"
+        self._lease_us = int(lease_s * 1e6)
+        self._enter = redis.register_script(_ENTER)
+        self._leave = redis.register_script(_LEAVE)
+
+    async def enter(self, key_id: str, limits: Limits, lease: str) -> Refusal | None:
+        """Count one request; see ``Counters``.
+
+        Raises:
+            CountersLost: Redis did not answer, or refused.
+        """
+        counts = (limits.requests_per_minute, limits.tokens_per_minute, limits.races_in_flight)
+        limit, wait_us = await self._call(self._enter, key_id, [*counts, lease, self._lease_us])
+        if not limit:
+            return None
+        return Refusal(limit.decode(), _RACE_WAIT_S if limit == b"races_in_flight" else wait_us / 1e6)
+
+    async def leave(self, key_id: str, limits: Limits, lease: str, tokens: int) -> None:
+        """End the race; see ``Counters``.
+
+        Raises:
+            CountersLost: Redis did not answer, or refused.
+        """
+        await self._call(self._leave, key_id, [limits.tokens_per_minute, lease, tokens])
+
+    async def _call(self, script: Any, key_id: str, arguments: list[int | str]) -> Any:
+        # Braces: in a cluster both keys of a caller lie on one node.
+        keys = [f"{self._prefix}:{{{key_id}}}:buckets", f"{self._prefix}:{{{key_id}}}:races"]
+        try:
+            return await script(keys=keys, args=arguments)
+        except (RedisError, OSError) as error:
+            raise CountersLost(type(error).__name__) from error

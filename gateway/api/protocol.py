@@ -1,0 +1,147 @@
+"""HTTP as uvicorn speaks it, with bounds on what a connection may hold before and after a request.
+
+uvicorn's fast parser takes headers without end, waits for them without end, and keeps what a caller does not read
+for as long as the caller likes. A body's size and time are bounded by ``gateway.api.connection``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import orjson
+import structlog
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from gateway.api.errors import envelope
+from gateway.settings import ApiSettings, Settings
+
+_log = structlog.get_logger()
+
+
+class _TooManyHeaders(Exception):
+    """Ends the parsing; httptools turns it into an error of its own."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection.
+
+    Args:
+        limits: How many and how large headers may be, and how slow a caller.
+        arguments: uvicorn's.
+    """
+
+    def __init__(self, *, limits: ApiSettings, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._limits = limits
+        self._in_headers = False
+        self._header_bytes = 0
+        self._too_many = False
+        self._headers_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Expect a request soon."""
+        super().connection_made(transport)
+        self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timers."""
+        self._stop_timers()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, and see that headers come to an end."""
+        super().data_received(data)
+        if self._in_headers:
+            # The parser holds an unfinished header itself: only what came in can be counted.
+            self._header_bytes += len(data)
+            if self._header_bytes > self._limits.max_header_bytes:
+                self._in_headers, self._too_many = False, True
+                self.send_400_response("")
+        if self.cycle is None or self.cycle.response_complete:
+            self._expect_headers()
+
+    def on_message_begin(self) -> None:
+        """A request's first byte."""
+        super().on_message_begin()
+        self._in_headers, self._header_bytes = True, 0
+
+    def on_headers_complete(self) -> None:
+        """Refuse too many or too large headers before anything is made of them."""
+        self._in_headers = False
+        if self._headers_timer is not None:
+            self._headers_timer.cancel()
+            self._headers_timer = None
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if len(self.headers) > self._limits.max_headers or size > self._limits.max_header_bytes:
+            self._too_many = True
+            raise _TooManyHeaders
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP, or has too many headers, in OpenAI's envelope; then close."""
+        if self.transport.is_closing():
+            return
+        if self._too_many:
+            status, text = 431, "the request's headers are over this server's limits"
+        else:
+            status, text = 400, "this is not a valid HTTP request"
+        body = orjson.dumps(envelope(text, "invalid_request_error", "invalid_http_request"))
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[status] + head + body)
+        self._watch_reader()
+        self.transport.close()
+
+    def on_response_complete(self) -> None:
+        """The caller still has to read what lies in the buffer."""
+        self._watch_reader()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """The caller reads more slowly than the answer is sent."""
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        """The caller has read on."""
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _expect_headers(self) -> None:
+        if self._headers_timer is None and not self.transport.is_closing():
+            self._headers_timer = self.loop.call_later(self._limits.header_timeout_s, self._cut, "headers_too_slow")
+
+    def _watch_reader(self) -> None:
+        if self._write_timer is None and self.transport.get_write_buffer_size():
+            self._write_timer = self.loop.call_later(self._limits.write_timeout_s, self._cut, "reader_too_slow")
+
+    def _cut(self, reason: str) -> None:
+        """End the connection at once: a plain close would wait until all is read."""
+        if reason == "reader_too_slow" and not self.transport.get_write_buffer_size():
+            self._write_timer = None
+            return
+        _log.info("connection_cut", reason=reason)
+        self._stop_timers()
+        self.transport.abort()
+
+    def _stop_timers(self) -> None:
+        for timer in (self._headers_timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+        self._headers_timer = self._write_timer = None
+
+
+def server_options(settings: Settings) -> dict[str, Any]:
+    """What uvicorn is started with, wherever it is started. Can be pickled, for workers."""
+    return {
+        "http": partial(BoundedProtocol, limits=settings.api),
+        "ws": "none",
+        "timeout_graceful_shutdown": int(settings.shutdown_s),
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+    }

@@ -1,0 +1,27 @@
+"""Who is believed when we call an https:// server."""
+
+from __future__ import annotations
+
+import functools
+import ssl
+from pathlib import Path
+
+from gateway.errors import SettingsError
+
+
+@functools.cache
+def client_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Checks a server's name and certificate; made once, for it reads files.
+
+    Args:
+        ca_file: Certificates (PEM) that vouch for servers; None is the system's.
+
+    Raises:
+        SettingsError: The file cannot be used.
+    """
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(
+            f"the CA file {ca_file} cannot be used: {error.strerror or type(error).__name__}"
+        ) from error

@@ -1,0 +1,195 @@
+"""What a person asked to have forgotten is nowhere any more, and what nobody asked about is as it was."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from distill.__main__ import app
+from distill.dataset.archive import Archive
+from distill.dataset.collect import collect
+from distill.dataset.curate import curate
+from distill.dataset.example import Example
+from distill.dataset.files import read_examples, write_examples, write_held_out
+from distill.dataset.forget import Forgotten, Wanted, forget
+from distill.dataset.split import conversation_key
+from distill.errors import NightError
+from distill.evaluation.sample import Draw, line_of, read_draws
+from distill.nightly.lock import only_night
+from distill.settings import DatasetSettings
+from gateway.journal.reader import JournalReader
+from gateway.journal.record import CompletionRecord, Record
+from gateway.settings import RedisSettings
+from tests.distill.dataset.records import DAY_MS, NOON, publish, race, rated, user
+from tests.redis_server import RedisServer
+
+ALICE, BOB = "a" * 16, "b" * 16
+
+
+def id_of(number: int) -> str:
+    return f"chatcmpl-{number:032x}"
+
+
+def of(number: int, key_id: str, prompt: str) -> CompletionRecord:
+    return race(id_of(number), prompt=prompt, key_id=key_id, time_ms=NOON + number * DAY_MS)
+
+
+EARLIER: list[Record] = [
+    of(1, ALICE, "alice's first"),
+    of(2, BOB, "bob's first"),
+    of(3, ALICE, "alice's second"),
+    replace(rated(id_of(1), 1.0, "feedback-1"), key_id=BOB),  # of an answer to Alice
+    replace(rated(id_of(2), 1.0, "feedback-2"), key_id=BOB),
+]
+LATER: list[Record] = [of(4, ALICE, "alice's third"), of(5, BOB, "bob's second")]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Everything that is kept, with some of it still in the stream."""
+
+    redis: RedisSettings
+    archive: Archive
+    draws: Path
+    runs: Path
+
+    def forget(self, **wanted: set[str]) -> Forgotten:
+        return forget(self.redis, self.archive, draws_dir=self.draws, runs_dir=self.runs, wanted=Wanted(**wanted))
+
+    def ids(self) -> list[str]:
+        return sorted(
+            [record.id for record in self.archive.completions()] + [record.id for record in self.archive.feedback()]
+        )
+
+    def grep(self, text: str) -> list[Path]:
+        """Files that hold a text, Parquet's columns in the clear."""
+        found = [path for path in self.archive.parts() if text in str(_rows(path))]
+        others = [*self.draws.rglob("*"), *self.runs.rglob("*"), *self.archive.folder.glob("_quarantine/*")]
+        return found + [path for path in others if path.is_file() and text.encode() in path.read_bytes()]
+
+
+def _rows(path: Path) -> object:
+    return pq.read_table(path).to_pylist()
+
+
+@pytest.fixture
+async def kept(redis_server: RedisServer, redis_settings: RedisSettings, tmp_path: Path) -> Kept:
+    made = Kept(redis_settings, Archive(tmp_path / "archive"), tmp_path / "draws", tmp_path / "runs")
+    settings = DatasetSettings(archive_dir=made.archive.folder)
+    with redis_server.client() as client:
+        publish(client, redis_settings, [*EARLIER, b'{"kind": "new", "id": "' + id_of(1).encode() + b'"}'])
+        await collect(redis_settings, settings)
+        publish(client, redis_settings, LATER)
+    curated = curate(made.archive.completions(), [], settings.model_copy(update={"held_out_share": 0.5}))
+    write_examples(made.runs / "night-1" / "examples.jsonl", curated.examples)
+    write_held_out(made.runs / "night-1" / "held_out.jsonl", curated.held_out)
+    prompts = ["alice's first", "bob's first", "alice's second"]
+    lines = [line_of(Draw(prompt, "x", 1.0, 0, 7, "text", "stop", 3)) for prompt in prompts]
+    lines.append(
+        line_of(Draw("p", "x", 1.0, 0, 7, "text", "stop", 3, turns=[{"role": "user", "content": "Alice's   FIRST"}]))
+    )
+    made.draws.mkdir()
+    (made.draws / "base-1.jsonl").write_bytes(b"".join(lines))
+    return made
+
+
+async def test_a_keys_data_is_forgotten_everywhere(kept: Kept, redis_server: RedisServer) -> None:
+    assert 3 <= len(kept.grep("alice's")) + len(kept.grep("bob's"))
+    done = kept.forget(keys={ALICE})
+    assert (1, 3, 1, 3) == (done.stream, done.archive, done.quarantine, done.draws)
+    assert sorted([id_of(2), "feedback-2"]) == kept.ids()
+    assert [] == kept.grep("alice's") + kept.grep(ALICE) + kept.grep(id_of(1))
+    assert ["bob's first"] == [draw.prompt for draw in read_draws(kept.draws / "base-1.jsonl")]
+    assert all(example.key == conversation_key(user("bob's first")) for example in _examples(kept))
+    with redis_server.client() as client:
+        assert b"alice" not in b"".join(fields[b"data"] for _, fields in client.xrange("ratchet:journal"))
+    collected = await collect(kept.redis, DatasetSettings(archive_dir=kept.archive.folder))
+    assert (1, 0) == (collected.completions, collected.feedback)
+    assert sorted([id_of(2), id_of(5), "feedback-2"]) == kept.ids()
+
+
+def _examples(kept: Kept) -> list[Example]:
+    return read_examples(kept.runs / "night-1" / "examples.jsonl")
+
+
+async def test_one_answer_is_forgotten_with_its_feedback_wherever_it_is(kept: Kept) -> None:
+    assert (0, 2, 1, 2) == tuple(asdict(kept.forget(completions={id_of(1)})).values())[:4]
+    assert (1, 0, 0, 0) == tuple(asdict(kept.forget(completions={id_of(5)})).values())[:4]
+    assert sorted([id_of(2), id_of(3), "feedback-2"]) == kept.ids()
+
+
+async def test_a_conversation_is_forgotten_by_its_key(kept: Kept) -> None:
+    done = kept.forget(conversations={conversation_key(user("alice's second"))})
+    assert (0, 1, 0, 1) == (done.stream, done.archive, done.quarantine, done.draws)
+    assert id_of(3) not in kept.ids()
+
+
+async def test_forgetting_twice_or_what_is_not_there_changes_nothing(kept: Kept) -> None:
+    kept.forget(keys={ALICE})
+    before = {path: path.read_bytes() for path in kept.archive.parts()}
+    for wanted in ({"keys": {ALICE}}, {"completions": {id_of(99)}}, {"conversations": {"0" * 32}}):
+        assert Forgotten(0, 0, 0, 0, 0) == kept.forget(**wanted)
+    assert before == {path: path.read_bytes() for path in kept.archive.parts()}
+
+
+async def test_what_a_collecting_pass_took_and_did_not_finish_is_forgotten_too(kept: Kept) -> None:
+    reader = JournalReader(kept.redis, group="night", consumer="killed")
+    await reader.start()
+    assert 2 == len(await reader.read())
+    await reader.aclose()
+    kept.forget(keys={ALICE})
+    settings = DatasetSettings(archive_dir=kept.archive.folder, claim_idle_s=0.001)
+    await collect(kept.redis, settings)
+    assert sorted([id_of(2), id_of(5), "feedback-2"]) == kept.ids()
+
+
+async def test_without_redis_nothing_is_touched(kept: Kept, redis_server: RedisServer) -> None:
+    before = kept.ids()
+    redis_server.kill()
+    with pytest.raises(NightError, match="not all is forgotten"):
+        kept.forget(keys={ALICE})
+    assert before == kept.ids()
+
+
+async def test_the_command_forgets_and_waits_for_no_night(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_REDIS__URL", kept.redis.url)
+    monkeypatch.setenv("DISTILL_DATASET__ARCHIVE_DIR", str(kept.archive.folder))
+    monkeypatch.setenv("DISTILL_EVALUATION__DRAWS_DIR", str(kept.draws))
+    monkeypatch.setenv("DISTILL_NIGHT__RUNS_DIR", str(kept.runs))
+    with only_night(kept.runs):
+        assert 3 == CliRunner().invoke(app, ["forget", "--key", ALICE]).exit_code
+    for bad in ([], ["--key", "../x"], ["--completion", "chatcmpl-1"], ["--conversation", "*"]):
+        assert 2 == CliRunner().invoke(app, ["forget", *bad]).exit_code
+    assert id_of(1) in kept.ids()
+    said = CliRunner().invoke(app, ["forget", "--key", ALICE, "--completion", id_of(5)])
+    assert 0 == said.exit_code, said.output
+    assert sorted([id_of(2), "feedback-2"]) == kept.ids()
+
+
+async def test_what_is_too_old_leaves_redis_and_the_archive_with_a_collect(
+    redis_server: RedisServer, redis_settings: RedisSettings, tmp_path: Path
+) -> None:
+    today = datetime.fromtimestamp(NOON / 1000, UTC)
+    settings = DatasetSettings(archive_dir=tmp_path / "archive", keep_days=2)
+    archive = Archive(settings.archive_dir)
+    with redis_server.client() as client:
+        publish(client, redis_settings, [race(id_of(n), time_ms=NOON - n * DAY_MS) for n in range(5)] + [b"junk"])
+        slow = JournalReader(redis_settings, group="slow", consumer="one")  # holds back ordinary trimming
+        await slow.start()
+        await slow.aclose()
+        done = await collect(redis_settings, settings, now=lambda: today)
+        assert (5, 2) == (done.completions, done.expired)
+        assert [id_of(2), id_of(1), id_of(0)] == [record.id for record in archive.completions()]
+        assert 6 == client.xlen("ratchet:journal")  # by Redis's clock they came only now
+        later = datetime.now(UTC) + timedelta(days=3)
+        done = await collect(redis_settings, settings, now=lambda: later)
+        assert (0, 9) == (done.completions, done.expired)
+        assert 0 == client.xlen("ratchet:journal") == archive.count()
+    assert [] == list((settings.archive_dir / "_quarantine").glob("*.json"))

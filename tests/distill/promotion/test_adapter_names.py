@@ -1,0 +1,45 @@
+"""A name out of a policy document becomes a path only where it is an adapter's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distill.errors import PromotionError
+from distill.evaluation.draws import Drawer
+from distill.promotion.adapter import adapter_named
+
+GOOD = "rft-2026-11-22-0123abcd"
+BAD = [
+    "../adapters/" + GOOD,
+    "/etc",
+    "",
+    ".",
+    "..",
+    GOOD + "/..",
+    GOOD + "\n",
+    "rft-2026-11-22-..",
+    "x" * 10_000,
+    "a\0b",
+]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_name_that_leads_elsewhere_is_refused_before_anything_is_opened(tmp_path: Path, name: str) -> None:
+    with pytest.raises(PromotionError, match="no adapter's name"):
+        adapter_named(name, tmp_path)
+
+
+def test_a_good_name_is_looked_for_in_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(PromotionError, match="is no adapter: it has no"):
+        adapter_named(GOOD, tmp_path)
+
+
+@pytest.mark.parametrize("name", [*BAD, "org/model:lora"])
+def test_draws_of_any_adapter_lie_in_their_folder_and_apart(tmp_path: Path, name: str) -> None:
+    file = Drawer("base", "vllm", name, 128).file(tmp_path)
+    assert tmp_path == file.parent
+    file.write_text("")
+    assert file != Drawer("base", "vllm", name + "x", 128).file(tmp_path)
+    assert f"{GOOD}-" in Drawer("base", "vllm", GOOD, 128).file(tmp_path).name

@@ -1,0 +1,168 @@
+"""What a key has used: the same in Redis and in this process, exact to the moment, and never more than the limit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from gateway.api.counters import Counters, CountersLost, OwnCounters, SharedCounters
+from gateway.api.keyfile import Limits
+from tests.redis_server import RedisServer
+
+LEASE_S = 30.0
+
+
+@dataclass(slots=True)
+class Clock:
+    now_us: int = 0
+
+    def __call__(self) -> int:
+        return self.now_us
+
+
+@pytest.fixture(params=["in Redis", "in this process"])
+async def counters(request: pytest.FixtureRequest, redis_server: RedisServer) -> AsyncIterator[Counters]:
+    if request.param == "in this process":
+        yield OwnCounters(lease_s=LEASE_S)
+        return
+    async with Redis.from_url(redis_server.url) as redis:
+        yield SharedCounters(redis, key_prefix="test", lease_s=LEASE_S)
+
+
+async def test_as_many_requests_as_the_limit_enter_at_once_and_no_more(counters: Counters) -> None:
+    limits = Limits(requests_per_minute=5)
+    entered = [await counters.enter("a", limits, str(index)) for index in range(6)]
+    assert [None] * 5 == entered[:5]
+    assert entered[5] is not None
+    assert "requests_per_minute" == entered[5].limit
+    assert 0 < entered[5].wait_s <= 12
+    assert await counters.enter("b", limits, "another key") is None
+
+
+async def test_the_wait_is_exact(counters: Counters) -> None:
+    """At the moment named the next request enters; a third of it earlier none does."""
+    limits = Limits(requests_per_minute=30)
+    while (refusal := await counters.enter("a", limits, "x")) is None:
+        pass
+    assert 0 < refusal.wait_s <= 2
+    await asyncio.sleep(refusal.wait_s * 2 / 3)
+    early = await counters.enter("a", limits, "x")
+    if early is not None:  # a busy machine may have slept past the moment
+        assert early.wait_s < refusal.wait_s / 2
+        await asyncio.sleep(early.wait_s)
+        assert await counters.enter("a", limits, "x") is None
+
+
+async def test_races_are_places_and_places_are_given_back(counters: Counters) -> None:
+    limits = Limits(races_in_flight=2)
+    assert [None, None] == [await counters.enter("a", limits, lease) for lease in ("one", "two")]
+    refused = await counters.enter("a", limits, "three")
+    assert refused is not None
+    assert ("races_in_flight", 1.0) == (refused.limit, refused.wait_s)
+    await counters.leave("a", limits, "one", 0)
+    await counters.leave("a", limits, "one", 0)
+    assert await counters.enter("a", limits, "three") is None
+    assert await counters.enter("a", limits, "four") is not None
+
+
+async def test_tokens_are_paid_at_the_end_and_debts_are_waited_out(counters: Counters) -> None:
+    limits = Limits(tokens_per_minute=600)
+    assert await counters.enter("a", limits, "one") is None
+    await counters.leave("a", limits, "one", 500)
+    assert await counters.enter("a", limits, "two") is None
+    await counters.leave("a", limits, "two", 700)  # 600 over what there was: a minute's worth
+    refused = await counters.enter("a", limits, "three")
+    assert refused is not None
+    assert "tokens_per_minute" == refused.limit
+    assert 50 < refused.wait_s <= 60.1
+
+
+async def test_a_refused_request_costs_nothing(counters: Counters) -> None:
+    limits = Limits(requests_per_minute=2, races_in_flight=1)
+    assert await counters.enter("a", limits, "one") is None
+    assert await counters.enter("a", limits, "two") is not None
+    await counters.leave("a", limits, "one", 0)
+    assert await counters.enter("a", limits, "three") is None
+
+
+async def test_a_place_is_free_again_when_its_gateway_died(redis_server: RedisServer) -> None:
+    clock = Clock()
+    own = OwnCounters(lease_s=1.0, clock_us=clock)
+    limits = Limits(races_in_flight=1)
+    assert await own.enter("a", limits, "lost") is None
+    clock.now_us = 1_000_000
+    assert await own.enter("a", limits, "next") is None
+    async with Redis.from_url(redis_server.url) as redis:
+        shared = SharedCounters(redis, key_prefix="test", lease_s=0.2)
+        assert await shared.enter("a", limits, "lost") is None
+        async with asyncio.timeout(10):
+            while await shared.enter("a", limits, "next") is not None:
+                await asyncio.sleep(0.01)
+
+
+async def test_gateways_share_what_they_count(redis_server: RedisServer) -> None:
+    async with Redis.from_url(redis_server.url) as first, Redis.from_url(redis_server.url) as second:
+        gateways = [SharedCounters(redis, key_prefix="test", lease_s=LEASE_S) for redis in (first, second)]
+        limits = Limits(requests_per_minute=7)
+        entering = [gateways[index % 2].enter("a", limits, str(index)) for index in range(20)]
+        entered = await asyncio.gather(*entering)
+        assert 7 == entered.count(None)
+
+
+async def test_what_is_counted_does_not_stay_in_redis_for_ever(redis_server: RedisServer) -> None:
+    limits = Limits(10, 10, 10)
+    async with Redis.from_url(redis_server.url) as redis:
+        shared = SharedCounters(redis, key_prefix="test", lease_s=LEASE_S)
+        await shared.enter("a", limits, "one")
+        assert {b"test:limits:{a}:buckets", b"test:limits:{a}:races"} == set(await redis.keys())
+        assert all([0 < await redis.ttl(key) <= 61 for key in await redis.keys()])
+        await shared.leave("a", limits, "one", 100)
+        assert [b"test:limits:{a}:buckets"] == await redis.keys()
+        assert 600 < await redis.ttl("test:limits:{a}:buckets") <= 662  # until the debt is paid
+
+
+async def test_a_redis_that_refuses_or_is_gone_is_told(redis_server: RedisServer) -> None:
+    async with Redis.from_url(redis_server.url, socket_timeout=5) as redis:
+        shared = SharedCounters(redis, key_prefix="test", lease_s=LEASE_S)
+        await redis.set("test:limits:{a}:buckets", "not a hash")
+        with pytest.raises(CountersLost):
+            await shared.enter("a", Limits(1, 1, 1), "one")
+        redis_server.kill()
+        with pytest.raises(CountersLost):
+            await shared.enter("a", Limits(1, 1, 1), "one")
+
+
+@given(
+    per_minute=st.integers(1, 100_000),
+    steps=st.lists(st.tuples(st.integers(0, 90_000_000), st.integers(1, 30)), max_size=20),
+)
+def test_a_bucket_never_lets_in_more_than_its_content_and_its_refill(
+    per_minute: int, steps: list[tuple[int, int]]
+) -> None:
+    """Over any stretch from the start: at most the limit, and the limit once more each minute."""
+
+    async def run() -> None:
+        clock = Clock(1_000)
+        own, limits, entered = OwnCounters(lease_s=1, clock_us=clock), Limits(requests_per_minute=per_minute), 0
+        for pause_us, asked in steps:
+            clock.now_us += pause_us
+            for _ in range(asked):
+                refusal = await own.enter("a", limits, "x")
+                entered += refusal is None
+                if refusal is not None:
+                    wait_us = round(refusal.wait_s * 1e6)
+                    clock.now_us += wait_us - 1
+                    assert await own.enter("a", limits, "x") is not None
+                    clock.now_us += 1
+                    assert await own.enter("a", limits, "x") is None
+                    entered += 1
+            # Intervals are whole microseconds, rounded down: hence the thousandth.
+            assert entered <= per_minute * (1 + (clock.now_us - 1_000) / 60e6) * 1.002 + 1
+
+    asyncio.run(run())

@@ -1,0 +1,68 @@
+"""The key file: what a line may say, and where a bad one is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.api.keyfile import Limits, Scope, new_key, parse
+from gateway.errors import SettingsError
+
+DIGEST = "sha256:" + "a" * 64
+OTHER = "sha256:" + "b" * 64
+PATH = Path("keys")
+
+
+def test_a_line_may_name_scopes_and_limits_and_need_not() -> None:
+    content = f"plain {DIGEST}\nops {OTHER} races_in_flight=2 scopes=admin,chat tokens_per_minute=900  # night shift"
+    plain, ops = parse(content.encode(), PATH)
+    assert (frozenset({Scope.CHAT, Scope.FEEDBACK}), Limits()) == (plain.scopes, plain.limits)
+    assert (frozenset({Scope.CHAT, Scope.ADMIN}), Limits(0, 900, 2)) == (ops.scopes, ops.limits)
+
+
+def test_a_new_keys_line_says_what_was_asked_for() -> None:
+    limits = {"requests_per_minute": 60, "tokens_per_minute": 0, "races_in_flight": 4}
+    _, line = new_key("app", scopes="feedback,chat", limits=limits)
+    [key] = parse(line.encode(), PATH)
+    assert ("app", Limits(60, 0, 4), line) == (key.name, key.limits, key.line)
+    assert {Scope.CHAT, Scope.FEEDBACK} == key.scopes
+
+
+def test_no_two_keys_are_alike() -> None:
+    assert new_key("a")[0] != new_key("a")[0]
+
+
+@pytest.mark.parametrize("name", ["", "with space", "a" * 65, "tab\there", "line\nbreak", "#", "ä"])
+def test_a_name_that_the_file_cannot_hold_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match="a key's name"):
+        new_key(name)
+
+
+def test_a_scope_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(SettingsError, match="scopes are chat, feedback, admin"):
+        new_key("a", scopes="chat,root")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "holds no key"),
+        (b"# nobody yet\n", "holds no key"),
+        (b"app rk-plain-text-key\n", "line 1: expected"),
+        (b"\napp sha256:abc\n", "line 2: expected"),
+        (b"app\n", "line 1: expected"),
+        (b"\xff\xfe", "cannot be read"),
+        (f"a/b {DIGEST}".encode(), "line 1: a key's name"),
+        (f"a {DIGEST}\nb {DIGEST}".encode(), "line 2: the key of a again"),
+        (f"a {DIGEST} scope=chat".encode(), "line 1: unknown option scope;"),
+        (f"a {DIGEST} scopes=".encode(), "line 1: scopes are"),
+        (f"a {DIGEST} scopes=chat scopes=admin".encode(), "line 1: scopes twice"),
+        (f"a {DIGEST} requests_per_minute=0".encode(), "line 1: requests_per_minute is a whole number from 1 on"),
+        (f"a {DIGEST} races_in_flight=-1".encode(), "line 1: races_in_flight is"),
+        (f"a {DIGEST} tokens_per_minute=many".encode(), "line 1: tokens_per_minute is"),
+    ],
+)
+def test_a_bad_key_file_says_where(content: bytes, complaint: str) -> None:
+    with pytest.raises(SettingsError, match=complaint):
+        parse(content, PATH)

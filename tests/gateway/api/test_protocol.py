@@ -1,0 +1,175 @@
+"""What one connection may hold, on real sockets: headers, time, and answers that nobody reads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pickle
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+import pytest
+import uvicorn
+
+from gateway.api.connection import ClientGone, unless_gone
+from gateway.api.protocol import server_options
+from gateway.settings import Settings
+from tests.serving import Serve, Served
+
+CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+LIVE = b"GET /health/live HTTP/1.1\r\nhost: x\r\n"
+
+
+async def said_to(url: str, *parts: bytes) -> bytes:
+    """All that the server says to these bytes, until it closes."""
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+        async with asyncio.timeout(20):
+            return await reader.read()
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+def error_of(answer: bytes) -> tuple[int, str]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), orjson.loads(body)["error"]["code"]
+
+
+async def assert_serves(served: Served) -> None:
+    assert 200 == (await served.http.get("/health/live")).status_code
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"".join(b"x-%d: 1\r\n" % index for index in range(101)),
+        b"x: " + b"a" * 2_000 + b"\r\n",
+        b"".join(b"x-%d: %s\r\n" % (index, b"a" * 500) for index in range(5)),
+    ],
+    ids=["many", "one that is large", "large together"],
+)
+async def test_too_many_or_too_large_headers_are_a_431(serve: Serve, headers: bytes) -> None:
+    served = await serve(api={"max_header_bytes": 2_000})
+    answer = await said_to(served.url, LIVE + headers + b"\r\n")
+    assert (431, "invalid_http_request") == error_of(answer)
+    await assert_serves(served)
+
+
+async def test_as_many_headers_as_may_be_are_served(serve: Serve) -> None:
+    served = await serve()
+    headers = b"".join(b"x-%d: 1\r\n" % index for index in range(98))
+    answer = await said_to(served.url, LIVE + headers + b"connection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+
+
+async def test_a_header_without_end_is_not_collected(serve: Serve) -> None:
+    served = await serve(api={"max_header_bytes": 2_000})
+    answer = await said_to(served.url, LIVE + b"x: ", *[b"a" * 500] * 6)
+    assert (431, "invalid_http_request") == error_of(answer)
+    await assert_serves(served)
+
+
+async def test_a_url_without_end_is_not_collected(serve: Serve) -> None:
+    served = await serve(api={"max_header_bytes": 2_000})
+    answer = await said_to(served.url, b"GET /", *[b"a" * 500] * 6)
+    assert (431, "invalid_http_request") == error_of(answer)
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [(), (LIVE,), (LIVE + b"x: a",), (LIVE + b"\r\n", b"\r\n"), (LIVE + b"\r\n", LIVE)],
+    ids=["nothing", "a line", "half a header", "a blank line after a request", "half of a second request"],
+)
+async def test_headers_that_do_not_come_close_the_connection(serve: Serve, begin: tuple[bytes, ...]) -> None:
+    served = await serve(api={"header_timeout_s": 0.1})
+    answer = await said_to(served.url, *begin)
+    assert answer.count(b"HTTP/1.1") == sum(part.endswith(b"\r\n\r\n") for part in begin)
+    await assert_serves(served)
+
+
+async def test_a_body_that_trickles_is_a_408_and_costs_the_backend_nothing(serve: Serve) -> None:
+    served = await serve(api={"body_timeout_s": 0.2})
+    answer = await said_to(served.url, CHAT + b"content-length: 1000\r\n\r\n", b'{"model"')
+    assert (408, "request_too_slow") == error_of(answer)
+    assert [] == list(served.tgi.state.requests)
+    await assert_serves(served)
+
+
+async def test_what_is_not_http_is_told_in_the_same_envelope(serve: Serve) -> None:
+    served = await serve()
+    assert (400, "invalid_http_request") == error_of(await said_to(served.url, b"\x16\x03\x01 hello\r\n\r\n"))
+    assert (400, "invalid_http_request") == error_of(await said_to(served.url, LIVE + b"content-length: x\r\n\r\n"))
+
+
+async def test_nobody_is_upgraded_to_a_websocket(serve: Serve) -> None:
+    served = await serve()
+    upgrade = b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: eA==\r\n"
+    assert b"101" not in (await said_to(served.url, LIVE + upgrade + b"\r\n"))[:20]
+
+
+@asynccontextmanager
+async def large_answer(*, at_once: bool, write_timeout_s: float) -> AsyncIterator[tuple[uvicorn.Server, asyncio.Event]]:
+    """A server whose every answer is 20 MB; the event is set when one has ended on its side."""
+    piece, ended = b"a" * 100_000, asyncio.Event()
+
+    async def app(_: Any, receive: Any, send: Any) -> None:
+        async def answer() -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+            for _ in range(0 if at_once else 200):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": piece * 200 if at_once else b""})
+
+        with contextlib.suppress(ClientGone):
+            await unless_gone(receive, answer())
+        ended.set()
+
+    options = server_options(Settings.model_validate({"api": {"write_timeout_s": write_timeout_s}}))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, lifespan="off", **options))
+    running = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.005)
+    try:
+        yield server, ended
+    finally:
+        server.should_exit = True
+        await running
+
+
+def address_of(server: uvicorn.Server) -> tuple[str, int]:
+    host, port = server.servers[0].sockets[0].getsockname()
+    return host, port
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["in pieces", "all at once"])
+async def test_a_caller_who_does_not_read_is_cut_off_and_its_answer_let_go(at_once: bool) -> None:
+    async with large_answer(at_once=at_once, write_timeout_s=0.2) as (server, ended):
+        with socket.socket() as caller:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            caller.connect(address_of(server))
+            caller.sendall(LIVE + b"\r\n")
+            async with asyncio.timeout(20):
+                await ended.wait()
+                while server.server_state.connections:
+                    await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["in pieces", "all at once"])
+async def test_a_caller_who_reads_gets_all_of_it(at_once: bool) -> None:
+    async with large_answer(at_once=at_once, write_timeout_s=20) as (server, _):
+        host, port = address_of(server)
+        answer = await said_to(f"http://{host}:{port}", LIVE + b"\r\n")
+        assert 20_000_000 == answer.count(b"a" * 1000) * 1000
+
+
+def test_the_options_reach_worker_processes() -> None:
+    options = server_options(Settings.model_validate({"api": {"max_headers": 11}}))
+    assert 11 == pickle.loads(pickle.dumps(options))["http"].keywords["limits"].max_headers

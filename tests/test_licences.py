@@ -1,0 +1,76 @@
+"""What Ratchet needs comes under licences that its own, Apache-2.0, can live with: permissive, or MPL-2.0 by file."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+
+from packaging.requirements import Requirement
+
+ROOT = "ratchet"
+EXTRAS = ("reward", "embedded", "distill", "dev")
+ACCEPTED = {
+    "0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0",
+    "CNRI-Python", "ISC", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Unlicense", "Zlib",
+}  # fmt: skip
+# What older packages say, in SPDX's words.
+IN_SPDX = {
+    "3-Clause BSD License": "BSD-3-Clause",
+    "Apache": "Apache-2.0",
+    "Apache 2.0": "Apache-2.0",
+    "Apache 2.0 License": "Apache-2.0",
+    "Apache Software License": "Apache-2.0",
+    "BSD 2-Clause License": "BSD-2-Clause",
+    "BSD License": "BSD-3-Clause",
+    "ISC License (ISCL)": "ISC",
+    "MIT License": "MIT",
+    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "Python Software Foundation License": "PSF-2.0",
+}
+# Looked at by a person: its classifiers name two licences, its licence file is MIT's and GPL's, to choose from.
+KNOWN = {"forbiddenfruit": "MIT"}
+# NVIDIA's libraries come with torch's CUDA build: not redistributed here, and absent from a CPU's environment.
+NOT_OURS = re.compile(r"^(nvidia-|cuda-|triton$)")
+
+
+def needed() -> dict[str, Distribution]:
+    """Everything that the extras bring, as far as it is installed, by normalised name."""
+    found: dict[str, Distribution] = {}
+    waiting = [(ROOT, frozenset(EXTRAS))]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while waiting:
+        name, extras = waiting.pop()
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        try:
+            package = distribution(name)
+        except PackageNotFoundError:  # of another platform
+            continue
+        if name != ROOT:
+            found[name] = package
+        for text in package.requires or []:
+            requirement = Requirement(text)
+            wanted = [{"extra": extra} for extra in extras or {""}]
+            if requirement.marker is None or any(requirement.marker.evaluate(environment) for environment in wanted):
+                waiting.append((re.sub(r"[-_.]+", "-", requirement.name).lower(), frozenset(requirement.extras)))
+    return found
+
+
+def licences(package: Distribution) -> list[str]:
+    """Alternatives and sums alike, each by its name in SPDX where there is one; empty where none is told."""
+    metadata = package.metadata
+    told = metadata.get("License-Expression")
+    if told is None:
+        named = [line.rpartition(":: ")[2] for line in metadata.get_all("Classifier") or [] if "License ::" in line]
+        named = [name for name in named if name != "OSI Approved"]
+        told = " AND ".join(IN_SPDX.get(name, name) for name in named) or (metadata.get("License") or "").strip()
+    parts = re.split(r"\s+(?:AND|OR)\s+", re.sub(r"[()](?!MPL)", "", told).strip()) if told else []
+    return [IN_SPDX.get(part, part) for part in parts]
+
+
+def test_every_dependency_has_a_licence_that_ours_can_live_with() -> None:
+    packages = {name: package for name, package in needed().items() if not NOT_OURS.match(name)}
+    assert len(packages) > 50  # the walk has found them
+    told = {name: [KNOWN[name]] if name in KNOWN else licences(package) for name, package in packages.items()}
+    assert {} == {name: names for name, names in told.items() if not names or not ACCEPTED.issuperset(names)}
