@@ -71,7 +71,7 @@ async def observe(scenario: Scenario, options: argparse.Namespace) -> Facts:
             arrived_after_s=None if waited_s is None else waited_s + healed_s - since_s,
             told=world.told,
             at_the_end=at_the_end,
-            ended_well=world.ended_well,
+            as_meant=world.as_meant,
         )
 
 

@@ -19,11 +19,13 @@ class TcpProxy:
         delay_s: How much later a request's bytes arrive; answers are not held up, so this is the delay of a call.
             May be changed at any time.
         port: Where it listens, the same after ``down`` and ``up``.
+        n_cut: Connections that were broken.
     """
 
     def __init__(self, target_port: int, *, delay_s: float = 0.0) -> None:
         self.delay_s = delay_s
         self.port = 0
+        self.n_cut = 0
         self._target_port = target_port
         self._listener: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -36,6 +38,7 @@ class TcpProxy:
 
     def cut(self) -> None:
         """Break every connection, without a goodbye."""
+        self.n_cut += len(self._writers) // 2  # one to the client, one to the target
         for writer in self._writers:
             writer.transport.abort()
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from loadtests.faults.world import DEADLINE_S, World, clock_can_be_faked, freeze, thaw
 
 AN_HOUR_S = 3600
+A_MINUTE_S = 60
 
 # What clients may see, beside scored answers.
 NOTHING_ELSE: frozenset[str] = frozenset()
@@ -67,7 +68,7 @@ async def gateway_killed_without_redis(world: World) -> None:
 
 async def gateway_terminated(world: World) -> None:
     """SIGTERM under load; what it had begun it must end."""
-    world.ended_well = await world.gateway.terminate() in {0, -15}  # uvicorn raises the signal again, once all is done
+    world.as_meant = await world.gateway.terminate() in {0, -15}  # uvicorn raises the signal again, once all is done
     await world.gateway.begin()
     world.told = await world.gateway.readiness()
 
@@ -173,6 +174,7 @@ async def connections_cut(world: World) -> None:
     while loop.time() < end_s:
         world.proxy.cut()
         await asyncio.sleep(0.3)
+    world.as_meant = world.proxy.n_cut > 0
     world.told = await world.gateway.readiness()
 
 
@@ -201,6 +203,7 @@ async def clock_jumps(world: World) -> None:
     """The wall clock jumps an hour ahead, then an hour back, then is right."""
     world.set_clock(AN_HOUR_S)
     await asyncio.sleep(world.fault_s / 2)
+    world.as_meant = abs(await world.gateway.clock_ahead_s() - AN_HOUR_S) < A_MINUTE_S
     world.set_clock(-AN_HOUR_S)
     await asyncio.sleep(world.fault_s / 2)
     world.told = await world.gateway.readiness()

@@ -27,7 +27,7 @@ class Facts:
         arrived_after_s: Until Redis had all that was acknowledged under the fault; None where it never had.
         told: What readiness said under the fault.
         at_the_end: What it says now that the fault is over.
-        ended_well: Whether a process that was asked to end ended as it should.
+        as_meant: Whether the fault struck, and a process that was asked to end ended, as it should.
     """
 
     seen: Sequence[Seen]
@@ -40,7 +40,7 @@ class Facts:
     arrived_after_s: float | None
     told: str
     at_the_end: str
-    ended_well: bool
+    as_meant: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +92,8 @@ def judge(scenario: Scenario, facts: Facts) -> Row:
         failures.append("Redis did not get what was acknowledged under the fault")
     if facts.at_the_end != "ready":
         failures.append(f"in the end readiness says {facts.at_the_end!r}")
-    if not facts.ended_well:
-        failures.append("a process did not end as it should")
+    if not facts.as_meant:
+        failures.append("the fault did not strike, or a process did not end, as it should")
     return Row(
         name=scenario.name,
         must_hold=scenario.must_hold,

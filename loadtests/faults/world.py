@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, aclosing
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -125,6 +126,11 @@ class Gateway:
         except (aiohttp.ClientError, TimeoutError, ConnectionError):
             return "away"
 
+    async def clock_ahead_s(self) -> float:
+        """How far its wall clock is ahead of this machine's, by what it writes into its answers."""
+        async with aiohttp.ClientSession() as session, session.get(self.url + "/health/live") as response:
+            return parsedate_to_datetime(response.headers["date"]).timestamp() - time.time()
+
     async def kill(self) -> None:
         """Kill -9."""
         os.kill(self.pid, signal.SIGKILL)
@@ -170,8 +176,8 @@ class World:
         self.pause_s = pause_s
         self.told = ""
         """What readiness said under the fault."""
-        self.ended_well = True
-        """Set by a fault that looks at how a process ended."""
+        self.as_meant = True
+        """Set by a fault that looks for itself whether it struck, or how a process ended."""
         self.backends = [
             Stub("tests.stubs.tgi", latency_ms=LATENCY_MS, max_concurrent_requests=4096) for _ in range(replicas)
         ]

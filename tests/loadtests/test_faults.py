@@ -26,7 +26,7 @@ FACTS = Facts(
     arrived_after_s=0.4,
     told="degraded",
     at_the_end="ready",
-    ended_well=True,
+    as_meant=True,
 )
 
 
@@ -45,7 +45,7 @@ def test_a_run_in_which_all_held_has_no_failures() -> None:
         ({"told": "ready"}, "readiness said 'ready' under the fault"),
         ({"at_the_end": "degraded"}, "in the end readiness says 'degraded'"),
         ({"arrived_after_s": None}, "Redis did not get"),
-        ({"ended_well": False}, "did not end as it should"),
+        ({"as_meant": False}, "the fault did not strike"),
         ({"seen": []}, "no traffic"),
         ({"seen": [*FACTS.seen, Seen(1.0, 1.2, "502")]}, "clients saw {'502': 1}"),
         ({"seen": [*FACTS.seen, Seen(1.0, 9.0, "scored", "d"), Seen(9.0, 9.5, "scored", "e")]}, "a request took 8.0 s"),
