@@ -31,6 +31,8 @@ LATENCY_MS = 50.0
 DEADLINE_S = 4.0
 _START_TIMEOUT_S = 120.0
 _POLL_S = 0.05
+_CLOCK_LOOKS = 20
+_CLOCK_TOLERANCE_S = 60.0
 
 # Short patience everywhere, so that a scenario of seconds shows what minutes would.
 SETTINGS = {
@@ -227,6 +229,14 @@ class World:
         """Move the gateway's wall clock away from the machine's."""
         (self._folder / "clock").write_text(f"{offset_s:+d}s\n")
 
+    async def clock_shows(self, offset_s: int) -> bool:
+        """Whether the gateway's answers bear that clock's time; if need be after some seconds, for both cache it."""
+        for _ in range(_CLOCK_LOOKS):
+            if abs(await self.gateway.clock_ahead_s() - offset_s) < _CLOCK_TOLERANCE_S:
+                return True
+            await asyncio.sleep(0.5)
+        return False
+
     async def _start(self) -> None:
         running, folder = self._running, tempfile.TemporaryDirectory(prefix="ratchet-faults-")
         self._folder = Path(running.enter_context(folder))
@@ -267,7 +277,7 @@ class World:
             environment |= {
                 "LD_PRELOAD": str(_FAKETIME[0]),
                 "FAKETIME_TIMESTAMP_FILE": str(self._folder / "clock"),
-                "FAKETIME_NO_CACHE": "1",
+                "FAKETIME_CACHE_DURATION": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # no clock change of a machine moves that one
             }
         return Gateway(self._folder, environment, port)

@@ -60,7 +60,7 @@ class Reply:
     status: int = 0
     id: str = ""
     text: str = ""
-    first_byte_s: float = 0.0
+    first_piece_s: float = 0.0
     problem: str = ""
 
 
@@ -99,7 +99,7 @@ class Application(User):
             reply.problem = f"status {reply.status}"
         account(name, started_s, time.time(), reply)
         if stream and not reply.problem:
-            account(f"{name}, first byte", started_s, reply.first_byte_s, Reply(status=200))
+            account(f"{name}, first piece", started_s, reply.first_piece_s, Reply(status=200))
         return reply
 
     def post(self, body: bytes) -> Reply:
@@ -107,9 +107,11 @@ class Application(User):
         reply = Reply()
         try:
             response = self.http.request("POST", PATH, body=body, headers=_HEADERS)
-            first = bytes(response.read(1))
-            reply.first_byte_s = time.time()
-            reply.text = (first + bytes(response.read())).decode()
+            lines = [bytes(response.readline(b"\n"))]
+            while lines[-1] and not lines[-1].startswith(b"data:"):  # keep-alive comments are no answer yet
+                lines.append(bytes(response.readline(b"\n")))
+            reply.first_piece_s = time.time()
+            reply.text = (b"".join(lines) + bytes(response.read())).decode()
             reply.status = response.status_code
         except (OSError, HTTPConnectionClosed) as error:
             reply.problem = type(error).__name__

@@ -97,7 +97,7 @@ async def test_locust_asks_at_the_rate_it_is_told_and_accounts_for_every_request
     assert [] == [one.problem for one in requests if one.problem]
     assert answered
     assert answered == {record.id for record in await served.records(len(answered))}
-    assert {"arrival", "arrival, first byte"} == {one.name for one in requests}
+    assert {"arrival", "arrival, first piece"} == {one.name for one in requests}
 
 
 async def test_every_kind_of_user_gets_what_it_expects(serve: Serve, tmp_path: Path) -> None:
