@@ -41,7 +41,7 @@ test: $(READY) $(JS_CLIENT) ## Run the tests; coverage must reach 95 % of the ga
 	@$(BIN)/coverage report --include='distill/*' --fail-under=90
 
 bench: $(READY) ## What the gateway adds to a backend's latency, and what it serves a second
-	@$(BIN)/python -m loadtests.overhead
+	@$(BIN)/python -m loadtests.overhead $(OPTIONS)
 
 load: $(READY) ## Load as applications make it, and limits it must keep to (OPTIONS="--embedded", "--help", …)
 	@$(BIN)/python -m loadtests.load $(OPTIONS)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import replace
 
 import orjson
 import pytest
 from redis.asyncio import Redis
 
+from loadtests.faults.__main__ import observe
 from loadtests.faults.arrivals import Arrivals
 from loadtests.faults.callers import Seen, counts, normal_after_s, outcome_of_answer, outcome_of_stream
 from loadtests.faults.scenarios import SCENARIOS, Scenario, redis_full
@@ -120,3 +122,12 @@ def test_every_scenario_has_a_name_of_its_own_and_a_sentence() -> None:
     """``--only`` picks one, and the table says what it stands for."""
     assert len(SCENARIOS) == len({scenario.name for scenario in SCENARIOS})
     assert all(scenario.must_hold and scenario.strike.__doc__ for scenario in SCENARIOS)
+
+
+async def test_a_whole_scenario_runs_on_real_processes_and_holds() -> None:
+    """The suite itself works: a Redis that is full under load costs no client anything, and nothing is lost."""
+    scenario = next(one for one in SCENARIOS if one.name == "redis-full")
+    facts = await observe(scenario, Namespace(callers=2, n=2, calm_s=1.0, fault_s=1.0, pause_s=1.0))
+    row = judge(scenario, facts)
+    assert [] == row.failures
+    assert row.acknowledged == row.requests > 0
