@@ -1,9 +1,9 @@
 """Run by the interpreter of TensorZero's own environment: a closed loop on its embedded gateway, best of N by a judge.
 
-``python tensorzero_client.py BACKEND_URL N CONCURRENCY SECONDS`` prints the latencies in milliseconds and the time
-they took together, as JSON. Client
-and gateway are one process, so that no HTTP lies between them. Observability is off: nothing is stored. The judge is
-the same stub, which answers with any number; TensorZero then takes an answer by chance, which costs no more time.
+``python tensorzero_client.py BACKEND_URL N CONCURRENCY SECONDS`` prints the latencies in milliseconds and the time they
+took together, as JSON. Client and gateway are one process, so that no HTTP lies between them. Observability is off:
+nothing is stored. The judge is the same stub, which answers with any number; TensorZero then takes an answer by chance,
+which costs no more time.
 """
 
 from __future__ import annotations

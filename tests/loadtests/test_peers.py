@@ -16,14 +16,3 @@ async def test_what_is_installed_is_not_installed_again(tmp_path: Path, monkeypa
     (tmp_path / "peer" / "peer==1.0").touch()
     assert tmp_path / "peer" / "bin" / "python" == await python_of("peer", "peer==1.0")
     assert ["peer==1.0"] == [path.name for path in (tmp_path / "peer").iterdir()]
-
-
-async def test_what_cannot_be_installed_is_told_and_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A failed installation leaves no marker."""
-    monkeypatch.setattr("loadtests.peers.environment.PEERS_DIR", tmp_path)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(RuntimeError, match="pip install"):
-        await python_of("peer", "a-package-that-nobody-made==1.0")
-    assert not (tmp_path / "peer" / "a-package-that-nobody-made==1.0").exists()
