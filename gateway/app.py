@@ -171,6 +171,8 @@ async def _sample(parts: Parts) -> None:
         policy = parts.policies.current
         metrics.in_flight.set(parts.permits.in_flight)
         metrics.waiting.set(parts.permits.waiting)
+        metrics.tasks.set(len(asyncio.all_tasks()))
+        metrics.hub_held.set(parts.backends.held())
         metrics.policy_n.set(policy.n)
         metrics.policy_version.set(policy.version)
         metrics.policy_second_share.set(0.0 if policy.canary is None else policy.canary.share)

@@ -91,6 +91,9 @@ class Metrics:
         self.in_flight = gauge("candidates_in_flight", "Candidates being drawn now")
         self.waiting = gauge("requests_waiting", "Requests waiting for their first permit")
 
+        self.tasks = gauge("asyncio_tasks", "Tasks of the event loop; flat under constant load")
+        self.hub_held = gauge("hub_exit_stack_entries", "What ended calls have left on the hub's clients; 0, or a leak")
+
         self.policy_n = gauge("policy_n", "N of the policy in force", "mostrecent")
         self.policy_version = gauge("policy_version", "Version of the policy in force", "mostrecent")
         self.policy_second_share = gauge(

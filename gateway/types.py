@@ -260,6 +260,10 @@ class Backends(Protocol):
         """Close what no policy names any more and nothing runs in."""
         ...
 
+    def held(self) -> int:
+        """What ended calls have left behind on their client; anything but 0 grows without end."""
+        ...
+
     async def readiness(self) -> Readiness:
         """Ready when the stable policy's backend is."""
         ...

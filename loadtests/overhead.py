@@ -3,7 +3,7 @@
 One run, one machine: the TGI stub answers every call after a fixed time, the reward stub at once. The stub is called
 directly (one call; N calls side by side, of which the slowest counts), then through the gateway at the same N and
 concurrency. Client, stub, Redis and gateway share the machine's cores, so this is the whole cost, not the gateway's
-alone.
+alone. Then TensorZero's embedded gateway, best of 4, on the same stub.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from loadtests.peers import tensorzero
 from loadtests.stack import Measured, Stack, closed_loop, cpu_s, machine, stack
 
 MESSAGES = [{"role": "user", "content": "Describe a quiet harbour in the early morning, in a few sentences."}]
+PEERS_N = 4
 JSON = {"content-type": "application/json"}
 
 
@@ -53,7 +55,7 @@ async def through_gateway(url: str, n: int, concurrency: int, seconds: float) ->
             async with session.post(url + "/v1/chat/completions", data=body, headers=JSON) as response:
                 await response.read()
                 assert response.status == 200, response.status
-                assert response.headers["x-bon-scored"] == str(n), response.headers
+                assert response.headers["x-bon-scored"] == str(n if n > 1 else 0), response.headers
                 overheads_ms.append(float(response.headers["x-bon-overhead-ms"]))
 
         measured = await closed_loop(call, concurrency=concurrency, seconds=seconds)
@@ -91,6 +93,18 @@ async def run(
     return rows
 
 
+async def peers(running: Stack, concurrencies: Sequence[int], seconds: float) -> list[dict[str, object]]:
+    """Other best-of-N gateways at N = 4, on the same stub; one that cannot be had is told of and left out."""
+    rows: list[dict[str, object]] = []
+    try:
+        for concurrency in concurrencies:
+            measured = await tensorzero.measure(running.backend, PEERS_N, concurrency, seconds)
+            rows.append({"path": f"{tensorzero.NAME} ({tensorzero.REQUIREMENT})", "n": PEERS_N, **asdict(measured)})
+    except RuntimeError as error:
+        Console(stderr=True).print(f"not measured: {error}", style="yellow", markup=False)
+    return rows
+
+
 def show(rows: list[dict[str, object]], about: dict[str, str]) -> None:
     """The rows as a table."""
     names = ["concurrency", "n", "path", "p50_ms", "p99_ms", "requests_per_s", "over_one_call_ms", "over_slowest_ms"]
@@ -105,15 +119,18 @@ def show(rows: list[dict[str, object]], about: dict[str, str]) -> None:
 async def main() -> None:
     """Measure, show, and keep the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, nargs="+", default=[4, 8])
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 32])
+    parser.add_argument("--n", type=int, nargs="+", default=[1, 4, 8, 16])
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--latency-ms", type=float, default=50.0)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--no-peers", action="store_true", help="do not install other gateways and measure them")
     parser.add_argument("--out", type=Path, help="write the result here as JSON")
     options = parser.parse_args()
     async with stack(latency_ms=options.latency_ms, workers=options.workers) as running:
         rows = await run(running, options.n, options.concurrency, options.seconds)
+        if not options.no_peers:
+            rows += await peers(running, options.concurrency, options.seconds)
     about = {**machine(), "latency_ms": str(options.latency_ms), "workers": str(options.workers)}
     show(rows, about)
     if options.out is not None:

@@ -45,6 +45,7 @@ class Stack:
     backend: str
     reward: str
     gateway_pid: int
+    redis: str
 
 
 async def closed_loop(call: Call, *, concurrency: int, seconds: float, warm_up_s: float = 1.0) -> Measured:
@@ -89,7 +90,7 @@ async def stack(*, latency_ms: float, workers: int = 1, **settings: str) -> Asyn
             try:
                 url = f"http://127.0.0.1:{port}"
                 await _until_ready(url, process)
-                yield Stack(url, backend.url, reward.url, process.pid)
+                yield Stack(url, backend.url, reward.url, process.pid, redis.url)
             finally:
                 process.terminate()
                 await process.wait()

@@ -113,6 +113,10 @@ class BackendPool:
         detail = "; ".join(f"{name}: {state}" for name, state in facts.items() if state != "ok")
         return Readiness(ready=not all(problems), detail=detail, facts={"replicas": facts})
 
+    def held(self) -> int:
+        """What ended calls have left behind on the hub's clients."""
+        return sum(replica.hub.held() for replica in self._replicas.all)
+
     async def aclose(self) -> None:
         """Close every connection."""
         await self._http.aclose()

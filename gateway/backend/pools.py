@@ -64,6 +64,10 @@ class BackendPools:
             log.info("backend_pool_closed", replicas=len(urls))
             await pool.aclose()
 
+    def held(self) -> int:
+        """What ended calls have left behind on the hub's clients."""
+        return sum(pool.held() for pool in self._pools.values())
+
     async def readiness(self) -> Readiness:
         """Ready when the stable arm's pool is; tells of the other one's trouble, which fails no request."""
         stable, *others = dict.fromkeys(urls or self._settings.urls for urls in self._named())

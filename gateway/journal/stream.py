@@ -94,7 +94,7 @@ class StreamLink:
             False if its disk was too slow: ask again.
 
         Raises:
-            RedisError: The connection broke.
+            RedisError: The connection broke, or Redis is a primary no more.
         """
         if self.aof is False:
             return True
@@ -102,8 +102,11 @@ class StreamLink:
         await connection.send_command("WAITAOF", 1, 0, self._wait_ms, check_health=False)
         try:
             reply = await connection.read_response(disable_decoding=True)
-        except ResponseError:  # no append-only file, no such command, or no permission for it
-            self.aof = False
+        except ResponseError as error:
+            # A primary that has become a replica since will throw away what it took: that confirms nothing.
+            if "replica" in str(error):
+                raise
+            self.aof = False  # no append-only file, no such command, or no permission for it
             return True
         self.aof = True
         return bool(reply[0] >= 1)

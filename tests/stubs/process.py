@@ -24,6 +24,11 @@ class StubProcess:
         self._process: subprocess.Popen[str] | None = None
         self.url = ""
 
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while there is one."""
+        return None if self._process is None else self._process.pid
+
     def start(self) -> None:
         """Start the child and wait until it listens.
 

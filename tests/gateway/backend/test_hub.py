@@ -71,6 +71,7 @@ async def test_streams_leave_nothing_behind(stub: TgiStub, pool_of: PoolOf) -> N
     for _ in range(5):
         await stream()
     assert before == clients()
+    assert 0 == pool.held()
 
 
 def test_the_hubs_client_still_has_the_parts_that_are_replaced() -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from gateway.journal.stream import StreamLink
 from gateway.settings import RedisSettings
@@ -56,3 +57,20 @@ async def test_what_redis_took_before_it_refused_counts(link: StreamLink, redis_
     assert (0, "OutOfMemoryError") == (taken, type(refusal).__name__)
     redis_server.drain()
     assert (2, None) == await link.add([(b"a", b"1"), (b"b", b"2")])
+
+
+async def test_a_redis_that_became_a_replica_confirms_nothing(
+    link: StreamLink, stopped_redis_server: RedisServer
+) -> None:
+    """After a failover it throws away what it took last; the spool must keep that."""
+    stopped_redis_server.start(appendonly="yes")
+    await link.connect()
+    assert (1, None) == await link.add([(b"a", b"1")])
+    with stopped_redis_server.client() as client:
+        client.replicaof("127.0.0.1", "1")
+        with pytest.raises(ResponseError, match="replica"):
+            await link.confirm()
+        assert link.aof is None
+        client.replicaof("NO", "ONE")
+    assert await link.confirm()
+    assert link.aof is True

@@ -1,0 +1,149 @@
+"""Break things under load and count what is lost: ``python -m loadtests.faults``, ``make faults``.
+
+Each scenario has a fresh stack of real processes (the gateway, Valkey with an append-only file, stubs of TGI and of a
+reward server) and clients that ask without a pause, one request in four streamed. After a few calm seconds a fault
+strikes, heals, and the load goes on for a while. Every completion that a client got whole is looked for in Redis by
+its id. Exit code 0 only if none is missing and all that must hold held.
+
+One exception is counted apart: where Redis loses its data, what it had acknowledged to the gateway is gone with it
+(``wiped``). Client, stubs, Redis and gateway share the machine. libfaketime (Debian: ``libfaketime``) is needed for
+``clock-jumps``; without it that scenario is left out, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import time
+from pathlib import Path
+
+import structlog
+from rich.console import Console
+from rich.table import Table
+
+from loadtests.faults.scenarios import SCENARIOS, Scenario
+from loadtests.faults.verdict import NORMAL_WITHIN_S, Facts, Row, judge
+from loadtests.faults.world import SETTINGS, World
+from loadtests.stack import machine
+
+OUT = Path("loadtests/results/faults.json")
+_POLL_S = 0.2
+
+console = Console(width=200)
+
+
+async def observe(scenario: Scenario, options: argparse.Namespace) -> Facts:
+    """Run one scenario."""
+    world = World(
+        callers=options.callers,
+        n=options.n,
+        fault_s=options.fault_s,
+        pause_s=options.pause_s,
+        replicas=scenario.replicas,
+        proxied=scenario.proxied,
+        faked_clock=scenario.faked_clock,
+        settings=scenario.settings,
+    )
+    async with world:
+        async with world.callers:
+            await asyncio.sleep(options.calm_s)
+            struck_s = time.monotonic()
+            await scenario.strike(world)
+            healed_s = time.monotonic()
+            since_s = healed_s if scenario.heals else struck_s
+            under_fault = world.callers.acknowledged()
+            arriving = asyncio.create_task(world.arrivals.all_of(under_fault, NORMAL_WITHIN_S))
+            await asyncio.sleep(options.calm_s)
+            at_the_end = "ready" if scenario.scarred else await _until_ready(world)
+            waited_s = await arriving
+        acknowledged = world.callers.acknowledged()
+        await world.arrivals.all_of(acknowledged, NORMAL_WITHIN_S)
+        return Facts(
+            seen=world.callers.seen,
+            since_s=since_s,
+            struck_s=struck_s,
+            acknowledged=len(acknowledged),
+            lost=len(world.arrivals.missing(acknowledged)),
+            wiped=len((acknowledged & world.arrivals.wiped) - world.arrivals.now),
+            duplicates=world.arrivals.duplicates,
+            arrived_after_s=None if waited_s is None else waited_s + healed_s - since_s,
+            told=world.told,
+            at_the_end=at_the_end,
+            as_meant=world.as_meant,
+        )
+
+
+async def _until_ready(world: World) -> str:
+    """What readiness says once it says "ready", or after too long."""
+    deadline = time.monotonic() + NORMAL_WITHIN_S
+    while True:
+        status = await world.gateway.readiness()
+        if status == "ready" or time.monotonic() > deadline:
+            return status
+        await asyncio.sleep(_POLL_S)
+
+
+def show(rows: list[Row], left_out: list[str], about: dict[str, str]) -> None:
+    """The rows as a table."""
+    table = Table(title=", ".join(f"{key} {value}" for key, value in about.items()))
+    for name in ("fault", "clients saw", "slowest", "acknowledged", "lost", "wiped", "twice"):
+        table.add_column(name)
+    table.add_column("clients normal after")
+    table.add_column("Redis has all after")
+    table.add_column("held")
+    for row in rows:
+        table.add_row(
+            row.name,
+            ", ".join(f"{count} {name}" for name, count in row.outcomes.items()),
+            _seconds(row.slowest_s),
+            *(str(number) for number in (row.acknowledged, row.lost, row.wiped, row.duplicates)),
+            _seconds(row.normal_after_s),
+            _seconds(row.arrived_after_s),
+            "; ".join(row.failures) or "yes",
+        )
+    console.print(table)
+    for name in left_out:
+        console.print(f"{name} was not run: libfaketime is missing", style="yellow")
+
+
+def _seconds(value: float | None) -> str:
+    return "never" if value is None else f"{value:.1f} s"
+
+
+async def main() -> int:
+    """Run what was asked for, show it, keep it; 0 only if all held."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [scenario.name for scenario in SCENARIOS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--callers", type=int, default=8, help="requests in flight")
+    parser.add_argument("--n", type=int, default=4, help="best of how many")
+    parser.add_argument("--calm-s", type=float, default=4.0, help="load before the fault, and after it")
+    parser.add_argument("--fault-s", type=float, default=6.0, help="how long a fault lasts")
+    parser.add_argument("--pause-s", type=float, default=30.0, help="how long Redis freezes in redis-paused")
+    parser.add_argument("--out", type=Path, default=OUT, help="write the result here as JSON")
+    options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    rows, left_out = [], []
+    for scenario in SCENARIOS:
+        if scenario.name not in options.only:
+            continue
+        if not scenario.possible:
+            left_out.append(scenario.name)
+            continue
+        console.print(f"{scenario.name}: {scenario.must_hold}")
+        rows.append(judge(scenario, await observe(scenario, options)))
+        for failure in rows[-1].failures:
+            console.print(f"  {failure}", style="red")
+    load = {name: getattr(options, name) for name in ("callers", "n", "calm_s", "fault_s", "pause_s")}
+    about = machine()
+    show(rows, left_out, about)
+    told = {"about": about, "load": load, "settings": SETTINGS, "not_run": left_out}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({**told, "rows": [row.as_json() for row in rows]}, indent=1) + "\n")
+    return int(any(row.failures for row in rows) or not rows)
+
+
+if __name__ == "__main__":
+    raise SystemExit(asyncio.run(main()))

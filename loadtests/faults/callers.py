@@ -1,0 +1,160 @@
+"""Clients under whose eyes things go wrong: each request's outcome in one word, and the id of what was acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import orjson
+
+STREAMED_EVERY = 4  # one request in four is streamed
+_TIMEOUT_S = 30.0
+_PAUSE_S = 0.05  # between a caller's requests, so that one that is refused does not spin
+_ANSWERED = frozenset({"scored", "fallback", "single"})
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One request as its client saw it, on this process's monotonic clock.
+
+    ``outcome`` is ``scored``, ``fallback`` or ``single`` (a whole answer, by how it was selected); an HTTP status; the
+    code of an error frame in a stream; ``refused`` (no connection), ``cut`` (it broke before the answer was whole) or
+    ``silent`` (nothing within the client's patience). ``id`` is the completion's: its record was acknowledged.
+    """
+
+    started_s: float
+    ended_s: float
+    outcome: str
+    id: str | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether a whole answer came, however it was selected."""
+        return self.outcome in _ANSWERED
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.ended_s - self.started_s
+
+
+class Callers:
+    """Clients that ask one thing after the other until the block ends; none tries a request again.
+
+    Args:
+        url: The gateway's.
+        callers: Requests in flight.
+        n: Best of how many.
+    """
+
+    def __init__(self, url: str, *, callers: int, n: int) -> None:
+        self.seen: list[Seen] = []
+        self._url = url
+        self._n = n
+        self._callers = callers
+        self._numbers = 0
+        self._ending = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._session: aiohttp.ClientSession
+
+    async def __aenter__(self) -> Self:
+        # A connection for each request: one that is kept open may be closed just as a request sets out on it, which
+        # would look like an answer that broke off.
+        self._session = aiohttp.ClientSession(
+            self._url,
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
+        )
+        self._tasks = [asyncio.create_task(self._ask_on(), name=f"caller-{index}") for index in range(self._callers)]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        """Let what is under way end, unless the block failed."""
+        self._ending = True
+        if kind is not None:
+            for task in self._tasks:
+                task.cancel()
+        results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._session.close()
+        defects = [one for one in results if isinstance(one, Exception)]
+        if kind is None and defects:
+            raise defects[0]
+
+    def acknowledged(self) -> set[str]:
+        """Ids of the completions that clients got whole."""
+        return {one.id for one in self.seen if one.id is not None}
+
+    async def _ask_on(self) -> None:
+        while not self._ending:
+            self._numbers += 1
+            started_s = time.monotonic()
+            outcome, identity = await self._ask(self._numbers)
+            self.seen.append(Seen(started_s, time.monotonic(), outcome, identity))
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _ask(self, number: int) -> tuple[str, str | None]:
+        streamed = number % STREAMED_EVERY == 0
+        body: dict[str, Any] = {
+            "model": "ratchet",
+            "messages": [{"role": "user", "content": f"Question {number}: what floats on the harbour?"}],
+            "max_tokens": 64,
+            "best_of": self._n,
+            "stream": streamed,
+        }
+        try:
+            async with self._session.post("/v1/chat/completions", json=body) as response:
+                raw = await response.read()
+        except aiohttp.ClientConnectorError:
+            return "refused", None
+        except (aiohttp.ClientError, ConnectionError):
+            return "cut", None
+        except TimeoutError:
+            return "silent", None
+        if response.status != 200:
+            return str(response.status), None
+        return outcome_of_stream(raw) if streamed else outcome_of_answer(raw)
+
+
+def outcome_of_answer(raw: bytes) -> tuple[str, str | None]:
+    """Outcome and id of a whole answer."""
+    body = orjson.loads(raw)
+    return str(body["best_of_n"]["selection"]), str(body["id"])
+
+
+def outcome_of_stream(raw: bytes) -> tuple[str, str | None]:
+    """Outcome and id of a stream that ended: it is whole only with its report and its last word."""
+    events = [line.removeprefix(b"data: ") for line in raw.split(b"\n") if line.startswith(b"data: ")]
+    if not events or events[-1] != b"[DONE]":
+        return "cut", None
+    chunks = [orjson.loads(event) for event in events[:-1]]
+    for chunk in chunks:
+        if "error" in chunk:
+            return str(chunk["error"]["code"]), None
+    reports = [chunk for chunk in chunks if "best_of_n" in chunk]
+    if not reports:
+        return "cut", None
+    return str(reports[-1]["best_of_n"]["selection"]), str(reports[-1]["id"])
+
+
+def counts(seen: Sequence[Seen]) -> dict[str, int]:
+    """How many requests had each outcome, the commonest first."""
+    return dict(Counter(one.outcome for one in seen).most_common())
+
+
+def normal_after_s(seen: Sequence[Seen], since_s: float) -> float | None:
+    """How long after ``since_s`` the last request that had no scored answer ended; 0 where none did later.
+
+    None where no request that began after it was answered well: then nobody knows.
+    """
+    bad_s = max((one.ended_s for one in seen if one.outcome != "scored"), default=since_s)
+    if not any(one.outcome == "scored" and one.started_s >= max(bad_s, since_s) for one in seen):
+        return None
+    return max(0.0, bad_s - since_s)

@@ -1,0 +1,319 @@
+"""The faults, one function each: it strikes while clients ask, lasts a while, and heals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from loadtests.faults.world import DEADLINE_S, World, clock_can_be_faked, freeze, thaw
+
+AN_HOUR_S = 3600
+
+# What clients may see, beside scored answers.
+NOTHING_ELSE: frozenset[str] = frozenset()
+FALLBACKS = frozenset({"fallback"})
+BACKEND_AWAY = frozenset({"502", "504", "backend_unreachable", "backend_timeout", "deadline_exceeded"})
+GATEWAY_AWAY = frozenset({"refused", "cut"})
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One fault and what must hold under it, beside this: nothing acknowledged is lost, and all is well in the end.
+
+    ``allowed`` are the outcomes that clients may see beside ``scored``. ``told`` is what the gateway's readiness must
+    say under the fault: it proves that the fault struck, and that operators learn of it. ``heals``: the time until all
+    is well counts from the fault's end; otherwise from its beginning. ``least_answered``: share of the requests that
+    must be answered. ``slowest_s``: no request may take longer. ``scarred``: what broke stays broken, so readiness need
+    not say "ready" in the end.
+    """
+
+    name: str
+    must_hold: str
+    strike: Callable[[World], Awaitable[None]]
+    allowed: frozenset[str] = NOTHING_ELSE
+    told: str = "ready"
+    heals: bool = True
+    least_answered: float = 0.0
+    slowest_s: float = DEADLINE_S + 2.0
+    scarred: bool = False
+    replicas: int = 1
+    proxied: str = ""
+    faked_clock: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def possible(self) -> bool:
+        """Whether this machine has what it takes."""
+        return not self.faked_clock or clock_can_be_faked()
+
+
+async def gateway_killed(world: World) -> None:
+    """Kill -9 in mid-load, and start again at once, as a supervisor would."""
+    await world.gateway.kill()
+    await world.gateway.begin()
+    world.told = await world.gateway.readiness()
+
+
+async def gateway_killed_without_redis(world: World) -> None:
+    """The same with records of some seconds in the spool: Redis is frozen."""
+    freeze(world.redis.pid)
+    await asyncio.sleep(world.fault_s)
+    await world.gateway.kill()
+    thaw(world.redis.pid)
+    await world.gateway.begin()
+    world.told = await world.gateway.readiness()
+
+
+async def gateway_terminated(world: World) -> None:
+    """SIGTERM under load; what it had begun it must end."""
+    world.as_meant = await world.gateway.terminate() in {0, -15}  # uvicorn raises the signal again, once all is done
+    await world.gateway.begin()
+    world.told = await world.gateway.readiness()
+
+
+async def redis_killed(world: World) -> None:
+    """Kill -9; later it comes back with its append-only file."""
+    await world.redis.kill()
+    await world.hold()
+    await world.redis.begin()
+
+
+async def redis_wiped(world: World) -> None:
+    """Kill -9; later it comes back empty."""
+    await world.arrivals.last_look()
+    await world.redis.kill()
+    world.redis.wipe()
+    await world.hold()
+    await world.redis.begin()
+
+
+async def redis_paused(world: World) -> None:
+    """Frozen: connections stand, nothing answers."""
+    freeze(world.redis.pid)
+    await asyncio.sleep(world.pause_s)
+    world.told = await world.gateway.readiness()
+    thaw(world.redis.pid)
+
+
+async def redis_full(world: World) -> None:
+    """Out of memory, and nothing may be evicted."""
+    await world.redis.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    await world.redis.command("CONFIG", "SET", "maxmemory", "1")
+    await world.hold()
+    await world.redis.command("CONFIG", "SET", "maxmemory", "0")
+
+
+async def redis_read_only(world: World) -> None:
+    """It takes itself for a replica, as after a failover."""
+    await world.redis.command("REPLICAOF", "127.0.0.1", "1")
+    await world.hold()
+    await world.redis.command("REPLICAOF", "NO", "ONE")
+
+
+async def redis_slow(world: World) -> None:
+    """Each call takes 200 ms longer."""
+    world.proxy.delay_s = 0.2
+    await world.hold()
+    world.proxy.delay_s = 0.0
+
+
+async def backend_killed(world: World) -> None:
+    """The only backend is gone, and comes back."""
+    await asyncio.to_thread(world.backends[0].stop)
+    await world.hold()
+    await asyncio.to_thread(world.backends[0].start)
+
+
+async def backend_hung(world: World) -> None:
+    """It takes connections and says nothing."""
+    freeze(world.backends[0].pid)
+    await world.hold()
+    thaw(world.backends[0].pid)
+
+
+async def backend_slow(world: World) -> None:
+    """Its answers take a second and a half."""
+    await world.backends[0].set_knobs(latency_ms=1500.0)
+    await world.hold()
+    await world.backends[0].set_knobs(latency_ms=50.0)
+
+
+async def replica_gone(world: World) -> None:
+    """One of three is killed and stays away."""
+    await asyncio.to_thread(world.backends[0].stop)
+    await world.hold()
+
+
+async def replica_hung(world: World) -> None:
+    """One of three takes connections and says nothing."""
+    freeze(world.backends[0].pid)
+    await world.hold()
+    thaw(world.backends[0].pid)
+
+
+async def replica_flaps(world: World) -> None:
+    """One of three goes and comes, each for half a second."""
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + world.fault_s
+    while loop.time() < end_s:
+        await world.proxy.down()
+        await asyncio.sleep(0.5)
+        await world.proxy.up()
+        await asyncio.sleep(0.5)
+    await world.proxy.down()
+    world.told = await world.gateway.readiness()
+    await world.proxy.up()
+
+
+async def connections_cut(world: World) -> None:
+    """Every connection to one of three backends breaks, again and again, in the middle of whatever it carries."""
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + world.fault_s
+    while loop.time() < end_s:
+        world.proxy.cut()
+        await asyncio.sleep(0.3)
+    world.as_meant = world.proxy.n_cut > 0
+    world.told = await world.gateway.readiness()
+
+
+async def reward_killed(world: World) -> None:
+    """The reward server is gone, and comes back."""
+    await asyncio.to_thread(world.reward.stop)
+    await world.hold()
+    await asyncio.to_thread(world.reward.start)
+
+
+async def reward_hung(world: World) -> None:
+    """The reward server takes requests and says nothing."""
+    freeze(world.reward.pid)
+    await world.hold()
+    thaw(world.reward.pid)
+
+
+async def disk_full(world: World) -> None:
+    """The spool's file may not grow by another byte."""
+    world.limit_files(world.spool_bytes())
+    await world.hold()
+    world.limit_files(-1)
+
+
+async def clock_jumps(world: World) -> None:
+    """The wall clock jumps an hour ahead, then an hour back, then is right."""
+    for offset_s in (AN_HOUR_S, -AN_HOUR_S):
+        world.set_clock(offset_s)
+        await asyncio.sleep(world.fault_s / 2)
+        world.as_meant &= await world.clock_shows(offset_s)
+    world.told = await world.gateway.readiness()
+    world.set_clock(0)
+
+
+SCENARIOS = (
+    Scenario(
+        "gateway-killed",
+        "kill -9 under load: clients lose what was under way, the journal nothing",
+        gateway_killed,
+        allowed=GATEWAY_AWAY,
+        heals=False,
+    ),
+    Scenario(
+        "gateway-killed-redis-frozen",
+        "kill -9 with seconds of records waiting for Redis: the next start replays them",
+        gateway_killed_without_redis,
+        allowed=GATEWAY_AWAY,
+        told="",  # the new process may or may not have seen Redis answer yet
+    ),
+    Scenario(
+        "sigterm",
+        "SIGTERM under load: what has begun ends with its answer, only new connections are refused",
+        gateway_terminated,
+        allowed=frozenset({"refused"}),
+        heals=False,
+    ),
+    Scenario("redis-killed", "kill -9 of Redis: no client notices", redis_killed, told="degraded"),
+    Scenario(
+        "redis-wiped",
+        "Redis comes back empty: no client notices; only what Redis itself had acknowledged dies with it",
+        redis_wiped,
+        told="degraded",
+    ),
+    Scenario("redis-paused", "Redis freezes: no client notices", redis_paused, told="degraded"),
+    Scenario("redis-full", "Redis is out of memory (noeviction): no client notices", redis_full, told="degraded"),
+    Scenario("redis-read-only", "Redis is a read-only replica: no client notices", redis_read_only, told="degraded"),
+    Scenario("redis-slow", "every Redis call takes 200 ms more: no client notices", redis_slow, proxied="redis"),
+    Scenario(
+        "backend-killed",
+        "the only backend is gone: 502 at once, readiness says so, and all is well when it is back",
+        backend_killed,
+        allowed=BACKEND_AWAY,
+        told="not ready",
+    ),
+    Scenario(
+        "backend-hung",
+        "the only backend hangs: 504 at the deadline, never later",
+        backend_hung,
+        allowed=BACKEND_AWAY,
+        told="not ready",
+    ),
+    Scenario("backend-slow", "the backend takes 1.5 s: every answer comes, later", backend_slow),
+    Scenario(
+        "replica-gone",
+        "one of three backends is gone: no client notices",
+        replica_gone,
+        told="degraded",
+        heals=False,
+        scarred=True,
+        replicas=3,
+    ),
+    Scenario(
+        "replica-hung",
+        "one of three backends hangs: races that it has end at the deadline, most requests are answered",
+        replica_hung,
+        allowed=BACKEND_AWAY,
+        told="degraded",
+        replicas=3,
+        least_answered=0.5,
+    ),
+    Scenario(
+        "replica-flaps",
+        "one of three backends goes and comes: no client notices",
+        replica_flaps,
+        told="degraded",
+        replicas=3,
+        proxied="backend",
+    ),
+    Scenario(
+        "connections-cut",
+        "connections to one of three backends break in mid-answer: no client notices",
+        connections_cut,
+        told="",  # it depends on when a probe's own connection is cut
+        replicas=3,
+        proxied="backend",
+    ),
+    Scenario(
+        "reward-killed",
+        "no reward server: every request is answered, flagged as a fallback",
+        reward_killed,
+        allowed=FALLBACKS,
+        told="degraded",
+    ),
+    Scenario(
+        "reward-hung",
+        "the reward server hangs: every request is answered, late by the reward's timeout, flagged as a fallback",
+        reward_hung,
+        allowed=FALLBACKS,
+        told="degraded",
+    ),
+    Scenario(
+        "disk-full",
+        "the spool's disk takes nothing: no client notices, and records reach Redis from memory",
+        disk_full,
+        told="degraded",
+    ),
+    Scenario(
+        "clock-jumps",
+        "the wall clock jumps an hour ahead and back: no client notices",
+        clock_jumps,
+        faked_clock=True,
+    ),
+)

@@ -1,0 +1,111 @@
+"""The account of one scenario: what was seen, what was lost, and whether what must hold did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from loadtests.faults.callers import Seen, counts, normal_after_s
+from loadtests.faults.scenarios import Scenario
+
+NORMAL_WITHIN_S = 30.0
+"""Longest time until all is well again; a start of the gateway on a busy machine included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What one run of a scenario brought to light.
+
+    Attributes:
+        seen: Every request, as its client saw it.
+        since_s: When the fault ended (began, where it does not heal), on the clients' clock.
+        struck_s: When it began.
+        acknowledged: Records whose answers clients got whole.
+        lost: Those of them that are nowhere.
+        wiped: Those of them that Redis had, and lost with all its data.
+        duplicates: Entries of the stream that were there before.
+        arrived_after_s: Until Redis had all that was acknowledged under the fault; None where it never had.
+        told: What readiness said under the fault.
+        at_the_end: What it says now that the fault is over.
+        as_meant: Whether the fault struck, and a process that was asked to end ended, as it should.
+    """
+
+    seen: Sequence[Seen]
+    since_s: float
+    struck_s: float
+    acknowledged: int
+    lost: int
+    wiped: int
+    duplicates: int
+    arrived_after_s: float | None
+    told: str
+    at_the_end: str
+    as_meant: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table. ``failures`` is empty where all held."""
+
+    name: str
+    must_hold: str
+    requests: int
+    outcomes: dict[str, int]
+    slowest_s: float
+    acknowledged: int
+    lost: int
+    wiped: int
+    duplicates: int
+    normal_after_s: float | None
+    arrived_after_s: float | None
+    told: str
+    failures: list[str]
+
+    def as_json(self) -> dict[str, object]:
+        """The line for the results file."""
+        return asdict(self)
+
+
+def judge(scenario: Scenario, facts: Facts) -> Row:
+    """Hold the facts against what must hold."""
+    outcomes = counts(facts.seen)
+    normal_s = normal_after_s(facts.seen, facts.since_s)
+    answered = sum(one.answered for one in facts.seen)
+    under_fault = [one for one in facts.seen if one.ended_s >= facts.struck_s]
+    failures = []
+    if facts.lost:
+        failures.append(f"{facts.lost} acknowledged records are lost")
+    if unexpected := {name: n for name, n in outcomes.items() if name not in scenario.allowed | {"scored"}}:
+        failures.append(f"clients saw {unexpected}")
+    if not under_fault or not any(one.ended_s < facts.struck_s for one in facts.seen):
+        failures.append("there was no traffic before or under the fault: nothing was tried")
+    if scenario.told and facts.told != scenario.told:
+        failures.append(f"readiness said {facts.told!r} under the fault, not {scenario.told!r}")
+    if answered < scenario.least_answered * len(facts.seen):
+        failures.append(f"only {answered} of {len(facts.seen)} requests were answered")
+    slowest_s = max((one.seconds for one in under_fault), default=0.0)
+    if slowest_s > scenario.slowest_s:
+        failures.append(f"a request took {slowest_s:.1f} s, longer than {scenario.slowest_s:g} s")
+    if normal_s is None or normal_s > NORMAL_WITHIN_S:
+        failures.append("clients were not served normally again")
+    if facts.arrived_after_s is None:
+        failures.append("Redis did not get what was acknowledged under the fault")
+    if facts.at_the_end != "ready":
+        failures.append(f"in the end readiness says {facts.at_the_end!r}")
+    if not facts.as_meant:
+        failures.append("the fault did not strike, or a process did not end, as it should")
+    return Row(
+        name=scenario.name,
+        must_hold=scenario.must_hold,
+        requests=len(facts.seen),
+        outcomes=outcomes,
+        slowest_s=slowest_s,
+        acknowledged=facts.acknowledged,
+        lost=facts.lost,
+        wiped=facts.wiped,
+        duplicates=facts.duplicates,
+        normal_after_s=normal_s,
+        arrived_after_s=facts.arrived_after_s,
+        told=facts.told,
+        failures=failures,
+    )

@@ -1,0 +1,300 @@
+"""Everything a fault needs: the gateway, its Redis and its stubs as child processes that can be killed and frozen."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, aclosing
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+import psutil
+import redis.asyncio
+
+from gateway.embedded.process import ChildProcess, free_port
+from gateway.embedded.redis import RedisServer
+from loadtests.faults.arrivals import Arrivals
+from loadtests.faults.callers import Callers
+from loadtests.faults.proxy import TcpProxy
+from tests.stubs.process import StubProcess
+
+LATENCY_MS = 50.0
+DEADLINE_S = 4.0
+_START_TIMEOUT_S = 120.0
+_POLL_S = 0.05
+_CLOCK_LOOKS = 20
+_CLOCK_TOLERANCE_S = 60.0
+
+# Short patience everywhere, so that a scenario of seconds shows what minutes would.
+SETTINGS = {
+    "GATEWAY_LOG_LEVEL": "warning",
+    "GATEWAY_BACKEND__CONNECT_TIMEOUT_S": "1",
+    "GATEWAY_BACKEND__UNHEALTHY_S": "2",
+    "GATEWAY_REWARD__TIMEOUT_S": "1",
+    "GATEWAY_REDIS__TIMEOUT_S": "1",
+    "GATEWAY_POLICY__EXPLORATION": "0",
+    "GATEWAY_RACE__DEADLINE_S": str(DEADLINE_S),
+}
+
+_FAKETIME = tuple(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+
+
+class Redis(RedisServer):
+    """A Redis that keeps an append-only file, on a port that outlives it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.folder = folder
+        super().__init__(folder, port=self.port)
+
+    async def begin(self) -> None:
+        """Start it."""
+        await asyncio.to_thread(self.start)
+
+    async def kill(self) -> None:
+        """Kill -9."""
+        assert self.pid is not None
+        os.kill(self.pid, signal.SIGKILL)
+        await asyncio.to_thread(self.stop)
+
+    def wipe(self) -> None:
+        """Throw its data away; it must not run."""
+        shutil.rmtree(self.folder / "appendonlydir")
+
+    async def command(self, *words: str) -> None:
+        """Have it do something."""
+        async with aclosing(redis.asyncio.Redis(port=self.port)) as client:
+            await client.execute_command(*words)  # type: ignore[no-untyped-call]
+
+
+class Stub(StubProcess):
+    """A stub on a port that outlives it."""
+
+    def __init__(self, module: str, **knobs: object) -> None:
+        self.port = free_port()
+        super().__init__(module, port=self.port, **knobs)
+
+
+class Gateway:
+    """``python -m gateway serve`` on a port that outlives it."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._child = ChildProcess(
+            "gateway",
+            [sys.executable, "-m", "gateway", "serve"],
+            log_path=folder / "gateway.log",
+            env=environment,
+            stop_timeout_s=40.0,
+        )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._child.pid is not None
+        return self._child.pid
+
+    async def begin(self) -> None:
+        """Start it and wait until it serves.
+
+        Raises:
+            RuntimeError: It ended, or was not ready in time; with the end of its log.
+        """
+        self._child.start()
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while await self.readiness() not in {"ready", "degraded"}:
+            if self._child.exit_status is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the gateway does not serve; {self._child.log_tail()}")
+            await asyncio.sleep(_POLL_S)
+
+    async def readiness(self) -> str:
+        """``ready``, ``degraded``, ``not ready``, or ``away`` where nobody answers."""
+        patience = aiohttp.ClientTimeout(total=3.0)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=patience) as session,
+                session.get(self.url + "/health/ready") as response,
+            ):
+                return str((await response.json())["status"])
+        except (aiohttp.ClientError, TimeoutError, ConnectionError):
+            return "away"
+
+    async def clock_ahead_s(self) -> float:
+        """How far its wall clock is ahead of this machine's, by what it writes into its answers."""
+        async with aiohttp.ClientSession() as session, session.get(self.url + "/health/live") as response:
+            return parsedate_to_datetime(response.headers["date"]).timestamp() - time.time()
+
+    async def kill(self) -> None:
+        """Kill -9."""
+        os.kill(self.pid, signal.SIGKILL)
+        await asyncio.to_thread(self._child.wait)
+
+    async def terminate(self) -> int:
+        """SIGTERM, and wait for its end; its exit status."""
+        os.kill(self.pid, signal.SIGTERM)
+        return await asyncio.to_thread(self._child.wait)
+
+    def stop(self) -> None:
+        """End it. Harmless when it does not run."""
+        self._child.stop()
+
+
+class World:
+    """One fresh stack for one scenario, and the clients on it: ``async with World(...) as world``.
+
+    Args:
+        callers: Requests in flight.
+        n: Best of how many.
+        fault_s: How long a fault lasts.
+        pause_s: How long a frozen Redis stays frozen.
+        replicas: Backends.
+        proxied: What is reached through a proxy: ``redis``, ``backend`` (the first of them).
+        faked_clock: The gateway's wall clock is one that ``set_clock`` can set.
+        settings: More of the gateway's.
+    """
+
+    def __init__(
+        self,
+        *,
+        callers: int,
+        n: int,
+        fault_s: float,
+        pause_s: float,
+        replicas: int = 1,
+        proxied: str = "",
+        faked_clock: bool = False,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        self.fault_s = fault_s
+        self.pause_s = pause_s
+        self.told = ""
+        """What readiness said under the fault."""
+        self.as_meant = True
+        """Set by a fault that looks for itself whether it struck, or how a process ended."""
+        self.backends = [
+            Stub("tests.stubs.tgi", latency_ms=LATENCY_MS, max_concurrent_requests=4096) for _ in range(replicas)
+        ]
+        self.reward = Stub("tests.stubs.reward")
+        self.redis: Redis
+        self.gateway: Gateway
+        self.arrivals: Arrivals
+        self.callers: Callers
+        self.proxy: TcpProxy
+        self._load = (callers, n)
+        self._proxied = proxied
+        self._faked_clock = faked_clock
+        self._settings = {**SETTINGS, **(settings or {})}
+        self._running = AsyncExitStack()
+        self._folder = Path()
+
+    async def __aenter__(self) -> Self:
+        """Start everything; the clients begin at once."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._running.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self._running.__aexit__(kind, error, at)
+
+    async def hold(self) -> None:
+        """Let the fault last, and ask the gateway near its end how it is."""
+        await asyncio.sleep(self.fault_s)
+        self.told = await self.gateway.readiness()
+
+    def limit_files(self, n_bytes: int) -> None:
+        """No file of the gateway may grow beyond this any more; -1 lifts that. What a full disk is to a process."""
+        process = psutil.Process(self.gateway.pid)
+        _, hard = process.rlimit(psutil.RLIMIT_FSIZE)
+        process.rlimit(psutil.RLIMIT_FSIZE, (n_bytes, hard))
+
+    def spool_bytes(self) -> int:
+        """Size of the spool's largest segment."""
+        return max((path.stat().st_size for path in self._folder.glob("spool/worker-*/*.seg")), default=0)
+
+    def set_clock(self, offset_s: int) -> None:
+        """Move the gateway's wall clock away from the machine's."""
+        (self._folder / "clock").write_text(f"{offset_s:+d}s\n")
+
+    async def clock_shows(self, offset_s: int) -> bool:
+        """Whether the gateway's answers bear that clock's time; if need be after some seconds, for both cache it."""
+        for _ in range(_CLOCK_LOOKS):
+            if abs(await self.gateway.clock_ahead_s() - offset_s) < _CLOCK_TOLERANCE_S:
+                return True
+            await asyncio.sleep(0.5)
+        return False
+
+    async def _start(self) -> None:
+        running, folder = self._running, tempfile.TemporaryDirectory(prefix="ratchet-faults-")
+        self._folder = Path(running.enter_context(folder))
+        self.redis = Redis(self._folder / "redis")
+        await self.redis.begin()
+        running.callback(self.redis.stop)
+        for stub in [*self.backends, self.reward]:
+            await running.enter_async_context(stub)
+        urls = [stub.url for stub in self.backends]
+        redis_port = self.redis.port
+        if self._proxied:
+            target = redis_port if self._proxied == "redis" else self.backends[0].port
+            self.proxy = await running.enter_async_context(TcpProxy(target))
+            if self._proxied == "redis":
+                redis_port = self.proxy.port
+            else:
+                urls[0] = f"http://127.0.0.1:{self.proxy.port}"
+        self.gateway = self._new_gateway(urls, redis_port)
+        running.callback(self.gateway.stop)
+        await self.gateway.begin()
+        self.arrivals = await running.enter_async_context(aclosing(Arrivals(self.redis.url)))
+        callers, n = self._load
+        self.callers = Callers(self.gateway.url, callers=callers, n=n)
+
+    def _new_gateway(self, urls: list[str], redis_port: int) -> Gateway:
+        port = free_port()
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")},
+            "GATEWAY_PORT": str(port),
+            "GATEWAY_BACKEND__URLS": ",".join(urls),
+            "GATEWAY_REWARD__URL": self.reward.url,
+            "GATEWAY_REDIS__URL": f"redis://127.0.0.1:{redis_port}/0",
+            "GATEWAY_JOURNAL__SPOOL_DIR": str(self._folder / "spool"),
+            **self._settings,
+        }
+        if self._faked_clock:
+            self.set_clock(0)
+            environment |= {
+                "LD_PRELOAD": str(_FAKETIME[0]),
+                "FAKETIME_TIMESTAMP_FILE": str(self._folder / "clock"),
+                "FAKETIME_CACHE_DURATION": "1",
+                "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # no clock change of a machine moves that one
+            }
+        return Gateway(self._folder, environment, port)
+
+
+def clock_can_be_faked() -> bool:
+    """Whether libfaketime (a Debian package) is here."""
+    return bool(_FAKETIME)
+
+
+def freeze(pid: int | None) -> None:
+    """Stop a process: its connections stand, and nothing answers."""
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+
+
+def thaw(pid: int | None) -> None:
+    """Let it go on."""
+    assert pid is not None
+    os.kill(pid, signal.SIGCONT)

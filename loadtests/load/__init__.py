@@ -1,0 +1,1 @@
+"""Load that behaves like applications, on Locust."""

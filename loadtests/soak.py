@@ -1,0 +1,232 @@
+"""Steady load for a long time: ``python -m loadtests.soak --minutes 20``, ``make soak``.
+
+First the capacity of this machine is measured, with the very client and the mix of requests that follow (one in four
+streamed, best of 4, the TGI stub at 50 ms): a closed loop of 16. Then requests come at a share of it, at a constant
+rate, and the gateway is looked at: memory, file descriptors, tasks of its event loop, what streamed calls leave on
+the hub's client, records that wait for Redis. Exit code 0 only if none of these grows, every request is answered with
+a scored answer, and Redis has the record of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import json
+import logging
+import time
+from contextlib import aclosing
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+
+import aiohttp
+import orjson
+import psutil
+import structlog
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+from rich.table import Table
+
+from loadtests.faults.arrivals import Arrivals
+from loadtests.faults.callers import outcome_of_answer, outcome_of_stream
+from loadtests.growth import Allowance, Growth, growth
+from loadtests.load.plot import figure, page
+from loadtests.load.summary import percentile
+from loadtests.stack import Stack, closed_loop, machine, stack
+
+OUT = Path("loadtests/results/soak.json")
+N = 4
+STREAMED_EVERY = 4
+LATENCY_MS = 50.0
+CAPACITY_CALLERS = 16
+_ARRIVE_S = 120.0
+_TIMEOUT = aiohttp.ClientTimeout(total=60.0)
+
+ALLOWED = {
+    "memory_mb": Allowance(share=0.05, units=5),
+    "descriptors": Allowance(share=0.10, units=10),
+    "tasks": Allowance(share=0.10, units=20),
+    "hub_entries": Allowance(share=0.0, units=0),
+    "spool_records": Allowance(share=0.50, units=100),
+}
+
+console = Console(width=130)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The gateway at one moment, its worker processes together; ``spool_records`` are those that wait for Redis."""
+
+    second: float
+    memory_mb: float
+    descriptors: float
+    tasks: float
+    hub_entries: float
+    spool_records: float
+
+
+class Client:
+    """Sends requests and keeps the account of them."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self.outcomes: dict[str, int] = {}
+        self.acknowledged: set[str] = set()
+        self.ms: list[float] = []
+        self._session = session
+        self._number = 0
+
+    async def ask(self) -> None:
+        """One request, to its last byte."""
+        self._number += 1
+        streamed = self._number % STREAMED_EVERY == 0
+        question = f"Question {self._number}: what floats on the harbour?"
+        messages = [{"role": "user", "content": question}]
+        body = {"model": "ratchet", "messages": messages, "max_tokens": 64, "best_of": N, "stream": streamed}
+        started_s = time.perf_counter()
+        outcome, identity = await self._outcome(orjson.dumps(body), streamed)
+        self.ms.append((time.perf_counter() - started_s) * 1e3)
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+        if identity is not None:
+            self.acknowledged.add(identity)
+
+    async def _outcome(self, body: bytes, streamed: bool) -> tuple[str, str | None]:
+        headers = {"content-type": "application/json"}
+        try:
+            async with self._session.post("/v1/chat/completions", data=body, headers=headers) as response:
+                raw = await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return type(error).__name__, None
+        if response.status != 200:
+            return str(response.status), None
+        return outcome_of_stream(raw) if streamed else outcome_of_answer(raw)
+
+
+async def capacity_per_s(running: Stack, seconds: float) -> float:
+    """Requests a second of a closed loop, with the client of the soak."""
+    async with _session(running) as session:
+        return (await closed_loop(Client(session).ask, concurrency=CAPACITY_CALLERS, seconds=seconds)).requests_per_s
+
+
+async def arrive(client: Client, per_s: float, seconds: float) -> None:
+    """Requests at a constant rate, whatever becomes of those before them; returns when the last one has ended."""
+    loop = asyncio.get_running_loop()
+    begin_s = loop.time()
+    async with asyncio.TaskGroup() as under_way:
+        for number in range(int(per_s * seconds)):
+            await asyncio.sleep(max(0.0, begin_s + number / per_s - loop.time()))
+            under_way.create_task(client.ask())
+
+
+async def watch(running: Stack, every_s: float, samples: list[Sample]) -> None:
+    """Look at the gateway again and again, until cancelled."""
+    begin_s = time.monotonic()
+    root = psutil.Process(running.gateway_pid)
+    async with _session(running) as session:
+        while True:
+            processes = [root, *root.children(recursive=True)]
+            async with session.get("/metrics") as response:
+                gauges = _gauges(await response.text())
+            samples.append(
+                Sample(
+                    second=time.monotonic() - begin_s,
+                    memory_mb=sum(one.memory_info().rss for one in processes) / 1e6,
+                    descriptors=sum(one.num_fds() for one in processes),
+                    tasks=gauges["ratchet_asyncio_tasks"],
+                    hub_entries=gauges["ratchet_hub_exit_stack_entries"],
+                    spool_records=gauges["ratchet_journal_lag_records"],
+                )
+            )
+            await asyncio.sleep(every_s)
+
+
+def verdict(found: dict[str, Growth], outcomes: dict[str, int], missing: int) -> list[str]:
+    """What should not be, in words; empty where all is well."""
+    failures = [f"{name} grows from {one.before:g} to {one.after:g}" for name, one in found.items() if one.grows]
+    if wrong := {name: count for name, count in outcomes.items() if name != "scored"}:
+        failures.append(f"clients saw {wrong}")
+    if not outcomes.get("scored"):
+        failures.append("nothing was answered")
+    if missing:
+        failures.append(f"{missing} acknowledged records are missing in Redis")
+    return failures
+
+
+def show(found: dict[str, Growth], about: dict[str, object]) -> None:
+    """The growth of each quantity as a table."""
+    title = ", ".join(f"{name} {value}" for name, value in about.items())
+    table = Table("quantity", "first third", "last third", "grows", title=title)
+    for name, one in found.items():
+        table.add_row(name, f"{one.before:.1f}", f"{one.after:.1f}", "yes" if one.grows else "no")
+    console.print(table)
+
+
+def keep(samples: list[Sample], facts: dict[str, object], about: dict[str, object], out: Path) -> None:
+    """JSON, the samples as CSV, and a page of plots, side by side."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"about": about, **facts}, indent=1) + "\n")
+    names = [field.name for field in fields(Sample)]
+    with out.with_suffix(".csv").open("w", newline="") as sink:
+        writer = csv.writer(sink)
+        writer.writerow(names)
+        writer.writerows([f"{value:.2f}" for value in astuple(sample)] for sample in samples)
+    figures = []
+    for name in ALLOWED:
+        curve = [(sample.second, getattr(sample, name)) for sample in samples]
+        figures.append(figure(name.replace("_", " ").capitalize(), name, [("", "new", curve)]))
+    out.with_suffix(".html").write_text(page("Ratchet, soaked", about, figures), encoding="utf-8")
+
+
+async def main() -> int:
+    """Measure the capacity, soak, judge; 0 only if all stayed as it was."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--share", type=float, default=0.7, help="of the measured capacity")
+    parser.add_argument("--capacity-s", type=float, default=15.0, help="how long the capacity is measured")
+    parser.add_argument("--sample-s", type=float, default=5.0)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=OUT, help="JSON here, CSV and HTML beside it")
+    options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    samples: list[Sample] = []
+    async with stack(latency_ms=LATENCY_MS, workers=options.workers) as running:
+        per_s = await capacity_per_s(running, options.capacity_s)
+        rate = per_s * options.share
+        console.print(f"capacity {per_s:.1f} requests a second; soaking at {rate:.1f} for {options.minutes:g} minutes")
+        async with _session(running) as session:
+            client = Client(session)
+            watching = asyncio.create_task(watch(running, options.sample_s, samples))
+            try:
+                await arrive(client, rate, options.minutes * 60)
+            finally:
+                watching.cancel()
+                await asyncio.wait([watching])
+        if not watching.cancelled():
+            watching.result()
+        async with aclosing(Arrivals(running.redis)) as arrivals:
+            await arrivals.all_of(client.acknowledged, _ARRIVE_S)
+            missing = len(arrivals.missing(client.acknowledged))
+    found = {name: growth([getattr(s, name) for s in samples], allowed) for name, allowed in ALLOWED.items()}
+    failures = verdict(found, client.outcomes, missing)
+    load = {"capacity_per_s": round(per_s, 1), "rate_per_s": round(rate, 1), "minutes": options.minutes}
+    about: dict[str, object] = {**machine(), **load, "workers": options.workers}
+    show(found, about)
+    times = {f"p{percent}_ms": percentile(client.ms, percent) for percent in (50, 99)}
+    console.print(f"{client.outcomes}, p50 {times['p50_ms']:.0f} ms, p99 {times['p99_ms']:.0f} ms, {missing} missing")
+    for failure in failures:
+        console.print(failure, style="red")
+    facts = {"outcomes": client.outcomes, **times, "acknowledged": len(client.acknowledged), "missing": missing}
+    growths = {name: asdict(one) for name, one in found.items()}
+    keep(samples, {**facts, "failures": failures, "growth": growths}, about, options.out)
+    return int(bool(failures))
+
+
+def _session(running: Stack) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(running.gateway, connector=aiohttp.TCPConnector(limit=0), timeout=_TIMEOUT)
+
+
+def _gauges(text: str) -> dict[str, float]:
+    return {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
+
+
+if __name__ == "__main__":
+    raise SystemExit(asyncio.run(main()))

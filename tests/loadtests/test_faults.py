@@ -1,0 +1,133 @@
+"""The fault suite's account: what counts as acknowledged, as lost, as normal, as held."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import replace
+
+import orjson
+import pytest
+from redis.asyncio import Redis
+
+from loadtests.faults.__main__ import observe
+from loadtests.faults.arrivals import Arrivals
+from loadtests.faults.callers import Seen, counts, normal_after_s, outcome_of_answer, outcome_of_stream
+from loadtests.faults.scenarios import SCENARIOS, Scenario, redis_full
+from loadtests.faults.verdict import Facts, judge
+from tests.redis_server import RedisServer
+
+SCENARIO = Scenario("redis-full", "nobody notices", redis_full, told="degraded")
+FACTS = Facts(
+    seen=[Seen(0.0, 0.5, "scored", "a"), Seen(1.0, 1.5, "scored", "b"), Seen(3.0, 3.5, "scored", "c")],
+    since_s=2.0,
+    struck_s=0.8,
+    acknowledged=3,
+    lost=0,
+    wiped=0,
+    duplicates=0,
+    arrived_after_s=0.4,
+    told="degraded",
+    at_the_end="ready",
+    as_meant=True,
+)
+
+
+def test_a_run_in_which_all_held_has_no_failures() -> None:
+    """The good case is good, and its numbers stand in the row."""
+    row = judge(SCENARIO, FACTS)
+    assert [] == row.failures
+    assert {"scored": 3} == row.outcomes
+    assert 0.0 == row.normal_after_s
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"lost": 1}, "1 acknowledged records are lost"),
+        ({"told": "ready"}, "readiness said 'ready' under the fault"),
+        ({"at_the_end": "degraded"}, "in the end readiness says 'degraded'"),
+        ({"arrived_after_s": None}, "Redis did not get"),
+        ({"as_meant": False}, "the fault did not strike"),
+        ({"seen": []}, "no traffic"),
+        ({"seen": [*FACTS.seen, Seen(1.0, 1.2, "502")]}, "clients saw {'502': 1}"),
+        ({"seen": [*FACTS.seen, Seen(1.0, 9.0, "scored", "d"), Seen(9.0, 9.5, "scored", "e")]}, "a request took 8.0 s"),
+        ({"seen": FACTS.seen[:2]}, "not served normally again"),
+        ({"seen": [Seen(0.0, 0.5, "scored", "a"), Seen(50.0, 50.5, "cut"), Seen(51.0, 52.0, "scored", "b")]}, "again"),
+    ],
+)
+def test_whatever_did_not_hold_fails_the_run(change: dict[str, object], complaint: str) -> None:
+    """Each thing that must hold has a complaint of its own."""
+    failures = judge(SCENARIO, replace(FACTS, **change)).failures  # type: ignore[arg-type]
+    assert any(complaint in failure for failure in failures), failures
+
+
+def test_outcomes_that_a_fault_allows_are_no_failures_but_still_count() -> None:
+    """A fallback under a dead reward server is as it should be; too few answers are not."""
+    seen = [Seen(0.0, 0.5, "scored", "a"), Seen(1.0, 1.5, "fallback", "b"), Seen(3.0, 3.5, "scored", "c")]
+    scenario = replace(SCENARIO, allowed=frozenset({"fallback"}), least_answered=1.0)
+    row = judge(scenario, replace(FACTS, seen=seen))
+    assert [] == row.failures
+    assert {"scored": 2, "fallback": 1} == row.outcomes
+    gone = judge(replace(scenario, allowed=frozenset({"502"})), replace(FACTS, seen=[*seen[:1], Seen(1, 2, "502")]))
+    assert "only 1 of 2 requests were answered" in gone.failures
+
+
+def test_normal_is_when_the_last_bad_request_has_ended() -> None:
+    """A request that was answered in between does not make it normal."""
+    bad, good = Seen(1.0, 5.0, "504"), Seen(2.0, 3.0, "scored", "a")
+    assert 3.0 == normal_after_s([bad, good, Seen(5.5, 6.0, "scored", "b")], 2.0)
+    assert None is normal_after_s([bad, good], 2.0)
+    assert None is normal_after_s([], 2.0)
+
+
+def test_an_answer_is_acknowledged_only_when_it_is_whole() -> None:
+    """A stream counts with its report and its last word; an error frame is its error, a torn stream is cut."""
+    report = {"id": "chatcmpl-1", "best_of_n": {"selection": "scored"}}
+    whole = b"data: {}\n\n: alive\n\ndata: " + orjson.dumps(report) + b"\n\ndata: [DONE]\n\n"
+    assert ("scored", "chatcmpl-1") == outcome_of_stream(whole)
+    assert ("cut", None) == outcome_of_stream(whole.removesuffix(b"data: [DONE]\n\n"))
+    assert ("cut", None) == outcome_of_stream(b"data: {}\n\ndata: [DONE]\n\n")
+    assert ("cut", None) == outcome_of_stream(b"")
+    assert ("overloaded", None) == outcome_of_stream(b'data: {"error":{"code":"overloaded"}}\n\ndata: [DONE]\n\n')
+    assert ("scored", "chatcmpl-1") == outcome_of_answer(orjson.dumps(report))
+
+
+def test_counts_put_the_commonest_first() -> None:
+    """The table reads from what most clients saw."""
+    seen = [Seen(0, 1, "cut"), Seen(0, 1, "scored", "a"), Seen(0, 1, "scored", "b")]
+    assert [("scored", 2), ("cut", 1)] == list(counts(seen).items())
+
+
+async def test_arrivals_are_followed_and_a_wiped_redis_is_accounted_for(redis_server: RedisServer) -> None:
+    """Ids are found as they come, second copies are counted, and what was there before a wipe is known."""
+    async with Redis.from_url(redis_server.url) as redis:
+        for identity in ("a", "b", "a"):
+            await redis.xadd("ratchet:journal", {"id": identity, "data": "{}"})
+        arrivals = Arrivals(redis_server.url)
+        assert None is not await arrivals.all_of({"a", "b"}, 5.0)
+        assert 1 == arrivals.duplicates
+        assert None is await arrivals.all_of({"c"}, 0.0)
+        await arrivals.last_look()
+    redis_server.restart(empty=True)
+    async with Redis.from_url(redis_server.url) as redis:
+        await redis.xadd("ratchet:journal", {"id": "c", "data": "{}"})
+    assert None is not await arrivals.all_of({"a", "b", "c"}, 5.0)
+    assert {"a", "b"} == arrivals.wiped
+    assert {"c"} == arrivals.now
+    assert {"d"} == arrivals.missing({"a", "c", "d"})
+    await arrivals.aclose()
+
+
+def test_every_scenario_has_a_name_of_its_own_and_a_sentence() -> None:
+    """``--only`` picks one, and the table says what it stands for."""
+    assert len(SCENARIOS) == len({scenario.name for scenario in SCENARIOS})
+    assert all(scenario.must_hold and scenario.strike.__doc__ for scenario in SCENARIOS)
+
+
+async def test_a_whole_scenario_runs_on_real_processes_and_holds() -> None:
+    """The suite itself works: a Redis that is full under load costs no client anything, and nothing is lost."""
+    scenario = next(one for one in SCENARIOS if one.name == "redis-full")
+    facts = await observe(scenario, Namespace(callers=2, n=2, calm_s=1.0, fault_s=1.0, pause_s=1.0))
+    row = judge(scenario, facts)
+    assert [] == row.failures
+    assert row.acknowledged == row.requests > 0
