@@ -11,7 +11,7 @@ ROOT = "ratchet"
 EXTRAS = ("reward", "embedded", "distill", "dev")
 ACCEPTED = {
     "0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0",
-    "CNRI-Python", "ISC", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Unlicense", "Zlib",
+    "CNRI-Python", "ISC", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Unlicense", "ZPL-2.1", "Zlib",
 }  # fmt: skip
 # What older packages say, in SPDX's words.
 IN_SPDX = {
@@ -60,11 +60,14 @@ def needed() -> dict[str, Distribution]:
 def licences(package: Distribution) -> list[str]:
     """Alternatives and sums alike, each by its name in SPDX where there is one; empty where none is told."""
     metadata = package.metadata
-    told = metadata.get("License-Expression")
+    (told,) = metadata.get_all("License-Expression") or [None]
     if told is None:
         named = [line.rpartition(":: ")[2] for line in metadata.get_all("Classifier") or [] if "License ::" in line]
         named = [name for name in named if name != "OSI Approved"]
-        told = " AND ".join(IN_SPDX.get(name, name) for name in named) or (metadata.get("License") or "").strip()
+        told = (
+            " AND ".join(IN_SPDX.get(name, name) for name in named)
+            or "".join(metadata.get_all("License") or []).strip()
+        )
     parts = re.split(r"\s+(?:AND|OR)\s+", re.sub(r"[()](?!MPL)", "", told).strip()) if told else []
     return [IN_SPDX.get(part, part) for part in parts]
 
