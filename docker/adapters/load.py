@@ -43,7 +43,9 @@ def main() -> int:
             return 0
         time.sleep(_POLL_S)
     _write(wanted, before)
-    sys.stderr.write(f"{replica} was not well with {asked.adapter} after {asked.timeout_s:g} s; it gets back what it had\n")
+    sys.stderr.write(
+        f"{replica} was not well with {asked.adapter} after {asked.timeout_s:g} s; it gets back what it had\n"
+    )
     return 1
 
 

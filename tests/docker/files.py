@@ -106,7 +106,9 @@ def manifests() -> tuple[dict[str, Any], ...]:
     """Every object of the kustomization's resources."""
     folder = DOCKER / "k8s"
     return tuple(
-        document for name in kustomization()["resources"] for document in yaml.safe_load_all((folder / name).read_text())
+        document
+        for name in kustomization()["resources"]
+        for document in yaml.safe_load_all((folder / name).read_text())
     )
 
 
@@ -132,7 +134,9 @@ def of_kind(kind: str) -> dict[str, dict[str, Any]]:
 
 def pods() -> dict[str, dict[str, Any]]:
     """Every pod template by the name of what makes it."""
-    found = {name: item["spec"]["template"] for kind in ("Deployment", "StatefulSet") for name, item in of_kind(kind).items()}
+    found = {
+        name: item["spec"]["template"] for kind in ("Deployment", "StatefulSet") for name, item in of_kind(kind).items()
+    }
     return found | {name: item["spec"]["jobTemplate"]["spec"]["template"] for name, item in of_kind("CronJob").items()}
 
 

@@ -37,7 +37,8 @@ def image_of(service: dict[str, Any]) -> str:
 
 def environment(service: dict[str, Any]) -> dict[str, Any]:
     """All that its container is started with."""
-    return image_environment(image_of(service)) | service.get("environment", {})
+    told: dict[str, Any] = service.get("environment", {})
+    return image_environment(image_of(service)) | told
 
 
 def hosts(model: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -198,7 +199,9 @@ def test_every_foreign_image_names_its_version(profile: str) -> None:
 
 
 def test_the_cpu_profile_asks_for_no_gpu() -> None:
-    assert [] == [name for name, service in compose("cpu")["services"].items() if "resources" in service.get("deploy", {})]
+    assert [] == [
+        name for name, service in compose("cpu")["services"].items() if "resources" in service.get("deploy", {})
+    ]
 
 
 def test_the_balancer_asks_routes_that_exist() -> None:
