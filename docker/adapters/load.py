@@ -3,9 +3,9 @@
     python load.py URL ADAPTER [--folder /adapters] [--keep 4] [--timeout-s 840]
 
 It says what is wanted, waits until the server has been started with it, and until that server is well. The newest
-``--keep`` adapters stay: what serves, what came before it, and what a rollback may go back to. A server that does not
-become well gets the adapters that it had before, and the command fails: the night ends without a promotion, and the
-fleet serves on.
+``--keep`` adapters stay: what serves, what came before it, and what a rollback may go back to. A server that ends, or does
+not become well in time, gets the adapters that it had before, and the command fails: the night ends without a promotion,
+and the fleet serves on.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ def main() -> int:
     deadline = time.monotonic() + asked.timeout_s
     _write(wanted, names)
     while time.monotonic() < deadline:
-        if _names(serving) == names and _is_well(asked.url):
+        served = _names(serving)
+        if served == names and _is_well(asked.url):
             return 0
+        if served == [*names, "ended"]:
+            break
         time.sleep(_POLL_S)
     _write(wanted, before)
-    sys.stderr.write(
-        f"{replica} was not well with {asked.adapter} after {asked.timeout_s:g} s; it gets back what it had\n"
-    )
+    sys.stderr.write(f"{replica} did not become well with {asked.adapter}; it gets back what it had\n")
     return 1
 
 

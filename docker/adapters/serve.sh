@@ -7,7 +7,7 @@
 #
 # wanted/REPLICA has the adapters to serve, a name a line; serving/REPLICA says with which of them the server that runs
 # now was started. No container runtime has to be asked, so no container gets its socket. A server that ends by itself
-# ends this script with its status: what restarts containers restarts it.
+# ends this script with its status, and serving/REPLICA ends with "ended": what restarts containers restarts it.
 set -eu
 
 kind=$1
@@ -17,6 +17,12 @@ replica=${REPLICA:?the name of this replica}
 server=
 
 wanted() { cat "$folder/wanted/$replica" 2>/dev/null || true; }
+
+# What the other side reads, at any time: so the file is replaced, not written.
+tell() {
+  printf '%s\n' "$@" > "$folder/serving/.$replica"
+  mv "$folder/serving/.$replica" "$folder/serving/$replica"
+}
 
 # $1 with every adapter of $names that is there: a name that is missing must not keep the others from being served.
 start() {
@@ -53,10 +59,9 @@ mkdir -p "$folder/serving"
 while :; do
   names=$(wanted)
   start "$@"
-  printf '%s\n' "$names" > "$folder/serving/.$replica"
-  mv "$folder/serving/.$replica" "$folder/serving/$replica"
+  tell "$names"
   while [ "$(wanted)" = "$names" ]; do
-    kill -0 "$server" 2>/dev/null || { wait "$server"; exit; }
+    kill -0 "$server" 2>/dev/null || { tell "$names" ended; wait "$server"; exit; }
     sleep "${POLL_S:-1}" &
     wait $!
   done

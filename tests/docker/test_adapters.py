@@ -24,6 +24,8 @@ import os, signal, sys
 with open(os.environ["STARTS"], "a") as starts:
     print(os.environ.get("LORA_ADAPTERS", "-"), *sys.argv[1:], file=starts)
 if "broken" in sys.argv: sys.exit(9)
+if "choosy" in sys.argv and "4567cdef" in os.environ.get("LORA_ADAPTERS", ""):
+    sys.exit(9)
 signal.sigwait({signal.SIGTERM})
 """
 
@@ -125,6 +127,16 @@ def test_a_replica_that_does_not_become_well_gets_back_what_it_had(serve: Serve,
     serve("tgi")
     starts(tmp_path, 1)
     assert 1 == load(tmp_path, "http://localhost:9", "--timeout-s", "1").wait(60)
+    assert f"{OLD}\n" == (tmp_path / "wanted" / "localhost").read_text()
+
+
+def test_a_server_that_dies_of_an_adapter_gets_back_what_it_had_at_once(serve: Serve, tmp_path: Path) -> None:
+    """Long before load's own time is over: whatever restarts the container starts it without that adapter."""
+    want(tmp_path, OLD)
+    process = serve("tgi", "choosy")
+    starts(tmp_path, 1)
+    assert 1 == load(tmp_path, "http://localhost:9", "--timeout-s", "3600").wait(60)
+    assert 9 == process.wait(60)
     assert f"{OLD}\n" == (tmp_path / "wanted" / "localhost").read_text()
 
 
