@@ -3,9 +3,9 @@
     python load.py URL ADAPTER [--folder /adapters] [--keep 4] [--timeout-s 840]
 
 It says what is wanted, waits until the server has been started with it, and until that server is well. The newest
-``--keep`` adapters stay: what serves, what came before it, and what a rollback may go back to. A server that ends, or does
-not become well in time, gets the adapters that it had before, and the command fails: the night ends without a promotion,
-and the fleet serves on.
+``--keep`` adapters stay: what serves, what came before it, and what a rollback may go back to. A server that ends, or
+does not become well in time, gets the adapters that it had before, and the command fails: the night ends without a
+promotion, and the fleet serves on.
 """
 
 from __future__ import annotations
