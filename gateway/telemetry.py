@@ -84,10 +84,15 @@ class Metrics:
         self.winner_reward = histogram(
             "winner_reward", "Reward of the winner, by policy version and arm", _REWARDS, "policy", "arm"
         )
+        # The histogram has no sum, for rewards are negative too: two counters give the mean that it cannot.
+        self.winner_reward_sum = counter(
+            "winner_reward_magnitude_total", "Winners' rewards added up, by their sign", "policy", "arm", "sign"
+        )
         self.arms = counter("arms_total", "Completions by which of the policies served side by side answered", "arm")
         self.arm_failures = counter(
             "arm_failures_total", "Completions of the stable policy because this arm could not answer", "arm"
         )
+        self.races = gauge("races_in_flight", "Races being drawn or scored now")
         self.in_flight = gauge("candidates_in_flight", "Candidates being drawn now")
         self.waiting = gauge("requests_waiting", "Requests waiting for their first permit")
 
@@ -131,9 +136,11 @@ class Metrics:
         self.deadlines.inc(outcome.deadline_hit)
         for candidate in outcome.candidates:
             self.candidates.labels("finished" if candidate.answer else type(candidate.error).__name__).inc()
-        if outcome.winners[0].reward is not None:
+        if (reward := outcome.winners[0].reward) is not None:
             labels = (str(outcome.plan.policy_version), outcome.plan.arm)
-            self.winner_reward.labels(*labels).observe(outcome.winners[0].reward)
+            self.winner_reward.labels(*labels).observe(reward)
+            for sign, magnitude in (("positive", max(reward, 0.0)), ("negative", max(-reward, 0.0))):
+                self.winner_reward_sum.labels(*labels, sign).inc(magnitude)  # both exist: one is taken from the other
         self.arms.labels(outcome.plan.arm).inc()
         if outcome.plan.arm_failed is not None:
             self.arm_failures.labels(outcome.plan.arm_failed).inc()

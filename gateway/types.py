@@ -252,6 +252,11 @@ class Backends(Protocol):
         """Refuse what these backends cannot serve, naming the field (``UnsupportedField``)."""
         ...
 
+    @property
+    def leased(self) -> int:
+        """How many hold a backend now: the races that run, and a readiness probe for its moment."""
+        ...
+
     def lease(self, urls: tuple[str, ...]) -> AbstractContextManager[Backend]:
         """The backend at these URLs (none: the settings'), kept open while it is in use."""
         ...

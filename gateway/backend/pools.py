@@ -45,6 +45,11 @@ class BackendPools:
         """
         self._flavour.check(sampling)
 
+    @property
+    def leased(self) -> int:
+        """Pools in use now, each counted as often as it is: a race holds one, and a readiness probe for its moment."""
+        return self._leases.total()
+
     @contextmanager
     def lease(self, urls: Urls) -> Iterator[BackendPool]:
         """The pool at these URLs (none: the settings'), kept open while it is in use."""

@@ -38,10 +38,23 @@ def test_a_completion_is_counted_under_what_happened() -> None:
     assert value(metrics, "ratchet_deadlines_total") == 1
     assert value(metrics, "ratchet_winner_reward_bucket", policy="9", arm="stable", le="0.5") == 0
     assert value(metrics, "ratchet_winner_reward_bucket", policy="9", arm="stable", le="1.0") == 1
+    assert value(metrics, "ratchet_winner_reward_magnitude_total", policy="9", arm="stable", sign="positive") == 1
+    assert value(metrics, "ratchet_winner_reward_count", policy="9", arm="stable") == 1
     assert value(metrics, "ratchet_arms_total", arm="stable") == 1
     assert value(metrics, "ratchet_arm_failures_total", arm="canary") == 1
     assert value(metrics, "ratchet_stage_seconds_sum", stage="generate") == 0.25
     assert value(metrics, "ratchet_stage_seconds_sum", stage="overhead") == pytest.approx(0.01)
+
+
+def test_the_mean_reward_is_to_be_had_though_rewards_are_negative() -> None:
+    metrics = Metrics()
+    for reward in (1.5, -0.5, -4.0):
+        told = outcome()
+        told.winners[0].reward = reward
+        metrics.completed(told, Timings())
+    labels = {"policy": "9", "arm": "stable"}
+    assert value(metrics, "ratchet_winner_reward_magnitude_total", **labels, sign="positive") == 1.5
+    assert value(metrics, "ratchet_winner_reward_magnitude_total", **labels, sign="negative") == 4.5
 
 
 def test_a_batch_is_counted_with_its_padding() -> None:

@@ -50,6 +50,12 @@ async def test_the_same_urls_are_one_pool(fleet: Fleet) -> None:
         assert by_default is by_name
 
 
+async def test_races_under_way_are_counted_over_all_pools(fleet: Fleet) -> None:
+    with fleet.pools.lease(()), fleet.pools.lease(()), fleet.pools.lease((fleet.other.url,)):
+        assert 3 == fleet.pools.leased
+    assert 0 == fleet.pools.leased
+
+
 async def test_a_pool_that_no_policy_names_is_closed_once_its_races_are_over(fleet: Fleet) -> None:
     fleet.named = [(), (fleet.other.url,)]
     with fleet.pools.lease((fleet.other.url,)) as running:

@@ -1,0 +1,1 @@
+"""The files in docker/, looked at without a container engine."""

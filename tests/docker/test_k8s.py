@@ -1,0 +1,226 @@
+"""The manifests: valid by the API's own schemas, and true to each other, to the settings and to the exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from distill import exits
+from gateway.telemetry import Metrics
+from tests.docker.conftest import Configured
+from tests.docker.files import (
+    DOCKER,
+    IMAGES,
+    config_maps,
+    image_environment,
+    kustomization,
+    manifests,
+    of_kind,
+    pods,
+    rules,
+)
+
+_NAME = "app.kubernetes.io/name"
+_SECRETS = {"ratchet": {"redis-url", "redis-password", "reward-api-key"}, "gateway-keys": {"keys"}}
+each_pod = pytest.mark.parametrize("pod", sorted(pods()))
+
+
+def containers(pod: str) -> Iterator[dict[str, Any]]:
+    spec = pods()[pod]["spec"]
+    yield from (*spec.get("initContainers", ()), *spec["containers"])
+
+
+def environment(container: dict[str, Any]) -> dict[str, str]:
+    """All that it is started with; a secret's value is made up."""
+    found = image_environment(container["image"].removeprefix("ratchet-"))
+    for source in container.get("envFrom", ()):
+        found |= config_maps()[source["configMapRef"]["name"]]
+    for variable in container.get("env", ()):
+        found[variable["name"]] = variable.get("value", "redis://:secret@redis:6379/0")
+    return found
+
+
+def with_labels(labels: dict[str, str]) -> list[str]:
+    """The pods that a selector picks."""
+    return [name for name, pod in pods().items() if labels.items() <= pod["metadata"]["labels"].items()]
+
+
+def named_ports(pod: str) -> dict[str, int]:
+    return {port["name"]: port["containerPort"] for item in containers(pod) for port in item.get("ports", ())}
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [item for item in manifests() if not item["apiVersion"].startswith("monitoring.coreos.com/")],
+    ids=lambda item: f"{item['kind']}/{item['metadata']['name']}",
+)
+def test_it_is_what_the_api_takes(manifest: dict[str, Any]) -> None:
+    """Strictly: a field that Kubernetes does not know is one that it would leave out in silence."""
+    kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_kustomization_names_every_file_and_every_image() -> None:
+    """prometheus-adapter.yaml is another chart's."""
+    files = {path.name for path in (DOCKER / "k8s").glob("*.yaml")} - {"kustomization.yaml", "prometheus-adapter.yaml"}
+    assert files == set(kustomization()["resources"])
+    used = {item["image"] for pod in pods() for item in containers(pod) if item["image"].startswith("ratchet-")}
+    assert used == {entry["name"] for entry in kustomization()["images"]} == {f"ratchet-{image}" for image in IMAGES}
+
+
+@each_pod
+def test_no_service_becomes_a_setting(pod: str) -> None:
+    """A Service "gateway" sets GATEWAY_PORT=tcp://… in pods that do not refuse it, and no gateway would start."""
+    assert pods()[pod]["spec"]["enableServiceLinks"] is False
+
+
+@each_pod
+def test_our_containers_understand_all_that_they_are_told(pod: str, configured: Configured) -> None:
+    for container in containers(pod):
+        if container["image"].startswith("ratchet-") and "command" not in container:
+            configured(environment(container))
+
+
+@each_pod
+def test_addresses_lead_to_services_that_listen_there(pod: str, configured: Configured) -> None:
+    services = of_kind("Service")
+    for container in containers(pod):
+        told = environment(container) if container["image"].startswith("ratchet-") else {}
+        if "GATEWAY_BACKEND__URLS" in told:
+            gateway, _ = configured(told)
+            for url in (*gateway.backend.urls, gateway.reward.url, gateway.redis.url):
+                *replica, service = (urlsplit(url).hostname or "").split(".")
+                assert urlsplit(url).port in [port["port"] for port in services[service]["spec"]["ports"]], url
+                if replica:
+                    count = of_kind("StatefulSet")[service]["spec"]["replicas"]
+                    assert replica[0] in [f"{service}-{index}" for index in range(count)]
+
+
+@each_pod
+def test_what_it_refers_to_exists(pod: str) -> None:
+    spec = pods()[pod]["spec"]
+    claims = set(of_kind("PersistentVolumeClaim"))
+    templates = {
+        item["metadata"]["name"]
+        for item in of_kind("StatefulSet").get(pod, {}).get("spec", {}).get("volumeClaimTemplates", ())
+    }
+    for volume in spec.get("volumes", ()):
+        if "persistentVolumeClaim" in volume:
+            assert volume["persistentVolumeClaim"]["claimName"] in claims
+        if "secret" in volume:
+            assert {item["key"] for item in volume["secret"]["items"]} <= _SECRETS[volume["secret"]["secretName"]]
+    volumes = {volume["name"] for volume in spec.get("volumes", ())} | templates
+    for container in containers(pod):
+        assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes
+        assert {it["configMapRef"]["name"] for it in container.get("envFrom", ())} <= set(config_maps())
+        for variable in container.get("env", ()):
+            if (secret := variable.get("valueFrom", {}).get("secretKeyRef")) is not None:
+                assert secret["key"] in _SECRETS[secret["name"]]
+
+
+def test_no_secret_lies_in_the_manifests() -> None:
+    assert {} == of_kind("Secret")
+    assert "secretGenerator" not in kustomization()
+
+
+@each_pod
+def test_our_containers_can_do_nothing_but_their_work(pod: str) -> None:
+    for container in containers(pod):
+        held = container["securityContext"]
+        assert held["allowPrivilegeEscalation"] is False
+        if container["image"].startswith("ratchet-"):
+            assert (True, {"drop": ["ALL"]}) == (held["readOnlyRootFilesystem"], held["capabilities"])
+
+
+def test_selectors_pick_pods_and_ports_that_exist() -> None:
+    for name, service in of_kind("Service").items():
+        picked = with_labels(service["spec"]["selector"])
+        assert 1 == len(picked), name
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= set(named_ports(picked[0])), name
+    for kind in ("Deployment", "StatefulSet", "PodDisruptionBudget"):
+        for name, item in of_kind(kind).items():
+            assert [name] == with_labels(item["spec"]["selector"]["matchLabels"])
+    for name, item in of_kind("StatefulSet").items():
+        assert item["spec"]["serviceName"] in of_kind("Service"), name
+
+
+def test_network_policies_speak_of_pods_and_ports_that_exist() -> None:
+    known = {pod["metadata"]["labels"][_NAME] for pod in pods().values()}
+    numbers = {port for pod in pods() for port in named_ports(pod).values()} | {53, 443}
+    names = {name for pod in pods() for name in named_ports(pod)}
+    for name, policy in of_kind("NetworkPolicy").items():
+        for selector in _selectors(policy["spec"]):
+            values = [selector["matchLabels"][_NAME]] if _NAME in selector.get("matchLabels", {}) else []
+            values += [value for it in selector.get("matchExpressions", ()) for value in it["values"]]
+            assert set(values) <= known, name
+        for rule in (*policy["spec"].get("ingress", ()), *policy["spec"].get("egress", ())):
+            assert {port["port"] for port in rule.get("ports", ())} <= numbers | names, name
+
+
+def _selectors(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield spec["podSelector"]
+    for rule in (*spec.get("ingress", ()), *spec.get("egress", ())):
+        for peer in (*rule.get("from", ()), *rule.get("to", ())):
+            if "podSelector" in peer and "namespaceSelector" not in peer:
+                yield peer["podSelector"]
+
+
+def test_whoever_has_an_address_may_speak_to_it() -> None:
+    """Gateways, nights and the guard reach Redis, rewards and TGI, in the policies of both ends."""
+    policies = of_kind("NetworkPolicy")
+    inner = policies["inner"]["spec"]
+    assert {"redis", "reward", "tgi"} == set(inner["podSelector"]["matchExpressions"][0]["values"])
+    assert {"gateway", "night", "watch"} == set(
+        inner["ingress"][0]["from"][0]["podSelector"]["matchExpressions"][0]["values"]
+    )
+    for name in ("gateway", "night"):
+        reached = {
+            rule["to"][0]["podSelector"]["matchLabels"][_NAME]: rule["ports"][0]["port"]
+            for rule in policies[name]["spec"]["egress"]
+        }
+        assert {"redis": 6379, "reward": 8001, "tgi": 80} == reached
+
+
+def test_the_autoscaler_asks_for_a_metric_that_is_exported() -> None:
+    spec = of_kind("HorizontalPodAutoscaler")["gateway"]["spec"]
+    metric = spec["metrics"][0]["pods"]["metric"]["name"]
+    assert Metrics().registry.get_sample_value(metric) is not None
+    adapter = yaml.safe_load((DOCKER / "k8s" / "prometheus-adapter.yaml").read_text())
+    assert adapter["rules"]["custom"][0]["seriesQuery"].startswith(metric)
+    assert spec["scaleTargetRef"]["name"] in of_kind(spec["scaleTargetRef"]["kind"])
+    assert "replicas" not in of_kind("StatefulSet")["gateway"]["spec"], "the autoscaler's to say"
+
+
+def test_the_most_gateways_stay_within_what_tgi_takes() -> None:
+    most = of_kind("HorizontalPodAutoscaler")["gateway"]["spec"]["maxReplicas"]
+    tgi = of_kind("StatefulSet")["tgi"]["spec"]
+    arguments = tgi["template"]["spec"]["containers"][0]["args"]
+    limit = int(arguments[arguments.index("--max-concurrent-requests") + 1])
+    assert most * int(config_maps()["gateway"]["GATEWAY_RACE__MAX_IN_FLIGHT"]) <= tgi["replicas"] * limit
+
+
+def test_the_night_is_tried_again_where_its_exit_code_says_so() -> None:
+    job = of_kind("CronJob")["night"]["spec"]
+    assert "Forbid" == job["concurrencyPolicy"]
+    given_up = job["jobTemplate"]["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
+    not_of_run = {exits.ROLLED_BACK}
+    again = not_of_run | {exits.FINISHED, exits.PART_AWAY, exits.INTERRUPTED, exits.TERMINATED}
+    assert set(exits.TABLE) - again == set(given_up)
+
+
+def test_prometheus_is_told_of_services_and_ports_that_exist() -> None:
+    for name, monitor in of_kind("ServiceMonitor").items():
+        service = of_kind("Service")[name]  # a job is called what its Service is called: the alerts know it so
+        wanted = monitor["spec"]["selector"]["matchLabels"]
+        assert wanted.items() <= service["metadata"]["labels"].items()
+        assert {it["port"] for it in monitor["spec"]["endpoints"]} <= {
+            port["name"] for port in service["spec"]["ports"]
+        }
+
+
+def test_the_operator_gets_the_rules_that_compose_has() -> None:
+    assert rules() == of_kind("PrometheusRule")["ratchet"]["spec"]["groups"]
