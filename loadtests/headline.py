@@ -99,10 +99,10 @@ def publish(run: RunDir, out: Path, number: int) -> None:
         wide = str(figure).split("</svg>")[0].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
         style = resources.files("distill.report").joinpath("templates/style.css").read_text(encoding="utf-8")
         opening, rest = wide.split(">", 1)
-        # The page's own style, but for its dark and narrow variants: here it is a picture on a page of somebody else's.
-        light = style.partition("@media screen and (max-width")[0]
+        # The page's own style, dark where its reader's is; not narrow and not printed, for those draw another figure.
+        wide_style = style.partition("@media screen and (max-width")[0]
         paper = '<rect width="100%" height="100%" style="fill: var(--page)"/>'
-        (out / f"headline-{number}.svg").write_text(f"{opening}><style>{light}</style>{paper}{rest}</svg>\n")
+        (out / f"headline-{number}.svg").write_text(f"{opening}><style>{wide_style}</style>{paper}{rest}</svg>\n")
 
 
 def main() -> int:
