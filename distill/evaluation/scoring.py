@@ -20,7 +20,6 @@ from distill.errors import DataError, EvaluationError, SettingsError
 from distill.evaluation.sample import Draw
 from distill.run_dir import appending, whole_lines
 from gateway.errors import GatewayError, RewardError
-from gateway.reward.batcher import BatchStats
 from gateway.reward.build import build_scorer
 from gateway.reward.local import LocalScorer
 from gateway.settings import RewardSettings
@@ -39,12 +38,11 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Where rewards are, whose they are, and what it took to get those that were missing."""
+    """Where rewards are, whose they are, and how many were missing."""
 
     model: str
     path: Path
     scored: int
-    tokens: int
 
 
 def answer_key(messages: Sequence[Message], text: str) -> str:
@@ -95,6 +93,7 @@ async def score_draws(
     draws: Sequence[Draw],
     folder: Path,
     *,
+    on_missing: Callable[[int], None] = lambda _: None,
     on_scored: Callable[[int], None] = lambda _: None,
 ) -> Scores:
     """Rewards of every draw; those that the folder does not hold yet are asked for and added.
@@ -103,6 +102,7 @@ async def score_draws(
         settings: Which model, or which server.
         draws: In any order; equal answers are scored once.
         folder: Of score files, one a reward model.
+        on_missing: Told once, before any is scored, the tokens of the answers that the folder does not hold yet.
         on_scored: Told how many draws are settled by what just came.
 
     Raises:
@@ -110,14 +110,8 @@ async def score_draws(
         EvaluationError: No reward could be had; those that were are kept.
         DataError: The folder's file is malformed or cannot be written.
     """
-    tokens = 0
-
-    def count(batch: BatchStats) -> None:
-        nonlocal tokens
-        tokens += batch.tokens
-
     patient = settings.model_copy(update={"timeout_s": max(settings.timeout_s, _REWARD_TIMEOUT_S)})
-    scorer = build_scorer(patient, observe=count)
+    scorer = build_scorer(patient)
     if scorer is None:
         raise SettingsError("no reward model: set GATEWAY_REWARD__MODEL or GATEWAY_REWARD__URL")
     try:
@@ -128,8 +122,9 @@ async def score_draws(
         on_scored(sum(count for key, count in waiting.items() if key in known))
         new = {answer_key(draw.question.messages, draw.text): draw for draw in draws}
         missing = [(key, draw) for key, draw in new.items() if key not in known]
+        on_missing(sum(draw.completion_tokens for _, draw in missing))
         await _score(scorer, missing, path, known, lambda key: on_scored(waiting[key]))
-        return Scores(scorer.name, path, len(missing), tokens)
+        return Scores(scorer.name, path, len(missing))
     finally:
         await scorer.aclose()
 

@@ -28,6 +28,7 @@ from distill.nightly.night import Night, Result
 from distill.report.facts import Side
 from distill.run_dir import write_atomically
 from distill.settings import EvaluationSettings
+from gateway.settings import RewardSettings
 
 DEFAULT_TEMPERATURE = 1.0
 """What a backend samples at when neither caller nor policy says: TGI's and vLLM's own default."""
@@ -80,11 +81,10 @@ def draw(night: Night) -> Result:
     settings = night.settings.evaluation
     adapters = candidates.prepare(night)
     names = {checkpoint: adapter.name for checkpoint, adapter in adapters.items()}
-    plan = sources(night, names)
-    begun = _once(night, {"reused": sum(each.design.size - draws.missing(each.design, each.path) for each in plan)})
+    plan = [*sources(night, names), *anchor_sources(night)]
+    reused = sum(each.design.size - draws.missing(each.design, each.path) for each in plan)
+    begun = _once(night, "draw", {"reused": reused, "tokens_before": _tokens_kept(plan)})
     refused: set[str] = set()
-    tokens = 0
-    plan += anchor_sources(night)
     with candidates.serving(night, adapters) as backend:
         for source in plan:
             left = draws.missing(source.design, source.path)
@@ -96,13 +96,18 @@ def draw(night: Night) -> Result:
                     )
                 )
             refused |= added.refused
-            tokens += added.tokens
     measured = len(plan[0].design.questions) - len(refused)
     if measured < 1:
         raise EvaluationError("the backend refuses every held-out prompt as invalid")
     if refused:
         night.say(f"{len(refused)} prompts are left out: the backend refuses them (too long?)")
-    return {"tokens": tokens, "refused": sorted(refused), "prompts": measured, "candidates": names, **begun}
+    return {
+        "tokens": _tokens_kept(plan) - begun["tokens_before"],
+        "reused": begun["reused"],
+        "refused": sorted(refused),
+        "prompts": measured,
+        "candidates": names,
+    }
 
 
 def score(night: Night) -> Result:
@@ -110,14 +115,11 @@ def score(night: Night) -> Result:
     settings = night.settings.evaluation
     every = [each for source in [*_sources(night), *anchor_sources(night)] for each in _kept(night, source)]
     judge = scoring.judge_settings(night.gateway.reward, settings.judge_model, settings.judge_adapter)
-    found: dict[str, Any] = {"judge": None, "tokens": 0}
+    found: dict[str, Any] = {"judge": None}
     for role, reward in (("select", night.gateway.reward), ("judge", judge)):
         if reward is not None:
-            with night.bar("scoring" if role == "select" else "judging", len(every)) as advance:
-                scores = asyncio.run(scoring.score_draws(reward, every, settings.draws_dir, on_scored=advance))
-            found[role] = {"model": scores.model, "path": str(scores.path)}
-            found["tokens"] += scores.tokens
-    return found
+            found[role] = _scored(night, role, reward, every)
+    return {**found, "tokens": sum(one["tokens"] for one in found.values() if one)}
 
 
 def sampled(night: Night) -> list[Sampled]:
@@ -231,13 +233,34 @@ def _kept(night: Night, source: Source) -> list[Draw]:
     ]
 
 
+def _scored(night: Night, role: str, reward: RewardSettings, every: Sequence[Draw]) -> dict[str, Any]:
+    begun: dict[str, Any] = {}
+
+    def begin(tokens: int) -> None:
+        begun.update(_once(night, f"score-{role}", {"tokens": tokens}))
+
+    folder = night.settings.evaluation.draws_dir
+    with night.bar("scoring" if role == "select" else "judging", len(every)) as advance:
+        scores = asyncio.run(scoring.score_draws(reward, every, folder, on_missing=begin, on_scored=advance))
+    return {"model": scores.model, "path": str(scores.path), **begun}
+
+
+def _tokens_kept(plan: Sequence[Source]) -> int:
+    """Tokens of all draws in the files of those who draw tonight, also of other nights."""
+    return sum(
+        each.completion_tokens
+        for path in {source.path for source in plan if source.path.exists()}
+        for each in read_draws(path)
+    )
+
+
 def _matrix(prompts: list[list[Draw]], rewards: Mapping[str, float]) -> Floats:
     return np.array([[rewards[answer_key(each.question.messages, each.text)] for each in prompt] for prompt in prompts])
 
 
-def _once(night: Night, fact: dict[str, Any]) -> dict[str, Any]:
-    """What was so when this night first came here, however often it comes again."""
-    path = night.run.path / "draws" / "begun.json"
+def _once(night: Night, step: str, fact: dict[str, Any]) -> dict[str, Any]:
+    """What was so when this night first came to a step, however often it comes again."""
+    path = night.run.path / "draws" / f"begun-{step}.json"
     if not path.exists():
         write_atomically(path, json.dumps(fact).encode())
     found: dict[str, Any] = json.loads(path.read_bytes())

@@ -236,6 +236,7 @@ class Cost(_Fact):
     seconds: float
     drawn_tokens: int = 0
     scored_tokens: int = 0
+    """Of the answers that were scored, once for each reward model."""
     trained_tokens: int = 0
     reused_draws: int = 0
     """Draws of an earlier night that were not drawn again."""

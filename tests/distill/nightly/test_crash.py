@@ -47,6 +47,7 @@ def test_killed_at_every_step_it_is_the_same_night(
         assert 0 == attempt(variables), (folder / "attempts.log").read_text()
         outcomes.append(outcome(folder, redis_server, redis_settings))
     assert outcomes[0] == outcomes[1]
+    assert all(sum(counts) > 0 for counts in zip(*(cost[1:3] for cost in outcomes[0]["tokens"]), strict=True))
     assert ("promoted", PROMPTS) == (outcomes[0]["outcome"], outcomes[0]["archived"])
     assert len(KILLS) == NightFacts.read(runs(broken / "runs")[0].path).resumed
 
@@ -71,6 +72,7 @@ def outcome(folder: Path, server: RedisServer, settings: RedisSettings) -> dict[
         "curated": [(run.path / name).read_bytes() for name in ("examples.jsonl", "held_out.jsonl")],
         "losses": facts.trained.loss if facts.trained else None,
         "draws": [sorted(hashlib.sha256(line).hexdigest() for line in lines) for lines in draws],
+        "tokens": [(cost.step, cost.drawn_tokens, cost.scored_tokens, cost.reused_draws) for cost in facts.costs],
         "verdict": (run.path / "verdict.json").read_bytes(),
         "policies": [(p["version"], p["adapter"], p["n"], p["canary"]["adapter"], p["canary"]["n"]) for p in policies],
         "adapters": sorted(path.name for path in (folder / "adapters").iterdir()),
