@@ -3,7 +3,8 @@
 Asks prompts through the real gateway on the embedded stack, best of 8, and then has ``python -m distill run`` make a
 night of it: the winners of one part train, the other part (by the night's own hash) measures. Run again, it asks the
 next prompts and makes the next night; killed, it goes on. What the prompts of the other part say at N = 8 is of no use
-to anybody, so they are asked once each: the night draws on them by itself.
+to anybody, so they are asked once each: the night draws on them by itself. The guard, ``python -m distill watch``,
+runs beside the traffic; while it has not decided on the last night's canary, more is asked.
 
 PROMPTS is a file of JSON lines with a ``prompt``; their order is drawn by the seed. Settings of the night
 (``DISTILL_…``) come from the environment before those here. ``--out`` takes the night's facts (no prompt, no answer)
@@ -16,8 +17,11 @@ import argparse
 import json
 import os
 import random
+import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
@@ -33,10 +37,12 @@ from distill.report.curves import reward_curves
 from distill.report.facts import NightFacts
 from distill.run_dir import RunDir, runs
 from gateway.embedded.stack import EmbeddedStack
+from gateway.policy import Policy
 
 HELD_OUT_SHARE = 0.35
 MAX_TOKENS = 128
 N = 8
+MORE = 60
 CLIENTS = 6  # more draws in flight than slots: a race's slowest draw leaves no slot empty
 
 NIGHT = {
@@ -66,9 +72,14 @@ def chosen(path: Path, *, seed: int) -> tuple[list[str], list[str]]:
     return [p for p in prompts if p not in apart], measure
 
 
+def asked(file: Path) -> set[str]:
+    """Prompts that were answered already."""
+    return {json.loads(line) for line in file.read_text().splitlines()} if file.exists() else set()
+
+
 def ask(url: str, prompts: list[str], done_file: Path, *, best_of: int | None, words: str) -> None:
     """Ask those that the file does not name yet, and name each in it once it is answered."""
-    done = {json.loads(line) for line in done_file.read_text().splitlines()} if done_file.exists() else set()
+    done = asked(done_file)
     left = [prompt for prompt in prompts if prompt not in done]
     extra = {} if best_of is None else {"best_of": best_of}
     done_file.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +97,35 @@ def ask(url: str, prompts: list[str], done_file: Path, *, best_of: int | None, w
             sink.write(json.dumps(prompt) + "\n")
             sink.flush()
             progress.advance(bar)
+
+
+def ask_what_teaches(stack: EmbeddedStack, teach: list[str], night: Path, number: int, count: int) -> None:
+    """Tonight's traffic: prompts that no night before asked, and more of them while the guard waits for evidence."""
+    earlier = set[str]().union(*(asked(night / f"asked-{before}.jsonl") for before in range(1, number)))
+    fresh = [prompt for prompt in teach if prompt not in earlier]
+    file = night / f"asked-{number}.jsonl"
+    count = max(count, len(asked(file)))
+    ask(stack.url, fresh[:count], file, best_of=None, words="asking what teaches")
+    while on_trial(stack) and count < len(fresh):
+        count += MORE
+        ask(stack.url, fresh[:count], file, best_of=None, words="asking more: the guard has not decided yet")
+
+
+def on_trial(stack: EmbeddedStack) -> bool:
+    """Whether a canary answers a part of the traffic, as the gateway's own copy of the policy says."""
+    copy = stack.data_dir / "spool" / "policy.json"
+    canary = Policy.model_validate_json(copy.read_bytes()).canary if copy.exists() else None
+    return canary is not None and not canary.holdback
+
+
+@contextmanager
+def guarded(environment: Mapping[str, str]) -> Iterator[None]:
+    """The guard, as an operator has it running."""
+    with subprocess.Popen([sys.executable, "-m", "distill", "watch"], env=environment) as guard:
+        try:
+            yield
+        finally:
+            guard.terminate()
 
 
 def publish(run: RunDir, out: Path, number: int) -> None:
@@ -120,12 +160,19 @@ def main() -> int:
     known = runs(night / "runs")
     nights = sum(run.finished for run in known)
     with EmbeddedStack(options.folder, settings=STACK, on_step=console.print) as stack:
-        ask(stack.url, measure[: options.held_out], night / "asked-once.jsonl", best_of=1, words="asking what measures")
-        if not known or known[-1].finished:
-            tonight = teach[nights * options.train : (nights + 1) * options.train]
-            ask(stack.url, tonight, night / f"asked-{nights + 1}.jsonl", best_of=None, words="asking what teaches")
         os.environ.update({name: value for name, value in NIGHT.items() if name not in os.environ})
-        code = run_child([sys.executable, "-m", "distill", "run"], environment(stack.environment, night))
+        variables = environment(stack.environment, night)
+        with guarded(variables):
+            ask(
+                stack.url,
+                measure[: options.held_out],
+                night / "asked-once.jsonl",
+                best_of=1,
+                words="asking what measures",
+            )
+            if not known or known[-1].finished:
+                ask_what_teaches(stack, teach, night, nights + 1, options.train)
+            code = run_child([sys.executable, "-m", "distill", "run"], variables)
     if options.out and code == exits.FINISHED:
         every = runs(night / "runs")
         publish(every[-1], options.out, len(every))
