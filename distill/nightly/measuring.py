@@ -178,6 +178,13 @@ def anchor_sources(night: Night) -> list[Source]:
     return [_source(night, "old", "base", None, asked, settings.draws_dir, least_draws=serving.manifest.n_base)]
 
 
+def keep_draws(night: Night, checkpoint: str) -> None:
+    """Take a checkpoint's draws over into the store that outlives the night."""
+    settings = night.settings.evaluation
+    path = next(source.path for source in _sources(night) if source.name == checkpoint)
+    draws.adopt(path, settings.draws_dir / path.name, max_tokens=settings.max_tokens)
+
+
 def questions(night: Night) -> list[Question]:
     """The held-out prompts that are measured: the first by hash, so much the same ones every night."""
     prompts = read_held_out(held_out_file(night.run))[: night.settings.evaluation.prompts]

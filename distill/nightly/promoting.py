@@ -9,6 +9,7 @@ import asyncio
 from pathlib import Path
 
 from distill.errors import NightError
+from distill.nightly import measuring
 from distill.nightly.candidates import publish_checkpoint
 from distill.nightly.manifest import serving_policy
 from distill.nightly.night import Night, Result
@@ -21,13 +22,15 @@ from gateway.policy import Arm, Policy, PolicyStore
 
 
 def publish(night: Night) -> Result:
-    """Make the chosen checkpoint an adapter, for ever."""
+    """Make the chosen checkpoint an adapter, for ever, and keep what it drew: the next night measures against it."""
     decided = night.results["gate"]
     checkpoint = next(
         path for path in map(Path, night.results["train"]["checkpoints"]) if path.name == decided["checkpoint"]
     )
     folder = night.settings.promotion.adapters_dir
     adapter = publish_checkpoint(night, checkpoint, folder, n_allowed=decided["n_new"])
+    # The draws that chose it flatter it a little, so the next one has it a little harder: the safe side.
+    measuring.keep_draws(night, checkpoint.name)
     night.say(f"published as {adapter.name}")
     return {"adapter": adapter.name, "path": str(adapter.folder)}
 

@@ -28,6 +28,7 @@ def test_the_second_night_keeps_what_the_base_was_before_the_first(
     assert 0 == attempt(night)
     (first,) = runs(tmp_path / "runs")
     adapter, n_new = (first.result(step) or {} for step in ("publish", "gate"))
+    assert list((tmp_path / "draws").glob(f"{adapter['adapter']}-*.jsonl")), "what the new adapter drew was not kept"
     base_draws = next((tmp_path / "draws").glob("base-*.jsonl"))
     drawn = base_draws.read_bytes()
     serve = ["policy", "set", "--reason", "promoted", "--canary-share", "0"]
