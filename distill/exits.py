@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -84,3 +87,17 @@ def errors_in_words() -> Iterator[None]:
         yield
     except ERRORS as error:
         raise typer.Exit(tell(error)) from error
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception does, so that files and servers are left in order."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

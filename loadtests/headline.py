@@ -159,17 +159,12 @@ def main() -> int:
     teach, measure = chosen(options.prompts, seed=options.seed)
     known = runs(night / "runs")
     nights = sum(run.finished for run in known)
-    with EmbeddedStack(options.folder, settings=STACK, on_step=console.print) as stack:
+    with exits.ended_by_sigterm(), EmbeddedStack(options.folder, settings=STACK, on_step=console.print) as stack:
         os.environ.update({name: value for name, value in NIGHT.items() if name not in os.environ})
         variables = environment(stack.environment, night)
         with guarded(variables):
-            ask(
-                stack.url,
-                measure[: options.held_out],
-                night / "asked-once.jsonl",
-                best_of=1,
-                words="asking what measures",
-            )
+            once = night / "asked-once.jsonl"
+            ask(stack.url, measure[: options.held_out], once, best_of=1, words="asking what measures")
             if not known or known[-1].finished:
                 ask_what_teaches(stack, teach, night, nights + 1, options.train)
             code = run_child([sys.executable, "-m", "distill", "run"], variables)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -119,7 +116,7 @@ def _run(settings: Settings, began: list[RunDir], dry_run: bool, until: str, res
 def _told(action: Callable[[Settings], int]) -> int:
     """Run a command; what goes wrong is one line and a code to alert on."""
     try:
-        with _ended_by_sigterm():
+        with exits.ended_by_sigterm():
             return action(distill_settings.load())
     except exits.ERRORS as error:
         return exits.tell(error)
@@ -145,17 +142,3 @@ def _write_metrics(run: RunDir | None, code: int) -> None:
 def _chosen(runs_dir: Path, id: str) -> RunDir:
     last = runs(runs_dir)[-1:]
     return last[0] if last and not id else find_run(runs_dir, id or "(none)")
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block as an exception does, so that files and servers are left in order."""
-
-    def leave(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(exits.TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
