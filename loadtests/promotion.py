@@ -30,6 +30,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from distill import exits
 from gateway.embedded import prompts
 from gateway.embedded.stack import EmbeddedStack
 from gateway.telemetry import configure_logging
