@@ -12,7 +12,7 @@ RUN python -m venv /opt/ratchet
 COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*(d for d in p['dependencies'] if not d.startswith('ratchet')), sep='\n')" > requirements.txt \
+print(*(d for d in p['dependencies'] + p['optional-dependencies']['otel'] if not d.startswith('ratchet')), sep='\n')" > requirements.txt \
     && /opt/ratchet/bin/pip install -c constraints.txt -r requirements.txt
 COPY README.md LICENSE ./
 COPY gateway gateway

@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
 import gateway
@@ -26,12 +28,17 @@ from gateway.errors import GatewayError, SettingsError
 from gateway.journal.writer import Journal
 from gateway.policy import PolicyStore
 from gateway.reward.build import build_scorer
-from gateway.settings import Settings, load
+from gateway.settings import Settings, TracingSettings, load
 from gateway.telemetry import Metrics, configure_logging
 from gateway.tls import client_context
 from gateway.types import Backends, Scorer
 
+if TYPE_CHECKING:
+    from gateway.tracing.build import Tracing
+
 _SAMPLE_S = 1.0
+# FastAPI's own would send queries and exceptions' messages, which hold callers' texts, and is turned on from outside.
+_NO_TELEMETRY = TelemetryConfig(tracing=False, metrics=False, logs=False, auto_configure=False)
 
 _log = structlog.get_logger()
 
@@ -44,10 +51,12 @@ class Parts:
     scorer: Scorer
     journal: Journal
     policies: PolicyStore
+    race: BestOfN
     permits: Permits
     keys: ApiKeys
     limiter: Limiter
     metrics: Metrics
+    tracing: Tracing | None
 
 
 def from_environment() -> FastAPI:
@@ -72,15 +81,15 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lambda _: _running(parts),
         # A browser sends no API key, so behind one the pages could not be read.
         openapi_url=None if closed else "/openapi.json",
+        telemetry=_NO_TELEMETRY,
     )
 
     def operators_only(request: Request) -> None:
         if closed:
             parts.keys.authenticate(request.headers.get("authorization"), Scope.ADMIN)
 
-    race = BestOfN(parts.scorer, parts.permits, settings.race, reward_timeout_s=settings.reward.timeout_s)
     service = chat_completions.ChatCompletions(
-        race, parts.backends, parts.policies, parts.journal, parts.keys, parts.limiter, parts.metrics, settings
+        parts.race, parts.backends, parts.policies, parts.journal, parts.keys, parts.limiter, parts.metrics, settings
     )
     app.include_router(chat_completions.routes(service))
     app.include_router(models.routes(settings.api, parts.keys))
@@ -102,6 +111,10 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(openapi.routes(app, operators_only))
     _handle_errors(app, parts.metrics)
     openapi.describe(app, settings)
+    if parts.tracing is not None:
+        from gateway.tracing.http import TraceRequests
+
+        app.add_middleware(TraceRequests, tracer=parts.tracing.tracer)
     app.add_middleware(Observe, metrics=parts.metrics)
     return app
 
@@ -121,29 +134,52 @@ def build(settings: Settings) -> Parts:
         raise SettingsError(
             "no reward model: set GATEWAY_REWARD__MODEL (in this process) or GATEWAY_REWARD__URL (a server)"
         )
+    tracing = _tracing(settings.tracing)
+    make_race, make_journal = (BestOfN, Journal) if tracing is None else (tracing.race, tracing.journal)
+    if tracing is not None:
+        scorer = tracing.scorer(scorer)
+    permits = Permits(
+        settings.race.max_in_flight,
+        max_waiting=settings.race.max_waiting,
+        queue_timeout_s=settings.race.queue_timeout_s,
+    )
     policies = PolicyStore(
         settings.policy, settings.redis, folder=settings.journal.spool_dir, n_limit=settings.race.best_of_max
     )
     return Parts(
-        backends=BackendPools(settings.backend, lambda: policies.current.pools),
-        scorer=scorer,
-        journal=Journal(settings.journal, settings.redis),
-        policies=policies,
-        permits=Permits(
-            settings.race.max_in_flight,
-            max_waiting=settings.race.max_waiting,
-            queue_timeout_s=settings.race.queue_timeout_s,
+        backends=BackendPools(
+            settings.backend, lambda: policies.current.pools, trace_configs=tracing.calls if tracing else ()
         ),
+        scorer=scorer,
+        journal=make_journal(settings.journal, settings.redis),
+        policies=policies,
+        race=make_race(scorer, permits, settings.race, reward_timeout_s=settings.reward.timeout_s),
+        permits=permits,
         keys=ApiKeys(settings.api.keys_file),
         limiter=Limiter(settings),
         metrics=metrics,
+        tracing=tracing,
     )
+
+
+def _tracing(settings: TracingSettings) -> Tracing | None:
+    """What makes spans; None where they have nowhere to go, and then nothing of OpenTelemetry's SDK is loaded."""
+    if not settings.endpoint:
+        return None
+    try:
+        from gateway.tracing.build import Tracing
+    except ImportError as error:
+        raise SettingsError(f"GATEWAY_TRACING__ENDPOINT needs ratchet[otel]: {error}") from error
+    return Tracing(settings)
 
 
 @asynccontextmanager
 async def _running(parts: Parts) -> AsyncIterator[None]:
-    """Start what must be started; close everything at the end, the journal last, for it holds what is worth most."""
+    """Start what must be started; close everything at the end, the journal late, for it holds what is worth most."""
     async with AsyncExitStack() as stack:
+        if parts.tracing is not None:
+            parts.tracing.start()
+            stack.push_async_callback(parts.tracing.aclose)  # the very last: what ends before it may have left spans
         await parts.journal.start()
         stack.push_async_callback(parts.journal.aclose)
         await parts.policies.start()

@@ -251,6 +251,18 @@ class ApiSettings(_Group):
         return models
 
 
+class TracingSettings(_Group):
+    """Where OpenTelemetry's spans go. The rest is OpenTelemetry's own variables' to say, once they go anywhere."""
+
+    endpoint: str = ""
+    """Base URL of an OTLP collector over HTTP (http://collector:4318) that gets traces; empty makes none."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _http_only(cls, endpoint: str) -> str:
+        return http_urls((endpoint,))[0] if endpoint else ""
+
+
 class Settings(BaseSettings):
     """Everything ``python -m gateway serve`` reads."""
 
@@ -281,6 +293,7 @@ class Settings(BaseSettings):
     policy: PolicySettings = PolicySettings()
     race: RaceSettings = RaceSettings()
     api: ApiSettings = ApiSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

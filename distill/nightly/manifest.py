@@ -20,7 +20,7 @@ from gateway.policy import Policy, PolicyStore
 from gateway.settings import Settings as GatewaySettings
 
 _PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "numpy", "scipy", "xllamacpp")
-_SECRETS = ("api_key", "url", "urls", "username", "password", "key_file", "keys_file", "load_command")
+_SECRETS = ("api_key", "url", "urls", "endpoint", "username", "password", "key_file", "keys_file", "load_command")
 # What changes no result may change between two attempts at one night.
 _FREE = {("dataset", "keep_days"), ("evaluation", "concurrency")}
 _FIXED_GROUPS = ("dataset", "training", "evaluation")

@@ -222,8 +222,10 @@ class ChatCompletions:
         )
         before_ms = job.elapsed_ms()
         if not await self._journal.append(record):
-            # The caller's answer is not lost with our disk; the loss is told where operators look.
+            # The caller's answer is not lost with our disk; the loss is told where operators look. The journal's own
+            # lines are about its disk and carry no request's id.
             self._metrics.journal_not_durable.inc()
+            _log.error("record_not_durable", completion=job.id)
         total_ms = job.elapsed_ms()
         timings = replace(outcome.timings, journal_ms=total_ms - before_ms, total_ms=total_ms)
         self._metrics.completed(outcome, timings)
@@ -242,6 +244,7 @@ class ChatCompletions:
 
     def _error_event(self, error: GatewayError) -> bytes:
         self._metrics.errors.labels(type(error).__name__).inc()
+        _log.info("refused", error=type(error).__name__, streaming=True)
         _, body, _ = errors.describe(error)
         return sse.frame(body) + sse.DONE
 

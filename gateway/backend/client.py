@@ -17,7 +17,7 @@ from gateway.backend.flavours import FLAVOURS, Catalogue
 from gateway.backend.hub import BackendHttp, HubClient
 from gateway.backend.reading import StreamReader, read_answer
 from gateway.backend.replicas import Replica, Replicas
-from gateway.backend.transport import AiohttpTransport
+from gateway.backend.transport import AiohttpTransport, TraceConfigs
 from gateway.errors import BackendFailed, BackendProtocolError, BackendUnreachable, GatewayError
 from gateway.settings import BackendSettings
 from gateway.tls import client_context
@@ -33,15 +33,20 @@ class BackendPool:
 
     Connections open with the first draw and belong to the event loop that made it; ``aclose`` (or ``async with``)
     closes them.
+
+    Args:
+        settings: Where the replicas are, and how to reach them.
+        trace_configs: aiohttp's hooks around each call.
     """
 
-    def __init__(self, settings: BackendSettings) -> None:
+    def __init__(self, settings: BackendSettings, *, trace_configs: TraceConfigs = ()) -> None:
         self._settings = settings
         self._flavour = FLAVOURS[settings.kind]
         self._http = BackendHttp(
             AiohttpTransport(
                 max_connections=settings.max_connections,
                 tls=client_context(settings.ca_file) if settings.ca_file else None,
+                trace_configs=trace_configs,
             ),
             api_key=settings.api_key,
             connect_timeout_s=settings.connect_timeout_s,

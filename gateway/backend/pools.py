@@ -14,6 +14,7 @@ import structlog
 
 from gateway.backend.client import BackendPool
 from gateway.backend.flavours import FLAVOURS
+from gateway.backend.transport import TraceConfigs
 from gateway.settings import BackendSettings
 from gateway.types import Readiness, Sampling
 
@@ -28,10 +29,14 @@ class BackendPools:
     Args:
         settings: How to reach a backend; its URLs are those of a policy that names none.
         named: The URLs that the policy in force names, the stable arm's first. No I/O.
+        trace_configs: aiohttp's hooks around each call.
     """
 
-    def __init__(self, settings: BackendSettings, named: Callable[[], Sequence[Urls]]) -> None:
+    def __init__(
+        self, settings: BackendSettings, named: Callable[[], Sequence[Urls]], *, trace_configs: TraceConfigs = ()
+    ) -> None:
         self._settings = settings
+        self._trace_configs = trace_configs
         self._flavour = FLAVOURS[settings.kind]
         self._named = named
         self._pools: dict[Urls, BackendPool] = {}
@@ -93,5 +98,6 @@ class BackendPools:
     def _pool(self, urls: Urls) -> BackendPool:
         pool = self._pools.get(urls)
         if pool is None:
-            pool = self._pools[urls] = BackendPool(self._settings.model_copy(update={"urls": urls}))
+            settings = self._settings.model_copy(update={"urls": urls})
+            pool = self._pools[urls] = BackendPool(settings, trace_configs=self._trace_configs)
         return pool

@@ -7,7 +7,7 @@ in C needs 0.4. Here the two meet: httpx2's requests and exceptions outside, aio
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 
 import aiohttp
@@ -20,6 +20,8 @@ from yarl import URL
 IDLE_CONNECTION_S = 4.0
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 
+TraceConfigs = Sequence[aiohttp.TraceConfig]
+
 
 class AiohttpTransport(httpx2.AsyncBaseTransport):
     """Sends httpx2 requests through one aiohttp session: no proxies, cookies, redirects or ``.netrc`` from outside.
@@ -30,6 +32,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         max_connections: Connections to each host; more requests than that wait for one.
         tls: Who vouches for https:// hosts; the system, if not given.
         max_response_bytes: A longer response is broken off.
+        trace_configs: aiohttp's hooks around each request.
     """
 
     def __init__(
@@ -38,9 +41,11 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         max_connections: int,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
         tls: ssl.SSLContext | None = None,
+        trace_configs: TraceConfigs = (),
     ) -> None:
         self._max_connections = max_connections
         self._tls = tls
+        self._trace_configs = list(trace_configs)
         self._max_response_bytes = max_response_bytes
         self._session: aiohttp.ClientSession | None = None
         self._urls: dict[str, URL] = {}
@@ -85,6 +90,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
                 skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
                 auto_decompress=False,
                 trust_env=False,
+                trace_configs=self._trace_configs,
             )
         return self._session
 

@@ -215,10 +215,10 @@ class Journal:
         if not self._disk_failing:
             log.error("spool_refuses_records", error=type(error).__name__, errno=error.errno)
         self._disk_failing = True
-        n_lost = sum(not self._shipper.send_directly(entry.record_id, entry.data) for entry in group)
-        if n_lost:
-            self.stats.lost_records += n_lost
-            log.error("records_lost", count=n_lost)
+        lost = [entry for entry in group if not self._shipper.send_directly(entry.record_id, entry.data)]
+        if lost:
+            self.stats.lost_records += len(lost)
+            log.error("records_lost", count=len(lost), records=[entry.record_id.decode() for entry in lost])
         for entry in group:
             if not entry.durable.done():
                 entry.durable.set_result(False)

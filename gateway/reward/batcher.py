@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
@@ -47,6 +48,7 @@ class _Entry(Generic[Payload, Result]):
     tokens: int
     reply: asyncio.Future[Result]
     arrived_s: float
+    context: Context = field(default_factory=copy_context)
     batch: _Batch[Payload, Result] | None = None
 
 
@@ -163,7 +165,8 @@ class Batcher(Generic[Payload, Result]):
         if self._wake_up is None or self._waiting_tokens >= self._max_batch_tokens:
             if self._wake_up is not None:
                 self._wake_up.cancel()
-            self._wake_up = asyncio.get_running_loop().call_soon(self._start_batches)
+            # In no request's context: a batch serves many, and its log lines must not carry the id of just one.
+            self._wake_up = asyncio.get_running_loop().call_soon(self._start_batches, context=Context())
 
     def _start_batches(self) -> None:
         self._wake_up = None
@@ -207,7 +210,7 @@ class Batcher(Generic[Payload, Result]):
 
     def _finish(self, batch: _Batch[Payload, Result], task: asyncio.Task[Sequence[Result | RewardError]]) -> None:
         self._running.discard(batch)
-        error = _failure(task)
+        error = _failure(task, batch.entries)
         for position, entry in enumerate(batch.entries):
             _resolve(entry, task.result()[position] if error is None else type(error)(error.message))
             entry.batch = None  # no reference cycle for the collector to find
@@ -258,15 +261,23 @@ def _resolve(entry: _Entry[Payload, Result], result: Result | RewardError) -> No
         entry.reply.set_result(result)
 
 
-def _failure(task: asyncio.Task[Sequence[Result | RewardError]]) -> RewardError | None:
+def _failure(
+    task: asyncio.Task[Sequence[Result | RewardError]], entries: Iterable[_Entry[Payload, Result]]
+) -> RewardError | None:
     """Why a batch failed, as an error of ours; a bug in ``run`` must not leave a waiter hanging either."""
     if task.cancelled():
         return RewardError("scoring has stopped")
     error = task.exception()
     if error is None or isinstance(error, RewardError):
         return error
-    _log.error("reward_batch_failed", error=type(error).__name__, exc_info=error)
+    _log.error("reward_batch_failed", error=type(error).__name__, requests=_requests(entries), exc_info=error)
     return RewardError(f"the reward model failed: {type(error).__name__}")
+
+
+def _requests(entries: Iterable[_Entry[Payload, Result]]) -> list[str]:
+    """The ids, in log lines, of the requests whose answers these are."""
+    found = (entry.context.run(structlog.contextvars.get_contextvars).get("request") for entry in entries)
+    return sorted({request for request in found if request})
 
 
 def _stats(batch: _Batch[Payload, Result], *, failed: bool) -> BatchStats:

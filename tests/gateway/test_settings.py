@@ -41,6 +41,7 @@ def test_an_unknown_variable_is_fatal_and_named(monkeypatch: pytest.MonkeyPatch)
         ("GATEWAY_POLICY__EXPLORATION", "nan"),
         ("GATEWAY_RACE__DEADLINE_S", "-1"),
         ("GATEWAY_JOURNAL__DURABILITY", "maybe"),
+        ("GATEWAY_TRACING__ENDPOINT", "collector:4317"),
     ],
 )
 def test_a_bad_value_is_fatal_and_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

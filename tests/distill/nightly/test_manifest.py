@@ -27,6 +27,7 @@ def test_no_secret_of_the_gateway_is_in_a_manifest() -> None:
                 "key_file": Path(SECRET),
             },
             "api": {"keys_file": Path(SECRET)},
+            "tracing": {"endpoint": f"http://user:{SECRET}@collector"},
         }
     )
     written = manifest(Settings(), gateway, Policy.from_settings(PolicySettings()))

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.errors import JournalError
 from gateway.journal.shipper import Shipper
@@ -154,8 +155,10 @@ async def test_memory_for_refused_records_is_bounded(
     journal = make_journal(sync=disk.sync)
     await journal.start()
     for n in range(4):
-        assert not await journal.append(completion(f"chatcmpl-{n}"))
+        with capture_logs() as logs:
+            assert not await journal.append(completion(f"chatcmpl-{n}"))
     assert 2 == journal.stats.lost_records
+    assert [["chatcmpl-3"]] == [line["records"] for line in logs]
 
 
 async def test_a_journal_that_does_not_run_says_so(make_journal: MakeJournal) -> None:

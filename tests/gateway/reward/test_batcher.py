@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -312,6 +313,25 @@ async def test_a_defect_in_the_runner_reaches_the_waiters_as_an_error_of_ours_an
         await scoring.put(0, 1)
     assert "text of a prompt" not in str(caught.value)
     assert ["reward_batch_failed"] == [line["event"] for line in logs]
+
+
+async def test_a_batch_that_fails_names_all_its_requests_and_runs_in_the_context_of_none() -> None:
+    contexts = []
+
+    async def run(batch: Sequence[int]) -> Sequence[int | RewardError]:
+        contexts.append(structlog.contextvars.get_contextvars())
+        raise ZeroDivisionError
+
+    async def put(request: str) -> None:
+        structlog.contextvars.bind_contextvars(request=request)
+        with pytest.raises(RewardError):
+            await scoring.put(0, 1)
+
+    scoring = Batcher[int, int](run, max_batch_tokens=100, max_wait_ms=0, max_queue=10)
+    with capture_logs() as logs:
+        await asyncio.gather(*(put(request) for request in ("r-2", "r-1", "r-2")))
+    assert [["r-1", "r-2"]] == [line["requests"] for line in logs]
+    assert [{}] == contexts
 
 
 async def test_too_few_results_fail_the_batch() -> None:
