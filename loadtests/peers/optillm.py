@@ -10,8 +10,8 @@ from loadtests.peers.peer import Race, Result, over_http, serving
 
 NAME = "OptiLLM, bon: the model rates its own answers"
 REQUIREMENTS: tuple[str, ...] = ("optillm==0.4.0",)
-# What its server imports to serve bon. All that it depends on (transformers, gradio, spaCy, bitsandbytes, …) does not
-# fit together: pip looked for versions that do for twenty minutes and had not found any.
+# What its server imports to serve bon. For all that it depends on (transformers, gradio, spaCy, bitsandbytes, …) pip
+# looked twenty minutes, on a busy machine, for versions that fit together, and had found none.
 _IMPORTED = (
     "aiohttp",
     "cerebras_cloud_sdk",
