@@ -76,7 +76,7 @@ async def _rows(seconds: float, url: str, spool: Path) -> AsyncIterator[dict[str
                 "p99_ms": waits_ms[len(waits_ms) * 99 // 100],
                 "records_per_commit": journal.stats.appended_records / journal.stats.commits,
             }
-            await journal.aclose(drain_s=60)
+            await journal.aclose(drain_s=0.0 if url == _NOBODY else 60.0)
 
 
 async def run(seconds: float, *, redis: str = _NOBODY, folder: Path = Path()) -> dict[str, object]:
