@@ -40,8 +40,8 @@ test: $(READY) $(JS_CLIENT) ## Run the tests; coverage must reach 95 % of the ga
 	@$(BIN)/coverage report --include='gateway/*' --fail-under=95
 	@$(BIN)/coverage report --include='distill/*' --fail-under=90
 
-bench: $(READY) ## What the gateway adds to a backend's latency, and what it serves a second
-	@$(BIN)/python -m loadtests.overhead $(OPTIONS)
+bench: $(READY) ## What the gateway adds, by stage and beside other gateways; rewards and journal alone (OPTIONS="--only peers")
+	@$(BIN)/python -m loadtests.bench $(OPTIONS)
 
 load: $(READY) ## Load as applications make it, and limits it must keep to (OPTIONS="--embedded", "--help", …)
 	@$(BIN)/python -m loadtests.load $(OPTIONS)

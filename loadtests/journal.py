@@ -14,6 +14,7 @@ import asyncio
 import logging
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,9 @@ from gateway.journal.record import CompletionRecord, completion_record, encode
 from gateway.journal.writer import Journal
 from gateway.settings import JournalSettings, RedisSettings
 from gateway.types import Answer, Candidate, Outcome, Plan, Sampling, Selection, Timings
+from loadtests.stack import machine
+from loadtests.tables import journal as journal_table
+from loadtests.tables import titled
 
 _NOBODY = "redis://127.0.0.1:1/0"
 _TEXT = "word " * 200
@@ -57,35 +61,51 @@ async def _measure(journal: Journal, concurrency: int, seconds: float) -> tuple[
     return len(waits_ms) / (time.perf_counter() - start), sorted(waits_ms)
 
 
-async def _run(seconds: float, url: str, spool: Path) -> None:
-    n = 2_000
-    start = time.perf_counter()
-    for number in range(n):
-        encode(_record(number))
-    print(f"building and encoding a record: {(time.perf_counter() - start) / n * 1000:.3f} ms")
-    print(f"{'':10}{'writers':>8}{'records/s':>11}{'p50 ms':>8}{'p99 ms':>8}{'a commit':>10}")
+async def _rows(seconds: float, url: str, spool: Path) -> AsyncIterator[dict[str, object]]:
     modes: tuple[Literal["fsync", "relaxed"], ...] = ("fsync", "relaxed")
     for durability in modes:
         for concurrency in _CONCURRENCIES:
             journal = Journal(JournalSettings(spool_dir=spool, durability=durability), RedisSettings(url=url))
             await journal.start()
             rate, waits_ms = await _measure(journal, concurrency, seconds)
-            p50, p99 = waits_ms[len(waits_ms) // 2], waits_ms[len(waits_ms) * 99 // 100]
-            shared = journal.stats.appended_records / journal.stats.commits
-            print(f"{durability:10}{concurrency:8}{rate:11.0f}{p50:8.2f}{p99:8.2f}{shared:10.1f}")
-            await journal.aclose(drain_s=60)
+            yield {
+                "durability": durability,
+                "writers": concurrency,
+                "records_per_s": rate,
+                "p50_ms": waits_ms[len(waits_ms) // 2],
+                "p99_ms": waits_ms[len(waits_ms) * 99 // 100],
+                "records_per_commit": journal.stats.appended_records / journal.stats.commits,
+            }
+            await journal.aclose(drain_s=0.0 if url == _NOBODY else 60.0)
+
+
+async def run(seconds: float, *, redis: str = _NOBODY, folder: Path = Path()) -> dict[str, object]:
+    """What a record costs to encode, and what comes through at each number of writers, durable or not.
+
+    Args:
+        seconds: For each row.
+        redis: URL of a Redis to ship to meanwhile.
+        folder: On the disk to measure.
+    """
+    n = 2_000
+    start = time.perf_counter()
+    for number in range(n):
+        encode(_record(number))
+    encode_ms = (time.perf_counter() - start) / n * 1000
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    with tempfile.TemporaryDirectory(dir=folder) as spool:
+        return {"encode_ms": encode_ms, "rows": [row async for row in _rows(seconds, redis, Path(spool))]}
 
 
 def main() -> None:
-    """Parse the command line and measure."""
+    """Parse the command line, measure, print a table."""
     parser = argparse.ArgumentParser(description="Measure the journal.")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each row of the table")
     parser.add_argument("--redis", default=_NOBODY, help="URL of a Redis to ship to meanwhile")
     parser.add_argument("--spool", type=Path, default=Path(), help="folder on the disk to measure")
-    arguments = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    with tempfile.TemporaryDirectory(dir=arguments.spool) as spool:
-        asyncio.run(_run(arguments.seconds, arguments.redis, Path(spool)))
+    options = parser.parse_args()
+    found = asyncio.run(run(options.seconds, redis=options.redis, folder=options.spool))
+    print(titled(machine(), journal_table(found)))
 
 
 if __name__ == "__main__":

@@ -1,142 +1,131 @@
-"""What the gateway adds: ``python -m loadtests.overhead``.
+"""What the gateway adds to a backend's latency, and in which stage: a part of ``make bench``.
 
-One run, one machine: the TGI stub answers every call after a fixed time, the reward stub at once. The stub is called
-directly (one call; N calls side by side, of which the slowest counts), then through the gateway at the same N and
-concurrency. Client, stub, Redis and gateway share the machine's cores, so this is the whole cost, not the gateway's
-alone. Then TensorZero's embedded gateway, best of 4, on the same stub.
+The TGI stub answers every call after a fixed time, the reward stub at once. The stub is called directly (N calls side
+by side, of which the slowest counts), then through the gateway at the same N and concurrency. Client, stubs, Redis and
+gateway share the machine's cores, so this is the whole cost, not the gateway's alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
 from statistics import median
 
 import aiohttp
 import orjson
-from rich.console import Console
-from rich.table import Table
 
-from loadtests.peers import tensorzero
-from loadtests.stack import Measured, Stack, closed_loop, cpu_s, machine, stack
+from loadtests.closed_loop import QUESTION, Measured, closed_loop
+from loadtests.stack import Stack, cpu_s
 
-MESSAGES = [{"role": "user", "content": "Describe a quiet harbour in the early morning, in a few sentences."}]
-PEERS_N = 4
 JSON = {"content-type": "application/json"}
+MAX_TOKENS = 64
+TIMEOUT_S = 60.0
+
+Row = dict[str, object]
 
 
-async def direct(stub: str, n: int, concurrency: int, seconds: float) -> Measured:
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is asked, how often at once, and for how long; ``key`` is the caller's, where one is asked for."""
+
+    n: int
+    concurrency: int
+    seconds: float
+    prompt: str = QUESTION
+    key: str = ""
+
+    def body(self, model: str, **fields: object) -> bytes:
+        """The request's body."""
+        messages = [{"role": "user", "content": self.prompt}]
+        return orjson.dumps({"model": model, "messages": messages, "max_tokens": MAX_TOKENS, **fields})
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the gateway did under a load: its CPU and calls for rewards a request, medians of its own stages' time."""
+
+    measured: Measured
+    cpu_ms: float
+    reward_calls: float
+    stages_ms: Mapping[str, float]
+
+
+@asynccontextmanager
+async def client() -> AsyncIterator[aiohttp.ClientSession]:
+    """One client for all that is measured over HTTP."""
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+        yield session
+
+
+async def direct(url: str, load: Load) -> Measured:
     """N calls to the stub side by side, without a gateway."""
-    body = orjson.dumps({"model": "tgi", "messages": MESSAGES, "max_tokens": 64})
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+    body = load.body("tgi")
+    async with client() as session:
 
         async def one() -> None:
-            async with session.post(stub + "/v1/chat/completions", data=body, headers=JSON) as response:
-                await response.read()
-                assert response.status == 200, response.status
-
-        async def call() -> None:
-            await asyncio.gather(*(one() for _ in range(n))) if n > 1 else await one()
-
-        return await closed_loop(call, concurrency=concurrency, seconds=seconds)
-
-
-async def through_gateway(url: str, n: int, concurrency: int, seconds: float) -> tuple[Measured, float, int]:
-    """The same through the gateway; the median of its own overhead header, in milliseconds; all requests served."""
-    body = orjson.dumps({"model": "ratchet", "messages": MESSAGES, "max_tokens": 64, "best_of": n})
-    overheads_ms: list[float] = []
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-
-        async def call() -> None:
             async with session.post(url + "/v1/chat/completions", data=body, headers=JSON) as response:
                 await response.read()
                 assert response.status == 200, response.status
-                assert response.headers["x-bon-scored"] == str(n if n > 1 else 0), response.headers
-                overheads_ms.append(float(response.headers["x-bon-overhead-ms"]))
 
-        measured = await closed_loop(call, concurrency=concurrency, seconds=seconds)
-        return measured, median(overheads_ms), len(overheads_ms)
+        async def call() -> None:
+            await asyncio.gather(*(one() for _ in range(load.n))) if load.n > 1 else await one()
+
+        return await closed_loop(call, concurrency=load.concurrency, seconds=load.seconds)
 
 
-async def run(
-    running: Stack, ns: Sequence[int], concurrencies: Sequence[int], seconds: float
-) -> list[dict[str, object]]:
+async def through_gateway(running: Stack, load: Load) -> Served:
+    """The same through the gateway."""
+    body = load.body("ratchet", best_of=load.n)
+    headers = {**JSON, "authorization": f"Bearer {load.key}"} if load.key else JSON
+    told: list[dict[str, float]] = []
+    async with client() as session:
+
+        async def call() -> None:
+            async with session.post(running.gateway + "/v1/chat/completions", data=body, headers=headers) as response:
+                answer = orjson.loads(await response.read())
+            assert response.status == 200, answer
+            race = answer["best_of_n"]
+            assert (load.n, load.n if load.n > 1 else 0) == (race["n"], race["scored"]), race
+            told.append(race["timings"])
+
+        calls, cpu = await _reward_calls(session, running), cpu_s(running.gateway_pid)
+        measured = await closed_loop(call, concurrency=load.concurrency, seconds=load.seconds)
+        calls, cpu = await _reward_calls(session, running) - calls, cpu_s(running.gateway_pid) - cpu
+    stages_ms = {stage: median(timings[stage] for timings in told) for stage in told[0]}
+    return Served(measured, cpu * 1e3 / len(told), calls / len(told), stages_ms)
+
+
+async def _reward_calls(session: aiohttp.ClientSession, running: Stack) -> int:
+    async with session.get(running.reward + "/_stub/state") as response:
+        return int(orjson.loads(await response.read())["started"])
+
+
+async def compare(running: Stack, load: Load) -> Row:
+    """One load, direct and through the gateway, and what lies between the two."""
+    alone = await direct(running.backend, load)
+    served = await through_gateway(running, load)
+    stages_ms = served.stages_ms
+    return {
+        "n": load.n,
+        **asdict(served.measured),
+        "stub_p50_ms": alone.p50_ms,
+        "stub_requests_per_s": alone.requests_per_s,
+        "added_ms": served.measured.p50_ms - alone.p50_ms,
+        "draws_ms": stages_ms["generate_ms"] - alone.p50_ms,
+        "rewards_ms": stages_ms["score_ms"],
+        "journal_ms": stages_ms["journal_ms"],
+        "own_ms": stages_ms["overhead_ms"],
+        "http_ms": served.measured.p50_ms - stages_ms["total_ms"],
+        "cpu_ms": served.cpu_ms,
+        "reward_calls": served.reward_calls,
+    }
+
+
+async def run(running: Stack, ns: Sequence[int], concurrencies: Sequence[int], seconds: float) -> AsyncIterator[Row]:
     """Every combination, direct and through the gateway next to each other."""
-    rows: list[dict[str, object]] = []
     for concurrency in concurrencies:
-        once = await direct(running.backend, 1, concurrency, seconds)
-        rows.append({"path": "stub, one call", "n": 1, **asdict(once)})
         for n in ns:
-            fanned = await direct(running.backend, n, concurrency, seconds)
-            rows.append({"path": "stub, N calls side by side", "n": n, **asdict(fanned)})
-            before_s = cpu_s(running.gateway_pid)
-            measured, own_ms, served = await through_gateway(running.gateway, n, concurrency, seconds)
-            cpu_ms = (cpu_s(running.gateway_pid) - before_s) * 1e3 / served
-            added = {
-                "over_one_call_ms": measured.p50_ms - once.p50_ms,
-                "over_slowest_ms": measured.p50_ms - fanned.p50_ms,
-            }
-            rows.append(
-                {
-                    "path": "gateway",
-                    "n": n,
-                    **asdict(measured),
-                    **added,
-                    "own_overhead_ms": own_ms,
-                    "gateway_cpu_ms": cpu_ms,
-                }
-            )
-    return rows
-
-
-async def peers(running: Stack, concurrencies: Sequence[int], seconds: float) -> list[dict[str, object]]:
-    """Other best-of-N gateways at N = 4, on the same stub; one that cannot be had is told of and left out."""
-    rows: list[dict[str, object]] = []
-    try:
-        for concurrency in concurrencies:
-            measured = await tensorzero.measure(running.backend, PEERS_N, concurrency, seconds)
-            rows.append({"path": f"{tensorzero.NAME} ({tensorzero.REQUIREMENT})", "n": PEERS_N, **asdict(measured)})
-    except RuntimeError as error:
-        Console(stderr=True).print(f"not measured: {error}", style="yellow", markup=False)
-    return rows
-
-
-def show(rows: list[dict[str, object]], about: dict[str, str]) -> None:
-    """The rows as a table."""
-    names = ["concurrency", "n", "path", "p50_ms", "p99_ms", "requests_per_s", "over_one_call_ms", "over_slowest_ms"]
-    names += ["own_overhead_ms", "gateway_cpu_ms"]
-    table = Table(*names, title=", ".join(f"{key} {value}" for key, value in about.items()))
-    for row in rows:
-        cells = [row.get(name, "") for name in names]
-        table.add_row(*(f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in cells))
-    Console(width=150).print(table)
-
-
-async def main() -> None:
-    """Measure, show, and keep the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, nargs="+", default=[1, 4, 8, 16])
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--latency-ms", type=float, default=50.0)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--no-peers", action="store_true", help="do not install other gateways and measure them")
-    parser.add_argument("--out", type=Path, help="write the result here as JSON")
-    options = parser.parse_args()
-    async with stack(latency_ms=options.latency_ms, workers=options.workers) as running:
-        rows = await run(running, options.n, options.concurrency, options.seconds)
-        if not options.no_peers:
-            rows += await peers(running, options.concurrency, options.seconds)
-    about = {**machine(), "latency_ms": str(options.latency_ms), "workers": str(options.workers)}
-    show(rows, about)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    asyncio.run(main())
+            yield await compare(running, Load(n, concurrency, seconds))

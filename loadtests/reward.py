@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import platform
 import random
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, cast
 
@@ -30,6 +30,8 @@ from gateway.reward.batcher import BatchStats
 from gateway.reward.local import LocalScorer
 from gateway.settings import RewardSettings
 from gateway.types import Message
+from loadtests.stack import machine
+from loadtests.tables import rewards, titled
 
 ANSWERS = 8
 LONG_PROMPT_TOKENS = 1000
@@ -63,17 +65,19 @@ class Load:
     race_ms: list[float] = field(default_factory=list)
     batches: list[BatchStats] = field(default_factory=list)
 
-    def row(self) -> str:
-        """One line of the table."""
-        entries = sum(batch.entries for batch in self.batches)
-        padded = sum(batch.padded_tokens for batch in self.batches)
-        waste = 1 - sum(batch.tokens for batch in self.batches) / padded
+    def figures(self) -> dict[str, float]:
+        """What this load got, and what it cost."""
         waits = sorted(batch.wait_ms for batch in self.batches)
-        return (
-            f"{self.races:>5} | {self.answers / self.seconds:>9.1f} | {entries / len(self.batches):>7.1f} | "
-            f"{waste:>7.1%} | {statistics.median(waits):>8.1f} | {waits[int(len(waits) * 0.95)]:>8.1f} | "
-            f"{statistics.median(self.race_ms):>8.1f}"
-        )
+        padded = sum(batch.padded_tokens for batch in self.batches)
+        return {
+            "races": self.races,
+            "pairs_per_s": self.answers / self.seconds,
+            "pairs_per_batch": statistics.mean(batch.entries for batch in self.batches),
+            "padding": 1 - sum(batch.tokens for batch in self.batches) / padded,
+            "wait_p50_ms": statistics.median(waits),
+            "wait_p95_ms": waits[int(len(waits) * 0.95)],
+            "race_p50_ms": statistics.median(self.race_ms),
+        }
 
 
 def words(rng: random.Random, count: int) -> str:
@@ -156,19 +160,47 @@ def random_qwen3(folder: Path) -> None:
     Qwen3ForSequenceClassification(config).save_pretrained(folder)
 
 
-def measure(settings: RewardSettings, arguments: argparse.Namespace) -> None:
-    """Print both answers for one model on one device in one type."""
-    print(f"\n{Path(settings.model).name} on {settings.device}, {settings.dtype}")
-    print("races | answers/s | entries | padding | wait p50 | wait p95 | race p50 (ms)")
-    for races in arguments.races:
-        print(asyncio.run(load(settings, races, arguments.seconds, arguments.spread_ms)).row(), flush=True)
-    median_ms, clipped = asyncio.run(long_prompt(settings, arguments.repeats))
-    note = " (clipped to what the model reads)" if clipped else ""
-    print(f"{ANSWERS} answers to a {LONG_PROMPT_TOKENS}-token prompt{note}: median {median_ms:.0f} ms")
+def measure(settings: RewardSettings, options: argparse.Namespace) -> dict[str, object]:
+    """Both answers for one model on one device in one type."""
+    loads = [asyncio.run(load(settings, races, options.seconds, options.spread_ms)) for races in options.races]
+    median_ms, clipped = asyncio.run(long_prompt(settings, options.repeats))
+    return {
+        "model": Path(settings.model).name,
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "loads": [one.figures() for one in loads],
+        "long_prompt_ms": median_ms,
+        "long_prompt_clipped": clipped,
+    }
 
 
-def main() -> None:
-    """Measure on the CPU, and on CUDA where it is."""
+def run(options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """The chosen model on every device there is, in every type that the device is used with."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        model, adapter = options.model, options.adapter
+        if options.random_qwen3:
+            random_qwen3(Path(folder))
+            model = folder
+        elif not model:
+            model, adapter = str(minilm_folder()), reward_adapter_folder()
+        for device in options.devices:
+            if device.startswith("cuda") and not torch.cuda.is_available():
+                print(f"{device}: not measured, for there is no such device", file=sys.stderr)
+                continue
+            for dtype in cast("list[Dtype]", ["bfloat16", "float32"] if device.startswith("cuda") else ["float32"]):
+                settings = RewardSettings(
+                    model=model, adapter=adapter, device=device, dtype=dtype, max_wait_ms=options.max_wait_ms
+                )
+                try:
+                    yield measure(settings, options)
+                except RewardError as error:
+                    print(f"{device}, {dtype}: not measured: {error.message}", file=sys.stderr)
+
+
+def options_from(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line's options; ``words`` instead of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="folder or hub id; default: the embedded model")
     parser.add_argument("--adapter", type=Path, default=None)
@@ -179,31 +211,13 @@ def main() -> None:
     parser.add_argument("--spread-ms", type=float, default=50.0, help="a race's answers finish this far apart")
     parser.add_argument("--repeats", type=int, default=10, help="long prompts")
     parser.add_argument("--max-wait-ms", type=float, default=RewardSettings().max_wait_ms)
-    arguments = parser.parse_args()
+    return parser.parse_args(words)
 
-    import torch
 
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
-    with tempfile.TemporaryDirectory() as folder:
-        model, adapter = arguments.model, arguments.adapter
-        if arguments.random_qwen3:
-            random_qwen3(Path(folder))
-            model = folder
-        elif not model:
-            model, adapter = str(minilm_folder()), reward_adapter_folder()
-        for device in arguments.devices:
-            if device.startswith("cuda") and not torch.cuda.is_available():
-                print("\nno CUDA device: not run")
-                continue
-            dtypes = ["bfloat16", "float32"] if device.startswith("cuda") else ["float32"]
-            for dtype in cast("list[Dtype]", dtypes):
-                settings = RewardSettings(
-                    model=model, adapter=adapter, device=device, dtype=dtype, max_wait_ms=arguments.max_wait_ms
-                )
-                try:
-                    measure(settings, arguments)
-                except RewardError as error:
-                    print(f"not measured: {error.message}")
+def main() -> None:
+    """Measure on the CPU, and on CUDA where it is; print a table for each."""
+    found = list(run(options_from()))
+    print(titled({**machine(), "torch": version("torch")}, rewards(found)))
 
 
 if __name__ == "__main__":

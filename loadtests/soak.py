@@ -27,12 +27,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
+from loadtests.closed_loop import closed_loop
 from loadtests.faults.arrivals import Arrivals
 from loadtests.faults.callers import outcome_of_answer, outcome_of_stream
 from loadtests.growth import Allowance, Growth, growth
 from loadtests.load.plot import figure, page
 from loadtests.load.summary import percentile
-from loadtests.stack import Stack, closed_loop, machine, stack
+from loadtests.stack import Stack, machine, stack
 
 OUT = Path("loadtests/results/soak.json")
 N = 4

@@ -1,4 +1,4 @@
-"""What every benchmark needs: the gateway, its stubs and a Redis as processes of their own, and closed-loop load."""
+"""What every benchmark needs: the gateway, its stubs and a Redis as processes of their own."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import quantiles
 
 import aiohttp
 import psutil
@@ -23,18 +22,8 @@ from gateway.embedded.process import free_port
 from gateway.embedded.redis import RedisServer
 from tests.stubs.process import StubProcess
 
-Call = Callable[[], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Latencies of one closed loop, in milliseconds, and its throughput."""
-
-    concurrency: int
-    requests: int
-    p50_ms: float
-    p99_ms: float
-    requests_per_s: float
+# Longer prompts than any measurement sends.
+_PROMPT_TOKENS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +37,20 @@ class Stack:
     redis: str
 
 
-async def closed_loop(call: Call, *, concurrency: int, seconds: float, warm_up_s: float = 1.0) -> Measured:
-    """Keep ``concurrency`` callers busy; each sends its next request when the last one is answered."""
-    latencies_ms: list[float] = []
-    begin = time.perf_counter() + warm_up_s
-    end = begin + seconds
-
-    async def caller() -> None:
-        while (started := time.perf_counter()) < end:
-            await call()
-            if started >= begin:
-                latencies_ms.append((time.perf_counter() - started) * 1e3)
-
-    await asyncio.gather(*(caller() for _ in range(concurrency)))
-    elapsed_s = time.perf_counter() - begin
-    cuts = quantiles(latencies_ms, n=100)
-    return Measured(concurrency, len(latencies_ms), cuts[49], cuts[98], len(latencies_ms) / elapsed_s)
-
-
 @asynccontextmanager
 async def stack(*, latency_ms: float, workers: int = 1, **settings: str) -> AsyncIterator[Stack]:
-    """The TGI stub, the reward stub, Redis and ``python -m gateway serve``, until the block ends."""
-    backend = StubProcess("tests.stubs.tgi", latency_ms=latency_ms, max_concurrent_requests=4096)
+    """The TGI stub, the reward stub, Redis and ``python -m gateway serve``, until the block ends.
+
+    The stub takes what other gateways send too: several answers in one call, and long prompts.
+    """
+    backend = StubProcess(
+        "tests.stubs.tgi",
+        latency_ms=latency_ms,
+        max_concurrent_requests=4096,
+        max_input_tokens=_PROMPT_TOKENS,
+        max_total_tokens=_PROMPT_TOKENS,
+        honours_n=True,
+    )
     with tempfile.TemporaryDirectory(prefix="ratchet-load-") as folder, RedisServer(Path(folder) / "redis") as redis:
         async with backend, StubProcess("tests.stubs.reward") as reward:
             port = free_port()

@@ -135,6 +135,11 @@ class Plot:
         opening = f'<svg class="{kind}" {box} role="img" aria-label="{Markup.escape(label)}">'
         return Markup(opening + "".join(self._marks) + "</svg>")  # noqa: S704 - each mark escapes its own texts
 
+    def group(self, corner: Spot) -> Markup:
+        """The figure as a part of a larger one, its upper left corner at a pixel of that."""
+        marks = "".join(self._marks)
+        return Markup(f'<g transform="translate({corner[0]:g} {corner[1]:g})">{marks}</g>')  # noqa: S704 - as above
+
     def _segment(self, start: Spot, stop: Spot, kind: str) -> None:
         (x1, y1), (x2, y2) = start, stop
         self._add(f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')

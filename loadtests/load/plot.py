@@ -10,9 +10,9 @@ from distill.report.svg import Margins, Plot, Spot, ticks
 
 SIZE = (900.0, 260.0)
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 960px; margin: 2em auto; padding: 0 1em; color: #1c2430;
-  background: #fff; --old: #64748b; --new: #0f766e; }
+STYLE = """
+:root { --old: #64748b; --new: #0f766e; font: 16px/1.5 system-ui, sans-serif; }
+body { max-width: 960px; margin: 2em auto; padding: 0 1em; color: #1c2430; background: #fff; }
 svg { width: 100%; height: auto; overflow: visible; }
 svg text { fill: #5b6675; font-size: 13px; }
 svg .label.old { fill: var(--old); } svg .label.new { fill: var(--new); font-weight: 600; }
@@ -40,6 +40,6 @@ def page(title: str, about: Mapping[str, object], figures: Sequence[Markup]) -> 
     """The page: its figures under the machine and the settings they were measured with."""
     facts = ", ".join(f"{name} {value}" for name, value in about.items())
     head = (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     )
     return f"{head}\n<h1>{escape(title)}</h1>\n<p>{escape(facts)}</p>\n" + "\n".join(figures) + "\n</html>\n"

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-from pathlib import Path
-from statistics import quantiles
+from collections.abc import AsyncGenerator
 
 from loadtests.peers.environment import python_of
-from loadtests.stack import Measured
+from loadtests.peers.peer import Race, Result, as_library
 
-NAME = "TensorZero, embedded"
-REQUIREMENT = "tensorzero==2026.6.0"
+NAME = "TensorZero, embedded: best of N by a judge"
+REQUIREMENTS: tuple[str, ...] = ("tensorzero==2026.6.0",)
+
+# It would tell of every judge's word that it cannot use, and pay for that: we do not hold that against it.
+_QUIET = {"RUST_LOG": "off", "TENSORZERO_DISABLE_PSEUDONYMOUS_USAGE_ANALYTICS": "1"}
 
 
-async def measure(backend: str, n: int, concurrency: int, seconds: float) -> Measured:
-    """A closed loop on the stub.
+def waits(n: int) -> int:
+    """The draws together, then the judge once."""
+    return 2
 
-    Raises:
-        RuntimeError: It cannot be installed, or its client failed.
-    """
-    python = await python_of("tensorzero", REQUIREMENT)
-    script = Path(__file__).parent / "tensorzero_client.py"
-    # -P: this folder is no place to look for a package of the same name as a module here.
-    # It would tell of every judge's word that it cannot use, and pay for that: we do not hold that against it.
-    quiet = {**os.environ, "RUST_LOG": "off", "TENSORZERO_DISABLE_PSEUDONYMOUS_USAGE_ANALYTICS": "1"}
-    command = (python, "-P", script, backend, str(n), str(concurrency), str(seconds))
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, env=quiet)
-    told, complaint = await process.communicate()
-    if process.returncode != 0:
-        raise RuntimeError(f"{NAME} failed: {complaint.decode(errors='replace')[-500:]}")
-    said = json.loads(told.splitlines()[-1])
-    latencies_ms: list[float] = said["ms"]
-    cuts = quantiles(latencies_ms, n=100)
-    return Measured(concurrency, len(latencies_ms), cuts[49], cuts[98], len(latencies_ms) / said["elapsed_s"])
+
+async def measure(race: Race) -> AsyncGenerator[Result]:
+    """As a library, its fastest form: no HTTP before it, and nothing stored."""
+    python = await python_of("tensorzero", *REQUIREMENTS)
+    async for result in as_library(python, "loadtests.peers.tensorzero_client", race, **_QUIET):
+        yield result

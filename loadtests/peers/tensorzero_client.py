@@ -1,23 +1,22 @@
-"""Run by the interpreter of TensorZero's own environment: a closed loop on its embedded gateway, best of N by a judge.
+"""Run by the interpreter of TensorZero's own environment: best of N by a judge, by its embedded gateway.
 
-``python tensorzero_client.py BACKEND_URL N CONCURRENCY SECONDS`` prints the latencies in milliseconds and the time they
-took together, as JSON. Client and gateway are one process, so that no HTTP lies between them. Observability is off:
-nothing is stored. The judge is the same stub, which answers with any number; TensorZero then takes an answer by chance,
-which costs no more time.
+Observability is off: nothing is stored. The judge is the same stub, which answers with any number; TensorZero then
+takes an answer by chance, which costs no more time.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 import tempfile
-import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tensorzero import AsyncTensorZeroGateway
 
-WARM_UP_S = 1.0
+from loadtests.closed_loop import QUESTION, Call
+from loadtests.peers.library import main
+
 CONFIGURATION = """
 [gateway]
 observability.enabled = false
@@ -49,28 +48,20 @@ json_mode = "tool"
 """
 
 
-async def measure(url: str, n: int, concurrency: int, seconds: float) -> dict[str, object]:
-    """Latencies of the requests that began after the warm-up, and from then until the last one ended."""
+@asynccontextmanager
+async def gateway(backend: str, n: int) -> AsyncIterator[Call]:
+    """Its embedded gateway, configured for best of ``n``."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tensorzero.toml"
-        file.write_text(CONFIGURATION.format(url=url, candidates=json.dumps(["one"] * n)))
-        gateway = await AsyncTensorZeroGateway.build_embedded(config_file=str(file), clickhouse_url=None)
-    question = "Describe a quiet harbour in the early morning, in a few sentences."
-    asked = {"messages": [{"role": "user", "content": question}]}
-    latencies_ms: list[float] = []
-    begin = time.perf_counter() + WARM_UP_S
-    end = begin + seconds
+        file.write_text(CONFIGURATION.format(url=backend, candidates=json.dumps(["one"] * n)))
+        embedded = await AsyncTensorZeroGateway.build_embedded(config_file=str(file), clickhouse_url=None)
+    asked = {"messages": [{"role": "user", "content": QUESTION}]}
 
-    async def caller() -> None:
-        while (started := time.perf_counter()) < end:
-            await gateway.inference(function_name="answer", variant_name="best", input=asked)
-            if started >= begin:
-                latencies_ms.append((time.perf_counter() - started) * 1e3)
+    async def call() -> None:
+        await embedded.inference(function_name="answer", variant_name="best", input=asked)
 
-    await asyncio.gather(*(caller() for _ in range(concurrency)))
-    return {"ms": latencies_ms, "elapsed_s": time.perf_counter() - begin}
+    yield call
 
 
 if __name__ == "__main__":
-    _, backend, n_draws, callers, duration_s = sys.argv
-    print(json.dumps(asyncio.run(measure(backend, int(n_draws), int(callers), float(duration_s)))))
+    main(gateway)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -93,6 +94,15 @@ def test_an_unknown_setting_is_one_line_and_a_failure() -> None:
 def test_a_gateway_without_a_reward_model_says_what_to_set() -> None:
     ended = gateway("serve")
     assert (ended.exit_code, "GATEWAY_REWARD__MODEL" in ended.stderr) == (2, True)
+
+
+def test_a_worker_keeps_what_it_has_loaded_out_of_the_collectors_way(tmp_path: Path) -> None:
+    """Or every full collection walks all of it, while every request waits."""
+    script = "import gc; from gateway.__main__ import worker; worker(); print(gc.get_freeze_count() > 10_000)"
+    settings = {"GATEWAY_REWARD__URL": "http://127.0.0.1:1", "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, env={**ENVIRONMENT, **settings}, capture_output=True, text=True, check=True)
+    assert "True" == ended.stdout.splitlines()[-1]
 
 
 def test_a_new_key_is_shown_with_the_line_that_knows_it(tmp_path: Path) -> None:

@@ -6,7 +6,10 @@ program: ``python -m tests.stubs.tgi --port 8080 --latency-ms 50``; every knob i
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 
 import orjson
 from aiohttp import web
@@ -25,6 +28,7 @@ from tests.stubs.tgi_wire import (
     DONE,
     VERSION,
     Event,
+    chat_choices,
     chat_events,
     chat_response,
     event,
@@ -69,6 +73,8 @@ class TgiStub(StubServer):
             return request
         if request.stream:
             return await self._streamed(http, request, chat_events, lambda error: event(error.frame), DONE)
+        if request.n > 1:
+            return await self._several(request)
         return await self._plain(http, request, chat_response)
 
     async def _generate(self, http: web.BaseRequest) -> web.StreamResponse:
@@ -179,6 +185,18 @@ class TgiStub(StubServer):
         if fault is Fault.DRIP:
             return await dripped(http, body, self.knobs)
         return JsonResponse(body)
+
+    async def _several(self, request: GenerationRequest) -> web.StreamResponse:
+        """Not TGI's: n draws side by side, each with a seed of its own, as the choices of one answer."""
+        requests = [replace(request, seed=None if request.seed is None else request.seed + k) for k in range(request.n)]
+        try:
+            with ExitStack() as running:
+                generations = [running.enter_context(self._begin(one)[0]) for one in requests]
+                await asyncio.gather(*(generation.until_done_or(Fault.NONE) for generation in generations))
+                drawn = zip(requests, (generation.generated for generation in generations), strict=True)
+                return JsonResponse(chat_choices([orjson.loads(chat_response(*each, None)) for each in drawn]))
+        except TgiError as error:
+            return json_response(orjson.dumps(error.body), status=error.status)
 
     async def _streamed(
         self,

@@ -41,10 +41,11 @@ class GenerationRequest:
     grammar: Grammar | None = None
     tool_call: ToolCall | None = None
     inputs: str = ""
+    n: int = 1
 
 
 def read_chat(body: dict[str, Any], knobs: Knobs) -> GenerationRequest:
-    """Read a body of /v1/chat/completions. Unknown fields are ignored, and so are n and a list in logit_bias.
+    """Read a body of /v1/chat/completions. Unknown fields, a list in logit_bias and (unasked) n are ignored.
 
     Raises:
         BodyError: A field has the wrong type.
@@ -81,6 +82,7 @@ def read_chat(body: dict[str, Any], knobs: Knobs) -> GenerationRequest:
         stream=get("stream", False),
         include_usage=get("stream_options", {}).get("include_usage", False),
         logprobs=get("logprobs") or False,
+        n=(get("n") or 1) if knobs.honours_n else 1,
     )
     if "tools" not in body and "response_format" not in body:
         return request

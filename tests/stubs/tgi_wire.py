@@ -64,6 +64,15 @@ def chat_response(request: GenerationRequest, generated: Generated, arguments: s
     )
 
 
+def chat_choices(bodies: Sequence[dict[str, Any]]) -> bytes:
+    """Several chat completions of one prompt as one with that many choices; the prompt counts once."""
+    usage = bodies[0]["usage"]
+    usage["completion_tokens"] = sum(body["usage"]["completion_tokens"] for body in bodies)
+    usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
+    choices = [{**body["choices"][0], "index": index} for index, body in enumerate(bodies)]
+    return orjson.dumps({**bodies[0], "choices": choices, "usage": usage})
+
+
 def chat_events(request: GenerationRequest, generated: Generated) -> list[Event]:
     """The events of a streamed chat completion, without the final [DONE]."""
     events: list[Event] = []

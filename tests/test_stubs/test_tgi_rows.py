@@ -51,6 +51,21 @@ async def test_n_is_parsed_and_dropped(ask: Ask) -> None:
     assert (200, 1) == (status, len(body["choices"]))
 
 
+async def test_n_is_honoured_where_a_test_wants_another_kind_of_server(stub: TgiStub, ask: Ask) -> None:
+    stub.knobs.honours_n = True
+    status, body = await ask(n=3, seed=5)
+    assert (200, [0, 1, 2]) == (status, [choice["index"] for choice in body["choices"]])
+    alone = [(await ask(seed=seed))[1] for seed in (5, 6, 7)]
+    said = [choice["message"]["content"] for choice in body["choices"]]
+    assert [one["choices"][0]["message"]["content"] for one in alone] == said
+    tokens = sum(one["usage"]["completion_tokens"] for one in alone)
+    assert (tokens, alone[0]["usage"]["prompt_tokens"]) == (
+        body["usage"]["completion_tokens"],
+        body["usage"]["prompt_tokens"],
+    )
+    assert (6, 0) == (stub.state.finished, stub.state.generating)
+
+
 async def test_logit_bias_as_a_map_is_a_422_and_as_a_list_is_dropped(ask: Ask) -> None:
     assert 422 == (await ask(logit_bias={"50256": -100}))[0]
     assert 200 == (await ask(logit_bias=[0.5]))[0]

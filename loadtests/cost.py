@@ -1,0 +1,165 @@
+"""How cost grows, with N, concurrency, the prompt and Redis: ``python -m loadtests.cost``.
+
+One thing is varied at a time, from N = 4 at concurrency 4 with a prompt of a thousand characters and a Redis at hand.
+Each point is the stub alone, then the gateway before it: what the gateway adds to the slowest of N candidates, what it
+serves a second, and what a request costs it in CPU. Writes JSON and one figure, prints a line for each.
+
+Redis is behind a proxy of the measuring process, which delays what the gateway sends. Requests do not wait for Redis,
+unless their key has limits, which all gateways count there together: so Redis is measured with such a key as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import uvloop
+
+from distill.report.svg import Margins, Plot, ticks
+from gateway.api.keyfile import Key, Limits
+from gateway.embedded.redis import RedisServer
+from loadtests.faults.proxy import TcpProxy
+from loadtests.load.plot import STYLE
+from loadtests.overhead import Load, Row, compare
+from loadtests.stack import Stack, machine, stack
+from loadtests.tables import growth, put, titled
+
+OUT = Path("loadtests/results/cost.json")
+N = (1, 2, 4, 8, 16, 32)
+CONCURRENCY = (1, 2, 4, 8, 16, 32, 64, 128)
+PROMPT_CHARACTERS = (100, 1_000, 4_000, 16_000, 64_000)
+REDIS_MS = (0, 2, 10, 50, 200)
+FREE, LIMITED = "rk-free", "rk-limited"
+PANEL = (440.0, 230.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """One thing that is varied; ``at`` are its values, each with the load and the delay of Redis that it means."""
+
+    name: str
+    unit: str
+    at: Sequence[tuple[int, Load, float]]
+
+
+def sweeps(seconds: float) -> list[Sweep]:
+    """Everything that is measured."""
+    base = Load(n=4, concurrency=4, seconds=seconds, prompt=prompt(1_000), key=FREE)
+    return [
+        Sweep("N", "draws", [(n, replace(base, n=n), 0.0) for n in N]),
+        Sweep("concurrency", "callers", [(c, replace(base, concurrency=c), 0.0) for c in CONCURRENCY]),
+        Sweep("prompt", "characters", [(c, replace(base, prompt=prompt(c)), 0.0) for c in PROMPT_CHARACTERS]),
+        Sweep("Redis", "ms late", [(ms, base, ms / 1e3) for ms in REDIS_MS]),
+        Sweep("Redis, a key with limits", "ms late", [(ms, replace(base, key=LIMITED), ms / 1e3) for ms in REDIS_MS]),
+    ]
+
+
+def prompt(characters: int) -> str:
+    """A prompt of that length, in words of six letters."""
+    return ("harbour " * (characters // 8 + 1))[:characters]
+
+
+@asynccontextmanager
+async def late_redis_stack(latency_ms: float) -> AsyncIterator[tuple[Stack, TcpProxy]]:
+    """A stack whose Redis is as late as the proxy is told to be, with one key that has limits and one without."""
+    with tempfile.TemporaryDirectory(prefix="ratchet-cost-") as folder, RedisServer(Path(folder) / "redis") as redis:
+        port = urlsplit(redis.url).port
+        assert port is not None
+        keys = Path(folder) / "keys"
+        boundless = Limits(requests_per_minute=10**9, tokens_per_minute=10**11, races_in_flight=10**6)
+        lines = [_key(FREE, Limits()).line, _key(LIMITED, boundless).line]
+        keys.write_text("\n".join(lines) + "\n")
+        async with TcpProxy(port) as proxy:
+            settings = {
+                "GATEWAY_REDIS__URL": f"redis://127.0.0.1:{proxy.port}/0",
+                "GATEWAY_API__KEYS_FILE": str(keys),
+                "GATEWAY_RACE__BEST_OF_MAX": str(max(N)),
+            }
+            async with stack(latency_ms=latency_ms, workers=1, **settings) as running:
+                yield running, proxy
+
+
+async def measure(seconds: float, latency_ms: float) -> list[Row]:
+    """A row for each point of each sweep."""
+    rows: list[Row] = []
+    async with late_redis_stack(latency_ms) as (running, proxy):
+        for sweep in sweeps(seconds):
+            for at, load, proxy.delay_s in sweep.at:
+                row = await compare(running, load)
+                rows.append({"sweep": sweep.name, "unit": sweep.unit, "at": at, **row})
+                added_ms, cpu_ms = row["added_ms"], row["cpu_ms"]
+                print(f"{sweep.name} {at}: +{added_ms:.1f} ms, {cpu_ms:.1f} ms of CPU", file=sys.stderr)
+            proxy.delay_s = 0.0
+    return rows
+
+
+def figure(rows: Sequence[Row]) -> str:
+    """One SVG of four panels, in which points lie at equal distances."""
+    added, cpu = ("added", "new", "added_ms"), ("CPU", "old", "cpu_ms")
+    panels = [
+        _panel(rows, "N (draws)", [("N", *added), ("N", *cpu)]),
+        _panel(rows, "callers at once", [("concurrency", *added), ("concurrency", *cpu)]),
+        _panel(rows, "characters of the prompt", [("prompt", *added), ("prompt", *cpu)]),
+        _panel(
+            rows,
+            "Redis late by, ms",
+            [("Redis", *added), ("Redis, a key with limits", "added, key with limits", "old", "added_ms")],
+        ),
+    ]
+    width, height = PANEL
+    drawn = [panel.group((k % 2 * width, k // 2 * height)) for k, panel in enumerate(panels)]
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * width:g} {2 * height:g}" role="img"'
+    label = "What the gateway adds to the slowest candidate, and its CPU a request, as each thing grows"
+    paper = '<rect width="100%" height="100%" fill="#fff"/>'
+    return f'{opening} aria-label="{label}"><style>{STYLE}</style>{paper}{"".join(drawn)}</svg>\n'
+
+
+def _panel(rows: Sequence[Row], title: str, curves: Sequence[tuple[str, str, str, str]]) -> Plot:
+    """One panel; a curve is its sweep, name, class and field."""
+    lines = [[float(str(row[field])) for row in rows if row["sweep"] == sweep] for sweep, _, _, field in curves]
+    values = [str(row["at"]) for row in rows if row["sweep"] == curves[0][0]]
+    high = max(1.0, *(value for line in lines for value in line)) * 1.05
+    plot = Plot(PANEL, (0.0, len(values) - 1.0), (0.0, high), margins=Margins(left=56, right=150))
+    plot.axes(title, "ms", list(enumerate(values)), ticks(0.0, high, 4))
+    for line, (_, _, kind, _) in zip(lines, curves, strict=True):
+        plot.line(enumerate(line), kind)
+    plot.end_labels([(line[-1], name, kind) for line, (_, name, kind, _) in zip(lines, curves, strict=True)])
+    return plot
+
+
+def _key(secret: str, limits: Limits) -> Key:
+    return Key(secret, hashlib.sha256(secret.encode()).digest(), limits=limits)
+
+
+def main() -> None:
+    """Measure, keep, draw, show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each load; there are two a point")
+    parser.add_argument("--latency-ms", type=float, default=50.0, help="of every answer of the stub")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"the result, as JSON, with an SVG beside it; {OUT}")
+    parser.add_argument("--show", type=Path, help="measure nothing: print the lines of this result")
+    parser.add_argument("--into", type=Path, help="put the lines where this page (README.md) has a place for them")
+    options = parser.parse_args()
+    if options.show:
+        found = json.loads(options.show.read_text())
+    else:
+        rows = uvloop.run(measure(options.seconds, options.latency_ms))
+        found = {"about": {**machine(), "latency_ms": f"{options.latency_ms:g}"}, "rows": rows}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        options.out.with_suffix(".svg").write_text(figure(rows))
+    print(titled(found["about"], growth(found["rows"])))
+    if options.into:
+        put(options.into, found["about"], {"cost": growth(found["rows"])})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What the benchmarks found, as README has it: tables in Markdown, made from the JSON that they write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+Column = tuple[str, str, str]
+"""Heading, field, format."""
+
+_OVERHEAD: Sequence[Column] = (
+    ("concurrency", "concurrency", "d"),
+    ("N", "n", "d"),
+    ("stub, N side by side", "stub_p50_ms", ".1f"),
+    ("gateway p50", "p50_ms", ".1f"),
+    ("p99", "p99_ms", ".1f"),
+    ("**added**", "added_ms", ".1f"),
+    ("draws", "draws_ms", ".1f"),
+    ("rewards", "rewards_ms", ".1f"),
+    ("journal", "journal_ms", ".1f"),
+    ("own", "own_ms", ".1f"),
+    ("HTTP", "http_ms", ".1f"),
+    ("requests/s", "requests_per_s", ".0f"),
+    ("CPU", "cpu_ms", ".1f"),
+)
+_PEERS: Sequence[Column] = (
+    ("concurrency", "concurrency", "d"),
+    ("who", "who", ""),
+    ("waits for the model", "waits", "d"),
+    ("p50", "p50_ms", ".1f"),
+    ("p99", "p99_ms", ".1f"),
+    ("added to the slowest candidate", "added_ms", ".1f"),
+    ("beyond its waits", "beyond_waits_ms", ".1f"),
+    ("requests/s", "requests_per_s", ".0f"),
+    ("CPU a request", "cpu_ms", ".1f"),
+)
+_REWARDS: Sequence[Column] = (
+    ("races at once", "races", "d"),
+    ("pairs/s", "pairs_per_s", ".1f"),
+    ("pairs a batch", "pairs_per_batch", ".1f"),
+    ("padding", "padding", ".1%"),
+    ("wait p50", "wait_p50_ms", ".1f"),
+    ("wait p95", "wait_p95_ms", ".1f"),
+    ("a race's rewards, p50", "race_p50_ms", ".1f"),
+)
+_JOURNAL: Sequence[Column] = (
+    ("durability", "durability", ""),
+    ("writers", "writers", "d"),
+    ("records/s", "records_per_s", ".0f"),
+    ("p50", "p50_ms", ".2f"),
+    ("p99", "p99_ms", ".2f"),
+    ("records a commit", "records_per_commit", ".1f"),
+)
+_GROWTH = (
+    ("with", "name"),
+    ("at", "at"),
+    ("added, ms", "added"),
+    ("gateway CPU a request, ms", "cpu"),
+    ("requests/s", "rate"),
+)
+
+
+def table(columns: Sequence[Column], rows: Iterable[Row]) -> str:
+    """A table in Markdown."""
+    lines = [[heading for heading, _, _ in columns], ["---"] * len(columns)]
+    lines += [[format(row[name], form) for _, name, form in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def titled(about: Mapping[str, str], *tables: str) -> str:
+    """Tables under the date and the machine."""
+    return "\n\n".join([", ".join(f"{name} {value}" for name, value in about.items()), *tables])
+
+
+def overhead(rows: Iterable[Row]) -> str:
+    """What the gateway adds, and in which stage."""
+    return table(_OVERHEAD, rows)
+
+
+def peers(rows: Iterable[Row]) -> str:
+    """The gateway beside others."""
+    return table(_PEERS, rows)
+
+
+def rewards(found: Iterable[Row]) -> str:
+    """A table for each device and type."""
+    return "\n\n".join(
+        f"{one['model']} on {one['device']}, {one['dtype']}; eight answers to a 1,000-token prompt"
+        f"{' (clipped to what it reads)' if one['long_prompt_clipped'] else ''}: {one['long_prompt_ms']:.0f} ms\n\n"
+        + table(_REWARDS, one["loads"])
+        for one in found
+    )
+
+
+def journal(found: Row) -> str:
+    """What the journal takes."""
+    return f"Encoding a record: {found['encode_ms']:.3f} ms\n\n" + table(_JOURNAL, found["rows"])
+
+
+def growth(rows: Sequence[Row]) -> str:
+    """A line for each thing that was varied, its points in order."""
+    lines = []
+    for name in dict.fromkeys(row["sweep"] for row in rows):
+        points = [row for row in rows if row["sweep"] == name]
+        series = [
+            (f"{p['at']:,}", f"{p['added_ms']:.1f}", f"{p['cpu_ms']:.1f}", f"{p['requests_per_s']:.0f}") for p in points
+        ]
+        at, added, cpu, rate = (" · ".join(cells) for cells in zip(*series, strict=True))
+        lines.append({"name": name, "at": f"{at} {points[0]['unit']}", "added": added, "cpu": cpu, "rate": rate})
+    columns = [(heading, field, "") for heading, field in _GROWTH]
+    return table(columns, lines)
+
+
+def blocks(found: Mapping[str, Any]) -> dict[str, str]:
+    """A table for each part that a run of ``make bench`` has measured, by the name of its place in README."""
+    parts: Mapping[str, Callable[[Any], str]] = {
+        "overhead": overhead,
+        "peers": peers,
+        "reward": rewards,
+        "journal": journal,
+    }
+    return {f"bench {name}": draw(found[name]) for name, draw in parts.items() if name in found}
+
+
+def put(page: Path, about: Mapping[str, str], named: Mapping[str, str]) -> None:
+    """Put each table, under its date and machine, between the two comments of its name on a page.
+
+    Raises:
+        ValueError: The page has no place of that name.
+    """
+    text = page.read_text(encoding="utf-8")
+    for name, drawn in named.items():
+        mark = f"<!-- {name} -->"
+        if text.count(mark) != 2:
+            raise ValueError(f"{page} has no place for {name}: it wants two lines {mark}")
+        before, _, after = text.split(mark)
+        text = f"{before}{mark}\n{titled(about, drawn)}\n{mark}{after}"
+    page.write_text(text, encoding="utf-8")

@@ -1,0 +1,143 @@
+"""What ``make bench`` measures, and how it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from loadtests import bench, cost, tables
+from loadtests.closed_loop import closed_loop
+from loadtests.overhead import Load, compare
+from loadtests.stack import stack
+
+ROW = {
+    "n": 4,
+    "concurrency": 16,
+    "stub_p50_ms": 52.04,
+    "p50_ms": 60.0,
+    "p99_ms": 70.0,
+    "added_ms": 7.96,
+    "draws_ms": 3.0,
+    "rewards_ms": 2.0,
+    "journal_ms": 1.5,
+    "own_ms": 1.0,
+    "http_ms": 0.5,
+    "requests_per_s": 201.4,
+    "cpu_ms": 3.26,
+    "reward_calls": 2.5,
+}
+
+
+async def test_a_closed_loop_keeps_its_callers_busy_and_no_more() -> None:
+    """As many calls are under way as there are callers."""
+    under_way, most = 0, 0
+
+    async def call() -> None:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.005)
+        under_way -= 1
+
+    measured = await closed_loop(call, concurrency=3, seconds=0.1, warm_up_s=0.05)
+    assert (3, 3) == (most, measured.concurrency)
+    assert measured.p50_ms >= 5
+
+
+async def test_a_loop_too_short_for_its_callers_lasts_until_each_has_two_answers() -> None:
+    """A busy machine makes a measurement late, it does not end a run of ten minutes."""
+    measured = await closed_loop(lambda: asyncio.sleep(0.05), concurrency=2, seconds=0.01, warm_up_s=0.0)
+    assert 4 == measured.requests
+
+
+async def test_stages_and_the_stub_add_up_to_what_a_caller_waits_for() -> None:
+    """A load through the real gateway: every draw is scored, and its stages explain its latency."""
+    async with stack(latency_ms=20.0) as running:
+        row: Any = await compare(running, Load(n=2, concurrency=2, seconds=0.5))
+    assert (2, 2) == (row["n"], row["concurrency"])
+    assert row["p50_ms"] == pytest.approx(row["stub_p50_ms"] + row["added_ms"])
+    assert row["reward_calls"] > 0
+    assert row["cpu_ms"] > 0
+    stages = ("draws_ms", "rewards_ms", "journal_ms", "own_ms", "http_ms")
+    # Medians of parts are not parts of the median: near it, on a machine that does other things too.
+    assert row["added_ms"] == pytest.approx(sum(row[stage] for stage in stages), abs=max(20.0, row["added_ms"]))
+
+
+def test_a_table_has_a_cell_for_every_column() -> None:
+    """Rows become Markdown as README has it."""
+    heading, rule, cells = tables.overhead([ROW]).splitlines()
+    assert {heading.count("|")} == {rule.count("|"), cells.count("|")}
+    assert "| 16 | 4 | 52.0 | 60.0 | 70.0 | 8.0 | 3.0 |" in cells
+
+
+def test_an_earlier_result_is_shown_without_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--show`` prints the tables of the parts that a file holds, under its date and machine."""
+    found = {
+        "about": {"date": "2026-11-25", "cpu": "2 x EPYC"},
+        "peers": [{**ROW, "who": "another", "waits": 2, "beyond_waits_ms": 1.0}],
+        "journal": {"encode_ms": 0.02, "rows": []},
+    }
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps(found))
+    monkeypatch.setattr(sys, "argv", ["bench", "--show", str(file)])
+    bench.main()
+    said = capsys.readouterr().out
+    assert said.startswith("date 2026-11-25, cpu 2 x EPYC")
+    assert "| 16 | another | 2 |" in said
+    assert "0.020 ms" in said
+
+
+def test_tables_go_where_a_page_has_places_for_them(tmp_path: Path) -> None:
+    """What stood there goes; what stands around it stays, and a page without the place is an error."""
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- cost -->\nold\n<!-- cost -->\nafter\n")
+    tables.put(page, {"date": "today"}, {"cost": "| new |"})
+    assert page.read_text() == "before\n<!-- cost -->\ndate today\n\n| new |\n<!-- cost -->\nafter\n"
+    with pytest.raises(ValueError, match="no place for bench peers"):
+        tables.put(page, {}, {"bench peers": ""})
+
+
+def test_readme_has_a_place_for_every_table() -> None:
+    """Each name that the benchmarks write under stands there twice."""
+    readme = Path("README.md").read_text(encoding="utf-8")
+    names = [*(f"bench {part}" for part in bench.PARTS), "cost"]
+    assert dict.fromkeys(names, 2) == {name: readme.count(f"<!-- {name} -->") for name in names}
+
+
+def _grown() -> list[dict[str, Any]]:
+    names = {"N": "draws", "concurrency": "callers", "prompt": "characters", "Redis": "ms late"}
+    names["Redis, a key with limits"] = "ms late"
+    return [{"sweep": name, "unit": unit, "at": at, **ROW} for name, unit in names.items() for at in (1, 1000)]
+
+
+def test_each_thing_that_grows_is_a_line() -> None:
+    """Its points stand in it in their order."""
+    lines = tables.growth(_grown()).splitlines()
+    assert 2 + 5 == len(lines)
+    assert "| N | 1 · 1,000 draws | 8.0 · 8.0 | 3.3 · 3.3 | 201 · 201 |" == lines[2]
+
+
+def test_the_figure_has_four_panels_of_two_curves() -> None:
+    """It is whole XML, for nothing else is shown on a page."""
+    name = "{http://www.w3.org/2000/svg}"
+    root = ElementTree.fromstring(cost.figure(_grown()))
+    assert [2, 2, 2, 2] == [len(panel.findall(f"{name}path")) for panel in root.findall(f"{name}g")]
+
+
+def test_every_sweep_varies_one_thing_from_the_same_point() -> None:
+    """So that its line tells of that thing alone."""
+    loads = [
+        load for sweep in cost.sweeps(1.0) for _, load, delay_s in sweep.at if delay_s == 0 and load.key == cost.FREE
+    ]
+    base = Load(4, 4, 1.0, prompt=cost.prompt(1_000), key=cost.FREE)
+    for load in loads:
+        assert (load.n != base.n) + (load.concurrency != base.concurrency) + (load.prompt != base.prompt) <= 1
+    assert [100, 64_000] == [len(cost.prompt(characters)) for characters in (100, 64_000)]
