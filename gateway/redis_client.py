@@ -7,8 +7,13 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from gateway.settings import RedisSettings
+
+# What a call can raise: the library's own errors, and, where that which speaks is no Redis or no longer sound, whatever
+# the reading of its reply stumbles over.
+REDIS_ERRORS = (RedisError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 def connection_options(redis: RedisSettings, *, timeout_s: float | None = None) -> dict[str, Any]:

@@ -12,11 +12,10 @@ from datetime import datetime
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from gateway.errors import JournalError
 from gateway.journal.stream import stream_key
-from gateway.redis_client import connect
+from gateway.redis_client import REDIS_ERRORS, connect
 from gateway.settings import RedisSettings
 
 START = "0-0"
@@ -51,7 +50,7 @@ class Tail:
         """
         try:
             reply: Any = await self._redis.xread({self._stream: after}, count=self._batch_records)
-        except (RedisError, OSError) as error:
+        except REDIS_ERRORS as error:
             raise JournalError(f"the journal's stream cannot be read: Redis said {type(error).__name__}") from error
         return [Entry(place.decode(), fields.get(b"data", b"")) for _, entries in reply for place, fields in entries]
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from gateway.api.keyfile import Limits
+from gateway.redis_client import REDIS_ERRORS
 
 _MINUTE_US = 60_000_000
 _RACE_WAIT_S = 1.0  # when a race will end is not known
@@ -168,10 +168,17 @@ class SharedCounters:
             CountersLost: Redis did not answer, or refused.
         """
         counts = (limits.requests_per_minute, limits.tokens_per_minute, limits.races_in_flight)
-        limit, wait_us = await self._call(self._enter, key_id, [*counts, lease, self._lease_us])
-        if not limit:
-            return None
-        return Refusal(limit.decode(), _RACE_WAIT_S if limit == b"races_in_flight" else wait_us / 1e6)
+        reply = await self._call(self._enter, key_id, [*counts, lease, self._lease_us])
+        match reply:
+            case [b"", int()]:
+                return None
+            case [b"races_in_flight", int()]:
+                return Refusal("races_in_flight", _RACE_WAIT_S)
+            case [b"requests_per_minute", int(wait_us)] if wait_us > 0:
+                return Refusal("requests_per_minute", wait_us / 1e6)
+            case [b"tokens_per_minute", int(wait_us)] if wait_us > 0:
+                return Refusal("tokens_per_minute", wait_us / 1e6)
+        raise CountersLost("a reply that makes no sense")
 
     async def leave(self, key_id: str, limits: Limits, lease: str, tokens: int) -> None:
         """End the race; see ``Counters``.
@@ -186,5 +193,5 @@ class SharedCounters:
         keys = [f"{self._prefix}:{{{key_id}}}:buckets", f"{self._prefix}:{{{key_id}}}:races"]
         try:
             return await script(keys=keys, args=arguments)
-        except (RedisError, OSError) as error:
+        except REDIS_ERRORS as error:
             raise CountersLost(type(error).__name__) from error

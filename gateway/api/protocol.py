@@ -36,7 +36,10 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(**arguments)
         self._limits = limits
         self._in_headers = False
+        self._in_trailers = False
         self._header_bytes = 0
+        self._n_headers = 0
+        self._line_bytes = 0
         self._too_many = False
         self._headers_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -52,21 +55,43 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse, and see that headers come to an end."""
+        """Parse, and see that headers and trailers come to an end."""
         super().data_received(data)
-        if self._in_headers:
-            # The parser holds an unfinished header itself: only what came in can be counted.
-            self._header_bytes += len(data)
-            if self._header_bytes > self._limits.max_header_bytes:
-                self._in_headers, self._too_many = False, True
-                self.send_400_response("")
+        # The parser holds an unfinished line itself: only what came in can be counted.
+        line = data.rfind(b"\n") + 1
+        self._line_bytes = len(data) - line if line else self._line_bytes + len(data)
+        if (self._in_headers or self._in_trailers) and self._line_bytes > self._limits.max_header_bytes:
+            self._in_headers, self._in_trailers, self._too_many = False, False, True
+            self.send_400_response("")
         if self.cycle is None or self.cycle.response_complete:
             self._expect_headers()
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
         super().on_message_begin()
-        self._in_headers, self._header_bytes = True, 0
+        self._in_headers, self._header_bytes, self._n_headers = True, 0, 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; or a trailer, which may not say what a balancer has taken out of the headers, and is let go."""
+        self._n_headers += 1
+        self._header_bytes += len(name) + len(value)
+        self._see_that_they_are_few()
+        if self._in_headers:
+            super().on_header(name, value)
+
+    def on_chunk_header(self) -> None:
+        """A chunk's size: what follows are trailers, unless it is a body after all."""
+        self._in_trailers = True
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._in_trailers = False
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request's last byte."""
+        self._in_trailers = False
+        super().on_message_complete()
 
     def on_headers_complete(self) -> None:
         """Refuse too many or too large headers before anything is made of them."""
@@ -74,10 +99,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._headers_timer is not None:
             self._headers_timer.cancel()
             self._headers_timer = None
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if len(self.headers) > self._limits.max_headers or size > self._limits.max_header_bytes:
-            self._too_many = True
-            raise _TooManyHeaders
+        self._header_bytes += len(self.url)
+        self._see_that_they_are_few()
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -110,6 +133,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
+
+    def _see_that_they_are_few(self) -> None:
+        if self._n_headers > self._limits.max_headers or self._header_bytes > self._limits.max_header_bytes:
+            self._too_many = True
+            raise _TooManyHeaders
 
     def _expect_headers(self) -> None:
         if self._headers_timer is None and not self.transport.is_closing():

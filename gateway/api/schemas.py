@@ -183,7 +183,8 @@ class StreamOptions(_Wire):
     include_obfuscation: bool | None = None
 
 
-StopString = Annotated[str, Field(min_length=1)]
+# Wherever an answer could begin to end, the end of it is compared with the stop string: a long one would take minutes.
+StopString = Annotated[str, Field(min_length=1, max_length=1_000)]
 
 
 class ChatCompletionRequest(_Wire):

@@ -159,9 +159,8 @@ def _message(message: ChatMessage, index: int) -> Message:
         out["name"] = message.name
     if isinstance(message, AssistantMessage):
         if extra := [key for key, value in (message.model_extra or {}).items() if value not in (None, [], {})]:
-            raise UnsupportedField(
-                f"messages[{index}].{extra[0]} is not supported here", param=f"messages[{index}].{extra[0]}"
-            )
+            where = f"messages[{index}].{extra[0][:64]}"
+            raise UnsupportedField(f"{where} is not supported here", param=where)
         if message.tool_calls:
             out["tool_calls"] = [call.model_dump() for call in message.tool_calls]
         elif message.content is None:

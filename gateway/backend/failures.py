@@ -24,9 +24,17 @@ from gateway.types import JsonObject
 
 log = structlog.get_logger()
 
-# What a call through the hub's client can raise: httpx2's and its own (both are HTTPError), and, for answers of
-# another shape than it expects, whatever its parsing stumbles over.
-CALL_ERRORS = (httpx2.HTTPError, httpx2.StreamError, ValueError, TypeError, AttributeError, RecursionError)
+# What a call through the hub's client can raise: httpx2's and its own (both are HTTPError), what a policy's URL can be,
+# and, for answers of another shape than it expects, whatever its parsing stumbles over.
+CALL_ERRORS = (
+    httpx2.HTTPError,
+    httpx2.StreamError,
+    httpx2.InvalidURL,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)
 
 _REJECTED = frozenset({400, 413, 415, 422})
 _OVERLOADED = frozenset({429, 503})
@@ -43,6 +51,8 @@ def translate(error: Exception, flavour: Flavour) -> GatewayError:
             return BackendUnreachable("the backend could not be reached in time")
         case InferenceTimeoutError() | httpx2.TimeoutException():
             return BackendTimeout("the backend did not answer in time")
+        case httpx2.InvalidURL():
+            return BackendUnreachable("the backend's URL is none")
         case httpx2.ConnectError():
             return BackendUnreachable("the backend could not be reached")
         case httpx2.NetworkError():

@@ -13,6 +13,9 @@ from gateway.backend.stopping import StopTrimmer
 from gateway.errors import BackendProtocolError
 from gateway.types import Answer, Delta, FinishReason, JsonObject, Sampling
 
+_MOST_TOKENS = 10_000_000
+"""No prompt and no answer is longer: a count beyond it would take a key's budget for ever."""
+
 
 def read_answer(body: Any, flavour: Flavour, sampling: Sampling) -> Answer:
     """Understand a whole chat completion.
@@ -135,7 +138,7 @@ def _object(parent: JsonObject, key: str) -> JsonObject:
 
 def _count(usage: JsonObject, key: str) -> int:
     value = usage.get(key) if isinstance(usage, dict) else None
-    if not isinstance(value, int) or value < 0:
+    if type(value) is not int or not 0 <= value <= _MOST_TOKENS:
         raise BackendProtocolError(f"the backend's answer has no {key}")
     return value
 
@@ -190,7 +193,12 @@ def _arguments(function: JsonObject) -> str:
     arguments = function.get("arguments")
     if arguments is None:
         return ""
-    return arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
+    if isinstance(arguments, str):
+        return arguments
+    try:
+        return orjson.dumps(arguments).decode()
+    except TypeError as error:  # nested deeper than may be written
+        raise BackendProtocolError("the backend's answer calls a tool with arguments that make no sense") from error
 
 
 def _logprob_entries(choice: JsonObject, sampling: Sampling) -> list[JsonObject]:
@@ -200,7 +208,7 @@ def _logprob_entries(choice: JsonObject, sampling: Sampling) -> list[JsonObject]
         return []
     try:
         return [_logprob_entry(entry, sampling.top_logprobs or 0) for entry in logprobs["content"] or ()]
-    except (LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise BackendProtocolError("the backend's answer has logprobs that make no sense") from error
 
 
@@ -210,9 +218,13 @@ def _logprob_entry(entry: JsonObject, alternatives: int) -> JsonObject:
 
 
 def _token(entry: JsonObject) -> JsonObject:
-    token_bytes = list(entry["token"].encode())
+    token, logprob, given = entry["token"], entry["logprob"], entry.get("bytes")
+    if not isinstance(logprob, float | int | None) or not isinstance(
+        given, list | None
+    ):  # null: minus infinity, by TGI
+        raise TypeError
     # A token may be a part of a character: then only the server knows its bytes.
-    return {"token": entry["token"], "logprob": entry["logprob"], "bytes": entry.get("bytes") or token_bytes}
+    return {"token": token, "logprob": logprob, "bytes": list(bytes(given) if given else token.encode())}
 
 
 def _logprobs(entries: list[JsonObject]) -> JsonObject:

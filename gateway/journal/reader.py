@@ -16,12 +16,12 @@ from typing import Any
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from gateway.errors import JournalError
 from gateway.journal.record import Record, decode
 from gateway.journal.stream import stream_key
-from gateway.redis_client import connect
+from gateway.redis_client import REDIS_ERRORS, connect
 from gateway.settings import RedisSettings
 
 _FIRST = "0-0"
@@ -253,7 +253,7 @@ class JournalReader:
     async def _translated(self) -> AsyncIterator[None]:
         try:
             yield
-        except (RedisError, OSError) as error:
+        except REDIS_ERRORS as error:
             raise JournalError(f"the journal's stream cannot be read: Redis said {type(error).__name__}") from error
 
 

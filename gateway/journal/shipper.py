@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from gateway.journal.claim import Claim
 from gateway.journal.spool import Position, Tail
 from gateway.journal.stream import StreamLink
+from gateway.redis_client import REDIS_ERRORS
 from gateway.settings import RedisSettings
 
 _BATCH_BYTES = 512 * 1024  # packing more at once would hold up requests for milliseconds
@@ -145,7 +146,7 @@ class Shipper:
                 await self._adopt()
                 await self._link.connect()
                 busy = await self._round()
-            except (RedisError, OSError) as error:
+            except REDIS_ERRORS as error:
                 await self._failed(error)
                 continue
             self._recovered()

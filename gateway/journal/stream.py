@@ -6,6 +6,7 @@ over the same connection before it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
@@ -16,6 +17,8 @@ from redis.exceptions import ResponseError
 
 from gateway.redis_client import connection_options
 from gateway.settings import RedisSettings
+
+_ENTRY_ID = re.compile(rb"\d+-\d+")
 
 
 def stream_key(key_prefix: str) -> str:
@@ -80,10 +83,12 @@ class StreamLink:
         n_taken, refusal = 0, None
         for _ in commands:
             try:
-                await connection.read_response(disable_decoding=True)
+                entry_id = await connection.read_response(disable_decoding=True)
             except ResponseError as error:
                 refusal = refusal or error
             else:
+                if not isinstance(entry_id, bytes) or not _ENTRY_ID.fullmatch(entry_id):
+                    raise RedisConnectionError("what answers took a record and does not say where: it is no Redis")
                 n_taken += refusal is None
         return n_taken, refusal
 
@@ -108,8 +113,11 @@ class StreamLink:
                 raise
             self.aof = False  # no append-only file, no such command, or no permission for it
             return True
-        self.aof = True
-        return bool(reply[0] >= 1)
+        match reply:
+            case [int(synced_here), int()]:
+                self.aof = True
+                return synced_here >= 1
+        raise RedisConnectionError("what answers does not say what is on its disk: it is no Redis")
 
     async def close(self) -> None:
         """Close the connection."""

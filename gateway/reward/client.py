@@ -166,7 +166,7 @@ class ClassifyClient:
         )
         async with request as response:
             if response.status != 200:
-                if response.status == 404:
+                if response.status in (400, 404):
                     self._known = None  # a restart may have changed what is served
                 raise RewardError(f"the reward server answered {path} with status {response.status}")
             received = bytearray()

@@ -22,6 +22,7 @@ from gateway.errors import RewardError
 from gateway.types import JsonObject, Message, Score
 
 OWNER = "ratchet"
+MAX_NAME_CHARS = 256
 _ROLES = frozenset({"system", "user", "assistant", "tool"})
 
 
@@ -69,9 +70,9 @@ def served_models(body: bytes) -> tuple[Dialect, list[str]]:
     try:
         cards = orjson.loads(body)["data"]
         owners = [card.get("owned_by") for card in cards]
-        return next((Dialect(owner) for owner in owners if owner in set(Dialect)), Dialect.VLLM), [
-            str(card["id"]) for card in cards
-        ]
+        dialect = next((Dialect(owner) for owner in owners if owner in set(Dialect)), Dialect.VLLM)
+        # The name goes out with every answer, in a header.
+        return dialect, [name for card in cards if len(name := str(card["id"])) <= MAX_NAME_CHARS]
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise RewardError("the reward server's /v1/models makes no sense") from error
 

@@ -103,6 +103,11 @@ class Gateway:
         assert self._child.pid is not None
         return self._child.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._child.pid is not None and self._child.exit_status is None
+
     async def begin(self) -> None:
         """Start it and wait until it serves.
 

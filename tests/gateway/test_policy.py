@@ -81,6 +81,7 @@ def test_a_policy_survives_a_round_trip(policy: Policy) -> None:
     "field",
     [
         {"version": -1},
+        {"version": 2**63},
         {"n": 0},
         {"n": 9},
         {"n_max": 0},

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import resource
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import duckdb
+import orjson
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from distill.dataset.archive import Archive
 from distill.dataset.archive_writer import Added, writing
@@ -29,6 +34,26 @@ def archive(tmp_path: Path) -> Archive:
 def add(archive: Archive, records: Sequence[Record | bytes], **options: int) -> Added:
     with writing(archive, **options) as writer:
         return writer.add([record if isinstance(record, bytes) else encode(record) for record in records])
+
+
+SPOILED = (
+    st.integers() | st.floats() | st.text(max_size=5) | st.none() | st.booleans() | st.lists(st.integers(), max_size=2)
+)
+
+
+@given(
+    names=st.sets(st.sampled_from(sorted(orjson.loads(encode(race())))), max_size=3),
+    value=SPOILED,
+    junk=st.binary(max_size=20),
+)
+def test_whatever_the_stream_holds_becomes_a_row_or_is_kept_aside(names: set[str], value: object, junk: bytes) -> None:
+    """A spoiled record and plain junk never keep the good one beside them from its row, and none of them is lost."""
+    spoiled = orjson.loads(encode(race("chatcmpl-0"))) | dict.fromkeys(names - {"id"}, value)
+    payloads = [json.dumps(spoiled).encode(), junk, encode(race("chatcmpl-1"))]
+    with tempfile.TemporaryDirectory() as folder:
+        added = add(Archive(Path(folder) / "archive"), payloads)
+    assert len(payloads) == added.completions + added.feedback + len(added.unreadable)
+    assert added.completions >= 1
 
 
 def test_what_goes_in_comes_out_whole(archive: Archive) -> None:

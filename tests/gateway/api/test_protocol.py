@@ -8,6 +8,7 @@ import pickle
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -15,8 +16,10 @@ import pytest
 import uvicorn
 
 from gateway.api.connection import ClientGone, unless_gone
+from gateway.api.keyfile import new_key
 from gateway.api.protocol import server_options
 from gateway.settings import Settings
+from tests.gateway.api.conftest import chat_body
 from tests.serving import Serve, Served
 
 CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -82,6 +85,50 @@ async def test_a_url_without_end_is_not_collected(serve: Serve) -> None:
     served = await serve(api={"max_header_bytes": 2_000})
     answer = await said_to(served.url, b"GET /", *[b"a" * 500] * 6)
     assert (431, "invalid_http_request") == error_of(answer)
+
+
+CHUNKED = CHAT + b"transfer-encoding: chunked\r\n\r\n"
+BODY = orjson.dumps(chat_body())
+ONE_CHUNK = b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY)
+
+
+def _closing(head: bytes, *headers: bytes) -> bytes:
+    return b"".join((head[:-2], b"connection: close\r\n", *headers, b"\r\n"))
+
+
+async def test_a_trailer_is_no_header(serve: Serve, tmp_path: Path) -> None:
+    """A balancer that takes a header out of a request looks at its head alone."""
+    key, line = new_key("one")
+    (tmp_path / "keys").write_text(line)
+    served = await serve(api={"keys_file": tmp_path / "keys"})
+    sent = f"authorization: Bearer {key}\r\n".encode()
+    assert (401, "invalid_api_key") == error_of(
+        await said_to(served.url, _closing(CHUNKED) + ONE_CHUNK + sent + b"\r\n")
+    )
+    assert b" 200 OK" in await said_to(served.url, _closing(CHUNKED, sent) + ONE_CHUNK + sent + b"\r\n")
+
+
+@pytest.mark.parametrize("trailer", [b"a" * 500, b"x-a: b\r\n" * 60], ids=["one", "many"])
+async def test_trailers_without_end_are_not_collected(serve: Serve, trailer: bytes) -> None:
+    served = await serve(api={"max_header_bytes": 2_000})
+    answer = await said_to(served.url, CHUNKED, ONE_CHUNK, *[trailer] * 6)
+    assert (431, "invalid_http_request") == error_of(answer)
+    await assert_serves(served)
+
+
+async def test_large_chunks_are_no_trailers(serve: Serve) -> None:
+    """Also where a packet ends right behind a chunk's size, or holds more than headers may."""
+    served = await serve(api={"max_header_bytes": 2_000})
+    blanks = b"fa0\r\n" + b" " * 4_000 + b"\r\n"
+    answer = await said_to(served.url, _closing(CHUNKED) + blanks + b"fa0\r\n", blanks[5:], blanks, ONE_CHUNK + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+
+
+async def test_a_slash_too_many_is_not_sent_to_the_host_that_the_caller_named(serve: Serve) -> None:
+    served = await serve()
+    answer = await said_to(served.url, b"GET /v1/feedback/ HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n")
+    assert (404, "not_found") == error_of(answer)
+    assert b"evil" not in answer
 
 
 @pytest.mark.parametrize(

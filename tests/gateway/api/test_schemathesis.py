@@ -6,11 +6,15 @@ import asyncio
 import sys
 from pathlib import Path
 
+import hypothesis
+
 from gateway.api.keyfile import new_key
 from tests.redis_server import RedisServer
 from tests.serving import Serve
 
 HERE = Path(__file__).parent
+EXAMPLES = hypothesis.settings().max_examples // 10
+"""Of each operation; make fuzz tries thirty times as many."""
 
 
 async def test_the_gateway_keeps_what_its_openapi_document_promises(
@@ -22,7 +26,7 @@ async def test_the_gateway_keeps_what_its_openapi_document_promises(
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(HERE / "schemathesis.toml"), "run"),
         *(f"{served.url}/openapi.json", "--header", f"Authorization: Bearer {key}"),
-        *("--seed", "1", "--max-examples", "10", "--no-shrink", "--no-color"),
+        *("--seed", "1", "--max-examples", str(EXAMPLES), "--no-shrink", "--no-color"),
         cwd=HERE.parents[2],
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

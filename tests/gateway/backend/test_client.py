@@ -181,6 +181,14 @@ async def test_no_answer_whatever_raises_anything_else(pool_of: PoolOf, answer: 
                 await draw
 
 
+async def test_a_policys_url_that_is_none_is_a_backend_that_is_not_there(pool_of: PoolOf) -> None:
+    pool = pool_of("http://127.0.0.1:port")
+    for draw in (pool.complete(prompt(), seed=1, replica=0), streamed(pool, prompt())):
+        with pytest.raises(BackendUnreachable):
+            await draw
+    assert not (await pool.readiness()).ready
+
+
 async def test_text_that_is_not_unicode_is_the_callers_mistake(pool: BackendPool) -> None:
     with pytest.raises(InvalidRequest, match="messages"):
         await pool.complete(prompt("\ud800"), seed=1, replica=0)

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import httpx2
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.backend.failures import CALL_ERRORS, translate
 from gateway.backend.flavours import FLAVOURS
+from gateway.backend.hub import BackendHttp, HubClient
 from gateway.backend.reading import StreamReader, read_answer
+from gateway.backend.transport import EventResponse
 from gateway.errors import BackendError, BackendFailed, BackendOverloaded, BackendProtocolError, BackendRejected
 from gateway.types import Answer, Delta, JsonObject, Sampling
 
@@ -76,6 +82,11 @@ def entry(token: str, *alternatives: str, **more: Any) -> JsonObject:
     return {"token": token, "logprob": -0.5, "top_logprobs": tops, **more}
 
 
+def nested(depth: int) -> JsonObject:
+    """Deeper than what is read may be written again."""
+    return {"a": nested(depth - 1)} if depth else {}
+
+
 def test_logprobs_have_openais_shape_and_as_many_alternatives_as_asked() -> None:
     logprobs = {"content": [entry("é", "a", "b", id=7), entry("\ufffd", "a", bytes=[195])]}
     answer = read_answer(body({"content": "é"}, logprobs=logprobs), TGI, Sampling(logprobs=True, top_logprobs=1))
@@ -83,6 +94,13 @@ def test_logprobs_have_openais_shape_and_as_many_alternatives_as_asked() -> None
     first = {"token": "é", "logprob": -0.5, "bytes": [195, 169], "top_logprobs": [top]}
     second = {"token": "\ufffd", "logprob": -0.5, "bytes": [195], "top_logprobs": [top]}
     assert {"content": [first, second], "refusal": None} == answer.logprobs
+
+
+def test_a_logprob_of_minus_infinity_is_null_as_tgi_writes_it() -> None:
+    logprobs = {"content": [entry("a", logprob=None)]}
+    answer = read_answer(body({"content": "a"}, logprobs=logprobs), TGI, Sampling(logprobs=True))
+    assert answer.logprobs is not None
+    assert None is answer.logprobs["content"][0]["logprob"]
 
 
 def test_logprobs_that_nobody_asked_for_are_not_passed_on() -> None:
@@ -108,6 +126,8 @@ def test_logprobs_that_nobody_asked_for_are_not_passed_on() -> None:
         body({"content": "a"}, usage={"prompt_tokens": 1}),
         body({"content": "a"}, usage={"prompt_tokens": 1, "completion_tokens": -1}),
         body({"content": "a"}, usage={"prompt_tokens": 1, "completion_tokens": "7"}),
+        body({"content": "a"}, usage={"prompt_tokens": 1, "completion_tokens": True}),
+        body({"content": "a"}, usage={"prompt_tokens": 1, "completion_tokens": 10_000_001}),
         body({"tool_calls": 5}),
         body({"tool_calls": [5]}),
         body({"tool_calls": [{}]}),
@@ -115,6 +135,12 @@ def test_logprobs_that_nobody_asked_for_are_not_passed_on() -> None:
         body({"content": "a"}, logprobs=5),
         body({"content": "a"}, logprobs={"content": [5]}),
         body({"content": "a"}, logprobs={"content": [{"token": "a"}]}),
+        body({"content": "a"}, logprobs={"content": [entry("a", bytes="a")]}),
+        body({"content": "a"}, logprobs={"content": [entry("a", bytes=[256])]}),
+        body({"content": "a"}, logprobs={"content": [entry("a", bytes=[[1]])]}),
+        body({"content": "a"}, logprobs={"content": [entry("a", logprob="-0.5")]}),
+        body({"content": "a"}, logprobs={"content": [entry("a", logprob=nested(300))]}),
+        body({"tool_calls": [{"function": {"name": "f", "arguments": nested(300)}}]}),
     ],
 )
 def test_an_answer_that_makes_no_sense_is_refused(nonsense: Any) -> None:
@@ -146,6 +172,96 @@ def test_whatever_json_comes_only_backend_errors_go_out(anything: Any) -> None:
             read()
         except BackendError:
             continue
+
+
+COUNTS = st.fixed_dictionaries({"prompt_tokens": JSON | st.just(5), "completion_tokens": JSON | st.just(7)})
+ENTRIES = st.fixed_dictionaries(
+    {"token": JSON | st.text(max_size=3), "logprob": JSON | st.floats(-9, 0)},
+    optional={"bytes": JSON, "top_logprobs": JSON},
+)
+CALLS = st.fixed_dictionaries(
+    {"function": st.fixed_dictionaries({"name": JSON | st.just("f"), "arguments": JSON})},
+    optional={"id": JSON, "index": JSON},
+)
+MESSAGES = st.fixed_dictionaries(
+    {}, optional={"content": JSON | st.text(), "tool_calls": st.lists(CALLS, max_size=3) | JSON}
+)
+CHOICES = st.fixed_dictionaries(
+    {"message": MESSAGES, "delta": MESSAGES, "finish_reason": st.sampled_from(["stop", "length", None]) | JSON},
+    optional={"logprobs": st.fixed_dictionaries({"content": st.lists(ENTRIES, max_size=3) | JSON}) | JSON},
+)
+ANSWERS = st.fixed_dictionaries({"choices": st.lists(CHOICES, max_size=2), "usage": COUNTS | st.just(USAGE) | JSON})
+
+
+@given(st.lists(ANSWERS, max_size=4))
+def test_what_is_nearly_an_answer_is_refused_or_can_be_written_again(answers: list[Any]) -> None:
+    """An answer that is believed goes out to its caller as JSON, its counts added up."""
+    sampling = Sampling(logprobs=True, top_logprobs=2)
+    for read in (
+        lambda: [read_answer(answer, TGI, sampling) for answer in answers],
+        lambda: read_all(answers, sampling),
+    ):
+        try:
+            understood: list[Any] = read()
+        except BackendError:
+            continue
+        orjson.dumps([understood, sum(one.prompt_tokens or 0 for one in understood)])
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        b"data:",
+        b"data: ",
+        b"[DONE]",
+        b"\n",
+        b"\r",
+        b"\n\n",
+        b": ",
+        b"event: x",
+        b"\xff",
+        b"\0",
+        b"\xe2\x80\xa8",
+        b"{",
+        b"null",
+        b'"',
+    ]
+    + [
+        b"data: " + orjson.dumps(one) + b"\n\n"
+        for one in (chunk({"content": "a"}), chunk({"content": "b"}, "stop"), *END, {"error": "x"})
+    ]
+)
+
+
+@given(st.lists(FRAGMENTS | st.binary(max_size=6), max_size=20), st.booleans())
+def test_whatever_bytes_a_stream_holds_it_is_an_answer_or_an_error_of_the_backends(
+    parts: list[bytes], end: bool
+) -> None:
+    """Through the whole way: lines, the hub's client, JSON, chunks."""
+    raw = b"".join(parts) + (b"\n\ndata: [DONE]\n\n" if end else b"")
+
+    async def draw() -> None:
+        http = BackendHttp(_Saying(raw), api_key="", connect_timeout_s=1.0)
+        reader = StreamReader(TGI, PLAIN)
+        try:
+            async for piece in HubClient(http, "http://x", timeout_s=1.0).chunks({"messages": [], "model": "tgi"}):
+                list(reader.read(piece))
+            reader.last()
+        except BackendError:
+            return
+        except CALL_ERRORS as stumbled:
+            translate(stumbled, TGI)
+
+    asyncio.run(draw())
+
+
+class _Saying(httpx2.AsyncBaseTransport):
+    """Answers every request with these bytes, as the transport does."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        return EventResponse(200, stream=httpx2.ByteStream(self._raw), request=request)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator
+from itertools import pairwise
 
 import httpx2
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gateway.backend.transport import AiohttpTransport
+from gateway.backend.transport import AiohttpTransport, EventResponse
 from tests.gateway.backend.rawserver import Talk, listening, ok, saying
 
 
@@ -48,6 +52,7 @@ async def test_a_request_arrives_with_its_own_headers_and_no_others(client: http
         (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", httpx2.RemoteProtocolError),
         (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", httpx2.RemoteProtocolError),
         (ok(b"x" * 1001), httpx2.RemoteProtocolError),
+        (ok(gzip.compress(bytes(100_000)), b"Content-Encoding: gzip"), httpx2.RemoteProtocolError),
     ],
 )
 async def test_a_broken_response_raises_what_httpx2_would(
@@ -150,3 +155,34 @@ def _silent_until(released: asyncio.Event) -> Talk:
         await released.wait()
 
     return talk
+
+
+LINES = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), max_size=20), max_size=8)
+
+
+@given(
+    lines=LINES,
+    ends=st.lists(st.sampled_from(["\n", "\r", "\r\n"]), min_size=8, max_size=8),
+    cuts=st.sets(st.integers(1, 300)),
+)
+def test_lines_end_as_an_event_streams_do_however_they_arrive(
+    lines: list[str], ends: list[str], cuts: set[int]
+) -> None:
+    """CR, LF or both; what Unicode takes for a line's end besides may stand in the middle of JSON."""
+    whole = "".join(line + end for line, end in zip(lines, ends, strict=False)).encode()
+    edges = [0, *sorted(cut for cut in cuts if cut < len(whole)), len(whole)]
+    pieces = [whole[a:b] for a, b in pairwise(edges)]
+
+    async def read() -> list[str]:
+        return [line async for line in EventResponse(200, stream=_Pieces(pieces)).aiter_lines()]
+
+    assert whole.decode().replace("\r\n", "\n").replace("\r", "\n").split("\n")[:-1] == asyncio.run(read())
+
+
+class _Pieces(httpx2.AsyncByteStream):
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import pytest
@@ -301,6 +302,19 @@ async def test_a_live_draw_over_its_deadline_ends_with_that_error() -> None:
     with pytest.raises(DeadlineExceeded):
         await drain(track)
     assert track.permits.in_flight == 0
+
+
+async def test_a_live_draw_that_never_waits_meets_its_deadline_too() -> None:
+    """A backend that says more than can be read gives a timeout no moment to strike."""
+
+    class Flood(FakeBackend):
+        async def stream(self, prompt: Prompt, *, seed: int, replica: int) -> AsyncGenerator[Delta]:
+            while True:
+                yield Delta("a")
+
+    track = Track(Flood([]), deadline_s=0.05)
+    with pytest.raises(DeadlineExceeded):
+        await drain(track)
 
 
 async def test_leaving_a_live_draw_closes_the_backends_stream_and_gives_its_permit_back() -> None:

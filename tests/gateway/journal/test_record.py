@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 from typing import Any
 
 import orjson
@@ -173,6 +175,37 @@ def test_garbage_is_a_clear_error(data: bytes) -> None:
     with pytest.raises(JournalError, match="unreadable record") as caught:
         decode(data)
     assert "secret" not in caught.value.message
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.binary() | st.text().map(str.encode))
+def test_whatever_bytes_the_stream_holds_they_are_a_record_or_a_clear_error(data: bytes) -> None:
+    """Nothing else comes out of the decoder."""
+    with contextlib.suppress(JournalError):
+        decode(data)
+
+
+@given(st.data(), st.booleans())
+def test_a_record_with_any_field_spoiled_is_refused_or_can_be_written_again(data: st.DataObject, rated: bool) -> None:
+    """What decodes encodes; the error of what does not quotes nothing of it."""
+    record = feedback_record(completion_id="chatcmpl-1", rating=1) if rated else completion()
+    document = orjson.loads(encode(record))
+    for name in data.draw(st.sets(st.sampled_from(sorted(document)), min_size=1, max_size=3)):
+        document[name] = data.draw(ANY_JSON | st.just("secret"))
+    error = ""
+    try:
+        read = decode(json.dumps(document).encode())
+    except JournalError as refused:
+        error = refused.message
+    else:
+        assert read.id == decode(encode(read)).id
+    assert "secret" not in error
 
 
 def test_a_record_with_a_bad_field_names_the_field_not_its_content() -> None:

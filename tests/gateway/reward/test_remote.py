@@ -18,7 +18,7 @@ from gateway.reward.batcher import BatchStats
 from gateway.reward.remote import CALLS_IN_FLIGHT, RemoteScorer
 from gateway.settings import RewardSettings
 from tests.gateway.reward.texts import ask
-from tests.stubs.reward import Dialect, RewardFault, RewardStub, reward_of
+from tests.stubs.reward import Dialect, RewardFault, RewardKnobs, RewardStub, reward_of
 
 Connect = Callable[..., Awaitable[RemoteScorer]]
 
@@ -251,6 +251,18 @@ async def test_a_server_that_went_away_is_met_again_when_it_is_back_with_another
     stub.knobs.model_id = "stub/newer"
     await scorer.score(ask("hi"), "hello")
     assert "stub/newer" == scorer.name
+
+
+async def test_a_server_that_refuses_its_models_name_is_met_anew(connect: Connect) -> None:
+    """Also where it says 400 to that and not 404, and its connections stand."""
+    async with RewardStub(RewardKnobs(model_id="stub/old")) as stub:
+        scorer = await connect(stub.url)
+        await scorer.score(ask("hi"), "hello")
+        stub.knobs.model_id = "stub/newer"
+        with pytest.raises(RewardError, match="status 400"):
+            await scorer.score(ask("hi"), "hello")
+        await scorer.score(ask("hi"), "hello")
+        assert "stub/newer" == scorer.name
 
 
 async def test_a_server_that_cannot_be_met_is_not_asked_by_every_answer(connect: Connect) -> None:

@@ -72,3 +72,9 @@ def test_whatever_json_a_caller_sends_it_is_understood_or_refused(body: object) 
 def test_our_servers_answer_is_read_back_by_our_client(rewards: list[float], truncated: bool) -> None:
     body = wire.classification("m", [(Score(reward, truncated), 7) for reward in rewards], activated=False)
     assert [Score(reward, truncated) for reward in rewards] == wire.scores(Dialect.OURS, body, len(rewards))
+
+
+def test_a_name_that_no_header_could_hold_is_no_models() -> None:
+    """It would go out with every answer."""
+    cards = [{"id": "m" * length, "owned_by": "ratchet"} for length in (257, 256)]
+    assert (Dialect.OURS, ["m" * 256]) == wire.served_models(orjson.dumps({"data": cards}))

@@ -1,0 +1,123 @@
+"""The hostile catalogue: that it is one, how it is judged, and some of it tried on real processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from loadtests.hostile.__main__ import attempt
+from loadtests.hostile.case import ANSWER, KEY, PROMPT, Answer, Case, words
+from loadtests.hostile.catalogue import GROUPS, catalogue
+from loadtests.hostile.verdict import Ending, by_group, checks, judge
+from loadtests.hostile.world import Canary, World
+
+CASE = Case("http-a", "A thing.", words("400,200 single"))
+ENDING = Ending(True, "", "ratchet_in_flight 0.0\n", 0, (100.0, 101.0), 200.0)
+QUICK = (
+    "http-cl-te",
+    "http-trailer-authorization",
+    "http-trailer-endless",
+    "json-surrogate-lone",
+    "type-model",
+    "chat-00-best_of-0",
+    "name-http-image",
+    "header-id-crlf",
+    "key-wrong",
+    "feedback-rating-nan",
+    "backend-gzip-bomb",
+    "backend-json-usage-2-64",
+    "backend-sse-separators",
+    "backend-redirect-307",
+    "reward-nan",
+    "redis-policy-version-2-64",
+    "redis-says-no-number-anything",
+    "redis-record-garbage",
+)
+
+
+def _said(status: str, body: str = "{}") -> Answer:
+    return Answer(f"HTTP/1.1 {status} Whatever\r\n\r\n{body}".encode(), True)
+
+
+def _error(code: str, message: str = "") -> str:
+    return f'{{"error":{{"message":"{message}","type":"x","param":null,"code":"{code}"}}}}'
+
+
+def test_there_are_hundreds_of_cases_each_with_a_name_a_sentence_and_a_group() -> None:
+    """``--only`` picks by the name, the results file tells the sentence."""
+    cases = catalogue(1)
+    assert len(cases) >= 200
+    assert len(cases) == len({case.id for case in cases})
+    assert set(GROUPS) == {case.group for case in cases}
+    assert all(case.tried.endswith(".") and case.allowed for case in cases)
+    assert set(QUICK) <= {case.id for case in cases}
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "blame"),
+    [
+        (_said("400", _error("invalid_value")), "400", "caller"),
+        (_said("502", _error("backend_failed")), "502", "upstream"),
+        (_said("504", _error("deadline_exceeded")), "504", "upstream"),
+        (_said("500", _error("reward_error")), "500", "ours"),
+        (_said("503", _error("not_ready")), "503", "ours"),
+        (_said("200", '{"selection":"single"}'), "200 single", "nobody"),
+        (_said("200", f"data: {_error('backend_failed')}"), "200", "nobody"),
+        (_said("200", f"\ndata: {_error('backend_failed')}\n"), "200 error event", "upstream"),
+        (_said("200", f"\ndata: {_error('reward_error')}\n"), "200 error event", "ours"),
+        (Answer(_said("200").raw * 3, False), "200×3", "nobody"),
+        (Answer(b"", True), "cut", "nobody"),
+        (Answer(b"", False), "silent", "nobody"),
+    ],
+)
+def test_an_answer_is_told_in_one_word_and_says_whose_fault_it_is(answer: Answer, outcome: str, blame: str) -> None:
+    """A 5xx counts as the backend's only where its code says so."""
+    assert (outcome, blame) == (answer.outcome, answer.blame)
+
+
+def test_what_is_not_acceptable_fails_its_case() -> None:
+    """A status that nobody allowed, a 5xx of ours, a word that was planted, a gateway that is not well."""
+    good = judge(CASE, _said("400"), 0.1, (100.0, 100.0))
+    assert ([], "400") == (good.failures, good.outcome)
+    assert ["404 is not acceptable"] == judge(CASE, _said("404"), 0.1, (1.0, 1.0)).failures
+    assert ["500 is not acceptable", "a 5xx of ours"] == judge(CASE, _said("500"), 0.1, (1.0, 1.0)).failures
+    for mark in (PROMPT, KEY, ANSWER):
+        answer = _said("400", _error("invalid_value", mark))
+        assert [f"the error tells {mark}"] == judge(CASE, answer, 0.1, (1.0, 1.0)).failures
+    assert ["the gateway is not well: why"] == judge(CASE, _said("400"), 0.1, (1.0, 1.0), "why").failures
+    assert [(GROUPS["http"], 1, "400 × 1", 0)] == by_group([good])
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        replace(ENDING, same_process=False),
+        replace(ENDING, log='{"exception": "Traceback (most recent call last):'),
+        replace(ENDING, log=PROMPT),
+        replace(ENDING, metrics=ENDING.metrics + KEY),
+        replace(ENDING, metrics=ENDING.metrics + 'ratchet_errors_total{kind="defect"} 1.0\n'),
+        replace(ENDING, metrics="ratchet_in_flight 1.0\n"),
+        replace(ENDING, canary_visits=1),
+        replace(ENDING, memory_mb=(100.0, 122.0)),
+        replace(ENDING, peak_mb=1025.0),
+    ],
+)
+def test_whatever_should_not_be_in_the_end_is_told(ending: Ending) -> None:
+    """Each has one complaint, and a good end has none."""
+    assert 1 == sum(bool(complaint) for complaint in checks(ending).values())
+    assert not any(checks(ENDING).values())
+
+
+async def test_some_of_each_group_are_tried_on_real_processes() -> None:
+    """The suite itself works, and what it found once stays mended."""
+    async with Canary() as canary, World(canary) as world:
+        pid = world.gateway.pid
+        rows = [await attempt(world, case) for case in catalogue(canary.port) if case.id in QUICK]
+        memory_mb, peak_mb = world.memory_mb()
+        metrics = await world.text("/metrics")
+        same = world.gateway.alive and world.gateway.pid == pid
+        ending = Ending(same, world.log, metrics, canary.visits, (memory_mb, memory_mb), peak_mb)
+    assert [] == [f"{row.id}: {failure}" for row in rows for failure in row.failures]
+    assert {} == {what: complaint for what, complaint in checks(ending).items() if complaint}
+    assert len(QUICK) == len(rows)
