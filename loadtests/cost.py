@@ -127,7 +127,7 @@ def _panel(rows: Sequence[Row], title: str, curves: Sequence[tuple[str, str, str
     lines = [[float(str(row[field])) for row in rows if row["sweep"] == sweep] for sweep, _, _, field in curves]
     values = [str(row["at"]) for row in rows if row["sweep"] == curves[0][0]]
     high = max(1.0, *(value for line in lines for value in line)) * 1.05
-    plot = Plot(PANEL, (0.0, len(values) - 1.0), (0.0, high), margins=Margins(left=56, right=150))
+    plot = Plot(PANEL, (0.0, len(values) - 1.0), (0.0, high), margins=Margins(left=56, right=170))
     plot.axes(title, "ms", list(enumerate(values)), ticks(0.0, high, 4))
     for line, (_, _, kind, _) in zip(lines, curves, strict=True):
         plot.line(enumerate(line), kind)

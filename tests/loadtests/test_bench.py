@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from loadtests import bench, cost, tables
+from gateway.reward.batcher import BatchStats
+from loadtests import bench, cost, reward, tables
 from loadtests.closed_loop import closed_loop
 from loadtests.overhead import Load, compare
 from loadtests.stack import stack
@@ -110,6 +111,17 @@ def test_readme_has_a_place_for_every_table() -> None:
     readme = Path("README.md").read_text(encoding="utf-8")
     names = [*(f"bench {part}" for part in bench.PARTS), "cost"]
     assert dict.fromkeys(names, 2) == {name: readme.count(f"<!-- {name} -->") for name in names}
+
+
+def test_a_load_on_the_batcher_tells_of_its_padding_and_its_waits() -> None:
+    """Padding is the share of the padded tokens that are none."""
+    batches = [BatchStats(2, 60, 80, 3.0, 9.0, 0, False), BatchStats(6, 300, 400, 5.0, 20.0, 0, False)]
+    figures = reward.Load(races=1, seconds=2.0, answers=8, race_ms=[30.0], batches=batches).figures()
+    assert {"pairs_per_s": 4.0, "pairs_per_batch": 4, "padding": 0.25, "wait_p50_ms": 4.0} == {
+        name: figures[name] for name in ("pairs_per_s", "pairs_per_batch", "padding", "wait_p50_ms")
+    }
+    model = {"model": "m", "device": "cpu", "dtype": "float32", "long_prompt_ms": 900.0, "long_prompt_clipped": True}
+    assert "| 1 | 4.0 | 4.0 | 25.0% | 4.0 | 5.0 | 30.0 |" in tables.rewards([{**model, "loads": [figures]}])
 
 
 def _grown() -> list[dict[str, Any]]:
