@@ -75,7 +75,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """A header; or a trailer, which may not say what a balancer has taken out of the headers, and is let go."""
         self._n_headers += 1
         self._header_bytes += len(name) + len(value)
-        self._see_that_they_are_few()
+        self._refuse_too_many()
         if self._in_headers:
             super().on_header(name, value)
 
@@ -100,7 +100,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._headers_timer.cancel()
             self._headers_timer = None
         self._header_bytes += len(self.url)
-        self._see_that_they_are_few()
+        self._refuse_too_many()
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -134,7 +134,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._write_timer.cancel()
             self._write_timer = None
 
-    def _see_that_they_are_few(self) -> None:
+    def _refuse_too_many(self) -> None:
         if self._n_headers > self._limits.max_headers or self._header_bytes > self._limits.max_header_bytes:
             self._too_many = True
             raise _TooManyHeaders

@@ -219,9 +219,8 @@ def _logprob_entry(entry: JsonObject, alternatives: int) -> JsonObject:
 
 def _token(entry: JsonObject) -> JsonObject:
     token, logprob, given = entry["token"], entry["logprob"], entry.get("bytes")
-    if not isinstance(logprob, float | int | None) or not isinstance(
-        given, list | None
-    ):  # null: minus infinity, by TGI
+    # No logprob is minus infinity, as TGI writes it.
+    if not isinstance(logprob, float | int | None) or not isinstance(given, list | None):
         raise TypeError
     # A token may be a part of a character: then only the server knows its bytes.
     return {"token": token, "logprob": logprob, "bytes": list(bytes(given) if given else token.encode())}
