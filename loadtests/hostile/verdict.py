@@ -94,7 +94,7 @@ def checks(ending: Ending) -> dict[str, str]:
         "no prompt, key or answer in its log": ", ".join(leaked(ending.log)),
         "nor in its metrics": ", ".join(leaked(ending.metrics)),
         "no connection to the canary": f"{ending.canary_visits} connections" if ending.canary_visits else "",
-        "every permit is free": "" if _gauge(ending.metrics, "in_flight") == 0 else "some are not",
+        "every permit is free": "" if _gauge(ending.metrics, "candidates_in_flight") == 0 else "some are not",
         "memory does not grow": f"from {first:.0f} to {last:.0f} MB" if grown else "",
         "no case costs a gigabyte": f"{ending.peak_mb:.0f} MB" if ending.peak_mb > PEAK_MB else "",
     }

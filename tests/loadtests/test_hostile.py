@@ -13,7 +13,7 @@ from loadtests.hostile.verdict import Ending, by_group, checks, judge
 from loadtests.hostile.world import Canary, World
 
 CASE = Case("http-a", "A thing.", words("400,200 single"))
-ENDING = Ending(True, "", "ratchet_in_flight 0.0\n", 0, (100.0, 101.0), 200.0)
+ENDING = Ending(True, "", "ratchet_candidates_in_flight 0.0\n", 0, (100.0, 101.0), 200.0)
 QUICK = (
     "http-cl-te",
     "http-trailer-authorization",
@@ -63,7 +63,7 @@ def test_there_are_hundreds_of_cases_each_with_a_name_a_sentence_and_a_group() -
         (_said("500", _error("reward_error")), "500", "ours"),
         (_said("503", _error("not_ready")), "503", "ours"),
         (_said("200", '{"selection":"single"}'), "200 single", "nobody"),
-        (_said("200", f"data: {_error('backend_failed')}"), "200", "nobody"),
+        (_said("200", f"an answer that says data: {_error('backend_failed')}"), "200", "nobody"),
         (_said("200", f"\ndata: {_error('backend_failed')}\n"), "200 error event", "upstream"),
         (_said("200", f"\ndata: {_error('reward_error')}\n"), "200 error event", "ours"),
         (Answer(_said("200").raw * 3, False), "200×3", "nobody"),
@@ -97,7 +97,7 @@ def test_what_is_not_acceptable_fails_its_case() -> None:
         replace(ENDING, log=PROMPT),
         replace(ENDING, metrics=ENDING.metrics + KEY),
         replace(ENDING, metrics=ENDING.metrics + 'ratchet_errors_total{kind="defect"} 1.0\n'),
-        replace(ENDING, metrics="ratchet_in_flight 1.0\n"),
+        replace(ENDING, metrics="ratchet_candidates_in_flight 1.0\n"),
         replace(ENDING, canary_visits=1),
         replace(ENDING, memory_mb=(100.0, 122.0)),
         replace(ENDING, peak_mb=1025.0),

@@ -109,7 +109,7 @@ async def test_a_replica_that_is_down_is_named(adapter: Adapter, knowing: TgiStu
         ({"content": []}, "came without log-probabilities"),
         ({"content": None}, "came without log-probabilities"),
         ({"content": [{"token": "Paris", "logprob": None}]}, "log-probabilities that are no numbers"),
-        ({"content": [{"token": "Paris", "logprob": "likely"}]}, "log-probabilities that are no numbers"),
+        ({"content": [{"token": "Paris", "logprob": "likely"}]}, "logprobs that make no sense"),
         ({"content": [{"token": 5, "logprob": -1.0}]}, "logprobs that make no sense"),
         ({"content": [{"token": "Paris", "logprob": math.nan}]}, "could not be read"),
     ],
