@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +56,17 @@ _JOURNAL: Sequence[Column] = (
     ("p99", "p99_ms", ".2f"),
     ("records a commit", "records_per_commit", ".1f"),
 )
+_FAULTS: Sequence[Column] = (
+    ("what was done, and what must hold", "must_hold", ""),
+    ("clients saw", "saw", ""),
+    ("slowest", "slowest", ""),
+    ("acknowledged", "acknowledged", "d"),
+    ("**lost**", "lost", "d"),
+    ("wiped", "wiped", "d"),
+    ("clients normal after", "normal", ""),
+    ("Redis has all after", "arrived", ""),
+)
+_HOSTILE: Sequence[Column] = (("group", "group", ""), ("cases", "cases", "d"), ("outcomes", "outcomes", ""))
 _GROWTH = (
     ("with", "name"),
     ("at", "at"),
@@ -113,15 +127,48 @@ def growth(rows: Sequence[Row]) -> str:
     return table(columns, lines)
 
 
+def faults(rows: Iterable[Row]) -> str:
+    """A line for each fault."""
+    return table(
+        _FAULTS,
+        (
+            {
+                **row,
+                "saw": ", ".join(f"{count} {name}" for name, count in row["outcomes"].items()),
+                "slowest": _seconds(row["slowest_s"]),
+                "normal": _seconds(row["normal_after_s"]),
+                "arrived": _seconds(row["arrived_after_s"]),
+            }
+            for row in rows
+        ),
+    )
+
+
+def hostile(cases: Sequence[Row], groups: Mapping[str, str]) -> str:
+    """A line for each group of hostile cases."""
+    lines = []
+    for group, title in groups.items():
+        found = Counter(case["outcome"] for case in cases if case["group"] == group)
+        told = ", ".join(f"{outcome} × {count}" for outcome, count in found.most_common())
+        lines.append({"group": title, "cases": found.total(), "outcomes": told})
+    return table(_HOSTILE, lines)
+
+
+def _seconds(value: float | None) -> str:
+    return "never" if value is None else f"{value:.1f} s"
+
+
 def blocks(found: Mapping[str, Any]) -> dict[str, str]:
-    """A table for each part that a run of ``make bench`` has measured, by the name of its place in README."""
-    parts: Mapping[str, Callable[[Any], str]] = {
-        "overhead": overhead,
-        "peers": peers,
-        "reward": rewards,
-        "journal": journal,
+    """A table for each part that a run has measured, by the name of its place in README."""
+    parts: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+        "bench overhead": ("overhead", overhead),
+        "bench peers": ("peers", peers),
+        "bench reward": ("reward", rewards),
+        "bench journal": ("journal", journal),
+        "faults": ("faults", faults),
+        "hostile": ("cases", lambda cases: hostile(cases, found["groups"])),
     }
-    return {f"bench {name}": draw(found[name]) for name, draw in parts.items() if name in found}
+    return {place: draw(found[name]) for place, (name, draw) in parts.items() if name in found}
 
 
 def put(page: Path, about: Mapping[str, str], named: Mapping[str, str]) -> None:
@@ -138,3 +185,18 @@ def put(page: Path, about: Mapping[str, str], named: Mapping[str, str]) -> None:
         before, _, after = text.split(mark)
         text = f"{before}{mark}\n{titled(about, drawn)}\n{mark}{after}"
     page.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Put the tables of results where a page has places for them."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("page", type=Path, help="README.md")
+    parser.add_argument("results", type=Path, nargs="+", help="JSON of make bench, make faults or make hostile")
+    options = parser.parse_args()
+    for file in options.results:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        put(options.page, found["about"], blocks(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -141,7 +141,7 @@ async def main() -> int:
     show(rows, left_out, about)
     told = {"about": about, "load": load, "settings": SETTINGS, "not_run": left_out}
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({**told, "rows": [row.as_json() for row in rows]}, indent=1) + "\n")
+    options.out.write_text(json.dumps({**told, "faults": [row.as_json() for row in rows]}, indent=1) + "\n")
     return int(any(row.failures for row in rows) or not rows)
 
 
