@@ -29,7 +29,8 @@ from gateway.telemetry import MULTIPROCESS_DIR, configure_logging
 
 T = TypeVar("T")
 
-_GC_THRESHOLDS = (10_000, 20, 20)
+# Full collections seldom, but not so seldom that the dead cycles of failed calls, a body of 32 MB in each, pile up.
+_GC_THRESHOLDS = (10_000, 4, 4)
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Best-of-N answers behind OpenAI's chat API.")
 policy_cli = typer.Typer(no_args_is_help=True, help="Show or change which adapter answers, and with which N.")

@@ -66,6 +66,16 @@ _FAULTS: Sequence[Column] = (
     ("clients normal after", "normal", ""),
     ("Redis has all after", "arrived", ""),
 )
+_LOAD: Sequence[Column] = (
+    ("loop", "loop", ""),
+    ("request", "name", ""),
+    ("requests", "requests", "d"),
+    ("failed", "failed", "d"),
+    ("p50 ms", "p50_ms", ".0f"),
+    ("p95", "p95_ms", ".0f"),
+    ("p99", "p99_ms", ".0f"),
+    ("slowest", "slowest_ms", ".0f"),
+)
 _HOSTILE: Sequence[Column] = (("group", "group", ""), ("cases", "cases", "d"), ("outcomes", "outcomes", ""))
 _GROWTH = (
     ("with", "name"),
@@ -83,9 +93,11 @@ def table(columns: Sequence[Column], rows: Iterable[Row]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def titled(about: Mapping[str, str], *tables: str) -> str:
-    """Tables under the date and the machine."""
-    return "\n\n".join([", ".join(f"{name} {value}" for name, value in about.items()), *tables])
+def titled(about: Mapping[str, Any], *tables: str) -> str:
+    """Tables under the date and the machine (of what else is told there, what is a word)."""
+    return "\n\n".join(
+        [", ".join(f"{name} {value}" for name, value in about.items() if isinstance(value, str)), *tables]
+    )
 
 
 def overhead(rows: Iterable[Row]) -> str:
@@ -144,6 +156,11 @@ def faults(rows: Iterable[Row]) -> str:
     )
 
 
+def load(phases: Iterable[Row]) -> str:
+    """A line for each kind of request, in the closed loop and in the open one."""
+    return table(_LOAD, ({**line, "loop": phase["shape"]} for phase in phases for line in phase["lines"]))
+
+
 def hostile(cases: Sequence[Row], groups: Mapping[str, str]) -> str:
     """A line for each group of hostile cases."""
     lines = []
@@ -165,13 +182,14 @@ def blocks(found: Mapping[str, Any]) -> dict[str, str]:
         "bench peers": ("peers", peers),
         "bench reward": ("reward", rewards),
         "bench journal": ("journal", journal),
+        "load": ("phases", load),
         "faults": ("faults", faults),
         "hostile": ("cases", lambda cases: hostile(cases, found["groups"])),
     }
     return {place: draw(found[name]) for place, (name, draw) in parts.items() if name in found}
 
 
-def put(page: Path, about: Mapping[str, str], named: Mapping[str, str]) -> None:
+def put(page: Path, about: Mapping[str, Any], named: Mapping[str, str]) -> None:
     """Put each table, under its date and machine, between the two comments of its name on a page.
 
     Raises:
@@ -191,7 +209,7 @@ def main() -> None:
     """Put the tables of results where a page has places for them."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("page", type=Path, help="README.md")
-    parser.add_argument("results", type=Path, nargs="+", help="JSON of make bench, make faults or make hostile")
+    parser.add_argument("results", type=Path, nargs="+", help="JSON of make bench, load, faults or hostile")
     options = parser.parse_args()
     for file in options.results:
         found = json.loads(file.read_text(encoding="utf-8"))

@@ -106,18 +106,33 @@ def test_tables_go_where_a_page_has_places_for_them(tmp_path: Path) -> None:
         tables.put(page, {}, {"bench peers": ""})
 
 
-def test_a_result_of_faults_or_hostile_cases_becomes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``python -m loadtests.tables`` puts both where they belong: a line a fault, a line a group of cases."""
-    page, faults, hostile = (tmp_path / name for name in ("README.md", "faults.json", "hostile.json"))
-    page.write_text("".join(f"<!-- {name} -->\n" * 2 for name in ("faults", "hostile")))
+def test_results_of_load_faults_and_hostile_cases_become_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``python -m loadtests.tables`` puts each where it belongs: a line a kind of request, a fault, a group."""
+    page, load, faults, hostile = (
+        tmp_path / name for name in ("README.md", "load.json", "faults.json", "hostile.json")
+    )
+    page.write_text("".join(f"<!-- {name} -->\n" * 2 for name in ("load", "faults", "hostile")))
+    line = {
+        "name": "chat",
+        "requests": 7,
+        "failed": 0,
+        "p50_ms": 57.2,
+        "p95_ms": 65.0,
+        "p99_ms": 87.0,
+        "slowest_ms": 129.0,
+    }
+    load.write_text(json.dumps({"about": {"limits": {}}, "phases": [{"shape": "closed", "lines": [line]}]}))
     counts = {"acknowledged": 9, "lost": 0, "wiped": 0}
     times = {"slowest_s": 0.25, "normal_after_s": 1.5, "arrived_after_s": None}
     fault = {"must_hold": "nothing is lost", "outcomes": {"scored": 8, "502": 1}, **counts, **times}
     faults.write_text(json.dumps({"about": {"date": "today"}, "faults": [fault]}))
     cases = [{"group": "http", "outcome": "400"}, {"group": "http", "outcome": "400"}]
     hostile.write_text(json.dumps({"about": {"date": "today"}, "groups": {"http": "HTTP"}, "cases": cases}))
-    monkeypatch.setattr(sys, "argv", ["tables", str(page), str(faults), str(hostile)])
+    monkeypatch.setattr(sys, "argv", ["tables", str(page), str(load), str(faults), str(hostile)])
     tables.main()
+    assert "| closed | chat | 7 | 0 | 57 | 65 | 87 | 129 |" in page.read_text()
     assert "| nothing is lost | 8 scored, 1 502 | 0.2 s | 9 | 0 | 0 | 1.5 s | never |" in page.read_text()
     assert "| HTTP | 2 | 400 × 2 |" in page.read_text()
 
@@ -125,7 +140,7 @@ def test_a_result_of_faults_or_hostile_cases_becomes_a_table(tmp_path: Path, mon
 def test_readme_has_a_place_for_every_table() -> None:
     """Each name that the benchmarks write under stands there twice."""
     readme = Path("README.md").read_text(encoding="utf-8")
-    names = [*(f"bench {part}" for part in bench.PARTS), "cost", "faults", "hostile"]
+    names = [*(f"bench {part}" for part in bench.PARTS), "cost", "load", "faults", "hostile"]
     assert dict.fromkeys(names, 2) == {name: readme.count(f"<!-- {name} -->") for name in names}
 
 
