@@ -128,10 +128,7 @@ def decide(
         DataError: Draws are missing, too few for N, or rewards are no numbers; says which.
     """
     prompts = len(conversations) if conversations is not None else _prompts(serving)
-    _check(serving, serving_temperature, candidates, prompts, n_now)
-    if anchor is not None:
-        for t, drawn in anchor.drawn.items():
-            drawn.check(f"the base at temperature {t:g}", prompts=prompts, draws=max(anchor.n - 1, 2))
+    _check(serving, serving_temperature, candidates, anchor, prompts, n_now)
     names = conversations if conversations is not None else [str(place) for place in range(prompts)]
     draws = min(drawn.rewards_PM.shape[1] for drawn in (*serving.values(), *(each.drawn for each in candidates)))
     n_max = min(n_max or draws, draws)
@@ -191,6 +188,7 @@ class _Court:
         fewer = max(n_now - 1, 1)
         self._fewer_T = {t: each_CK[:, fewer - 1] for t, each_CK in self._unit_CK.items()}
         self._hurdles = {f"the old policy's best of {fewer} at temperature {t:g}": x for t, x in self._fewer_T.items()}
+        self._base_sd_CK = self._beside(anchor) if anchor is not None else []
         if anchor is not None:
             first = max(anchor.n - 1, 1)
             self._hurdles |= {
@@ -225,7 +223,13 @@ class _Court:
             sd_ratio=within_prompt_sd(rewards_PM) / old_sd,
             worth_at_serving=equivalent_n(sd_CK[:, :1], [self._sd_CK[self._temperature]], self._bootstrap),
             worth_at_best=equivalent_n(sd_CK[:, :1], list(self._sd_CK.values()), self._bootstrap),
+            worth_at_base=equivalent_n(sd_CK[:, :1], self._base_sd_CK, self._bootstrap) if self._base_sd_CK else None,
         )
+
+    def _beside(self, anchor: Anchor) -> list[Floats]:
+        """The base's curves in the serving policy's unit, as far as every temperature's draws reach."""
+        ns = range(1, min(drawn.rewards_PM.shape[1] for drawn in anchor.drawn.values()) + 1)
+        return [self._curve(self._to_sd(drawn.rewards_PM), ns) for drawn in anchor.drawn.values()]
 
     def _trial(self, n: int, new_C: Floats, alpha: float, planned: int | None, in_order: bool) -> Trial:
         xs = {name: new_C - hurdle_C for name, hurdle_C in self._hurdles.items()}
@@ -278,7 +282,12 @@ def _prompts(serving: Mapping[float, Drawn]) -> int:
 
 
 def _check(
-    serving: Mapping[float, Drawn], temperature: float, candidates: Sequence[Candidate], prompts: int, n_now: int
+    serving: Mapping[float, Drawn],
+    temperature: float,
+    candidates: Sequence[Candidate],
+    anchor: Anchor | None,
+    prompts: int,
+    n_now: int,
 ) -> None:
     if n_now < 1:
         raise DataError(f"N = {n_now} is no number of draws")
@@ -292,3 +301,6 @@ def _check(
         drawn.check(f"the serving policy at temperature {t:g}", prompts=prompts, draws=max(n_now, 2))
     for each in candidates:
         each.drawn.check(f"checkpoint {each.checkpoint}", prompts=prompts, draws=max(n_now - 1, 2))
+    if anchor is not None:
+        for t, drawn in anchor.drawn.items():
+            drawn.check(f"the base at temperature {t:g}", prompts=prompts, draws=max(anchor.n - 1, 2))

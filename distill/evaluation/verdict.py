@@ -66,6 +66,8 @@ class Judged:
     """Old draws, at the temperature served, that one new draw is worth."""
     worth_at_best: EquivalentN
     """Old draws, at the best temperature for each n, that one new draw is worth: the headline."""
+    worth_at_base: EquivalentN | None = None
+    """Draws of the base, at its best temperature for each n: all nights together; None: the base still serves."""
 
 
 @dataclass(frozen=True, slots=True)

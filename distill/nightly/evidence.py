@@ -72,10 +72,7 @@ class Evidence:
             f"{verdict.serving_temperature:g}; 0 is one of its draws",
             curves=[self._curve(each) for each in self._sampled],
             controls=self._controls(),
-            equivalent_n=[
-                _worth("the old policy at its best temperature for each n", self._best.worth_at_best),
-                _worth(f"the old policy at temperature {verdict.serving_temperature:g}", self._best.worth_at_serving),
-            ],
+            equivalent_n=self._worths(),
             length_ratio=None if length is None else 1 + length,
             spread_ratio=self._best.sd_ratio,
             rewards=self._bars([self._scale(each.rewards_PM) for each in self._sampled]),
@@ -135,6 +132,16 @@ class Evidence:
             reward=float(rewards.max()),
             tokens=winner.completion_tokens,
         )
+
+    def _worths(self) -> list[EquivalentN]:
+        best, temperature = self._best, self._verdict.serving_temperature
+        found = [
+            _worth("the old policy at its best temperature for each n", best.worth_at_best),
+            _worth(f"the old policy at temperature {temperature:g}", best.worth_at_serving),
+        ]
+        if best.worth_at_base is not None:
+            found.append(_worth("the base at its best temperature for each n", best.worth_at_base))
+        return found
 
     def _curve(self, side: Sampled) -> Curve:
         points = self._points(side)

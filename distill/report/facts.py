@@ -97,7 +97,8 @@ class Measured(_Fact):
     curves: list[Curve]
     controls: list[Control]
     equivalent_n: list[EquivalentN]
-    """The headline first: against the old policy at its best temperature for each n."""
+    """The headline first: against the old policy at its best temperature for each n. The base, where another serves
+    by now, comes last: what all nights together have bought."""
     length_ratio: float | None = None
     """Mean tokens of the chosen policy's answers over the old one's, at their Ns."""
     spread_ratio: float | None = None

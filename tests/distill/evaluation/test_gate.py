@@ -284,6 +284,20 @@ def test_what_the_base_was_before_the_first_night_is_never_lost() -> None:
     assert "beats the old policy's best of 1 and the base's best of 7 at every temperature drawn" in far.why
 
 
+def test_one_draw_is_worth_more_of_the_base_than_of_the_adapter_that_serves() -> None:
+    """One draw at +1.0 SD; the adapter serves at +.5 (k* near 1.8), the base's best temperature is its 1.0 at 0."""
+    serving = {1.0: Drawn(rewards(0.5, seed=0))}
+    base = Anchor(8, {1.0: Drawn(rewards(0.0, seed=5)), 0.5: Drawn(rewards(-0.3, seed=6))})
+    (judged,) = decide(serving, 1.0, [candidate(1.0)], n_now=4, anchor=base, rules=RULES).candidates
+    of_base = judged.worth_at_base
+    assert of_base is not None
+    straight = gate(candidate(1.0), serving={1.0: base.drawn[1.0]}).candidates[0].worth_at_best
+    assert pytest.approx(straight.value, rel=1e-6) == of_base.value
+    assert (True, False) == (of_base.low < of_base.value < of_base.high, of_base.beyond)
+    assert judged.worth_at_best.value < of_base.value
+    assert gate(candidate(1.0)).candidates[0].worth_at_base is None
+
+
 def test_an_anchor_with_too_few_draws_is_refused() -> None:
     few = Anchor(8, {1.0: Drawn(rewards(0.0, seed=5, draws=4))})
     with pytest.raises(DataError, match="the base at temperature 1: 4 draws of each prompt; at least 7 are needed"):
