@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import multiprocessing
-import os
-import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-import uvicorn
-from fastapi import FastAPI
 from rich.console import Console
 from rich.table import Table
 
-from gateway import settings_table
+from gateway import settings_table, workers
 from gateway.api.keyfile import new_key
-from gateway.api.protocol import server_options
-from gateway.app import build, from_environment
-from gateway.embedded.tether import tie
+from gateway.app import build
 from gateway.errors import GatewayError
 from gateway.policy import Arm, Policy, PolicyStore
 from gateway.settings import Settings, load
-from gateway.telemetry import MULTIPROCESS_DIR, configure_logging
+from gateway.telemetry import configure_logging
 
 T = TypeVar("T")
-
-# Full collections seldom, but not so seldom that the dead cycles of failed calls, a body of 32 MB in each, pile up.
-_GC_THRESHOLDS = (10_000, 4, 4)
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Best-of-N answers behind OpenAI's chat API.")
 policy_cli = typer.Typer(no_args_is_help=True, help="Show or change which adapter answers, and with which N.")
@@ -55,34 +44,7 @@ def serve(
         raise typer.Exit(serve_embedded())
     settings = _settings()
     _told(lambda: build(settings))  # what would fail in every worker fails here, once and in one line
-    with tempfile.TemporaryDirectory(prefix="ratchet-metrics-") as folder:
-        if settings.workers > 1:
-            os.environ[MULTIPROCESS_DIR] = folder  # before any worker makes a metric
-        uvicorn.run(
-            "gateway.__main__:worker",
-            factory=True,
-            host=settings.host,
-            port=settings.port,
-            workers=settings.workers,
-            **server_options(settings),
-        )
-
-
-def worker() -> FastAPI:
-    """The app of this process. One of several workers ends with what supervises them, however that ends.
-
-    Otherwise workers of a supervisor that was killed would hold the port, and answer, for ever.
-    """
-    supervisor = multiprocessing.parent_process()
-    if supervisor is not None and supervisor.pid is not None:
-        tie(supervisor.pid)
-    app = from_environment()
-    # What is loaded by now stays for good. The collector would walk its 130,000 objects again and again: a sixth of
-    # the CPU of every request, in pauses that all others wait for.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
-    return app
+    workers.serve(settings)
 
 
 @cli.command()

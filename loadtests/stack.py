@@ -20,6 +20,7 @@ import psutil
 
 from gateway.embedded.process import free_port
 from gateway.embedded.redis import RedisServer
+from tests.listeners import until_all_listen
 from tests.stubs.process import StubProcess
 
 # Longer prompts than any measurement sends.
@@ -71,6 +72,7 @@ async def stack(*, latency_ms: float, workers: int = 1, **settings: str) -> Asyn
             try:
                 url = f"http://127.0.0.1:{port}"
                 await _until_ready(url, process)
+                await until_all_listen(port, workers)
                 yield Stack(url, backend.url, reward.url, process.pid, redis.url)
             finally:
                 process.terminate()

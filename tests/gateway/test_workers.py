@@ -1,0 +1,59 @@
+"""The processes that serve, and the port that they share."""
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from gateway.workers import SharedPort, _port
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+
+
+def test_a_worker_keeps_what_it_has_loaded_out_of_the_collectors_way(tmp_path: Path) -> None:
+    """Or every full collection walks all of it, while every request waits."""
+    script = "import gc; from gateway.workers import worker; worker(); print(gc.get_freeze_count() > 10_000)"
+    settings = {"GATEWAY_REWARD__URL": "http://127.0.0.1:1", "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, env={**ENVIRONMENT, **settings}, capture_output=True, text=True, check=True)
+    assert "True" == ended.stdout.splitlines()[-1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux deals connections out")
+def test_connections_are_dealt_out_to_all_who_were_handed_the_port() -> None:
+    """Of 200 connections the chance that one of two gets fewer than 50 is below 1e-12."""
+    with ExitStack() as open_sockets:
+        port = open_sockets.enter_context(SharedPort.at(socket.AF_INET, ("127.0.0.1", 0)))
+        workers = [open_sockets.enter_context(pickle.loads(pickle.dumps(port))) for _ in range(2)]
+        for worker in workers:
+            worker.listen(256)
+            worker.setblocking(False)
+        for _ in range(200):
+            open_sockets.enter_context(socket.create_connection(port.getsockname()))
+        waiting = [len(_accepted(worker, open_sockets)) for worker in workers]
+    assert 200 == sum(waiting)
+    assert min(waiting) >= 50, waiting
+
+
+def _accepted(worker: socket.socket, open_sockets: ExitStack) -> list[socket.socket]:
+    taken = []
+    while True:
+        try:
+            taken.append(open_sockets.enter_context(worker.accept()[0]))
+        except BlockingIOError:
+            return taken
+
+
+def test_a_port_that_another_gateways_workers_share_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    with SharedPort.at(socket.AF_INET, ("127.0.0.1", 0)) as port, pickle.loads(pickle.dumps(port)) as other:
+        other.listen()
+        config = uvicorn.Config("x:y", host="127.0.0.1", port=port.getsockname()[1], log_config=None)
+        with pytest.raises(SystemExit):
+            _port(config)
+    assert "already in use" in caplog.text
