@@ -24,7 +24,7 @@ from loadtests import journal, overhead, reward, tables
 from loadtests.overhead import Load, Row, compare, direct
 from loadtests.peers import its_hub, its_iaas, optillm, tensorzero
 from loadtests.peers.peer import Peer, Race
-from loadtests.stack import Stack, machine, stack
+from loadtests.stack import Surroundings, gateway, machine, surroundings
 
 OUT = Path("loadtests/results/bench.json")
 PARTS = ("overhead", "peers", "reward", "journal")
@@ -32,18 +32,23 @@ PEERS: Sequence[Peer] = (tensorzero, its_hub, its_iaas, optillm)
 PEERS_N = 4
 
 
-async def side_by_side(running: Stack, concurrencies: Sequence[int], seconds: float) -> AsyncIterator[Row]:
+async def side_by_side(
+    around: Surroundings, workers: Sequence[int], concurrencies: Sequence[int], seconds: float
+) -> AsyncIterator[Row]:
     """This gateway, then each peer, at N = 4; one that cannot be had is told of and left out."""
     once_ms, slowest_ms = {}, {}
-    for concurrency in concurrencies:
-        once_ms[concurrency] = (await direct(running.backend, Load(1, concurrency, seconds))).p50_ms
-        ours = await compare(running, Load(PEERS_N, concurrency, seconds))
-        slowest_ms[concurrency] = float(str(ours["stub_p50_ms"]))
-        yield {**ours, "who": "this gateway: a reward model", "waits": 1, "beyond_waits_ms": ours["added_ms"]}
+    for count in workers:
+        async with gateway(around, workers=count) as running:
+            for concurrency in concurrencies:
+                once_ms[concurrency] = (await direct(around.backend, Load(1, concurrency, seconds))).p50_ms
+                ours = await compare(running, Load(PEERS_N, concurrency, seconds))
+                slowest_ms[concurrency] = float(str(ours["stub_p50_ms"]))
+                who = f"this gateway, {count} worker{'s' if count > 1 else ''}: a reward model"
+                yield {**ours, "who": who, "waits": 1, "beyond_waits_ms": ours["added_ms"]}
     for peer in PEERS:
         print(f"{peer.NAME} ({', '.join(peer.REQUIREMENTS)})", file=sys.stderr)
         try:
-            async with aclosing(peer.measure(Race(running.backend, PEERS_N, concurrencies, seconds))) as results:
+            async with aclosing(peer.measure(Race(around.backend, PEERS_N, concurrencies, seconds))) as results:
                 async for measured, cpu_ms in results:
                     added_ms = measured.p50_ms - slowest_ms[measured.concurrency]
                     further_ms = (peer.waits(PEERS_N) - 1) * once_ms[measured.concurrency]
@@ -61,13 +66,14 @@ async def side_by_side(running: Stack, concurrencies: Sequence[int], seconds: fl
 
 async def on_stack(options: argparse.Namespace, found: dict[str, Any]) -> None:
     """The parts that need a running gateway."""
-    async with stack(latency_ms=options.latency_ms, workers=options.workers) as running:
+    async with surroundings(latency_ms=options.latency_ms) as around:
         if "overhead" in options.only:
-            rows = overhead.run(running, options.n, options.concurrency, options.seconds)
-            found["overhead"] = [row async for row in told(rows)]
+            async with gateway(around, workers=options.workers[0]) as running:
+                rows = overhead.run(running, options.n, options.concurrency, options.seconds)
+                found["overhead"] = [row async for row in told(rows)]
             keep(found, options.out)
         if "peers" in options.only:
-            rows = side_by_side(running, options.concurrency, options.seconds)
+            rows = side_by_side(around, options.workers, options.concurrency, options.seconds)
             found["peers"] = [row async for row in told(rows)]
             keep(found, options.out)
 
@@ -88,7 +94,7 @@ def keep(found: dict[str, Any], out: Path) -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The chosen parts, one after the other."""
-    about = {**machine(), "latency_ms": f"{options.latency_ms:g}", "workers": str(options.workers)}
+    about = {**machine(), "latency_ms": f"{options.latency_ms:g}", "workers": " and ".join(map(str, options.workers))}
     found: dict[str, Any] = {"about": about}
     if {"overhead", "peers"} & set(options.only):
         uvloop.run(on_stack(options, found))
@@ -110,7 +116,8 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--seconds", type=float, default=4.0, help="for each load")
     parser.add_argument("--latency-ms", type=float, default=50.0, help="of every answer of the stub")
-    parser.add_argument("--workers", type=int, default=1)
+    words = "of the gateway: all are measured beside the peers, the first by stage"
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help=words)
     parser.add_argument("--out", type=Path, default=OUT, help=f"the result, as JSON; default: {OUT}")
     parser.add_argument("--show", type=Path, help="measure nothing: print the tables of this result")
     parser.add_argument("--into", type=Path, help="put the tables where this page (README.md) has places for them")

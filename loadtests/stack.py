@@ -38,9 +38,26 @@ class Stack:
     redis: str
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a gateway needs, running."""
+
+    backend: str
+    reward: str
+    redis: str
+    folder: str
+
+
 @asynccontextmanager
 async def stack(*, latency_ms: float, workers: int = 1, **settings: str) -> AsyncIterator[Stack]:
-    """The TGI stub, the reward stub, Redis and ``python -m gateway serve``, until the block ends.
+    """The TGI stub, the reward stub, Redis and ``python -m gateway serve``, until the block ends."""
+    async with surroundings(latency_ms=latency_ms) as around, gateway(around, workers=workers, **settings) as running:
+        yield running
+
+
+@asynccontextmanager
+async def surroundings(*, latency_ms: float) -> AsyncIterator[Surroundings]:
+    """The TGI stub, the reward stub and Redis, until the block ends.
 
     The stub takes what other gateways send too: several answers in one call, and long prompts.
     """
@@ -54,29 +71,35 @@ async def stack(*, latency_ms: float, workers: int = 1, **settings: str) -> Asyn
     )
     with tempfile.TemporaryDirectory(prefix="ratchet-load-") as folder, RedisServer(Path(folder) / "redis") as redis:
         async with backend, StubProcess("tests.stubs.reward") as reward:
-            port = free_port()
-            environment = {
-                **{name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")},
-                "GATEWAY_PORT": str(port),
-                "GATEWAY_WORKERS": str(workers),
-                "GATEWAY_LOG_LEVEL": "warning",
-                "GATEWAY_BACKEND__URLS": backend.url,
-                "GATEWAY_REWARD__URL": reward.url,
-                "GATEWAY_REDIS__URL": redis.url,
-                "GATEWAY_JOURNAL__SPOOL_DIR": f"{folder}/spool",
-                "GATEWAY_RACE__MAX_IN_FLIGHT": "4096",
-                "GATEWAY_POLICY__EXPLORATION": "0",
-                **settings,
-            }
-            process = await asyncio.create_subprocess_exec(sys.executable, "-m", "gateway", "serve", env=environment)
-            try:
-                url = f"http://127.0.0.1:{port}"
-                await _until_ready(url, process)
-                await until_all_listen(port, workers)
-                yield Stack(url, backend.url, reward.url, process.pid, redis.url)
-            finally:
-                process.terminate()
-                await process.wait()
+            yield Surroundings(backend.url, reward.url, redis.url, folder)
+
+
+@asynccontextmanager
+async def gateway(around: Surroundings, *, workers: int, **settings: str) -> AsyncIterator[Stack]:
+    """``python -m gateway serve``, until the block ends."""
+    port = free_port()
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")},
+        "GATEWAY_PORT": str(port),
+        "GATEWAY_WORKERS": str(workers),
+        "GATEWAY_LOG_LEVEL": "warning",
+        "GATEWAY_BACKEND__URLS": around.backend,
+        "GATEWAY_REWARD__URL": around.reward,
+        "GATEWAY_REDIS__URL": around.redis,
+        "GATEWAY_JOURNAL__SPOOL_DIR": f"{around.folder}/spool",
+        "GATEWAY_RACE__MAX_IN_FLIGHT": "4096",
+        "GATEWAY_POLICY__EXPLORATION": "0",
+        **settings,
+    }
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "gateway", "serve", env=environment)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        await _until_ready(url, process)
+        await until_all_listen(port, workers)
+        yield Stack(url, around.backend, around.reward, process.pid, around.redis)
+    finally:
+        process.terminate()
+        await process.wait()
 
 
 def cpu_s(pid: int) -> float:
