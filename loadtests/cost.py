@@ -27,7 +27,7 @@ from distill.report.svg import Margins, Plot, ticks
 from gateway.api.keyfile import Key, Limits
 from gateway.embedded.redis import RedisServer
 from loadtests.faults.proxy import TcpProxy
-from loadtests.load.plot import STYLE
+from loadtests.load.plot import PANEL, panels
 from loadtests.overhead import Load, Row, compare
 from loadtests.stack import Stack, machine, stack
 from loadtests.tables import growth, put, titled
@@ -38,7 +38,6 @@ CONCURRENCY = (1, 2, 4, 8, 16, 32, 64, 128)
 PROMPT_CHARACTERS = (100, 1_000, 4_000, 16_000, 64_000)
 REDIS_MS = (0, 2, 10, 50, 200)
 FREE, LIMITED = "rk-free", "rk-limited"
-PANEL = (440.0, 230.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,7 @@ async def measure(seconds: float, latency_ms: float) -> list[Row]:
 def figure(rows: Sequence[Row]) -> str:
     """One SVG of four panels, in which points lie at equal distances."""
     added, cpu = ("added", "new", "added_ms"), ("CPU", "old", "cpu_ms")
-    panels = [
+    drawn = [
         _panel(rows, "N (draws)", [("N", *added), ("N", *cpu)]),
         _panel(rows, "callers at once", [("concurrency", *added), ("concurrency", *cpu)]),
         _panel(rows, "characters of the prompt", [("prompt", *added), ("prompt", *cpu)]),
@@ -114,12 +113,7 @@ def figure(rows: Sequence[Row]) -> str:
             [("Redis", *added), ("Redis, a key with limits", "added, key with limits", "old", "added_ms")],
         ),
     ]
-    width, height = PANEL
-    drawn = [panel.group((k % 2 * width, k // 2 * height)) for k, panel in enumerate(panels)]
-    opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * width:g} {2 * height:g}" role="img"'
-    label = "What the gateway adds to the slowest candidate, and its CPU a request, as each thing grows"
-    paper = '<rect width="100%" height="100%" fill="#fff"/>'
-    return f'{opening} aria-label="{label}"><style>{STYLE}</style>{paper}{"".join(drawn)}</svg>\n'
+    return panels(drawn, "What the gateway adds to the slowest candidate, and its CPU a request, as each thing grows")
 
 
 def _panel(rows: Sequence[Row], title: str, curves: Sequence[tuple[str, str, str, str]]) -> Plot:

@@ -27,11 +27,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
+from distill.report.svg import Margins, Plot, Spot, ticks
 from loadtests.closed_loop import closed_loop
 from loadtests.faults.arrivals import Arrivals
 from loadtests.faults.callers import outcome_of_answer, outcome_of_stream
 from loadtests.growth import Allowance, Growth, growth
-from loadtests.load.plot import figure, page
+from loadtests.load.plot import PANEL, panels
 from loadtests.load.summary import percentile
 from loadtests.stack import Stack, machine, stack
 
@@ -49,6 +50,14 @@ ALLOWED = {
     "tasks": Allowance(share=0.10, units=20),
     "hub_entries": Allowance(share=0.0, units=0),
     "spool_records": Allowance(share=0.50, units=100),
+}
+
+TITLES = {
+    "memory_mb": "memory, MB",
+    "descriptors": "file descriptors",
+    "tasks": "tasks of the event loop",
+    "hub_entries": "entries on the hub client's exit stack",
+    "spool_records": "records waiting for Redis",
 }
 
 console = Console(width=130)
@@ -162,7 +171,7 @@ def show(found: dict[str, Growth], about: dict[str, object]) -> None:
 
 
 def keep(samples: list[Sample], facts: dict[str, object], about: dict[str, object], out: Path) -> None:
-    """JSON, the samples as CSV, and a page of plots, side by side."""
+    """JSON, the samples as CSV, and a figure of them, side by side."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"about": about, **facts}, indent=1) + "\n")
     names = [field.name for field in fields(Sample)]
@@ -170,11 +179,17 @@ def keep(samples: list[Sample], facts: dict[str, object], about: dict[str, objec
         writer = csv.writer(sink)
         writer.writerow(names)
         writer.writerows([f"{value:.2f}" for value in astuple(sample)] for sample in samples)
-    figures = []
-    for name in ALLOWED:
-        curve = [(sample.second, getattr(sample, name)) for sample in samples]
-        figures.append(figure(name.replace("_", " ").capitalize(), name, [("", "new", curve)]))
-    out.with_suffix(".html").write_text(page("Ratchet, soaked", about, figures), encoding="utf-8")
+    drawn = [_panel(TITLES[name], [(one.second / 60, getattr(one, name)) for one in samples]) for name in ALLOWED]
+    label = "The gateway's memory, descriptors, tasks, hub client's exit stack and records waiting for Redis over time"
+    out.with_suffix(".svg").write_text(panels(drawn, label), encoding="utf-8")
+
+
+def _panel(title: str, curve: list[Spot]) -> Plot:
+    last, high = curve[-1][0] or 1.0, max(value for _, value in curve) * 1.05 or 1.0
+    plot = Plot(PANEL, (0.0, last), (0.0, high), margins=Margins(left=56, right=20))
+    plot.axes("minutes", title, [(place, f"{place:g}") for place in ticks(0.0, last, 8)], ticks(0.0, high, 4))
+    plot.line(curve, "new")
+    return plot
 
 
 async def main() -> int:
@@ -185,7 +200,7 @@ async def main() -> int:
     parser.add_argument("--capacity-s", type=float, default=15.0, help="how long the capacity is measured")
     parser.add_argument("--sample-s", type=float, default=5.0)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=OUT, help="JSON here, CSV and HTML beside it")
+    parser.add_argument("--out", type=Path, default=OUT, help="JSON here, CSV and SVG beside it")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     samples: list[Sample] = []

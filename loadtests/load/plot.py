@@ -1,4 +1,4 @@
-"""Plots of a load test on one self-contained page, drawn as the night's report draws."""
+"""Plots of measurements, drawn as the night's report draws: on one self-contained page, or as one figure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from markupsafe import Markup, escape
 from distill.report.svg import Margins, Plot, Spot, ticks
 
 SIZE = (900.0, 260.0)
+PANEL = (440.0, 230.0)
 
 STYLE = """
 :root { --old: #64748b; --new: #0f766e; font: 16px/1.5 system-ui, sans-serif; }
@@ -34,6 +35,15 @@ def figure(title: str, unit: str, curves: Sequence[Curve]) -> Markup:
         plot.line(line, kind)
     plot.end_labels([(line[-1][1], name, kind) for name, kind, line in curves if line])
     return Markup("<h2>{}</h2>").format(title) + plot.svg("wide", f"{title}, {unit}")
+
+
+def panels(plots: Sequence[Plot], label: str) -> str:
+    """One SVG file: plots of the size of a ``PANEL``, two a row; ``label`` says what they show to who cannot see it."""
+    width, height = PANEL
+    drawn = "".join(plot.group((k % 2 * width, k // 2 * height)) for k, plot in enumerate(plots))
+    box = f'viewBox="0 0 {2 * width:g} {-(-len(plots) // 2) * height:g}"'
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img" aria-label="{escape(label)}">'
+    return f'{opening}<style>{STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{drawn}</svg>\n'
 
 
 def page(title: str, about: Mapping[str, object], figures: Sequence[Markup]) -> str:
