@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from gateway.reward.batcher import BatchStats
-from loadtests import bench, cost, reward, tables
+from loadtests import bench, cost, journal, reward, tables
 from loadtests.closed_loop import closed_loop
 from loadtests.overhead import Load, compare
 from loadtests.stack import stack
@@ -142,6 +142,18 @@ def test_readme_has_a_place_for_every_table() -> None:
     readme = Path("README.md").read_text(encoding="utf-8")
     names = [*(f"bench {part}" for part in bench.PARTS), "cost", "load", "faults", "hostile"]
     assert dict.fromkeys(names, 2) == {name: readme.count(f"<!-- {name} -->") for name in names}
+
+
+def test_a_journal_that_is_told_no_folder_spools_where_git_does_not_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the checkout's disk, in ``data/``, of which nothing but the folder is left."""
+    ignored = Path(".gitignore").read_text(encoding="utf-8").splitlines()
+    monkeypatch.chdir(tmp_path)
+    found: Any = asyncio.run(journal.run(0.01))
+    assert 6 == len(found["rows"])
+    assert [tmp_path / "data"] == list(tmp_path.rglob("*"))
+    assert "/data/" in ignored
 
 
 def test_a_load_on_the_batcher_tells_of_its_padding_and_its_waits() -> None:
