@@ -3,7 +3,7 @@
 Four parts, each of which can be had alone (``--only``): the gateway's overhead by stage at several N and concurrencies;
 other best-of-N gateways on the same stub in the same run; the reward batcher; the journal. The result is JSON with the
 machine, the commit and the date in it, written after each part, and its tables are printed as README has them
-(``--show`` prints those of an earlier run).
+(``python -m loadtests.tables`` puts them there).
 """
 
 from __future__ import annotations
@@ -119,13 +119,9 @@ def main() -> None:
     words = "of the gateway: all are measured beside the peers, the first by stage"
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help=words)
     parser.add_argument("--out", type=Path, default=OUT, help=f"the result, as JSON; default: {OUT}")
-    parser.add_argument("--show", type=Path, help="measure nothing: print the tables of this result")
-    parser.add_argument("--into", type=Path, help="put the tables where this page (README.md) has places for them")
     options = parser.parse_args()
-    found = json.loads(options.show.read_text()) if options.show else measure(options)
+    found = measure(options)
     print(tables.titled(found["about"], *tables.blocks(found).values()))
-    if options.into:
-        tables.put(options.into, found["about"], tables.blocks(found))
 
 
 if __name__ == "__main__":

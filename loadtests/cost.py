@@ -30,7 +30,7 @@ from loadtests.faults.proxy import TcpProxy
 from loadtests.load.plot import PANEL, panels
 from loadtests.overhead import Load, Row, compare
 from loadtests.stack import Stack, machine, stack
-from loadtests.tables import growth, put, titled
+from loadtests.tables import growth, titled
 
 OUT = Path("loadtests/results/cost.json")
 N = (1, 2, 4, 8, 16, 32)
@@ -139,20 +139,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="for each load; there are two a point")
     parser.add_argument("--latency-ms", type=float, default=50.0, help="of every answer of the stub")
     parser.add_argument("--out", type=Path, default=OUT, help=f"the result, as JSON, with an SVG beside it; {OUT}")
-    parser.add_argument("--show", type=Path, help="measure nothing: print the lines of this result")
-    parser.add_argument("--into", type=Path, help="put the lines where this page (README.md) has a place for them")
     options = parser.parse_args()
-    if options.show:
-        found = json.loads(options.show.read_text())
-    else:
-        rows = uvloop.run(measure(options.seconds, options.latency_ms))
-        found = {"about": {**machine(), "latency_ms": f"{options.latency_ms:g}"}, "rows": rows}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
-        options.out.with_suffix(".svg").write_text(figure(rows))
-    print(titled(found["about"], growth(found["rows"])))
-    if options.into:
-        put(options.into, found["about"], {"cost": growth(found["rows"])})
+    rows = uvloop.run(measure(options.seconds, options.latency_ms))
+    about = {**machine(), "latency_ms": f"{options.latency_ms:g}"}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"about": about, "cost": rows}, indent=1) + "\n")
+    options.out.with_suffix(".svg").write_text(figure(rows))
+    print(titled(about, growth(rows)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 Each writer appends one record after another (8 candidates of 1 kB); the table says how many records a second came
 through and how long one append took. Without ``--redis`` nothing is listening there, as in an outage: appends do not
-depend on Redis, and this shows it. The spool's disk decides the fsync rows, so say which one it was.
+depend on Redis, and this shows it. The spool's disk decides the fsync rows, so say which one it was. Without
+``--spool`` it is the checkout's, in ``data/``, which git ignores: /tmp may be memory, where an fsync costs nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from loadtests.stack import machine
 from loadtests.tables import journal as journal_table
 from loadtests.tables import titled
 
+FOLDER = Path("data")
 _NOBODY = "redis://127.0.0.1:1/0"
 _TEXT = "word " * 200
 _CONCURRENCIES = (1, 16, 64)
@@ -79,13 +81,18 @@ async def _rows(seconds: float, url: str, spool: Path) -> AsyncIterator[dict[str
             await journal.aclose(drain_s=0.0 if url == _NOBODY else 60.0)
 
 
-async def run(seconds: float, *, redis: str = _NOBODY, folder: Path = Path()) -> dict[str, object]:
+def _new_folder(parent: Path) -> tempfile.TemporaryDirectory[str]:
+    parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=parent, prefix="ratchet-journal-")
+
+
+async def run(seconds: float, *, redis: str = _NOBODY, folder: Path = FOLDER) -> dict[str, object]:
     """What a record costs to encode, and what comes through at each number of writers, durable or not.
 
     Args:
         seconds: For each row.
         redis: URL of a Redis to ship to meanwhile.
-        folder: On the disk to measure.
+        folder: On the disk to measure, not in memory; made where it is missing.
     """
     n = 2_000
     start = time.perf_counter()
@@ -93,7 +100,7 @@ async def run(seconds: float, *, redis: str = _NOBODY, folder: Path = Path()) ->
         encode(_record(number))
     encode_ms = (time.perf_counter() - start) / n * 1000
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    with tempfile.TemporaryDirectory(dir=folder) as spool:
+    with _new_folder(folder) as spool:
         return {"encode_ms": encode_ms, "rows": [row async for row in _rows(seconds, redis, Path(spool))]}
 
 
@@ -102,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the journal.")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each row of the table")
     parser.add_argument("--redis", default=_NOBODY, help="URL of a Redis to ship to meanwhile")
-    parser.add_argument("--spool", type=Path, default=Path(), help="folder on the disk to measure")
+    parser.add_argument("--spool", type=Path, default=FOLDER, help=f"folder on the disk to measure; {FOLDER}")
     options = parser.parse_args()
     found = asyncio.run(run(options.seconds, redis=options.redis, folder=options.spool))
     print(titled(machine(), journal_table(found)))

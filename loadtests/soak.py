@@ -224,7 +224,7 @@ async def main() -> int:
     found = {name: growth([getattr(s, name) for s in samples], allowed) for name, allowed in ALLOWED.items()}
     failures = verdict(found, client.outcomes, missing)
     load = {"capacity_per_s": round(per_s, 1), "rate_per_s": round(rate, 1), "minutes": options.minutes}
-    about: dict[str, object] = {**machine(), **load, "workers": options.workers}
+    about: dict[str, object] = {**machine(), **load, "workers": str(options.workers)}
     show(found, about)
     times = {f"p{percent}_ms": percentile(client.ms, percent) for percent in (50, 99)}
     console.print(f"{client.outcomes}, p50 {times['p50_ms']:.0f} ms, p99 {times['p99_ms']:.0f} ms, {missing} missing")

@@ -10,10 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import aiohttp
 import psutil
@@ -100,6 +103,30 @@ async def gateway(around: Surroundings, *, workers: int, **settings: str) -> Asy
     finally:
         process.terminate()
         await process.wait()
+
+
+class Assembled(ABC):
+    """``async with`` starts every part, and ends them all after it; where one does not start, those before it too."""
+
+    def __init__(self) -> None:
+        self._running = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._running.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self._running.__aexit__(kind, error, at)
+
+    @abstractmethod
+    async def _start(self) -> None:
+        """Enter every part on ``_running``."""
 
 
 def cpu_s(pid: int) -> float:

@@ -1,4 +1,9 @@
-"""What the benchmarks found, as README has it: tables in Markdown, made from the JSON that they write."""
+"""What the benchmarks found, as README has it: tables in Markdown, made from the JSON that they write.
+
+    python -m loadtests.tables PAGE RESULT…
+
+Each result brings the tables of what it measured; a page has a place for each.
+"""
 
 from __future__ import annotations
 
@@ -77,6 +82,19 @@ _LOAD: Sequence[Column] = (
     ("slowest", "slowest_ms", ".0f"),
 )
 _HOSTILE: Sequence[Column] = (("group", "group", ""), ("cases", "cases", "d"), ("outcomes", "outcomes", ""))
+_SOAK: Sequence[Column] = (
+    ("what may not grow", "quantity", ""),
+    ("first third, median", "before", ".1f"),
+    ("last third", "after", ".1f"),
+    ("grows", "grows", ""),
+)
+SOAKED = {
+    "memory_mb": "memory, MB",
+    "descriptors": "file descriptors",
+    "tasks": "tasks of the event loop",
+    "hub_entries": "left on the hub's client by streamed calls",
+    "spool_records": "records that wait for Redis",
+}
 _GROWTH = (
     ("with", "name"),
     ("at", "at"),
@@ -171,6 +189,24 @@ def hostile(cases: Sequence[Row], groups: Mapping[str, str]) -> str:
     return table(_HOSTILE, lines)
 
 
+def soak(found: Row) -> str:
+    """What was asked and answered, whatever should not be, and a line for each quantity that was watched."""
+    outcomes = ", ".join(f"{count:,} {name}" for name, count in found["outcomes"].items())
+    about = found["about"]
+    told = [
+        f"{about['minutes']:g} minutes at {about['rate_per_s']:.1f} requests/s (this machine's capacity: "
+        f"{about['capacity_per_s']:.1f}): {outcomes}; p50 {found['p50_ms']:.0f} ms, p99 {found['p99_ms']:.0f} ms; "
+        f"{found['acknowledged']:,} acknowledged, {found['missing']:,} of them missing in Redis."
+    ]
+    if found["failures"]:
+        told.append(f"**Failed:** {'; '.join(found['failures'])}.")
+    lines = [
+        {**one, "quantity": SOAKED[name], "grows": "**yes**" if one["grows"] else "no"}
+        for name, one in found["growth"].items()
+    ]
+    return "\n\n".join([*told, table(_SOAK, lines)])
+
+
 def _seconds(value: float | None) -> str:
     return "never" if value is None else f"{value:.1f} s"
 
@@ -182,9 +218,11 @@ def blocks(found: Mapping[str, Any]) -> dict[str, str]:
         "bench peers": ("peers", peers),
         "bench reward": ("reward", rewards),
         "bench journal": ("journal", journal),
+        "cost": ("cost", growth),
         "load": ("phases", load),
         "faults": ("faults", faults),
         "hostile": ("cases", lambda cases: hostile(cases, found["groups"])),
+        "soak": ("growth", lambda _: soak(found)),
     }
     return {place: draw(found[name]) for place, (name, draw) in parts.items() if name in found}
 
@@ -209,7 +247,7 @@ def main() -> None:
     """Put the tables of results where a page has places for them."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("page", type=Path, help="README.md")
-    parser.add_argument("results", type=Path, nargs="+", help="JSON of make bench, load, faults or hostile")
+    parser.add_argument("results", type=Path, nargs="+", help="JSON of a bench or a load test")
     options = parser.parse_args()
     for file in options.results:
         found = json.loads(file.read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -27,6 +27,16 @@ from gateway.reward.model import RewardModel
 METRICS_FILE = "metrics.json"
 MAX_MEASURED = 60  # answers that are spoiled in every way: intervals are narrow enough, and a dozen weights settled
 MAX_LENGTH_TOKENS = 512  # as served: signals cost nothing by length
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """Pairs and answers, each on one side by its prompt: what is learned from, and what only measures."""
+
+    learned: list[Preference]
+    unseen: list[Preference]
+    learned_answers: list[Source]
+    unseen_answers: list[Source]
 
 
 def run(
@@ -53,16 +63,11 @@ def run(
         SettingsError: The base model cannot be loaded.
     """
     started = monotonic()
-    pairs = [*read_preferences(pairs_file), *feedback]
-    answers = [(prompt, trimmed(text)) for prompt, text in (read_answers(answers_file) if answers_file else [])]
-    fold = folds([pair.prompt for pair in pairs] + [prompt for prompt, _ in answers], n_folds)
-    learned = [pair for pair in pairs if fold[pair.prompt] != held_out]
-    unseen = [pair for pair in pairs if fold[pair.prompt] == held_out]
-    if not learned or not unseen:
+    data = _split([*read_preferences(pairs_file), *feedback], answers_file, n_folds, held_out)
+    if not data.learned or not data.unseen:
         raise DataError(f"{pairs_file}: too few prompts for fold {held_out} of {n_folds}: one side is empty")
-    known = [item for item in answers if fold[item[0]] != held_out]
-    reward = train(str(base), learned, known, recipe, progress)
-    weights = _signal_weights(reward, base, learned, known, recipe) if recipe.signals else {}
+    reward = train(str(base), data.learned, data.learned_answers, recipe, progress)
+    weights = _signal_weights(reward, base, data.learned, data.learned_answers, recipe) if recipe.signals else {}
     trained_s = monotonic() - started
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as unfinished:
@@ -84,13 +89,11 @@ def run(
             "data": {
                 "pairs_sha256": _sha256(pairs_file),
                 "answers_sha256": _sha256(answers_file) if answers_file else None,
-                "trained_on": dict(Counter(pair.source for pair in learned)),
+                "trained_on": dict(Counter(pair.source for pair in data.learned)),
             },
             "signals": weights,
-            "human": measure_human(served, unseen),
-            "spoiled": measure_spoiled(
-                served, unseen, [item for item in answers if fold[item[0]] == held_out], recipe.seed
-            ),
+            "human": measure_human(served, data.unseen),
+            "spoiled": measure_spoiled(served, data.unseen, data.unseen_answers, recipe.seed),
             "torch": torch.__version__,
             "trained_s": round(trained_s, 1),
             "measured_s": round(monotonic() - started - trained_s, 1),
@@ -99,6 +102,22 @@ def run(
         for file in Path(unfinished).iterdir():
             os.replace(file, out / file.name)
     return metrics
+
+
+def _split(pairs: Sequence[Preference], answers_file: Path | None, n_folds: int, held_out: int) -> _Split:
+    """Hold out one fold of the prompts, those of the answers included.
+
+    Raises:
+        DataError: The file of answers is bad.
+    """
+    answers = [(prompt, trimmed(text)) for prompt, text in (read_answers(answers_file) if answers_file else [])]
+    fold = folds([pair.prompt for pair in pairs] + [prompt for prompt, _ in answers], n_folds)
+    return _Split(
+        learned=[pair for pair in pairs if fold[pair.prompt] != held_out],
+        unseen=[pair for pair in pairs if fold[pair.prompt] == held_out],
+        learned_answers=[item for item in answers if fold[item[0]] != held_out],
+        unseen_answers=[item for item in answers if fold[item[0]] == held_out],
+    )
 
 
 def _signal_weights(

@@ -10,11 +10,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import aiohttp
 import psutil
@@ -25,11 +23,12 @@ from gateway.embedded.redis import RedisServer
 from loadtests.faults.arrivals import Arrivals
 from loadtests.faults.callers import Callers
 from loadtests.faults.proxy import TcpProxy
+from loadtests.stack import Assembled
 from tests.stubs.process import StubProcess
 
 LATENCY_MS = 50.0
 DEADLINE_S = 4.0
-_START_TIMEOUT_S = 300.0
+_START_TIMEOUT_S = 120.0
 _POLL_S = 0.05
 _CLOCK_LOOKS = 20
 _CLOCK_TOLERANCE_S = 60.0
@@ -153,8 +152,8 @@ class Gateway:
         self._child.stop()
 
 
-class World:
-    """One fresh stack for one scenario, and the clients on it: ``async with World(...) as world``.
+class World(Assembled):
+    """One fresh stack for one scenario, and the clients on it, which begin at once: ``async with World(...) as world``.
 
     Args:
         callers: Requests in flight.
@@ -179,6 +178,7 @@ class World:
         faked_clock: bool = False,
         settings: Mapping[str, str] | None = None,
     ) -> None:
+        super().__init__()
         self.fault_s = fault_s
         self.pause_s = pause_s
         self.told = ""
@@ -198,22 +198,7 @@ class World:
         self._proxied = proxied
         self._faked_clock = faked_clock
         self._settings = {**SETTINGS, **(settings or {})}
-        self._running = AsyncExitStack()
         self._folder = Path()
-
-    async def __aenter__(self) -> Self:
-        """Start everything; the clients begin at once."""
-        try:
-            await self._start()
-        except BaseException:
-            await self._running.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        await self._running.__aexit__(kind, error, at)
 
     async def hold(self) -> None:
         """Let the fault last, and ask the gateway near its end how it is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
@@ -17,6 +17,7 @@ from loadtests.hostile.case import (
     KEY,
     PROMPT,
     Case,
+    Target,
     ask,
     bearer,
     chat,
@@ -24,9 +25,6 @@ from loadtests.hostile.case import (
     post,
     words,
 )
-
-if TYPE_CHECKING:
-    from loadtests.hostile.world import World
 
 BODY = orjson.dumps(chat())
 _SAME_WITHIN = 0.3
@@ -109,31 +107,31 @@ HEADERS = (
 )  # fmt: skip
 
 
-async def _timing(world: World) -> str:
+async def _timing(target: Target) -> str:
     """Whether the time of a refusal tells how near a key came: the fastest tenth of interleaved attempts."""
     near, far = f"rk-{KEY}-chaX", "x" * len(f"rk-{KEY}-chat")
     seconds: dict[str, list[float]] = {near: [], far: []}
     for _ in range(_PAIRS):
         for key, taken in seconds.items():
             started = time.perf_counter()
-            await world.say(_sent(f"authorization: Bearer {key}\r\n".encode()))
+            await target.say(_sent(f"authorization: Bearer {key}\r\n".encode()))
             taken.append(time.perf_counter() - started)
     one, other = (statistics.quantiles(taken, n=10)[0] for taken in seconds.values())
     return "200" if abs(one - other) < _SAME_WITHIN * max(one, other) else "500"
 
 
-async def _at_once(world: World) -> str:
+async def _at_once(target: Target) -> str:
     """Two hundred chats at the same moment: each is answered or told to wait."""
-    answers = await asyncio.gather(*(world.say(ask(best_of=2)) for _ in range(200)))
+    answers = await asyncio.gather(*(target.say(ask(best_of=2)) for _ in range(200)))
     outcomes = {answer.outcome for answer in answers}
     return "200" if outcomes <= {"200 scored", "200 single", "429"} else "+".join(sorted(outcomes))
 
 
-async def _gone_at_once(world: World) -> str:
+async def _gone_at_once(target: Target) -> str:
     """Two hundred callers who hang up as soon as they have asked."""
 
     async def one() -> None:
-        _, writer = await asyncio.open_connection(*world.address)
+        _, writer = await asyncio.open_connection(*target.address)
         writer.write(ask(best_of=2))
         await writer.drain()
         writer.transport.abort()
@@ -142,11 +140,11 @@ async def _gone_at_once(world: World) -> str:
     return "200"
 
 
-async def _idle(world: World) -> str:
+async def _idle(target: Target) -> str:
     """Five hundred connections that say nothing, and a good request beside them."""
-    held = await asyncio.gather(*(asyncio.open_connection(*world.address) for _ in range(500)))
+    held = await asyncio.gather(*(asyncio.open_connection(*target.address) for _ in range(500)))
     try:
-        return (await world.say(ask())).outcome.partition(" ")[0]
+        return (await target.say(ask())).outcome.partition(" ")[0]
     finally:
         for _, writer in held:
             writer.transport.abort()

@@ -6,14 +6,11 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import orjson
 
 from loadtests.hostile.impostor import Script
-
-if TYPE_CHECKING:
-    from loadtests.hostile.world import World
 
 # Planted where nobody may find them again: no log line, no metric and no error may hold one.
 PROMPT, KEY, ANSWER = "zyzzyva-prompt", "zyzzyva-key", "zyzzyva-answer"
@@ -64,6 +61,21 @@ def ask(**fields: Any) -> bytes:
     return post(orjson.dumps(chat(**fields)))
 
 
+class Target(Protocol):
+    """What an act reaches: the gateway, and the Redis behind it."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the gateway."""
+
+    @property
+    def redis_url(self) -> str:
+        """The Redis itself, past the impostor before it."""
+
+    async def say(self, *parts: bytes) -> Answer:
+        """Send these bytes on a new connection and hear what comes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """One attempt.
@@ -94,7 +106,7 @@ class Case:
     redis: Script | None = None
     stored: tuple[tuple[bytes | str, ...], ...] = ()
     forgets: bool = False
-    act: Callable[[World], Awaitable[str]] | None = None
+    act: Callable[[Target], Awaitable[str]] | None = None
 
     @property
     def group(self) -> str:

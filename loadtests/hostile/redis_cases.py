@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
@@ -13,11 +13,8 @@ from distill.dataset.collect import collect
 from distill.settings import DatasetSettings
 from gateway.journal.stream import stream_key
 from gateway.settings import RedisSettings
-from loadtests.hostile.case import ANSWER, Case, chat, key, post, words
+from loadtests.hostile.case import ANSWER, Case, Target, chat, key, post, words
 from loadtests.hostile.impostor import Script
-
-if TYPE_CHECKING:
-    from loadtests.hostile.world import World
 
 _POLICY, _STREAM, _NIGHT = "ratchet:policy", "ratchet:journal", "night"
 _LIMITED = hashlib.sha256(key("limited").encode()).hexdigest()[:16]
@@ -204,8 +201,8 @@ _ENTRIES: dict[str, tuple[str, tuple[bytes | str, ...]]] = {
 def _collected(name: str, what: str, entry: tuple[bytes | str, ...]) -> Case:
     """The night collects a stream of its own: what is a record becomes a row, anything else is kept aside."""
 
-    async def act(world: World) -> str:
-        redis = RedisSettings(url=world.redis_url, key_prefix=_NIGHT)
+    async def act(target: Target) -> str:
+        redis = RedisSettings(url=target.redis_url, key_prefix=_NIGHT)
         with tempfile.TemporaryDirectory() as folder:
             done = await collect(redis, DatasetSettings(archive_dir=Path(folder) / "archive"))
         return "200" if done.collected + len(done.unreadable) == 1 else "500"

@@ -9,9 +9,7 @@ import os
 import re
 import tempfile
 import time
-from contextlib import AsyncExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import orjson
@@ -26,6 +24,7 @@ from gateway.policy import Policy
 from loadtests.faults.world import Gateway, Stub
 from loadtests.hostile.case import Answer, Case, ask, bearer, chat, get, key, post
 from loadtests.hostile.impostor import Impostor, Script
+from loadtests.stack import Assembled
 
 PERMITS = 4
 PREFIX = "ratchet"
@@ -87,10 +86,11 @@ class Canary:
         writer.close()
 
 
-class World:
+class World(Assembled):
     """``async with World() as world``: then ``attempt`` a case, and see that all is ``well`` after it."""
 
     def __init__(self, canary: Canary) -> None:
+        super().__init__()
         self.canary = canary
         self.gateway: Gateway
         self.backend: Impostor
@@ -102,20 +102,6 @@ class World:
         self.folder = Path()
         self.address = ("127.0.0.1", 0)
         self._policy = Policy(version=1, n=PERMITS, n_max=8)
-        self._running = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self._start()
-        except BaseException:
-            await self._running.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        await self._running.__aexit__(kind, error, at)
 
     @property
     def log(self) -> str:

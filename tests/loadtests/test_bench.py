@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from gateway.reward.batcher import BatchStats
-from loadtests import bench, cost, reward, tables
+from loadtests import bench, cost, journal, reward, tables
 from loadtests.closed_loop import closed_loop
 from loadtests.overhead import Load, compare
 from loadtests.stack import stack
@@ -77,23 +77,15 @@ def test_a_table_has_a_cell_for_every_column() -> None:
     assert "| 16 | 4 | 52.0 | 60.0 | 70.0 | 8.0 | 3.0 |" in cells
 
 
-def test_an_earlier_result_is_shown_without_measuring(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """``--show`` prints the tables of the parts that a file holds, under its date and machine."""
-    found = {
-        "about": {"date": "2026-11-25", "cpu": "2 x EPYC"},
-        "peers": [{**ROW, "who": "another", "waits": 2, "beyond_waits_ms": 1.0}],
-        "journal": {"encode_ms": 0.02, "rows": []},
-    }
-    file = tmp_path / "bench.json"
-    file.write_text(json.dumps(found))
-    monkeypatch.setattr(sys, "argv", ["bench", "--show", str(file)])
-    bench.main()
-    said = capsys.readouterr().out
-    assert said.startswith("date 2026-11-25, cpu 2 x EPYC")
-    assert "| 16 | another | 2 |" in said
-    assert "0.020 ms" in said
+def test_a_result_has_a_table_for_each_part_that_was_measured() -> None:
+    """A run of some parts leaves the other places of a page as they are."""
+    peer = {**ROW, "who": "another", "waits": 2, "beyond_waits_ms": 1.0}
+    found = {"about": {}, "peers": [peer], "journal": {"encode_ms": 0.02, "rows": []}}
+    drawn = tables.blocks(found)
+    assert ["bench peers", "bench journal"] == list(drawn)
+    assert "| 16 | another | 2 |" in drawn["bench peers"]
+    assert "0.020 ms" in drawn["bench journal"]
+    assert ["cost"] == list(tables.blocks({"about": {}, "cost": _grown()}))
 
 
 def test_tables_go_where_a_page_has_places_for_them(tmp_path: Path) -> None:
@@ -142,6 +134,18 @@ def test_readme_has_a_place_for_every_table() -> None:
     readme = Path("README.md").read_text(encoding="utf-8")
     names = [*(f"bench {part}" for part in bench.PARTS), "cost", "load", "faults", "hostile"]
     assert dict.fromkeys(names, 2) == {name: readme.count(f"<!-- {name} -->") for name in names}
+
+
+def test_a_journal_that_is_told_no_folder_spools_where_git_does_not_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the checkout's disk, in ``data/``, of which nothing but the folder is left."""
+    ignored = Path(".gitignore").read_text(encoding="utf-8").splitlines()
+    monkeypatch.chdir(tmp_path)
+    found: Any = asyncio.run(journal.run(0.01))
+    assert 6 == len(found["rows"])
+    assert [tmp_path / "data"] == list(tmp_path.rglob("*"))
+    assert "/data/" in ignored
 
 
 def test_a_load_on_the_batcher_tells_of_its_padding_and_its_waits() -> None:

@@ -1,13 +1,18 @@
-"""The soak's own arithmetic: what counts as growth, and what fails a run."""
+"""The soak's own arithmetic: what counts as growth, what fails a run, and how it is told."""
 
 from __future__ import annotations
 
+import json
 import random
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from loadtests import tables
 from loadtests.growth import Allowance, Growth, growth
-from loadtests.soak import verdict
+from loadtests.soak import ALLOWED, Sample, keep, verdict
 
 FLAT = {"memory_mb": Growth(100.0, 101.0, False)}
 
@@ -59,3 +64,34 @@ def test_whatever_should_not_be_fails_the_soak(
     """Each has a complaint of its own, and a good run has none."""
     assert [complaint] == verdict(found, outcomes, missing)
     assert [] == verdict(FLAT, {"scored": 9}, 0)
+
+
+def _kept(folder: Path, **facts: Any) -> dict[str, Any]:
+    """What a soak writes, read again."""
+    load: dict[str, object] = {"capacity_per_s": 230.5, "rate_per_s": 161.3, "minutes": 20.0}
+    good = {"outcomes": {"scored": 193_560}, "p50_ms": 57.6, "p99_ms": 91.2, "acknowledged": 193_560, "missing": 0}
+    growths = {name: asdict(Growth(10.0, 10.5, False)) for name in ALLOWED}
+    samples = [Sample(0.0, *[10.0] * 5), Sample(5.0, *[10.5] * 5)]
+    keep(samples, {**good, "failures": [], "growth": growths, **facts}, load, folder / "soak.json")
+    found: dict[str, Any] = json.loads((folder / "soak.json").read_text())
+    return found
+
+
+def test_a_soak_is_a_sentence_and_a_line_for_each_quantity(tmp_path: Path) -> None:
+    """Every quantity that is watched has words of its own there."""
+    told, _, *lines = tables.blocks(_kept(tmp_path))["soak"].splitlines()
+    said = (
+        "20 minutes at 161.3 requests/s (this machine's capacity: 230.5): 193,560 scored; p50 58 ms, p99 91 ms; "
+        "193,560 acknowledged, 0 of them missing in Redis."
+    )
+    assert said == told
+    assert list(tables.SOAKED) == list(ALLOWED)
+    assert [f"| {words} | 10.0 | 10.5 | no |" for words in tables.SOAKED.values()] == lines[2:]
+
+
+def test_what_fails_a_soak_stands_in_its_table(tmp_path: Path) -> None:
+    """A page shows no failed run as a good one."""
+    growths = {"tasks": asdict(Growth(10.0, 99.0, True))}
+    drawn = tables.blocks(_kept(tmp_path, failures=["tasks grows from 10 to 99"], growth=growths))["soak"]
+    assert "**Failed:** tasks grows from 10 to 99." in drawn
+    assert "| tasks of the event loop | 10.0 | 99.0 | **yes** |" in drawn

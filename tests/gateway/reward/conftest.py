@@ -1,19 +1,35 @@
-"""Small models for the reward tests: real MiniLM weights with a random adapter, and a tiny decoder."""
+"""Small models for the reward tests: real MiniLM weights with a random adapter, a tiny decoder; and servers of them."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 import torch
+import uvicorn
 from hypothesis import settings
 from peft import LoraConfig, TaskType, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, Qwen3Config
 from transformers import Qwen3ForSequenceClassification as Qwen3Classifier
 
+from gateway.reward.batcher import BatchStats
+from gateway.reward.local import LocalScorer, Model
+from gateway.reward.remote import RemoteScorer
+from gateway.reward.server import create_app
+from gateway.reward.server_metrics import ServerMetrics
+from gateway.settings import RewardSettings
+from tests.gateway.reward.served import Served, Start
 from tests.gateway.reward.texts import CHAT_TEMPLATE, TEXTS
+from tests.stubs.reward import RewardStub
+
+Connect = Callable[..., Awaitable[RemoteScorer]]
 
 # How long an example takes says how busy the machine is, nothing else.
 settings.register_profile("untimed", deadline=None)
@@ -74,3 +90,59 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.nn.init.normal_(model.score.weight, std=1.0)
     model.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+async def stub() -> AsyncIterator[RewardStub]:
+    async with RewardStub() as running:
+        yield running
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """What makes scorers for a URL, and closes them again."""
+    async with AsyncExitStack() as stack:
+
+        async def make(url: str, observe: Callable[[BatchStats], None] | None = None, **settings: Any) -> RemoteScorer:
+            scorer = RemoteScorer(RewardSettings.model_validate({"url": url, **settings}), observe=observe)
+            stack.push_async_callback(scorer.aclose)
+            if settings.get("tokenizer"):
+                async with asyncio.timeout(60):
+                    while (await scorer.readiness()).detail == "the reward tokenizer is loading":
+                        await asyncio.sleep(0.01)
+            return scorer
+
+        yield make
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """What starts servers for a model, and stops them again."""
+    async with AsyncExitStack() as stack:
+
+        async def run(
+            model: Model | None = None, *, folder: str = "fake", loaded: bool = True, **settings: Any
+        ) -> Served:
+            options = RewardSettings.model_validate({"model": folder, **settings})
+            metrics = ServerMetrics()
+            load = None if model is None else lambda: model
+            scorer = LocalScorer(options, observe=metrics.batch, load=load)
+            config = uvicorn.Config(create_app(scorer, options, metrics), port=0, log_config=None)
+            running = uvicorn.Server(config)
+            serving = asyncio.create_task(running.serve())
+
+            async def stop() -> None:
+                running.should_exit = True
+                await serving
+
+            stack.push_async_callback(stop)
+            async with asyncio.timeout(60):
+                if loaded:
+                    await scorer.loaded()
+                while not running.started:
+                    await asyncio.sleep(0.01)
+            url = f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}"
+            http = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=30))
+            return Served(url, http, scorer, metrics, running)
+
+        yield run

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx2
@@ -103,26 +105,42 @@ async def test_a_collector_that_hangs_fails_or_is_away_costs_no_request_anything
     assert [] == collector.spans
 
 
-async def test_a_hanging_collector_holds_up_the_end_of_the_process_for_a_moment_only(
-    tmp_path: Path, redis_settings: RedisSettings
-) -> None:
-    """The SDK itself would wait half a minute."""
-    hanging = CollectorKnobs(fault=CollectorFault.HANG)
-    async with TgiStub() as tgi, RewardStub() as rewards, CollectorStub(hanging) as collector:
+@asynccontextmanager
+async def traced_process(
+    folder: Path, redis: RedisSettings, collector: CollectorStub, delay_ms: int
+) -> AsyncIterator[None]:
+    """A gateway in a process of its own, which has answered one chat; it is told to stop, and waited for, at the end.
+
+    Args:
+        folder: For its log and its spool.
+        redis: Where its records go.
+        collector: Where its spans go.
+        delay_ms: How long it gathers spans before it sends them.
+    """
+    async with TgiStub() as tgi, RewardStub() as rewards:
         variables = {
             "GATEWAY_BACKEND__URLS": tgi.url,
             "GATEWAY_REWARD__URL": rewards.url,
-            "GATEWAY_REDIS__URL": redis_settings.url,
-            "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path / "spool"),
+            "GATEWAY_REDIS__URL": redis.url,
+            "GATEWAY_JOURNAL__SPOOL_DIR": str(folder / "spool"),
             "GATEWAY_TRACING__ENDPOINT": collector.url,
-            "OTEL_BSP_SCHEDULE_DELAY": "20",
+            "OTEL_BSP_SCHEDULE_DELAY": str(delay_ms),
         }
         async with (
-            gateway_process(tmp_path / "log", **variables) as url,
+            gateway_process(folder / "log", **variables) as url,
             httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False) as http,
         ):
             body = {"model": "ratchet", "messages": MESSAGES, "best_of": 2}
             assert 200 == (await http.post("/v1/chat/completions", json=body)).status_code
+            yield
+
+
+async def test_a_hanging_collector_holds_up_the_end_of_the_process_for_a_moment_only(
+    tmp_path: Path, redis_settings: RedisSettings
+) -> None:
+    """The SDK itself would wait half a minute."""
+    async with CollectorStub(CollectorKnobs(fault=CollectorFault.HANG)) as collector:
+        async with traced_process(tmp_path, redis_settings, collector, delay_ms=20):
             await collector.state.until(lambda state: state.started > 0)
             stopped_s = time.monotonic()
         assert time.monotonic() - stopped_s < _LAST_SPANS_S + 20
@@ -130,21 +148,8 @@ async def test_a_hanging_collector_holds_up_the_end_of_the_process_for_a_moment_
 
 
 async def test_the_last_spans_are_sent_before_the_process_ends(tmp_path: Path, redis_settings: RedisSettings) -> None:
-    async with TgiStub() as tgi, RewardStub() as rewards, CollectorStub() as collector:
-        variables = {
-            "GATEWAY_BACKEND__URLS": tgi.url,
-            "GATEWAY_REWARD__URL": rewards.url,
-            "GATEWAY_REDIS__URL": redis_settings.url,
-            "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path / "spool"),
-            "GATEWAY_TRACING__ENDPOINT": collector.url,
-            "OTEL_BSP_SCHEDULE_DELAY": "600000",
-        }
-        async with (
-            gateway_process(tmp_path / "log", **variables) as url,
-            httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False) as http,
-        ):
-            body = {"model": "ratchet", "messages": MESSAGES, "best_of": 2}
-            assert 200 == (await http.post("/v1/chat/completions", json=body)).status_code
+    async with CollectorStub() as collector:
+        async with traced_process(tmp_path, redis_settings, collector, delay_ms=600_000):
             assert [] == collector.spans
         names = {span.name for span in collector.spans}
     assert {"POST /v1/chat/completions", "race", "candidate", "score", "journal write"} == names
