@@ -35,6 +35,7 @@ from loadtests.growth import Allowance, Growth, growth
 from loadtests.load.plot import PANEL, panels
 from loadtests.load.summary import percentile
 from loadtests.stack import Stack, machine, stack
+from loadtests.tables import SOAKED
 
 OUT = Path("loadtests/results/soak.json")
 N = 4
@@ -50,14 +51,6 @@ ALLOWED = {
     "tasks": Allowance(share=0.10, units=20),
     "hub_entries": Allowance(share=0.0, units=0),
     "spool_records": Allowance(share=0.50, units=100),
-}
-
-TITLES = {
-    "memory_mb": "memory, MB",
-    "descriptors": "file descriptors",
-    "tasks": "tasks of the event loop",
-    "hub_entries": "entries on the hub client's exit stack",
-    "spool_records": "records waiting for Redis",
 }
 
 console = Console(width=130)
@@ -179,7 +172,7 @@ def keep(samples: list[Sample], facts: dict[str, object], about: dict[str, objec
         writer = csv.writer(sink)
         writer.writerow(names)
         writer.writerows([f"{value:.2f}" for value in astuple(sample)] for sample in samples)
-    drawn = [_panel(TITLES[name], [(one.second / 60, getattr(one, name)) for one in samples]) for name in ALLOWED]
+    drawn = [_panel(SOAKED[name], [(one.second / 60, getattr(one, name)) for one in samples]) for name in ALLOWED]
     label = "The gateway's memory, descriptors, tasks, hub client's exit stack and records waiting for Redis over time"
     out.with_suffix(".svg").write_text(panels(drawn, label), encoding="utf-8")
 
