@@ -100,7 +100,7 @@ class Shipper:
         self._batch_records = batch_records
         self._stats = stats
         self._link = StreamLink(redis)
-        # One thread, so that a cancelled call has ended before the next one begins.
+        # One thread, so that the call of a cancelled round has ended before the next one begins.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal-shipper")
         self._news = asyncio.Event()
         self._progress = asyncio.Condition()
@@ -279,7 +279,11 @@ class Shipper:
         await asyncio.sleep(random.uniform(ceiling_s / 2, ceiling_s))
 
     async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(call, *args, **kwargs))
+        # Shielded: a cancellation would take back a call that the thread has not begun, and with it the cursor of what
+        # Redis has confirmed.
+        return await asyncio.shield(
+            asyncio.get_running_loop().run_in_executor(self._thread, partial(call, *args, **kwargs))
+        )
 
     def _recovered(self) -> None:
         if self._stats.last_error is not None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 import redis
 
+from gateway.journal import shipper
 from gateway.journal.claim import Claim
 from gateway.journal.record import decode
 from gateway.journal.shipper import JournalStats, Shipper
@@ -23,6 +27,7 @@ from tests.waiting import until
 
 STREAM = "ratchet:journal"
 PATIENCE_S = 60.0
+T = TypeVar("T")
 
 
 def arrived(server: RedisServer) -> list[str]:
@@ -67,6 +72,28 @@ async def test_a_clean_end_leaves_no_folder(
     await append(journal, *map(str, range(10)))
     await journal.aclose(drain_s=PATIENCE_S)
     assert 10 == len(arrived(redis_server))
+    assert [] == folders(tmp_path)
+
+
+class _Late(ThreadPoolExecutor):
+    """Begins each call a moment after it was handed over, as a busy machine does."""
+
+    def submit(self, call: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        super().submit(time.sleep, 0.1)
+        return super().submit(call, *args, **kwargs)
+
+
+async def test_an_end_that_overtakes_the_cursor_lets_it_be_written(
+    make_journal: MakeJournal, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the next start would send again what Redis had confirmed."""
+    monkeypatch.setattr(shipper, "ThreadPoolExecutor", _Late)
+    journal = make_journal()
+    await journal.start()
+    await append(journal, "a")
+    await until(lambda: journal.stats.shipped_records == 1)
+    await journal.aclose(drain_s=PATIENCE_S)
+    assert ["a"] == arrived(redis_server)
     assert [] == folders(tmp_path)
 
 
