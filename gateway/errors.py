@@ -33,6 +33,10 @@ an HTTP status once; a test fails if a class is missing there.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+Error = TypeVar("Error", bound=BaseException)
+
 
 class GatewayError(Exception):
     """Root of the tree."""
@@ -152,3 +156,18 @@ class PolicyError(GatewayError):
 
 class SettingsError(GatewayError):
     """A setting is unknown or bad."""
+
+
+def bare(error: Error) -> Error:
+    """The error alone, without its trace and without what caused it, which loses its trace too.
+
+    For an error that is kept, and for one that was kept where it comes from. A trace holds the frames it went through,
+    and they all that they knew: the 32 MB of an answer that could not be read. If one of them leads to the error, only
+    a full collection lets go of them, and those are seldom.
+    """
+    chain: list[BaseException] = [error]
+    while chain:
+        link = chain.pop()
+        chain += [other for other in (link.__cause__, link.__context__) if other is not None]
+        link.__cause__ = link.__context__ = link.__traceback__ = None
+    return error

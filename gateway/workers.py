@@ -22,7 +22,8 @@ from gateway.telemetry import MULTIPROCESS_DIR
 
 APP = "gateway.workers:worker"
 
-# Full collections seldom, but not so seldom that the dead cycles of failed calls, a body of 32 MB in each, pile up.
+# Full collections seldom, but often enough for what libraries leave in cycles. Bodies of failed calls need none: what
+# kept them in cycles of ours is gone (tests/gateway/api/test_failed_calls.py).
 _GC_THRESHOLDS = (10_000, 4, 4)
 
 

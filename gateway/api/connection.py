@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -33,17 +33,16 @@ async def read_body(request: Request, *, limit_bytes: int, timeout_s: float) -> 
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedContentType("the body must be JSON, sent with content-type: application/json")
-    too_large = RequestTooLarge(f"the request body is over this server's limit of {limit_bytes} bytes")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit_bytes:
-        raise too_large
+        raise _too_large(limit_bytes)
     body = bytearray()
     try:
         async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > limit_bytes:
-                    raise too_large
+                    raise _too_large(limit_bytes)
     except ClientDisconnect as error:
         raise ClientGone from error
     except TimeoutError:
@@ -71,9 +70,7 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
             return task.result()
         raise ClientGone
     finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await _end(task, gone)
 
 
 class EventStream(Response):
@@ -154,12 +151,31 @@ class EventStream(Response):
         return event
 
     async def _close(self) -> None:
-        self._next.cancel()
-        await asyncio.gather(self._next, return_exceptions=True)
+        await _end(self._next)
+        del self._next  # it has the error of a stream that failed, whose trace leads here
         try:
             await self._events.aclose()
         finally:
             self._on_end()
+
+
+def _too_large(limit_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(f"the request body is over this server's limit of {limit_bytes} bytes")
+
+
+async def _end(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks, and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for task in tasks:
+        # Whoever asks a cancelled task takes its error. Otherwise the task keeps it, its trace a race's task group and
+        # every answer that had come, and the group both: only a full collection would let go of them.
+        if task.cancelled():
+            try:
+                task.result()
+            except asyncio.CancelledError as error:
+                error.__traceback__ = None
 
 
 async def _until_disconnect(receive: Receive) -> None:

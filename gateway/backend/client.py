@@ -85,7 +85,10 @@ class BackendPool:
             try:
                 return await self._complete(chosen, prompt, seed)
             except BackendUnreachable as error:
-                chosen = self._spare(chosen, error)
+                spare = self._spare(chosen, error.message)
+                if spare is None:
+                    raise
+                chosen = spare
         return await self._complete(chosen, prompt, seed)
 
     async def stream(self, prompt: Prompt, *, seed: int, replica: int) -> AsyncGenerator[Delta, None]:
@@ -104,9 +107,9 @@ class BackendPool:
                     yield delta
             return
         except BackendUnreachable as error:
-            if begun:
+            spare = None if begun else self._spare(chosen, error.message)
+            if spare is None:
                 raise
-            spare = self._spare(chosen, error)
         async with aclosing(self._stream(spare, prompt, seed)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -129,11 +132,10 @@ class BackendPool:
     def _connect(self, url: str) -> HubClient:
         return HubClient(self._http, url, timeout_s=self._settings.request_timeout_s)
 
-    def _spare(self, broken: Replica, error: BackendUnreachable) -> Replica:
+    def _spare(self, broken: Replica, reason: str) -> Replica | None:
         spare = self._replicas.spare(broken)
-        if spare is None:
-            raise error
-        log.warning("backend_replica_replaced", broken=broken.name, by=spare.name, reason=error.message)
+        if spare is not None:
+            log.warning("backend_replica_replaced", broken=broken.name, by=spare.name, reason=reason)
         return spare
 
     async def _complete(self, replica: Replica, prompt: Prompt, seed: int) -> Answer:

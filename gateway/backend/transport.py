@@ -15,6 +15,8 @@ import httpx2
 from multidict import CIMultiDict
 from yarl import URL
 
+from gateway.errors import bare
+
 # Idle connections are given up before the servers do it (uvicorn and llama.cpp after 5 s): a request sent on a
 # connection that the server is just closing is lost.
 IDLE_CONNECTION_S = 4.0
@@ -152,16 +154,19 @@ class _Body(httpx2.AsyncByteStream):
 
 @contextmanager
 def _as_httpx2(request: httpx2.Request) -> Iterator[None]:
-    """Turn aiohttp's exceptions into those that callers of httpx2 know."""
+    """Turn aiohttp's exceptions into those that callers of httpx2 know.
+
+    A stream of aiohttp's keeps the error that broke it, and a trace of aiohttp's leads to the stream or to the task.
+    """
     try:
         yield
     except aiohttp.ConnectionTimeoutError as error:
-        raise httpx2.ConnectTimeout("no connection in time", request=request) from error
+        raise httpx2.ConnectTimeout("no connection in time", request=request) from bare(error)
     except TimeoutError as error:
-        raise httpx2.ReadTimeout("no complete response in time", request=request) from error
+        raise httpx2.ReadTimeout("no complete response in time", request=request) from bare(error)
     except aiohttp.ClientConnectorError as error:
-        raise httpx2.ConnectError("no connection", request=request) from error
+        raise httpx2.ConnectError("no connection", request=request) from bare(error)
     except aiohttp.ClientResponseError as error:
-        raise httpx2.RemoteProtocolError("the response is not HTTP", request=request) from error
+        raise httpx2.RemoteProtocolError("the response is not HTTP", request=request) from bare(error)
     except (aiohttp.ClientError, OSError) as error:
-        raise httpx2.ReadError("the connection broke", request=request) from error
+        raise httpx2.ReadError("the connection broke", request=request) from bare(error)

@@ -72,11 +72,13 @@ class Permits:
         try:
             async with asyncio.timeout(self._queue_timeout_s):
                 return await waiter.granted
-        except (TimeoutError, asyncio.CancelledError) as reason:
+        except TimeoutError:
             self._give_up(waiter)
-            if isinstance(reason, TimeoutError):
-                raise self._overloaded() from None
+        except asyncio.CancelledError:
+            self._give_up(waiter)
             raise
+        # Not raised out of the handler: a timeout knows its task, which would have the error, which would have it.
+        raise self._overloaded()
 
     def release(self, count: int = 1) -> None:
         """Give permits back and serve who waits."""

@@ -8,10 +8,10 @@ the CPU, so only a race of one draw is streamed (``BestOfN.live``).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from gateway.best_of_n.permits import Permits
 from gateway.best_of_n.plan import draw_seed
 from gateway.best_of_n.selection import most_telling, select
 from gateway.best_of_n.transcript import Transcript
-from gateway.errors import BackendError, CallerError, DeadlineExceeded, RewardError, RewardTimeout
+from gateway.errors import BackendError, CallerError, DeadlineExceeded, RewardError, RewardTimeout, bare
 from gateway.settings import RaceSettings
 from gateway.types import (
     Answer,
@@ -165,7 +165,7 @@ class BestOfN:
             try:
                 answer = candidate.answer = await backend.complete(prompt, seed=candidate.seed, replica=replica)
             except (BackendError, CallerError) as error:
-                candidate.error = error
+                candidate.error = bare(error)  # its trace holds this frame, and the answer it could not read
                 return
             finally:
                 candidate.latency_ms = (self._clock() - started) * 1e3
@@ -208,7 +208,7 @@ class BestOfN:
         try:
             score = await self._scorer.score(messages, text)
         except RewardError as error:
-            return error
+            return bare(error)
         return score if math.isfinite(score.reward) else RewardError("the reward is not a finite number")
 
     async def _draw_live(
@@ -221,7 +221,7 @@ class BestOfN:
         entry.unused -= 1
         try:
             stream = backend.stream(prompt, seed=candidate.seed, replica=backend.choose_replica())
-            async with aclosing(stream):
+            async with contextlib.aclosing(stream):
                 while (delta := await _next_before(deadline, stream)) is not None:
                     said.add(delta)
                     yield delta
@@ -276,11 +276,10 @@ def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 async def _next_before(deadline: float, stream: AsyncGenerator[Delta]) -> Delta | None:
-    try:
-        # A timeout strikes where something is waited for: a backend that floods its caller would never meet one.
-        if asyncio.get_running_loop().time() >= deadline:
-            raise TimeoutError
-        async with asyncio.timeout_at(deadline):
-            return await anext(stream, None)
-    except TimeoutError:
-        raise DeadlineExceeded("the answer was not finished before the deadline") from None
+    # A timeout strikes where something is waited for: a backend that floods its caller would never meet one.
+    if asyncio.get_running_loop().time() < deadline:
+        # Not raised out of the handler: a timeout knows its task, which would have the error, which would have it.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                return await anext(stream, None)
+    raise DeadlineExceeded("the answer was not finished before the deadline")

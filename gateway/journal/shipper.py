@@ -19,6 +19,7 @@ from typing import ParamSpec, TypeVar
 import structlog
 from redis.exceptions import RedisError
 
+from gateway.errors import bare
 from gateway.journal.claim import Claim
 from gateway.journal.spool import Position, Tail
 from gateway.journal.stream import StreamLink
@@ -147,7 +148,8 @@ class Shipper:
                 await self._link.connect()
                 busy = await self._round()
             except REDIS_ERRORS as error:
-                await self._failed(error)
+                # A connection that breaks keeps its error, whose trace holds the records that were being sent.
+                await self._failed(bare(error))
                 continue
             self._recovered()
             async with self._progress:

@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from gateway.errors import bare
 from gateway.redis_client import connection_options
 from gateway.settings import RedisSettings
 
@@ -85,7 +86,7 @@ class StreamLink:
             try:
                 entry_id = await connection.read_response(disable_decoding=True)
             except ResponseError as error:
-                refusal = refusal or error
+                refusal = refusal or bare(error)
             else:
                 if not isinstance(entry_id, bytes) or not _ENTRY_ID.fullmatch(entry_id):
                     raise RedisConnectionError("what answers took a record and does not say where: it is no Redis")

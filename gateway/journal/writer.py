@@ -169,18 +169,25 @@ class Journal:
 
     def _commit_all(self, segments: SegmentWriter, loop: asyncio.AbstractEventLoop) -> None:
         """The thread: commit whatever waits, group by group, until None comes."""
-        running = True
-        while running:
-            group, running = self._next_group()
-            if group:
-                frames = b"".join([pack(entry.record_id, entry.data) for entry in group])
-                try:
-                    end = segments.write(frames)
-                except OSError as error:
-                    loop.call_soon_threadsafe(self._refused, group, error)
-                else:
-                    loop.call_soon_threadsafe(self._committed, group, end, len(frames))
+        while self._commit(segments, loop):
+            pass
         segments.close()
+
+    def _commit(self, segments: SegmentWriter, loop: asyncio.AbstractEventLoop) -> bool:
+        """Wait for a group and commit it; False once the journal closes.
+
+        Between groups the thread is idle in here and knows none: a large one would stay in memory until the next.
+        """
+        group, running = self._next_group()
+        if group:
+            frames = b"".join([pack(entry.record_id, entry.data) for entry in group])
+            try:
+                end = segments.write(frames)
+            except OSError as error:
+                loop.call_soon_threadsafe(self._refused, group, error)
+            else:
+                loop.call_soon_threadsafe(self._committed, group, end, len(frames))
+        return running
 
     def _next_group(self) -> tuple[list[_Entry], bool]:
         """Wait for an entry and take all that wait with it; False once the journal closes."""

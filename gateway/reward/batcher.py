@@ -198,14 +198,15 @@ class Batcher(Generic[Payload, Result]):
         batch = _Batch(entries, loop.time(), len(self._waiting))
         for entry in entries:
             entry.batch = batch
-        batch.task = loop.create_task(self._results(batch))
+        batch.task = loop.create_task(self._results([entry.payload for entry in entries]))
         self._running.add(batch)
         batch.task.add_done_callback(partial(self._finish, batch))
 
-    async def _results(self, batch: _Batch[Payload, Result]) -> Sequence[Result | RewardError]:
-        results = await self._run([entry.payload for entry in batch.entries])
-        if len(results) != len(batch.entries):
-            raise RewardError(f"the reward model gave {len(results)} rewards for {len(batch.entries)} answers")
+    async def _results(self, payloads: Sequence[Payload]) -> Sequence[Result | RewardError]:
+        # Never given its batch: that has this task, which has the error, whose trace has this frame.
+        results = await self._run(payloads)
+        if len(results) != len(payloads):
+            raise RewardError(f"the reward model gave {len(results)} rewards for {len(payloads)} answers")
         return results
 
     def _finish(self, batch: _Batch[Payload, Result], task: asyncio.Task[Sequence[Result | RewardError]]) -> None:

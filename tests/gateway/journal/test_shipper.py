@@ -15,13 +15,14 @@ import redis
 
 from gateway.journal import shipper
 from gateway.journal.claim import Claim
-from gateway.journal.record import decode
+from gateway.journal.record import decode, feedback_record
 from gateway.journal.shipper import JournalStats, Shipper
 from gateway.journal.stream import StreamLink
 from gateway.journal.writer import Journal
 from gateway.settings import RedisSettings
 from tests.gateway.journal.conftest import MakeJournal
 from tests.gateway.journal.records import completion
+from tests.memory import MEGABYTE, growth
 from tests.redis_server import RedisServer
 from tests.waiting import until
 
@@ -127,6 +128,28 @@ async def test_redis_frozen(
     redis_server.resume()
     assert await journal.drained(PATIENCE_S)
     assert {"before", "later", *[f"during-{n}" for n in range(20)]} == set(arrived(redis_server))
+
+
+async def test_records_that_a_broken_connection_was_sending_are_let_go(make_journal: MakeJournal) -> None:
+    """They lie in the spool: no attempt's copy of them in memory waits for the garbage collector."""
+    attempts = 0
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal attempts
+        while len(said := await reader.read(4096)) < 4096:
+            writer.write(b"-ERR not known\r\n" * said.count(b"*"))
+        attempts += 1
+        writer.transport.abort()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    journal = make_journal(redis=RedisSettings(url=f"redis://127.0.0.1:{port}"))
+    large = feedback_record(completion_id="a", rating=1, comment="a" * (8 * MEGABYTE), key_id=None)
+    with growth() as grown_mb:
+        await journal.start()
+        assert await journal.append(large)
+        await until(lambda: attempts >= 4 and grown_mb() < 4)
+    server.close()
 
 
 async def test_redis_out_of_memory(make_journal: MakeJournal, redis_server: RedisServer) -> None:
