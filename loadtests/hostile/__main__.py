@@ -48,6 +48,7 @@ async def run(pick: str, rounds: int) -> tuple[list[Row], Ending]:
                 rows.append(await attempt(world, case))
                 for failure in rows[-1].failures:
                     console.print(f"{case.id}: {failure}", style="red", markup=False)
+            await world.rest()
             memory_mb.append(world.memory_mb()[0])
             console.print(f"round {number}: {len(rows)} cases, then {memory_mb[-1]:.0f} MB")
             failed += [row for row in rows if row.failures and number < rounds]

@@ -94,7 +94,8 @@ def checks(ending: Ending) -> dict[str, str]:
         "no prompt, key or answer in its log": ", ".join(leaked(ending.log)),
         "nor in its metrics": ", ".join(leaked(ending.metrics)),
         "no connection to the canary": f"{ending.canary_visits} connections" if ending.canary_visits else "",
-        "every permit is free": "" if _gauge(ending.metrics, "candidates_in_flight") == 0 else "some are not",
+        "every permit is free": "" if gauge(ending.metrics, "candidates_in_flight") == 0 else "some are not",
+        "every record has reached Redis": "" if gauge(ending.metrics, "journal_lag_records") == 0 else "some have not",
         "memory does not grow": f"from {first:.0f} to {last:.0f} MB" if grown else "",
         "no case costs a gigabyte": f"{ending.peak_mb:.0f} MB" if ending.peak_mb > PEAK_MB else "",
     }
@@ -123,6 +124,7 @@ def _brief(outcome: str) -> str:
     return f"{statuses} {word}" if word not in {"", "single", "scored"} else statuses
 
 
-def _gauge(metrics: str, name: str) -> float | None:
+def gauge(metrics: str, name: str) -> float | None:
+    """A gauge's value in what ``/metrics`` says."""
     found = re.search(rf"^ratchet_{name} ([0-9.]+)$", metrics, re.MULTILINE)
     return float(found[1]) if found else None

@@ -24,6 +24,7 @@ from gateway.policy import Policy
 from loadtests.faults.world import Gateway, Stub
 from loadtests.hostile.case import Answer, Case, ask, bearer, chat, get, key, post
 from loadtests.hostile.impostor import Impostor, Script
+from loadtests.hostile.verdict import gauge
 from loadtests.stack import Assembled
 
 PERMITS = 4
@@ -57,6 +58,7 @@ SETTINGS = {
 _QUIET_S = 2.0  # after this much silence an answer that has begun is taken to be all
 _PATIENCE_S = 60.0
 _WELL_WITHIN_S = 60.0
+_REST_WITHIN_S = 60.0
 _UPSTREAM_S = 0.3  # some refreshes of the policy, and a round of the journal's shipper
 _ASIDE_S = 1.1  # and until it asks for a key's counts again, whatever came of the last time
 _FORGET = Script((b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",), when=b"POST /classify")
@@ -175,6 +177,18 @@ class World(Assembled):
             if time.monotonic() > deadline_s:
                 raise NotWell(problem)
             await asyncio.sleep(0.05)
+
+    async def rest(self) -> None:
+        """Wait until no draw is under way and Redis has every record: what memory holds then, no call needs any more.
+
+        For a while at most; whether it has come to that is for the checks at the end to say.
+        """
+        deadline_s = time.monotonic() + _REST_WITHIN_S
+        while time.monotonic() < deadline_s:
+            await asyncio.sleep(1.1)  # gauges are looked at once a second
+            metrics = await self.text("/metrics")
+            if not gauge(metrics, "candidates_in_flight") and not gauge(metrics, "journal_lag_records"):
+                return
 
     async def publish(self) -> None:
         """A new version of the policy, as a night publishes it."""

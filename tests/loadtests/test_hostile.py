@@ -13,7 +13,8 @@ from loadtests.hostile.verdict import Ending, by_group, checks, judge
 from loadtests.hostile.world import Canary, World
 
 CASE = Case("http-a", "A thing.", words("400,200 single"))
-ENDING = Ending(True, "", "ratchet_candidates_in_flight 0.0\n", 0, (100.0, 101.0), 200.0)
+METRICS = "ratchet_candidates_in_flight 0.0\nratchet_journal_lag_records 0.0\n"
+ENDING = Ending(True, "", METRICS, 0, (100.0, 101.0), 200.0)
 QUICK = (
     "http-cl-te",
     "http-trailer-authorization",
@@ -97,7 +98,8 @@ def test_what_is_not_acceptable_fails_its_case() -> None:
         replace(ENDING, log=PROMPT),
         replace(ENDING, metrics=ENDING.metrics + KEY),
         replace(ENDING, metrics=ENDING.metrics + 'ratchet_errors_total{kind="defect"} 1.0\n'),
-        replace(ENDING, metrics="ratchet_candidates_in_flight 1.0\n"),
+        replace(ENDING, metrics=METRICS.replace("in_flight 0", "in_flight 1")),
+        replace(ENDING, metrics=METRICS.replace("records 0", "records 1")),
         replace(ENDING, canary_visits=1),
         replace(ENDING, memory_mb=(100.0, 122.0)),
         replace(ENDING, peak_mb=1025.0),
@@ -114,6 +116,7 @@ async def test_some_of_each_group_are_tried_on_real_processes() -> None:
     async with Canary() as canary, World(canary) as world:
         pid = world.gateway.pid
         rows = [await attempt(world, case) for case in catalogue(canary.port) if case.id in QUICK]
+        await world.rest()
         memory_mb, peak_mb = world.memory_mb()
         metrics = await world.text("/metrics")
         same = world.gateway.alive and world.gateway.pid == pid
