@@ -42,6 +42,7 @@ _PEERS: Sequence[Column] = (
     ("added to the slowest candidate", "added_ms", ".1f"),
     ("beyond its waits", "beyond_waits_ms", ".1f"),
     ("requests/s", "requests_per_s", ".0f"),
+    ("least to most", "range_per_s", ""),
     ("CPU a request", "cpu_ms", ".1f"),
 )
 _REWARDS: Sequence[Column] = (
@@ -125,7 +126,9 @@ def overhead(rows: Iterable[Row]) -> str:
 
 def peers(rows: Iterable[Row]) -> str:
     """The gateway beside others."""
-    return table(_PEERS, rows)
+    return table(
+        _PEERS, ({**row, "range_per_s": f"{row['least_per_s']:.0f} to {row['most_per_s']:.0f}"} for row in rows)
+    )
 
 
 def rewards(found: Iterable[Row]) -> str:

@@ -57,6 +57,17 @@ async def test_a_loop_too_short_for_its_callers_lasts_until_each_has_two_answers
     assert 4 == measured.requests
 
 
+def test_rounds_beside_the_peers_count_by_their_middle() -> None:
+    """One slow minute of a shared machine decides nothing, and is told by the extremes."""
+    rates = {"we": (250.0, 120.0, 260.0), "they": (140.0, 138.0, 131.0)}
+    rounds = [{**ROW, "who": who, "waits": 1, "requests_per_s": rates[who][at]} for at in range(3) for who in rates]
+    ours, theirs = bench.middle(rounds)
+    assert ("we", 16, 250.0, 120.0, 260.0) == tuple(
+        ours[name] for name in ("who", "concurrency", "requests_per_s", "least_per_s", "most_per_s")
+    )
+    assert ("they", 138.0, 3) == (theirs["who"], theirs["requests_per_s"], theirs["rounds"])
+
+
 async def test_stages_and_the_stub_add_up_to_what_a_caller_waits_for() -> None:
     """A load through the real gateway: every draw is scored, and its stages explain its latency."""
     async with stack(latency_ms=20.0) as running:
@@ -80,7 +91,7 @@ def test_a_table_has_a_cell_for_every_column() -> None:
 def test_a_result_has_a_table_for_each_part_that_was_measured() -> None:
     """A run of some parts leaves the other places of a page as they are."""
     peer = {**ROW, "who": "another", "waits": 2, "beyond_waits_ms": 1.0}
-    found = {"about": {}, "peers": [peer], "journal": {"encode_ms": 0.02, "rows": []}}
+    found = {"about": {}, "peers": bench.middle([peer]), "journal": {"encode_ms": 0.02, "rows": []}}
     drawn = tables.blocks(found)
     assert ["bench peers", "bench journal"] == list(drawn)
     assert "| 16 | another | 2 |" in drawn["bench peers"]
