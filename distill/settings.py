@@ -7,16 +7,15 @@ value is fatal and names itself. The docstring under each field is the settings 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from distill.errors import SettingsError
+from gateway import errors as gateway_errors
 from gateway import settings as gateway_settings
-from gateway.settings import variable
 
 PREFIX = "DISTILL_"
 
@@ -179,15 +178,10 @@ def load() -> Settings:
     Raises:
         SettingsError: Names every unknown variable and every bad value.
     """
-    known = {name.upper() for name in variables()}
-    strangers = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
-    if strangers:
-        raise SettingsError("unknown settings: " + ", ".join(strangers) + " (python -m distill settings lists them)")
     try:
-        return Settings()
-    except ValidationError as error:
-        problems = [f"{variable(item['loc'], PREFIX)}: {item['msg']}" for item in error.errors(include_url=False)]
-        raise SettingsError("bad settings: " + "; ".join(problems)) from error
+        return gateway_settings.read(Settings, PREFIX, "python -m distill settings")
+    except gateway_errors.SettingsError as error:
+        raise SettingsError(str(error)) from error
 
 
 def variables() -> dict[str, tuple[str, str]]:

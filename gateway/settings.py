@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -19,6 +19,7 @@ from gateway.errors import SettingsError
 
 Urls = Annotated[tuple[str, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
+AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 
 PREFIX = "GATEWAY_"
 
@@ -310,14 +311,19 @@ def load() -> Settings:
     Raises:
         SettingsError: Names every unknown variable and every bad value.
     """
-    known = {name.upper() for name in variables()}
-    strangers = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+    return read(Settings, PREFIX, "python -m gateway settings")
+
+
+def read(of: type[AnySettings], prefix: str, lister: str) -> AnySettings:
+    """``load`` for any class of settings, whose variables begin with a prefix and are listed by a command."""
+    known = {name.upper() for name in variables(of, prefix)}
+    strangers = sorted(name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known)
     if strangers:
-        raise SettingsError("unknown settings: " + ", ".join(strangers) + " (python -m gateway settings lists them)")
+        raise SettingsError(f"unknown settings: {', '.join(strangers)} ({lister} lists them)")
     try:
-        return Settings()
+        return of()
     except ValidationError as error:
-        problems = [f"{variable(item['loc'])}: {item['msg']}" for item in error.errors(include_url=False)]
+        problems = [f"{variable(item['loc'], prefix)}: {item['msg']}" for item in error.errors(include_url=False)]
         raise SettingsError("bad settings: " + "; ".join(problems)) from error
 
 
