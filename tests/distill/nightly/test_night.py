@@ -1,5 +1,6 @@
 """Steps are run once, in whatever attempt; what an attempt took is noted however it ends."""
 
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -62,9 +63,13 @@ def test_the_policy_it_is_measured_against_is_the_one_of_its_beginning(night: Ni
 
 
 def test_a_bar_learns_its_total_on_the_way(night: Night) -> None:
-    with night.bar("training", None) as advance:
+    """The first step tells how many there are; those after it need not say so again."""
+    drawn = StringIO()
+    loud = Night(night.settings, night.gateway, night.run, Console(file=drawn, width=100))
+    with loud.bar("training", None) as advance:
         advance(1, 10)
         advance(9)
+    assert "10/10" in drawn.getvalue()
 
 
 def test_the_steps_are_those_of_the_architecture() -> None:
