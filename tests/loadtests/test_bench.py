@@ -143,7 +143,7 @@ def test_results_of_load_faults_and_hostile_cases_become_tables(
 def test_readme_has_a_place_for_every_table() -> None:
     """Each name that the benchmarks write under stands there twice."""
     readme = Path("README.md").read_text(encoding="utf-8")
-    names = [*(f"bench {part}" for part in bench.PARTS), "cost", "load", "faults", "hostile"]
+    names = [*(f"bench {part}" for part in bench.PARTS), "cost", "load", "soak", "faults", "hostile"]
     assert dict.fromkeys(names, 2) == {name: readme.count(f"<!-- {name} -->") for name in names}
 
 
