@@ -12,8 +12,8 @@ from redis.exceptions import RedisError
 from gateway.settings import RedisSettings
 
 # What a call can raise: the library's own errors, and, where that which speaks is no Redis or no longer sound, whatever
-# the reading of its reply stumbles over.
-REDIS_ERRORS = (RedisError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+# the reading of its reply stumbles over. RuntimeError is uvloop's for a connection that closed since it was looked at.
+REDIS_ERRORS = (RedisError, OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError)
 
 
 def connection_options(redis: RedisSettings, *, timeout_s: float | None = None) -> dict[str, Any]:

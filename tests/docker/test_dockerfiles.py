@@ -28,7 +28,10 @@ def pins() -> set[str]:
 
 
 def needed(requirements: Iterable[str]) -> set[str]:
-    """Normal names of the requirements and of all that they need in turn, as they are installed here."""
+    """Normal names of the requirements and of all that they need in turn, as they are installed here.
+
+    Not of CUDA's libraries: a build of torch that brings them asks for them on one platform only.
+    """
     found: dict[str, set[str]] = {}
     waiting = [Requirement(line) for line in requirements]
     while waiting:
@@ -39,6 +42,8 @@ def needed(requirements: Iterable[str]) -> set[str]:
             continue
         found.setdefault(name, set()).update(extras)
         inner = [Requirement(line) for line in metadata.requires(requirement.name) or ()]
+        if name == "torch":
+            inner = [it for it in inner if "platform_system" not in str(it.marker)]
         waiting += [it for it in inner if it.marker is None or any(it.marker.evaluate({"extra": e}) for e in extras)]
     return set(found)
 
@@ -75,7 +80,7 @@ def test_all_images_stand_on_one_base_named_by_its_hash() -> None:
 def test_all_that_is_installed_is_pinned(image: str) -> None:
     """The image's own line says what it needs; constraints.txt has a version of each, and of all that these need.
 
-    But for CUDA's libraries: torch's own metadata has their versions.
+    But for CUDA's libraries: torch's own metadata has their versions (of cuda-bindings a range).
     """
     listing = next(line.rest for line in dockerfile(image) if line.word == "RUN" and "tomllib" in line.rest)
     program = re.search(r'python -c "(.*?)"', listing)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -69,6 +70,34 @@ async def make_store(tmp_path: Path, redis_settings: RedisSettings) -> AsyncIter
 def put(server: RedisServer, document: str) -> None:
     with server.client() as client:
         client.set(KEY, document)
+
+
+def test_a_connection_that_closes_as_it_is_used_does_not_end_the_refresh(
+    redis_server: RedisServer, redis_settings: RedisSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the gateway runs, on uvloop, writing to it is an error that no library names; the next refresh connects."""
+
+    async def refreshed() -> tuple[str | None, str | None, int]:
+        store = PolicyStore(PolicySettings(refresh_s=60), redis_settings, folder=tmp_path, n_limit=16)
+        await store.start()
+        pool: Any = store._redis.connection_pool
+        looked_at = pool.ensure_connection
+
+        async def closes(connection: Any) -> None:
+            await looked_at(connection)
+            connection._writer.transport.abort()
+            await asyncio.sleep(0.01)
+
+        with monkeypatch.context() as closing:
+            closing.setattr(pool, "ensure_connection", closes)
+            await store.refresh()
+        broken = store.last_error
+        put(redis_server, Policy(version=3, n=2, n_max=4).model_dump_json())
+        await store.refresh()
+        await store.aclose()
+        return broken, store.last_error, store.current.version
+
+    assert ("RuntimeError", None, 3) == uvloop.run(refreshed())
 
 
 @given(policy=policies)
