@@ -207,6 +207,7 @@ class PolicyStore:
             self._current, self.source = saved, "disk"
         await self.refresh()
         self._task = asyncio.create_task(self._refresh_loop(), name="policy-refresh")
+        self._task.add_done_callback(self._refresh_ended)
 
     async def refresh(self) -> None:
         """Ask Redis once for the policy. Never raises for what Redis is or says."""
@@ -275,6 +276,12 @@ class PolicyStore:
         while not self._closing:
             await asyncio.sleep(self._refresh_s)
             await self.refresh()
+
+    def _refresh_ended(self, task: asyncio.Task[None]) -> None:
+        """It only ends when it is cancelled or told to; anything else is a mistake that must not go unseen."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.last_error = type(error).__name__
+            log.critical("policy_refresh_died", exc_info=error)
 
     async def _publish(self, pipe: Pipeline, policy: Policy, document: str) -> None:
         await pipe.watch(self._key)

@@ -14,6 +14,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
 from gateway.errors import PolicyError
 from gateway.policy import Canary, Policy, PolicyStore
@@ -98,6 +99,22 @@ def test_a_connection_that_closes_as_it_is_used_does_not_end_the_refresh(
         return broken, store.last_error, store.current.version
 
     assert ("RuntimeError", None, 3) == uvloop.run(refreshed())
+
+
+async def test_a_refresh_that_dies_of_what_nobody_foresaw_is_told(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store()
+    await store.start()
+
+    async def unforeseen(_: object) -> bytes:
+        raise ArithmeticError
+
+    monkeypatch.setattr(store._redis, "get", unforeseen)
+    with capture_logs() as logs:
+        await until(lambda: store.last_error == "ArithmeticError")
+    assert ["policy_refresh_died"] == [line["event"] for line in logs if line["log_level"] == "critical"]
+    assert "policy not refreshed: ArithmeticError" == (await store.readiness()).detail
 
 
 @given(policy=policies)
