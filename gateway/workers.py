@@ -47,8 +47,8 @@ def serve(settings: Settings) -> None:
 class SharedPort(socket.socket):
     """A bound port. A process that it is handed to gets a socket of its own there; connections are dealt out to all.
 
-    Of workers that listen on one socket, the first to wake takes all that wait: of 64 connections one worker had 62,
-    the other two. Linux deals them out by a hash of their addresses. What waits in the queue of a worker as it ends
+    Of workers that listen on one socket, the first to wake takes all that wait: with 64 callers one of two mostly did
+    98 % of the work. Linux deals them out by a hash of their addresses. What waits in the queue of a worker as it ends
     is refused, where another would have taken it from a common socket.
     """
 

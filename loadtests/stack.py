@@ -98,7 +98,8 @@ async def gateway(around: Surroundings, *, workers: int, **settings: str) -> Asy
     try:
         url = f"http://127.0.0.1:{port}"
         await _until_ready(url, process)
-        await until_all_listen(port, workers)
+        if workers > 1:  # of one that is ready nothing has to be asked
+            await until_all_listen(port, workers)
         yield Stack(url, around.backend, around.reward, process.pid, around.redis)
     finally:
         process.terminate()

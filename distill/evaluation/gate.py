@@ -188,8 +188,9 @@ class _Court:
         fewer = max(n_now - 1, 1)
         self._fewer_T = {t: each_CK[:, fewer - 1] for t, each_CK in self._unit_CK.items()}
         self._hurdles = {f"the old policy's best of {fewer} at temperature {t:g}": x for t, x in self._fewer_T.items()}
-        self._base_sd_CK = self._beside(anchor) if anchor is not None else []
+        self._base_sd_CK: list[Floats] = []
         if anchor is not None:
+            self._base_sd_CK = self._beside(anchor)
             first = max(anchor.n - 1, 1)
             self._hurdles |= {
                 f"the base's best of {first} at temperature {t:g}, which no night may lose": self._curve(
