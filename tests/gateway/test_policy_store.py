@@ -1,0 +1,295 @@
+"""The store of the policy: picked up while running, and never worse than the last known good."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from structlog.testing import capture_logs
+
+from gateway.errors import PolicyError
+from gateway.policy import Policy, PolicyStore
+from gateway.settings import PolicySettings, RedisSettings
+from tests.redis_server import RedisServer
+from tests.waiting import until
+
+KEY = "ratchet:policy"
+MakeStore = Callable[..., PolicyStore]
+
+
+@pytest.fixture
+async def make_store(tmp_path: Path, redis_settings: RedisSettings) -> AsyncIterator[MakeStore]:
+    """Makes stores that share a folder, as workers do; closed after the test."""
+    stores: list[PolicyStore] = []
+
+    def make(redis: RedisSettings = redis_settings, folder: Path = tmp_path, **settings: Any) -> PolicyStore:
+        asked = PolicySettings.model_validate({"refresh_s": 0.01} | settings)
+        stores.append(PolicyStore(asked, redis, folder=folder, n_limit=16))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        await store.aclose()
+
+
+def put(server: RedisServer, document: str) -> None:
+    with server.client() as client:
+        client.set(KEY, document)
+
+
+def test_a_connection_that_closes_as_it_is_used_does_not_end_the_refresh(
+    redis_server: RedisServer, redis_settings: RedisSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the gateway runs, on uvloop, writing to it is an error that no library names; the next refresh connects."""
+
+    async def refreshed() -> tuple[str | None, str | None, int]:
+        store = PolicyStore(PolicySettings(refresh_s=60), redis_settings, folder=tmp_path, n_limit=16)
+        await store.start()
+        pool: Any = store._redis.connection_pool
+        looked_at = pool.ensure_connection
+
+        async def closes(connection: Any) -> None:
+            await looked_at(connection)
+            connection._writer.transport.abort()
+            await asyncio.sleep(0.01)
+
+        with monkeypatch.context() as closing:
+            closing.setattr(pool, "ensure_connection", closes)
+            await store.refresh()
+        broken = store.last_error
+        put(redis_server, Policy(version=3, n=2, n_max=4).model_dump_json())
+        await store.refresh()
+        await store.aclose()
+        return broken, store.last_error, store.current.version
+
+    assert ("RuntimeError", None, 3) == uvloop.run(refreshed())
+
+
+async def test_a_refresh_that_dies_of_what_nobody_foresaw_is_told(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store()
+    await store.start()
+
+    async def unforeseen(_: object) -> bytes:
+        raise ArithmeticError
+
+    monkeypatch.setattr(store._redis, "get", unforeseen)
+    with capture_logs() as logs:
+        await until(lambda: store.last_error == "ArithmeticError")
+    assert ["policy_refresh_died"] == [line["event"] for line in logs if line["log_level"] == "critical"]
+    assert "policy not refreshed: ArithmeticError" == (await store.readiness()).detail
+
+
+async def test_without_a_document_the_settings_hold(make_store: MakeStore, redis_server: RedisServer) -> None:
+    """And nothing is written to Redis or disk for it."""
+    store = make_store(n=3)
+    await store.start()
+    assert (0, 3, "settings") == (store.current.version, store.current.n, store.source)
+    with redis_server.client() as client:
+        assert 0 == client.dbsize()
+
+
+async def test_a_published_policy_reaches_every_running_gateway(
+    make_store: MakeStore, redis_server: RedisServer
+) -> None:
+    """The publisher at once, the others at their next refresh."""
+    publisher, gateway = make_store(), make_store()
+    await publisher.start()
+    await gateway.start()
+    policy = publisher.current.successor(n=2, adapter="rft-1", reason="gate passed")
+    await publisher.publish(policy)
+    assert policy == publisher.current
+    await until(lambda: gateway.current == policy)
+    assert "redis" == gateway.source
+    assert {"version": 1, "source": "redis", "n": 2} == (await gateway.readiness()).facts
+
+
+async def test_versions_grow_by_one(make_store: MakeStore, redis_server: RedisServer) -> None:
+    """Whoever prepared a policy from an outdated one is refused."""
+    store, late = make_store(), make_store()
+    await store.publish(store.current.successor(reason="first"))
+    for version in (0, 1, 3):
+        with pytest.raises(PolicyError, match=f"version {version} does not follow the published version 1"):
+            await late.publish(store.current.model_copy(update={"version": version}))
+    await late.publish(store.current.successor(reason="second"))
+    assert ["second", "first"] == [policy.reason for policy in await store.history()]
+    assert ["second"] == [policy.reason for policy in await store.history(limit=1)]
+
+
+async def test_of_many_writers_at_once_one_wins_each_version(make_store: MakeStore, redis_server: RedisServer) -> None:
+    """Nobody overwrites anybody, whichever way they interleave."""
+    stores = [make_store() for _ in range(10)]
+    results = await asyncio.gather(
+        *(store.publish(store.current.successor(reason=str(i))) for i, store in enumerate(stores)),
+        return_exceptions=True,
+    )
+    won = [str(i) for i, result in enumerate(results) if result is None]
+    assert 9 == sum(isinstance(result, PolicyError) for result in results)
+    assert won == [policy.reason for policy in await stores[0].history()]
+
+
+async def test_a_write_between_reading_and_writing_is_noticed(
+    make_store: MakeStore, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slower of two writers is told to look again."""
+    store = make_store()
+    policy = store.current.successor(reason="slow")
+
+    def overtaken(document: bytes | str) -> Policy:
+        put(redis_server, policy.model_copy(update={"reason": "fast"}).model_dump_json())
+        return store.current
+
+    put(redis_server, store.current.model_dump_json())
+    monkeypatch.setattr("gateway.policy._readable", overtaken)
+    with pytest.raises(PolicyError, match="at the same time"):
+        await store.publish(policy)
+    await store.refresh()
+    assert "fast" == store.current.reason
+
+
+async def test_a_policy_beyond_the_limit_is_not_published(make_store: MakeStore, redis_server: RedisServer) -> None:
+    """No gateway could serve it."""
+    store = make_store()
+    with pytest.raises(PolicyError, match="n_max: 17 is over this gateway's limit of 16"):
+        await store.publish(store.current.successor(n_max=17, reason=""))
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["", "{", "null", '{"version": 2}', '{"version": 2, "n": 99, "n_max": 99}', '{"version": 2, "n": "x", "n_max": 1}'],
+)
+async def test_a_bad_document_is_refused_and_the_last_good_one_holds(
+    make_store: MakeStore, redis_server: RedisServer, document: str
+) -> None:
+    """It is told in readiness until a good one replaces it."""
+    store = make_store()
+    await store.publish(store.current.successor(n=2, reason="good"))
+    put(redis_server, document)
+    for _ in range(2):
+        await store.refresh()
+    assert "good" == store.current.reason
+    assert "policy not refreshed: PolicyError" == (await store.readiness()).detail
+    put(redis_server, store.current.successor(reason="mended").model_dump_json())
+    await store.refresh()
+    assert ("mended", "") == (store.current.reason, (await store.readiness()).detail)
+
+
+async def test_a_bad_document_can_be_published_over(make_store: MakeStore, redis_server: RedisServer) -> None:
+    """Versions go on from the last good one."""
+    store = make_store()
+    await store.publish(store.current.successor(reason="good"))
+    put(redis_server, "garbage")
+    await store.publish(store.current.successor(reason="mended"))
+    with redis_server.client() as client:
+        client.lpush(f"{KEY}:history", "garbage")
+    assert [2, 1] == [policy.version for policy in await store.history()]
+
+
+async def test_without_redis_the_last_known_good_comes_from_disk(
+    make_store: MakeStore, redis_server: RedisServer
+) -> None:
+    """A restart during an outage serves what was served before."""
+    store = make_store()
+    policy = store.current.successor(n=2, reason="good")
+    await store.publish(policy)
+    redis_server.kill()
+    restarted = make_store()
+    await restarted.start()
+    assert (policy, "disk") == (restarted.current, restarted.source)
+    readiness = await restarted.readiness()
+    assert (True, "policy not refreshed: ConnectionError") == (readiness.ready, readiness.detail)
+    redis_server.start()
+    await until(lambda: restarted.last_error is None)
+
+
+async def test_an_outage_changes_nothing_and_ends_by_itself(
+    make_store: MakeStore, redis_server: RedisServer, redis_settings: RedisSettings
+) -> None:
+    """Requests go on reading from memory."""
+    store = make_store(redis=redis_settings.model_copy(update={"timeout_s": 0.5}))
+    await store.start()
+    policy = store.current.successor(n=2, reason="good")
+    await store.publish(policy)
+    redis_server.pause()
+    await until(lambda: store.last_error == "TimeoutError")
+    assert policy == store.current
+    redis_server.resume()
+    await until(lambda: store.last_error is None)
+
+
+async def test_a_redis_that_lost_the_document_gets_it_back(make_store: MakeStore, redis_server: RedisServer) -> None:
+    """So that versions never start again, and other gateways see the same."""
+    store = make_store()
+    await store.publish(store.current.successor(n=2, reason="good"))
+    redis_server.restart(empty=True)
+    await store.refresh()  # the old connection is broken
+    await store.refresh()
+    other = make_store(folder=Path("/nonexistent"))
+    await other.refresh()
+    assert store.current == other.current
+    assert "does not follow" in str((await asyncio.gather(other.publish(store.current), return_exceptions=True))[0])
+
+
+async def test_closing_ends_even_when_a_cancellation_is_swallowed(
+    make_store: MakeStore, stopped_redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncio.wait_for, which the Redis client uses, can do that before Python 3.12."""
+    entered = asyncio.Event()
+
+    async def swallow(key: str) -> None:
+        entered.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    store = make_store()
+    await store.start()
+    monkeypatch.setattr(store._redis, "get", swallow)
+    await entered.wait()
+    async with asyncio.timeout(30):
+        await store.aclose()
+
+
+async def test_a_damaged_file_is_passed_over(
+    make_store: MakeStore, stopped_redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """The settings hold then."""
+    (tmp_path / "policy.json").write_bytes(b"\xff{")
+    store = make_store(n=3)
+    await store.start()
+    assert (3, "settings") == (store.current.n, store.source)
+
+
+async def test_a_folder_that_cannot_be_written_is_no_failure(
+    make_store: MakeStore, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """The policy holds in memory; the log says that it is not saved."""
+    (tmp_path / "file").touch()
+    store = make_store(folder=tmp_path / "file")
+    await store.start()
+    await store.publish(store.current.successor(n=2, reason="good"))
+    assert 2 == store.current.n
+
+
+async def test_no_draft_stays_beside_the_file(make_store: MakeStore, redis_server: RedisServer, tmp_path: Path) -> None:
+    """The file is replaced in one step."""
+    store = make_store()
+    await store.publish(store.current.successor(reason="good"))
+    assert ["policy.json"] == os.listdir(tmp_path)
+
+
+async def test_without_redis_publishing_and_history_are_policy_errors(
+    make_store: MakeStore, stopped_redis_server: RedisServer
+) -> None:
+    """One kind of error for the command line."""
+    store = make_store()
+    with pytest.raises(PolicyError, match="not published: Redis said ConnectionError"):
+        await store.publish(store.current.successor(reason=""))
+    with pytest.raises(PolicyError, match="no history: Redis said ConnectionError"):
+        await store.history()
