@@ -48,6 +48,15 @@ class RunDir:
         return _read_json(self.path / _MANIFEST)
 
     @property
+    def number(self) -> int:
+        """Which run of its folder this is, counted from 1; 0 where the manifest does not say or cannot be read."""
+        try:
+            number = self.manifest.get("number", 0)
+        except DataError:
+            return 0
+        return number if isinstance(number, int) else 0
+
+    @property
     def attempts(self) -> int:
         """How often the night was begun: once, and once more each time it was taken up again."""
         return sum(line.get("step") is None for line in self._log())
@@ -86,20 +95,26 @@ class RunDir:
 
 
 def new_run(runs_dir: Path, manifest: dict[str, Any]) -> RunDir:
-    """A new run directory with its manifest."""
+    """Make a new run directory with its manifest, numbered after all that are there."""
     began = datetime.now(UTC)
     path = runs_dir / f"{began:%Y-%m-%dT%H-%M-%S}"
     while path.exists():  # a second one within the second
         path = path.with_name(path.name + "b")
-    run = RunDir(path)
-    write_atomically(path / _MANIFEST, json.dumps(manifest, indent=1, default=str).encode() + b"\n")
-    return run
+    numbered = {"number": 1 + max((run.number for run in runs(runs_dir)), default=0), **manifest}
+    write_atomically(path / _MANIFEST, json.dumps(numbered, indent=1, default=str).encode() + b"\n")
+    return RunDir(path)
 
 
 def runs(runs_dir: Path) -> list[RunDir]:
-    """Every run, oldest first; a folder that a killed start left without a manifest is none."""
+    """Return every run in the order in which they were begun.
+
+    The manifest's number decides, not the date in the name: a clock that was ahead once would keep its run the last
+    one for as long. Runs of versions that wrote no number come first, by name. A folder without a manifest is no run.
+    """
     folders = sorted(runs_dir.iterdir()) if runs_dir.is_dir() else []
-    return [RunDir(folder) for folder in folders if (folder / _MANIFEST).is_file()]
+    return sorted(
+        (RunDir(folder) for folder in folders if (folder / _MANIFEST).is_file()), key=lambda run: (run.number, run.id)
+    )
 
 
 def find_run(runs_dir: Path, id: str) -> RunDir:

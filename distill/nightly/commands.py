@@ -95,21 +95,29 @@ def settings(
 
 def _run(settings: Settings, began: list[RunDir], dry_run: bool, until: str, resume: str | None, new: bool) -> int:
     # Here, not on top: the other commands need none of it.
-    from distill.nightly import beginning, order, plan
+    from distill.nightly import beginning, collecting, order, plan
     from distill.nightly.lock import only_night
 
     gateway = gateway_settings.load()
     if dry_run:
         plan.show(settings, gateway, console)
         return exits.FINISHED
+    # First, and outside the lock: no night that hangs, fails or cannot begin keeps records from the archive.
+    first_pass = collecting.collect_first(gateway.redis, settings.dataset, console)
+    if first_pass.error is not None:
+        errors.print(
+            f"collecting failed: {exits.words_of(first_pass.error)}", style="red", markup=False, soft_wrap=True
+        )
     with only_night(settings.night.runs_dir):
         night = beginning.begin(settings, gateway, console, until=until, resume=resume, new=new)
+        night.first_pass = first_pass
         began.append(night.run)
         order.run(night)
         if night.run.finished:
             told = night.results["report"]
             console.print(f"[bold]{told['headline']}[/]", highlight=False, soft_wrap=True)
             console.print(told["page"], markup=False, highlight=False, soft_wrap=True)
+    first_pass.result()  # a night that went on without it must not hide that it failed
     return exits.FINISHED
 
 

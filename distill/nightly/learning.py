@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from distill.dataset.archive import Archive
 from distill.dataset.collect import Collected
-from distill.dataset.collect import collect as collect_journal
 from distill.dataset.curate import curate as curate_records
 from distill.dataset.files import content_hash, read_examples, write_examples, write_held_out
 from distill.errors import TrainingError
@@ -36,19 +35,32 @@ def held_out_file(run: RunDir) -> Path:
 
 
 def collect(night: Night) -> Result:
-    """Archive what the journal's stream holds, acknowledge it, trim Redis by it."""
-    with night.bar("archiving", None) as advance:
-        told = 0
+    """Take over what this attempt's collecting pass did.
 
-        def tell(done: Collected) -> None:
-            nonlocal told
-            advance(done.collected - told)
-            told = done.collected
+    Raises:
+        Exception: The error that ended the pass.
+    """
+    done = night.first_pass.result()
+    _say_collected(night, done)
+    return _collect_facts(done)
 
-        done = asyncio.run(collect_journal(night.gateway.redis, night.settings.dataset, on_archived=tell))
+
+def collect_again(night: Night) -> None:
+    """Add this attempt's collecting pass to what an earlier attempt at the night collected."""
+    before, now = night.run.result("collect"), night.first_pass.collected
+    if before is not None and now is not None:
+        _say_collected(night, now)
+        added = {name: before.get(name, 0) + count for name, count in _collect_facts(now).items()}
+        night.run.mark("collect", before | added)
+
+
+def _say_collected(night: Night, done: Collected) -> None:
     for path in done.unreadable:
         night.say(f"a record that no version up to this one can read is kept in {path}")
     night.say(f"{done.collected} new records archived, {done.duplicates} had their row already")
+
+
+def _collect_facts(done: Collected) -> Result:
     return {"archived": done.collected, "duplicates": done.duplicates, "unreadable": len(done.unreadable)}
 
 
@@ -136,7 +148,8 @@ def _launch(night: Night, folder: Path) -> None:
 def _trained_before(night: Night) -> set[str]:
     """Records of which an earlier night has made a model already."""
     every = runs(night.settings.night.runs_dir)
-    earlier = [run for run in every if run.id < night.run.id and run.finished and run.result("train")]
+    before = takewhile(lambda run: run.id != night.run.id, every)
+    earlier = [run for run in before if run.finished and run.result("train")]
     if not earlier:
         return set()
     # Each night's examples and replay together are all that the archive had to teach then.

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import structlog
 from rich.console import Console
 
+from distill.nightly.collecting import FirstPass
 from distill.progress import counting
 from distill.run_dir import RunDir
 from distill.settings import Settings
@@ -59,6 +60,8 @@ class Night:
     run: RunDir
     console: Console
     until: str = STEPS[-1]
+    first_pass: FirstPass = field(default_factory=FirstPass)
+    """What was collected before this attempt at the night began."""
     results: dict[str, Result] = field(default_factory=dict)
 
     @cached_property

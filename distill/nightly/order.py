@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distill.nightly.deciding import gate
-from distill.nightly.learning import collect, curate, train, why_not_trained
+from distill.nightly.learning import collect, collect_again, curate, train, why_not_trained
 from distill.nightly.measuring import draw, score
 from distill.nightly.night import Night, UntilReached
 from distill.nightly.promoting import canary, load, promote, publish
@@ -19,6 +19,7 @@ def run(night: Night) -> None:
 
 
 def _steps(night: Night) -> None:
+    collect_again(night)
     night.step("collect", collect)
     night.step("curate", curate)
     if why_not_trained(night) is None:

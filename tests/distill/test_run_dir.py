@@ -42,8 +42,8 @@ def test_runs_are_found_by_id_by_path_and_in_order(tmp_path: Path) -> None:
     first, second = new_run(tmp_path, {"a": 1}), new_run(tmp_path, {"a": 2})
     (tmp_path / "half").mkdir()
     assert [first.id, second.id] == [run.id for run in runs(tmp_path)]
-    assert {"a": 1} == find_run(tmp_path, first.id).manifest
-    assert {"a": 2} == find_run(tmp_path, str(second.path)).manifest
+    assert {"number": 1, "a": 1} == find_run(tmp_path, first.id).manifest
+    assert {"number": 2, "a": 2} == find_run(tmp_path, str(second.path)).manifest
     assert [] == runs(tmp_path / "absent")
     with pytest.raises(RunMismatch, match="no run half"):
         find_run(tmp_path, "half")
@@ -87,3 +87,17 @@ def test_what_is_written_is_as_readable_as_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     write_atomically(tmp_path / "whole", b"")
     assert (tmp_path / "plain").stat().st_mode == (tmp_path / "whole").stat().st_mode
+
+
+def test_a_run_of_a_clock_that_was_ahead_is_not_the_last_one_for_ever(tmp_path: Path) -> None:
+    """Runs follow each other in the order in which they were begun; those without a number come first, by name."""
+    ahead = RunDir(tmp_path / "2099-01-01T00-00-00")
+    for name in (ahead.id, "2025-01-01T00-00-00"):
+        write_atomically(tmp_path / name / "manifest.json", b"{}")
+    write_atomically(tmp_path / "2098-01-01T00-00-00" / "manifest.json", b"garbled")
+    first, second = new_run(tmp_path, {}), new_run(tmp_path, {})
+    third = first.path.rename(tmp_path / "2097-01-01T00-00-00")
+    expected = ["2025-01-01T00-00-00", "2098-01-01T00-00-00", ahead.id, third.name, second.id]
+    assert expected == [run.id for run in runs(tmp_path)]
+    assert [0, 0, 0, 1, 2] == [run.number for run in runs(tmp_path)]
+    assert 3 == new_run(tmp_path, {}).number

@@ -111,3 +111,16 @@ def _kill_at(step: str, move: int | None) -> None:
             yield counted
 
     Night.step, Night.bar = killed_step, killed_bar  # type: ignore[method-assign,assignment]
+    if step == "collect" and move is not None:
+        _kill_while_collecting(number)
+
+
+def _kill_while_collecting(number: int) -> None:
+    """Kill this process once a batch is in the archive and acknowledged."""
+    from distill.dataset.collect import collect
+    from distill.nightly import collecting
+
+    async def killed(*args: Any, **options: Any) -> Any:
+        return await collect(*args, **{**options, "on_archived": lambda _: os.kill(os.getpid(), number)})
+
+    setattr(collecting, "collect_journal", killed)  # noqa: B010 - mypy knows of no assignment to a module's names

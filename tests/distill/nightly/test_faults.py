@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from distill import exits
+from distill.dataset.archive import Archive
 from distill.nightly.lock import only_night
 from distill.report.facts import NightFacts
 from distill.run_dir import runs
@@ -151,3 +152,36 @@ def everything(folder: Path) -> dict[str, tuple[int, float]]:
     """Every file with size and time, but for the tests' own log."""
     files = [Path(place) / name for place, _, names in os.walk(folder) for name in names if name != "attempts.log"]
     return {str(file): (file.stat().st_size, file.stat().st_mtime) for file in files}
+
+
+def test_a_night_that_always_fails_does_not_stop_collecting(
+    tmp_path: Path, variables: dict[str, str], redis_server: RedisServer, redis_settings: RedisSettings
+) -> None:
+    """Each attempt archives what has come since, also where the night cannot begin or another one runs."""
+    broken = {**variables, "GATEWAY_BACKEND__URLS": "http://127.0.0.1:9"}
+    assert exits.PART_AWAY == attempt(broken)
+    assert 60 == Archive(tmp_path / "archive").count()
+    log_races(redis_server, redis_settings, start=100, count=20)
+    assert exits.PART_AWAY == attempt(broken)
+    log_races(redis_server, redis_settings, start=200, count=20)
+    assert exits.BAD_INPUT == attempt({**broken, "DISTILL_TRAINING__RANK": "8"})
+    log_races(redis_server, redis_settings, start=300, count=20)
+    with only_night(tmp_path / "runs"):
+        assert exits.ANOTHER_NIGHT == attempt(broken)
+    assert 120 == Archive(tmp_path / "archive").count()
+    with redis_server.client() as client:
+        assert 0 == client.xlen(stream_key(redis_settings.key_prefix))
+    (run,) = runs(tmp_path / "runs")
+    assert 80 == (run.result("collect") or {})["archived"]
+
+
+def test_a_night_that_goes_on_without_its_collecting_pass_says_so_in_its_exit_code(
+    tmp_path: Path, variables: dict[str, str], redis_server: RedisServer
+) -> None:
+    """It has its records already, so it need not wait for Redis; but nobody may take the end for a whole one."""
+    assert exits.FINISHED == attempt(variables, ["--until", "collect"]), told(tmp_path)
+    redis_server.kill()
+    assert exits.PART_AWAY == attempt(variables, ["--until", "curate"])
+    assert "collecting failed: " in told(tmp_path)
+    (run,) = runs(tmp_path / "runs")
+    assert run.result("curate") is not None
