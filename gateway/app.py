@@ -12,10 +12,12 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from fastapi.telemetry import TelemetryConfig
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 import gateway
-from gateway.api import chat_completions, errors, feedback, health, models, openapi
+from gateway.api import chat_completions, cors, directions, errors, feedback, health, models, openapi
 from gateway.api.auth import ApiKeys
 from gateway.api.connection import ClientGone
 from gateway.api.keyfile import Scope
@@ -109,6 +111,7 @@ def create_app(settings: Settings) -> FastAPI:
             operators_only,
         )
     )
+    app.include_router(directions.routes(app))
     if closed:
         app.include_router(openapi.routes(app, operators_only))
     _handle_errors(app, parts.metrics)
@@ -117,6 +120,8 @@ def create_app(settings: Settings) -> FastAPI:
         from gateway.tracing.http import TraceRequests
 
         app.add_middleware(TraceRequests, tracer=parts.tracing.tracer)
+    if settings.api.cors_origins:
+        app.add_middleware(CORSMiddleware, **cors.options(settings.api.cors_origins))
     app.add_middleware(Observe, metrics=parts.metrics)
     return app
 
@@ -230,8 +235,13 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
         return errors.respond(error)
 
     @app.exception_handler(HTTPException)
-    async def on_http_error(_: Request, error: HTTPException) -> Response:
-        return errors.respond_status(error.status_code, str(error.detail), error.headers)
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        message = str(error.detail)
+        if error.status_code == 404:
+            message = directions.not_found(app, request.url.path)
+        elif error.status_code == 405:
+            message = f"this route takes {Headers(error.headers).get('allow', 'other methods')}"
+        return errors.respond_status(error.status_code, message, error.headers)
 
     @app.exception_handler(ClientGone)
     async def on_client_gone(_: Request, __: ClientGone) -> Response:

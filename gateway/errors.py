@@ -9,7 +9,8 @@
     │   ├── ModelNotFound           the model asked for is not served here
     │   ├── RequestTooLarge         the body is over the limit
     │   ├── RequestTooSlow          the body did not arrive in time
-    │   └── UnsupportedContentType  the body is not declared to be JSON
+    │   ├── UnsupportedContentType  the body is not declared to be JSON
+    │   └── UnsupportedContentEncoding  it is compressed in a way that is not read here
     ├── Overloaded                  no permit for even one candidate; says when to come back
     ├── RateLimited                 the API key has used up one of its limits; says when to come back
     ├── NotReady                    starting, stopping, or a part is missing
@@ -84,6 +85,10 @@ class RequestTooSlow(CallerError):
 
 class UnsupportedContentType(CallerError):
     """The body is not declared to be JSON."""
+
+
+class UnsupportedContentEncoding(CallerError):
+    """The body is compressed in a way that is not read here."""
 
 
 class Overloaded(GatewayError):

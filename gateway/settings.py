@@ -8,6 +8,7 @@ settings`` prints it; a test keeps the two equal).
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ Names = Annotated[tuple[str, ...], NoDecode]
 AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 
 PREFIX = "GATEWAY_"
+_ORIGIN = re.compile(r"(?!https://.*:443$|http://.*:80$)[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?")
 
 
 class _Group(BaseModel):
@@ -217,6 +219,8 @@ class ApiSettings(_Group):
     """File of hashed API keys (python -m gateway key new NAME), re-read when it changes. Needed beyond loopback."""
     limits_timeout_s: float = Field(default=0.25, gt=0)
     """Longest time a request of a limited key waits for Redis to count it; then this process counts alone."""
+    cors_origins: Names = ()
+    """Origins whose web pages may call this API (https://chat.example.com), separated by commas; * is any page."""
     operators: Literal["anyone", "admin"] = "anyone"
     """Who may read /metrics and /openapi.json: anyone, or keys with the scope admin; then there is no /docs."""
     max_body_bytes: int = Field(default=1_000_000, ge=1_000)
@@ -229,6 +233,8 @@ class ApiSettings(_Group):
     """Largest URL and headers of a request, together; then 431."""
     header_timeout_s: float = Field(default=10.0, gt=0)
     """Longest time a connection may take to send a request's headers; then it is closed."""
+    idle_timeout_s: float = Field(default=75.0, gt=0)
+    """How long a connection may be idle between requests; more than a balancer in front keeps its own (often 60 s)."""
     write_timeout_s: float = Field(default=30.0, gt=0)
     """Longest time a caller may leave what was sent to it unread; then its connection is cut."""
     max_messages: int = Field(default=1_000, ge=1)
@@ -236,7 +242,23 @@ class ApiSettings(_Group):
     keep_alive_s: float = Field(default=3.0, gt=0)
     """A streamed race sends its headers after this time, and a comment each time it passes again."""
 
-    _models = field_validator("models", mode="before")(_split)
+    _lists = field_validator("models", "cors_origins", mode="before")(_split)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_only(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError(
+                "an origin is written as browsers send it: scheme://host or scheme://host:port, in small letters, "
+                "without a path, a final slash or the scheme's own port"
+            )
+        return origins
+
+    @model_validator(mode="after")
+    def _any_origin_needs_keys(self) -> Self:
+        if "*" in self.cors_origins and self.keys_file is None:
+            raise ValueError("cors_origins=* needs keys_file: otherwise any web page could use this gateway")
+        return self
 
     @model_validator(mode="after")
     def _operators_have_keys(self) -> Self:

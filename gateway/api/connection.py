@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gateway.api.decompression import decompressor_for
 from gateway.errors import GatewayError, NotReady, RequestTooLarge, RequestTooSlow, UnsupportedContentType
 
 T = TypeVar("T")
@@ -20,33 +21,39 @@ class ClientGone(Exception):
 
 
 async def read_body(request: Request, *, limit_bytes: int, timeout_s: float) -> bytes:
-    """The request's JSON body, unparsed.
+    """Read the request's JSON body, unparsed; a compressed one is decompressed.
 
     It must be declared as JSON: a web page may send any other type to a server on its reader's own machine without
     asking that server first.
 
     Raises:
         UnsupportedContentType: It is declared as something else, or not at all.
-        RequestTooLarge: It is over the limit; told before more than the limit is read.
+        UnsupportedContentEncoding: It is compressed in a way that is not read here.
+        RequestTooLarge: It is over the limit, as sent or decompressed; told before more than the limit is read.
+        InvalidRequest: It cannot be decompressed.
         RequestTooSlow: It was not whole in time: an upload that trickles must not hold its place for ever.
         ClientGone: The caller hung up while sending.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedContentType("the body must be JSON, sent with content-type: application/json")
+    decompressor = decompressor_for(request.headers.getlist("content-encoding"), limit_bytes=limit_bytes)
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit_bytes:
         raise _too_large(limit_bytes)
-    body = bytearray()
+    body, sent_bytes = bytearray(), 0
     try:
         async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > limit_bytes:
+                sent_bytes += len(chunk)
+                if sent_bytes > limit_bytes:
                     raise _too_large(limit_bytes)
+                body += chunk if decompressor is None else decompressor.feed(chunk)
     except ClientDisconnect as error:
         raise ClientGone from error
     except TimeoutError:
         raise RequestTooSlow(f"the request body did not arrive within {timeout_s:g} seconds") from None
+    if decompressor is not None:
+        decompressor.finish()
     return bytes(body)
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from gateway import errors
+from gateway.api.decompression import ENCODINGS
 
 TABLE: dict[type[errors.GatewayError], tuple[int, str, str | None]] = {
     errors.InvalidRequest: (400, "invalid_request_error", "invalid_value"),
@@ -21,6 +22,7 @@ TABLE: dict[type[errors.GatewayError], tuple[int, str, str | None]] = {
     errors.RequestTooSlow: (408, "invalid_request_error", "request_too_slow"),
     errors.RequestTooLarge: (413, "invalid_request_error", "request_too_large"),
     errors.UnsupportedContentType: (415, "invalid_request_error", "unsupported_content_type"),
+    errors.UnsupportedContentEncoding: (415, "invalid_request_error", "unsupported_content_encoding"),
     errors.Overloaded: (429, "rate_limit_error", "overloaded"),
     errors.RateLimited: (429, "rate_limit_error", "rate_limit_exceeded"),
     errors.NotReady: (503, "service_unavailable_error", "not_ready"),
@@ -110,6 +112,8 @@ def _headers(error: errors.GatewayError, status: int) -> dict[str, str]:
         return {"retry-after": str(math.ceil(wait_ms / 1e3)), "retry-after-ms": str(wait_ms)}
     if status == 408:
         return {"connection": "close"}  # the rest of the body may still come
+    if isinstance(error, errors.UnsupportedContentEncoding):
+        return {"accept-encoding": ", ".join(ENCODINGS)}
     return {"www-authenticate": "Bearer"} if status == 401 else {}
 
 

@@ -1,4 +1,7 @@
-"""Health, readiness and metrics: what balancers, operators and Prometheus ask."""
+"""Health, readiness, metrics and version: what balancers, operators and Prometheus ask.
+
+``/health`` is readiness and ``/ping`` is liveness: clients and load generators that were made for vLLM ask for these.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+import gateway
 from gateway.api.errors import json_response
 from gateway.api.openapi import NO_KEY
 from gateway.api.schemas import ReadyResponse
@@ -44,16 +48,20 @@ def routes(
         probes: One for each part. A part that is not ready makes the gateway not ready; a ready one that has
             something to tell makes it degraded.
         render: The metrics' text and content type.
-        operators_only: Refuses who may not read metrics.
+        operators_only: Refuses who may not read metrics and the version.
     """
     router = APIRouter(tags=["health"])
 
     # Some balancers probe with HEAD.
+    @router.head("/ping", include_in_schema=False)
+    @router.get("/ping", include_in_schema=False)
     @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live", summary="Whether the process runs", openapi_extra=NO_KEY)
     async def live() -> dict[str, str]:
         return {"status": "ok"}
 
+    @router.head("/health", include_in_schema=False)
+    @router.get("/health", include_in_schema=False)
     @router.head("/health/ready", include_in_schema=False)
     @router.get(
         "/health/ready",
@@ -70,10 +78,17 @@ def routes(
         parts = {name: {"ready": part.ready, "detail": part.detail} for name, part in found.items()}
         return json_response({"status": status, "parts": parts}, status=503 if status == "not ready" else 200)
 
+    @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response, openapi_extra=NO_KEY)
     async def metrics(request: Request) -> Response:
         operators_only(request)
         body, content_type = render()
         return Response(body, media_type=content_type)
+
+    @router.head("/version", include_in_schema=False)
+    @router.get("/version", include_in_schema=False)
+    async def version(request: Request) -> dict[str, str]:
+        operators_only(request)
+        return {"version": gateway.__version__}
 
     return router

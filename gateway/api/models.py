@@ -22,11 +22,15 @@ def routes(settings: ApiSettings, keys: ApiKeys) -> APIRouter:
     models = {name: Model(id=name, created=created, owned_by="ratchet") for name in settings.models}
     router = APIRouter(tags=["models"])
 
+    @router.get("/v1/models/", include_in_schema=False)
+    @router.head("/v1/models/", include_in_schema=False)
+    @router.head("/v1/models", include_in_schema=False)
     @router.get("/v1/models", summary="All models", responses={401: ERRORS[401]})
     async def list_models(authorization: Authorization = None) -> ModelList:
         keys.authenticate(authorization)
         return ModelList(data=list(models.values()))
 
+    @router.head("/v1/models/{model_id:path}", include_in_schema=False)
     @router.get("/v1/models/{model_id:path}", summary="One model", responses={401: ERRORS[401], 404: ERRORS[404]})
     async def get_model(model_id: str, authorization: Authorization = None) -> Model:
         keys.authenticate(authorization)

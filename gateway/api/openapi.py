@@ -28,7 +28,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         404: "The model is not served here",
         408: "The body did not arrive in time",
         413: "The body is over the limit",
-        415: "The body is not declared as application/json",
+        415: "The body is not declared as application/json, or is compressed in a way that is not read here",
         429: "No capacity now, or the key's limit is reached; Retry-After says when to come back",
         500: "A defect of this gateway",
         502: "The backend failed",

@@ -16,8 +16,15 @@ async def test_every_name_is_listed_and_served(serve: Serve) -> None:
 
 async def test_an_unknown_name_is_404_and_not_quoted(serve: Serve) -> None:
     served = await serve()
-    for name in ("nope", "", "ratchet/x", "%00", "a" * 5000):
+    for name in ("nope", "/", "ratchet/x", "%00", "a" * 5000):
         response = await served.http.get(f"/v1/models/{name}")
         error = response.json()["error"]
         assert (404, "model_not_found") == (response.status_code, error["code"])
         assert "this model does not exist here; GET /v1/models lists what does" == error["message"]
+
+
+async def test_a_slash_behind_the_list_is_the_list(serve: Serve) -> None:
+    served = await serve()
+    answers = [await served.http.get(path) for path in ("/v1/models", "/v1/models/")]
+    assert [200, 200] == [answer.status_code for answer in answers]
+    assert answers[0].json() == answers[1].json()

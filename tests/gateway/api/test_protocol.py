@@ -137,7 +137,7 @@ async def test_a_slash_too_many_is_not_sent_to_the_host_that_the_caller_named(se
     ids=["nothing", "a line", "half a header", "a blank line after a request", "half of a second request"],
 )
 async def test_headers_that_do_not_come_close_the_connection(serve: Serve, begin: tuple[bytes, ...]) -> None:
-    served = await serve(api={"header_timeout_s": 0.1})
+    served = await serve(api={"header_timeout_s": 0.1, "idle_timeout_s": 0.1 if begin[1:] == (b"\r\n",) else 60})
     answer = await said_to(served.url, *begin)
     assert answer.count(b"HTTP/1.1") == sum(part.endswith(b"\r\n\r\n") for part in begin)
     await assert_serves(served)
@@ -157,10 +157,50 @@ async def test_what_is_not_http_is_told_in_the_same_envelope(serve: Serve) -> No
     assert (400, "invalid_http_request") == error_of(await said_to(served.url, LIVE + b"content-length: x\r\n\r\n"))
 
 
-async def test_nobody_is_upgraded_to_a_websocket(serve: Serve) -> None:
+@pytest.mark.parametrize(("pause_s", "answers"), [(0.2, 2), (0.9, 1)], ids=["just below", "above"])
+async def test_an_idle_connection_is_kept_as_long_as_the_setting_says(
+    serve: Serve, pause_s: float, answers: int
+) -> None:
+    served = await serve(api={"idle_timeout_s": 0.5, "header_timeout_s": 20})
+    host, port = served.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    heard = b""
+    for _ in range(2):
+        writer.write(LIVE + b"\r\n")
+        await asyncio.sleep(pause_s)
+    async with asyncio.timeout(20):
+        heard = await reader.read()
+    writer.close()
+    assert answers == heard.count(b"HTTP/1.1 200 OK")
+
+
+def test_an_idle_connection_outlives_common_balancers_patience() -> None:
+    assert 60 < server_options(Settings())["timeout_keep_alive"]
+
+
+@pytest.mark.parametrize("best_of", [1, 2])
+async def test_a_stream_under_http_1_0_ends_with_the_connection_and_has_no_chunks(serve: Serve, best_of: int) -> None:
     served = await serve()
-    upgrade = b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: eA==\r\n"
-    assert b"101" not in (await said_to(served.url, LIVE + upgrade + b"\r\n"))[:20]
+    body = orjson.dumps(chat_body(stream=True, best_of=best_of))
+    head = CHAT.replace(b"HTTP/1.1", b"HTTP/1.0") + b"content-length: %d\r\n\r\n" % len(body)
+    head, _, streamed = (await said_to(served.url, head + body)).partition(b"\r\n\r\n")
+    assert b" 200 OK" in head
+    assert b"connection: close" in head
+    assert b"transfer-encoding" not in head
+    events = streamed.split(b"\n\n")
+    assert [b"data: [DONE]", b""] == events[-2:]
+    assert all(event.startswith((b"data: ", b": ")) for event in events[:-1])
+
+
+@pytest.mark.parametrize("request_line", [b"GET /health/live", b"HEAD /health/live", b"GET /nowhere", b"HEAD /docs"])
+async def test_whole_answers_under_http_1_0_keep_their_length(serve: Serve, request_line: bytes) -> None:
+    served = await serve()
+    head, _, body = (await said_to(served.url, request_line + b" HTTP/1.0\r\n\r\n")).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    if request_line.startswith(b"GET"):
+        assert b"content-length: %d" % len(body) in head
+    else:
+        assert b"" == body
 
 
 @asynccontextmanager
