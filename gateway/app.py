@@ -23,6 +23,7 @@ from gateway.api.connection import ClientGone
 from gateway.api.keyfile import Scope
 from gateway.api.limits import Limiter
 from gateway.api.observe import Observe
+from gateway.backend.limit import ServerLimits
 from gateway.backend.pools import BackendPools
 from gateway.best_of_n.permits import Permits
 from gateway.best_of_n.race import BestOfN
@@ -55,6 +56,7 @@ class Parts:
     policies: PolicyStore
     race: BestOfN
     permits: Permits
+    limits: ServerLimits
     keys: ApiKeys
     limiter: Limiter
     metrics: Metrics
@@ -153,15 +155,25 @@ def build(settings: Settings) -> Parts:
     policies = PolicyStore(
         settings.policy, settings.redis, folder=settings.journal.spool_dir, n_limit=settings.race.best_of_max
     )
+    limits = ServerLimits(
+        ceiling=settings.race.max_in_flight,
+        queue_timeout_s=settings.race.queue_timeout_s,
+        sharers=settings.workers,
+        on_refusal=lambda server: metrics.backend_refusals.labels(server).inc(),
+    )
     return Parts(
         backends=BackendPools(
-            settings.backend, lambda: policies.current.pools, trace_configs=tracing.calls if tracing else ()
+            settings.backend,
+            lambda: policies.current.pools,
+            limits=limits,
+            trace_configs=tracing.calls if tracing else (),
         ),
         scorer=scorer,
         journal=make_journal(settings.journal, settings.redis),
         policies=policies,
         race=make_race(scorer, permits, settings.race, reward_timeout_s=settings.reward.timeout_s),
         permits=permits,
+        limits=limits,
         keys=ApiKeys(settings.api.keys_file),
         limiter=Limiter(settings),
         metrics=metrics,
@@ -215,6 +227,8 @@ async def _sample(parts: Parts) -> None:
         metrics.races.set(parts.backends.leased)
         metrics.in_flight.set(parts.permits.in_flight)
         metrics.waiting.set(parts.permits.waiting)
+        for limit in parts.limits.all:
+            metrics.backend_limit.labels(limit.name).set(limit.limit)
         metrics.tasks.set(len(asyncio.all_tasks()))
         metrics.hub_held.set(parts.backends.held())
         metrics.policy_n.set(policy.n)

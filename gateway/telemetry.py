@@ -95,6 +95,12 @@ class Metrics:
         self.races = gauge("races_in_flight", "Races being drawn or scored now")
         self.in_flight = gauge("candidates_in_flight", "Candidates being drawn now")
         self.waiting = gauge("requests_waiting", "Requests waiting for their first permit")
+        self.backend_limit = gauge("backend_limit", "Draws that may be in flight at a server", "livesum", "server")
+        self.backend_refusals = counter(
+            "backend_refusals_total",
+            "Draws that a server refused for lack of capacity; each waits and is sent again",
+            "server",
+        )
 
         self.tasks = gauge("asyncio_tasks", "Tasks of the event loop; flat under constant load")
         self.hub_held = gauge("hub_exit_stack_entries", "What ended calls have left on the hub's clients; 0, or a leak")
@@ -123,8 +129,10 @@ class Metrics:
     def _histogram(self, name: str, help_text: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(_PREFIX + name, help_text, labels, buckets=buckets, registry=self.registry)
 
-    def _gauge(self, name: str, help_text: str, mode: Literal["livesum", "mostrecent", "min"] = "livesum") -> Gauge:
-        return Gauge(_PREFIX + name, help_text, registry=self.registry, multiprocess_mode=mode)
+    def _gauge(
+        self, name: str, help_text: str, mode: Literal["livesum", "mostrecent", "min"] = "livesum", *labels: str
+    ) -> Gauge:
+        return Gauge(_PREFIX + name, help_text, labels, registry=self.registry, multiprocess_mode=mode)
 
     def completed(self, outcome: Outcome, timings: Timings) -> None:
         """Count one completion."""

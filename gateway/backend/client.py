@@ -15,10 +15,11 @@ import structlog
 from gateway.backend.failures import CALL_ERRORS, error_body, from_status, translate
 from gateway.backend.flavours import FLAVOURS, Catalogue
 from gateway.backend.hub import BackendHttp, HubClient
+from gateway.backend.limit import ServerLimits, Turn
 from gateway.backend.reading import StreamReader, read_answer
 from gateway.backend.replicas import Replica, Replicas
 from gateway.backend.transport import AiohttpTransport, TraceConfigs
-from gateway.errors import BackendFailed, BackendProtocolError, BackendUnreachable, GatewayError
+from gateway.errors import BackendFailed, BackendOverloaded, BackendProtocolError, BackendUnreachable, GatewayError
 from gateway.settings import BackendSettings
 from gateway.tls import client_context
 from gateway.types import Answer, Delta, Prompt, Readiness, Sampling
@@ -36,11 +37,15 @@ class BackendPool:
 
     Args:
         settings: Where the replicas are, and how to reach them.
+        limits: How many draws each server gets at a time; pools that share servers share these.
         trace_configs: aiohttp's hooks around each call.
     """
 
-    def __init__(self, settings: BackendSettings, *, trace_configs: TraceConfigs = ()) -> None:
+    def __init__(
+        self, settings: BackendSettings, *, limits: ServerLimits | None = None, trace_configs: TraceConfigs = ()
+    ) -> None:
         self._settings = settings
+        self._limits = limits or ServerLimits()
         self._flavour = FLAVOURS[settings.kind]
         self._http = BackendHttp(
             AiohttpTransport(
@@ -139,28 +144,76 @@ class BackendPool:
         return spare
 
     async def _complete(self, replica: Replica, prompt: Prompt, seed: int) -> Answer:
+        """Draw one whole answer from this replica; a refused draw waits for its turn and is sent again."""
         with replica.drawing():
-            arguments = self._flavour.arguments(prompt, seed, await self._catalogue(replica, prompt.adapter))
-            try:
-                body = await replica.hub.completion(arguments)
-            except CALL_ERRORS as error:
-                raise translate(error, self._flavour) from error
-            return read_answer(body, self._flavour, prompt.sampling)
+            turn = await self._turn(replica)
+            while True:
+                try:
+                    async with turn:
+                        return await self._complete_once(replica, prompt, seed)
+                except BackendOverloaded:
+                    if not await turn.again():
+                        raise
+
+    async def _complete_once(self, replica: Replica, prompt: Prompt, seed: int) -> Answer:
+        arguments = self._flavour.arguments(prompt, seed, await self._catalogue(replica, prompt.adapter))
+        try:
+            body = await replica.hub.completion(arguments)
+        except CALL_ERRORS as error:
+            raise translate(error, self._flavour) from error
+        return read_answer(body, self._flavour, prompt.sampling)
 
     async def _stream(self, replica: Replica, prompt: Prompt, seed: int) -> AsyncGenerator[Delta, None]:
-        reader = StreamReader(self._flavour, prompt.sampling)
+        """Stream one answer from this replica; a draw refused before its first piece waits and is sent again."""
         with replica.drawing():
-            arguments = self._flavour.arguments(prompt, seed, await self._catalogue(replica, prompt.adapter))
-            try:
-                async with aclosing(replica.hub.chunks(arguments)) as chunks:
-                    async for chunk in chunks:
-                        for delta in reader.read(chunk):
+            turn = await self._turn(replica)
+            begun = False
+            while True:
+                try:
+                    async with turn, aclosing(self._stream_once(replica, prompt, seed)) as deltas:
+                        async for delta in deltas:
+                            begun = True
                             yield delta
-                        if reader.overrun:
-                            break
-            except CALL_ERRORS as error:
-                raise translate(error, self._flavour) from error
-            yield reader.last()
+                    return
+                except BackendOverloaded:
+                    if begun or not await turn.again():
+                        raise
+
+    async def _stream_once(self, replica: Replica, prompt: Prompt, seed: int) -> AsyncGenerator[Delta, None]:
+        reader = StreamReader(self._flavour, prompt.sampling)
+        arguments = self._flavour.arguments(prompt, seed, await self._catalogue(replica, prompt.adapter))
+        try:
+            async with aclosing(replica.hub.chunks(arguments)) as chunks:
+                async for chunk in chunks:
+                    for delta in reader.read(chunk):
+                        yield delta
+                    if reader.overrun:
+                        break
+        except CALL_ERRORS as error:
+            raise translate(error, self._flavour) from error
+        yield reader.last()
+
+    async def _turn(self, replica: Replica) -> Turn:
+        """Begin a draw's way to the replica, which was asked for its capacity where it tells one."""
+        limit = self._limits.of(replica.root_url)
+        path = self._flavour.capacity_path
+        if path is not None:
+            await limit.learn_capacity(partial(self._capacity, replica, path))
+        return limit.turn()
+
+    async def _capacity(self, replica: Replica, path: str) -> int | None:
+        """Draws that the replica takes at once, as it says itself; None where its answer has no such number.
+
+        Raises:
+            BackendUnreachable: It cannot be asked.
+        """
+        try:
+            response = await self._get(replica, path)
+        except BackendUnreachable:
+            raise
+        except GatewayError:
+            return None
+        return self._flavour.read_capacity(error_body(response.content)) if response.status_code == 200 else None
 
     async def _catalogue(self, replica: Replica, adapter: str | None) -> Catalogue:
         """What the replica serves, asked anew when the adapter is not among it: it may have been loaded since."""

@@ -14,6 +14,7 @@ import structlog
 
 from gateway.backend.client import BackendPool
 from gateway.backend.flavours import FLAVOURS
+from gateway.backend.limit import ServerLimits
 from gateway.backend.transport import TraceConfigs
 from gateway.settings import BackendSettings
 from gateway.types import Readiness, Sampling
@@ -29,13 +30,20 @@ class BackendPools:
     Args:
         settings: How to reach a backend; its URLs are those of a policy that names none.
         named: The URLs that the policy in force names, the stable arm's first. No I/O.
+        limits: How many draws each server gets at a time.
         trace_configs: aiohttp's hooks around each call.
     """
 
     def __init__(
-        self, settings: BackendSettings, named: Callable[[], Sequence[Urls]], *, trace_configs: TraceConfigs = ()
+        self,
+        settings: BackendSettings,
+        named: Callable[[], Sequence[Urls]],
+        *,
+        limits: ServerLimits | None = None,
+        trace_configs: TraceConfigs = (),
     ) -> None:
         self._settings = settings
+        self._limits = limits or ServerLimits()
         self._trace_configs = trace_configs
         self._flavour = FLAVOURS[settings.kind]
         self._named = named
@@ -99,5 +107,5 @@ class BackendPools:
         pool = self._pools.get(urls)
         if pool is None:
             settings = self._settings.model_copy(update={"urls": urls})
-            pool = self._pools[urls] = BackendPool(settings, trace_configs=self._trace_configs)
+            pool = self._pools[urls] = BackendPool(settings, limits=self._limits, trace_configs=self._trace_configs)
         return pool

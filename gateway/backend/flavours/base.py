@@ -31,6 +31,8 @@ class Flavour:
     health_path: ClassVar[str] = "/health"
     catalogue_path: ClassVar[str | None] = None
     """Where the server lists what it serves; None where it need not be asked."""
+    capacity_path: ClassVar[str | None] = None
+    """Where the server says how many draws it takes at once; None where it queues any number by itself."""
     seeds: ClassVar[int] = 2**63
     """How many seeds the server tells apart."""
     keeps_stop_text: ClassVar[bool] = False
@@ -92,6 +94,10 @@ class Flavour:
             LookupError, TypeError, AttributeError: The listing has another shape.
         """
         raise NotImplementedError
+
+    def read_capacity(self, info: JsonObject) -> int | None:
+        """Return how many draws the server takes at once, from what ``capacity_path`` answered; None: no number."""
+        return None
 
     def refusal(self, body: JsonObject) -> str | None:
         """The server's reason for refusing a request, where it is known to hold no prompt text."""

@@ -18,6 +18,7 @@ class Tgi(Flavour):
     """TGI takes an explicit default for something else, keeps stop strings and names its adapters as models."""
 
     base_model = "tgi"
+    capacity_path = "/info"
     seeds = 2**64
     keeps_stop_text = True
     finish_reasons: ClassVar = {"stop": "stop", "length": "length", "stop_sequence": "stop"}
@@ -52,6 +53,11 @@ class Tgi(Flavour):
         if wanted is None or wanted.get("type") == "text":
             return None
         return verbatim({"type": "json_object", "value": schema_of(wanted)})
+
+    def read_capacity(self, info: JsonObject) -> int | None:
+        """Return ``--max-concurrent-requests``: one draw more than that is refused."""
+        capacity = info.get("max_concurrent_requests")
+        return capacity if type(capacity) is int and capacity >= 1 else None
 
     def refusal(self, body: JsonObject) -> str | None:
         """TGI's own words on limits, templates and tools."""

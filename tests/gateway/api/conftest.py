@@ -83,7 +83,7 @@ async def module_gateway() -> AsyncIterator[Shared]:
                     "reward": {"url": rewards.url},
                     "journal": {"spool_dir": folder / "spool"},
                     "policy": {"exploration": 0.0},
-                    "race": {"max_in_flight": PERMITS},
+                    "race": {"max_in_flight": PERMITS, "queue_timeout_s": 0.5},
                 }
             )
             async with (

@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 from gateway.backend.client import BackendPool
+from gateway.backend.limit import ServerLimits
 from gateway.errors import (
     BackendError,
     BackendFailed,
@@ -20,6 +21,7 @@ from gateway.errors import (
     InvalidRequest,
     UnsupportedField,
 )
+from gateway.settings import BackendSettings
 from gateway.types import Backend, Prompt, Readiness, Sampling
 from tests.gateway.backend.conftest import PoolOf, prompt
 from tests.gateway.backend.rawserver import listening, ok, saying
@@ -113,8 +115,6 @@ FAULTS = [
     ({"fault": Fault.STATUS, "fault_status": 404}, BackendFailed),
     ({"fault": Fault.STATUS, "fault_status": 422}, BackendRejected),
     ({"fault": Fault.STATUS, "fault_status": 413}, BackendRejected),
-    ({"fault": Fault.STATUS, "fault_status": 429}, BackendOverloaded),
-    ({"fault": Fault.HTML, "fault_status": 503}, BackendOverloaded),
     ({"fault": Fault.HTML, "fault_status": 504}, BackendTimeout),
     ({"fault": Fault.HTML, "fault_status": 401}, BackendFailed),
     ({"fault": Fault.HTML, "fault_status": 302}, BackendProtocolError),
@@ -150,11 +150,39 @@ async def test_too_long_a_request_is_told_in_the_backends_words(stub: TgiStub, p
             await draw
 
 
-async def test_overload_in_a_stream_is_overload(stub: TgiStub, pool: BackendPool) -> None:
-    """TGI reports it as 200 and an error frame that calls itself 422."""
+async def test_overload_is_told_once_the_queues_time_is_over(stub: TgiStub) -> None:
+    """TGI reports it in a stream as 200 and an error frame that calls itself 422."""
     stub.knobs.update({"max_concurrent_requests": 0})
-    with pytest.raises(BackendOverloaded):
-        await streamed(pool, prompt())
+    async with BackendPool(BackendSettings(urls=(stub.url,)), limits=ServerLimits(queue_timeout_s=0.2)) as pool:
+        for draw in (pool.complete(prompt(), seed=1, replica=0), streamed(pool, prompt())):
+            with pytest.raises(BackendOverloaded):
+                await draw
+    assert stub.state.overloaded >= 4
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_refused_draw_is_sent_again_and_served(stub: TgiStub, pool: BackendPool, status: int) -> None:
+    expected = await pool.complete(prompt(), seed=1, replica=0)
+    stub.knobs.update({"fault": Fault.HTML, "fault_status": status, "fault_next": 2})
+    assert expected == await pool.complete(prompt(), seed=1, replica=0)
+    stub.knobs.update({"fault": Fault.HTML, "fault_status": status, "fault_next": 2})
+    assert expected.text == await streamed(pool, prompt())
+
+
+async def test_a_server_that_takes_few_draws_refuses_none(stub: TgiStub, pool: BackendPool) -> None:
+    """It says at /info how many it takes; the others wait here."""
+    stub.knobs.update({"max_concurrent_requests": 3, "latency_ms": 20})
+    await asyncio.gather(*(pool.complete(prompt(), seed=seed, replica=0) for seed in range(20)))
+    assert (20, 0) == (stub.state.finished, stub.state.overloaded)
+
+
+async def test_a_server_that_takes_fewer_than_it_says_serves_all(stub: TgiStub, pool: BackendPool) -> None:
+    """Another client of the same server has taken the rest."""
+    stub.knobs.update({"max_concurrent_requests": 64, "latency_ms": 20})
+    await pool.complete(prompt(), seed=1, replica=0)
+    stub.knobs.update({"max_concurrent_requests": 3})
+    await asyncio.gather(*(pool.complete(prompt(), seed=seed, replica=0) for seed in range(40)))
+    assert 41 == stub.state.finished
 
 
 async def test_an_answer_of_bytes_a_few_at_a_time_is_whole(stub: TgiStub, pool: BackendPool) -> None:

@@ -1,0 +1,266 @@
+"""An adaptive limit on the draws in flight at one server, learnt from its refusals.
+
+Additive increase, multiplicative decrease (AIMD), as in TCP's congestion control and Netflix's concurrency-limits: a
+refused draw halves the limit, one limit's worth of successful draws raises it by one. text-generation-inference says at
+``/info`` how many draws it takes at once, which is where the limit starts. vLLM and llama.cpp queue by themselves and
+do not refuse, so their limit stays at the ceiling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+from gateway.errors import BackendOverloaded, BackendUnreachable
+
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 1.0
+
+
+class ServerLimit:
+    """Places for draws at one server, given out first come, first served.
+
+    Draws beyond the limit wait here. A refused draw leaves its place, waits for another one and is sent again.
+
+    Args:
+        name: The server's host and port, for metrics.
+        ceiling: The limit never rises above this.
+        queue_timeout_s: Longest time one draw may spend waiting and being refused, in seconds.
+        sharers: Gateway processes that divide the server's capacity among them.
+        on_refusal: Called with the server's name whenever it refused a draw.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        ceiling: int,
+        queue_timeout_s: float,
+        sharers: int = 1,
+        on_refusal: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.name = name
+        self.in_flight = 0
+        self._sharers = sharers
+        self._ceiling = ceiling
+        self._learnt = ceiling
+        self._share = ceiling
+        self._queue_timeout_s = queue_timeout_s
+        self._on_refusal = on_refusal
+        self._successes = 0
+        self._halvings = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._asking: asyncio.Task[int | None] | None = None
+        self._capacity_asked = False
+        self.capacity: int | None = None
+        """Draws that the server says it takes at once, from all its clients; None where it does not say."""
+
+    @property
+    def limit(self) -> int:
+        """Draws that may be in flight now."""
+        return max(1, min(self._learnt, self._share))
+
+    @property
+    def waiting(self) -> int:
+        """Draws waiting for a place."""
+        return len(self._waiters)
+
+    def share(self, draws: int) -> None:
+        """Bound the limit by this gateway process's part of what the server takes."""
+        self._share = min(draws, self._ceiling)
+        self._wake()
+
+    def turn(self) -> Turn:
+        """Begin one draw's way to this server."""
+        return Turn(self, self._queue_timeout_s)
+
+    async def acquire(self, until_s: float) -> int:
+        """Take a place, waiting for it until ``until_s`` on the event loop's clock.
+
+        Returns:
+            How often the limit had been halved when the place was given; ``refused`` needs it.
+
+        Raises:
+            BackendOverloaded: No place became free in time.
+        """
+        if not self._waiters and self.in_flight < self.limit:
+            self.in_flight += 1
+            return self._halvings
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(place)
+        try:
+            async with asyncio.timeout_at(until_s):
+                await place
+            return self._halvings
+        except TimeoutError:
+            self._give_up(place)
+        except asyncio.CancelledError:
+            self._give_up(place)
+            raise
+        # Raised outside "except": otherwise timeout, task, error and traceback form a reference cycle.
+        raise BackendOverloaded("the backend is overloaded")
+
+    def release(self) -> None:
+        """Give a place back."""
+        self.in_flight -= 1
+        self._wake()
+
+    def refused(self, halvings: int) -> None:
+        """Halve the limit, unless it was halved after the refused draw had been sent.
+
+        All draws of one burst are refused for the same reason: only the first refusal is news.
+
+        Args:
+            halvings: What ``acquire`` returned for this draw.
+        """
+        self._on_refusal(self.name)
+        if halvings == self._halvings:
+            self._learnt = max(1, self.limit // 2)
+            self._halvings += 1
+            self._successes = 0
+
+    def succeeded(self) -> None:
+        """Count a successful draw, before its place is given back; one limit's worth raises the limit by one.
+
+        Draws of a server that is less than half used say nothing about how many it would take.
+        """
+        if self._learnt < self._ceiling and 2 * self.in_flight >= self.limit:
+            self._successes += 1
+            if self._successes >= self.limit:
+                self._successes = 0
+                self._learnt += 1
+
+    async def learn_capacity(self, ask: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
+        """Ask the server how many draws it takes at once, unless it has answered already.
+
+        Concurrent callers share one question.
+
+        Args:
+            ask: Asks; None means that the server does not say.
+
+        Raises:
+            GatewayError: The server could not be asked; the next caller asks again.
+        """
+        if self._capacity_asked:
+            return
+        if self._asking is None:
+            self._asking = asyncio.create_task(ask())
+            self._asking.add_done_callback(self._capacity_answered)
+        await asyncio.shield(self._asking)
+
+    def forget_capacity(self) -> None:
+        """Have the next caller of ``learn_capacity`` ask again: the server may have been restarted with another one."""
+        self._capacity_asked = False
+
+    def _capacity_answered(self, asking: asyncio.Task[int | None]) -> None:
+        self._asking = None
+        if asking.cancelled() or asking.exception() is not None:
+            return
+        self._capacity_asked = True
+        capacity = asking.result()
+        if capacity != self.capacity:
+            self.capacity = capacity
+            self.share(self._ceiling if capacity is None else max(1, capacity // self._sharers))
+
+    def _wake(self) -> None:
+        while self._waiters and self.in_flight < self.limit:
+            place = self._waiters.popleft()
+            if not place.done():
+                self.in_flight += 1
+                place.set_result(None)
+
+    def _give_up(self, place: asyncio.Future[None]) -> None:
+        """Forget a waiter; one that got its place in the same instant gives it back."""
+        if place in self._waiters:
+            self._waiters.remove(place)
+        elif place.done() and not place.cancelled():
+            self.release()
+
+
+class Turn:
+    """One draw's attempts at one server: ``async with`` holds a place, ``again`` says whether to try once more."""
+
+    __slots__ = ("_halvings", "_limit", "_pause_s", "_until_s")
+
+    def __init__(self, limit: ServerLimit, timeout_s: float) -> None:
+        self._limit = limit
+        self._until_s = asyncio.get_running_loop().time() + timeout_s
+        self._pause_s = _FIRST_PAUSE_S
+        self._halvings = 0
+
+    async def __aenter__(self) -> None:
+        """Wait for a place.
+
+        Raises:
+            BackendOverloaded: None became free in time.
+        """
+        self._halvings = await self._limit.acquire(self._until_s)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        """Learn from how the draw ended, and give the place back."""
+        if kind is None:
+            self._limit.succeeded()
+        elif isinstance(error, BackendOverloaded):
+            self._limit.refused(self._halvings)
+        elif isinstance(error, BackendUnreachable):
+            self._limit.forget_capacity()
+        self._limit.release()
+
+    async def again(self) -> bool:
+        """Pause after a refusal, longer each time; False when the time is over and the refusal is final."""
+        left_s = self._until_s - asyncio.get_running_loop().time()
+        if left_s <= 0:
+            return False
+        await asyncio.sleep(min(self._pause_s * random.uniform(0.5, 1.5), left_s))
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        return True
+
+
+class ServerLimits:
+    """The limits of all servers, by URL: pools that share a server share its limit.
+
+    Args:
+        ceiling: Draws in flight over all servers, which no single limit exceeds.
+        queue_timeout_s: Longest time one draw may spend waiting and being refused, in seconds.
+        sharers: Gateway processes that divide a server's capacity among them.
+        on_refusal: Called with the server's name whenever one refused a draw.
+    """
+
+    def __init__(
+        self,
+        *,
+        ceiling: int = 1024,
+        queue_timeout_s: float = 5.0,
+        sharers: int = 1,
+        on_refusal: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._ceiling = ceiling
+        self._queue_timeout_s = queue_timeout_s
+        self._sharers = sharers
+        self._on_refusal = on_refusal
+        self._by_url: dict[str, ServerLimit] = {}
+
+    @property
+    def all(self) -> Sequence[ServerLimit]:
+        """Every limit that was asked for."""
+        return tuple(self._by_url.values())
+
+    def of(self, url: str) -> ServerLimit:
+        """The limit of the server at a URL; made when first asked for."""
+        limit = self._by_url.get(url)
+        if limit is None:
+            limit = self._by_url[url] = ServerLimit(
+                urlsplit(url).netloc.rpartition("@")[2],
+                ceiling=self._ceiling,
+                queue_timeout_s=self._queue_timeout_s,
+                sharers=self._sharers,
+                on_refusal=self._on_refusal,
+            )
+        return limit
