@@ -112,7 +112,7 @@ class Front:
         ]
         with (self._home / "output.log").open("wb") as output:
             self._process = subprocess.Popen(
-                [*command, "--max-model-len", "2048", *self._arguments], env=environment, stdout=output, stderr=output
+                [*serve, "--max-model-len", "2048", *self._arguments], env=environment, stdout=output, stderr=output
             )
 
     def _wait_until_healthy(self) -> None:
