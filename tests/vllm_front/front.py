@@ -100,19 +100,13 @@ class Front:
             "VLLM_NO_USAGE_STATS": "1",
             "SCRIPTED_ENGINE_LOG": str(self._home / "engine.jsonl"),
         }
-        command: list[str | Path] = [
-            python,
-            HERE / "serve.py",
-            "serve",
-            model,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-        ]
+        address = ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048"]
         with (self._home / "output.log").open("wb") as output:
             self._process = subprocess.Popen(
-                [*serve, "--max-model-len", "2048", *self._arguments], env=environment, stdout=output, stderr=output
+                [python, HERE / "serve.py", "serve", model, *address, *self._arguments],
+                env=environment,
+                stdout=output,
+                stderr=output,
             )
 
     def _wait_until_healthy(self) -> None:
