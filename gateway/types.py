@@ -62,7 +62,11 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the backend gave for one draw, in OpenAI's terms whatever the backend's own were."""
+    """One draw's result, in OpenAI's terms whatever the backend's own were.
+
+    ``text`` is None where the server gave no content. ``reasoned``: it gave reasoning beside the content, which is
+    dropped; an answer without text is then one whose reasoning took all its tokens.
+    """
 
     text: str | None
     finish_reason: FinishReason
@@ -70,6 +74,7 @@ class Answer:
     completion_tokens: int
     tool_calls: tuple[JsonObject, ...] = ()
     logprobs: JsonObject | None = None
+    reasoned: bool = False
 
     @property
     def judged_text(self) -> str:
@@ -82,7 +87,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """One piece of a streamed draw. The last one carries ``finish_reason``; token counts come with it."""
+    """One piece of a streamed draw. The last one carries ``finish_reason``, token counts and ``reasoned``."""
 
     text: str = ""
     tool_calls: tuple[JsonObject, ...] = ()
@@ -90,6 +95,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    reasoned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

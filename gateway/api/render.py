@@ -23,7 +23,8 @@ def completion(outcome: Outcome, timings: Timings, *, completion_id: str, create
 
 def choice(rank: int, answer: Answer) -> JsonObject:
     """One returned answer."""
-    message: JsonObject = {"role": "assistant", "content": answer.text, "refusal": None}
+    text = answer.text if answer.tool_calls else answer.text or ""
+    message: JsonObject = {"role": "assistant", "content": text, "refusal": None}
     if answer.tool_calls:
         message["tool_calls"] = answer.tool_calls
     return {

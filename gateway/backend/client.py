@@ -12,7 +12,7 @@ import httpx2
 import orjson
 import structlog
 
-from gateway.backend.failures import CALL_ERRORS, error_body, from_status, translate
+from gateway.backend.failures import CALL_ERRORS, error_body, from_status, refused_body, translate
 from gateway.backend.flavours import FLAVOURS, Catalogue
 from gateway.backend.hub import BackendHttp, HubClient
 from gateway.backend.limit import ServerLimits, Turn
@@ -158,10 +158,13 @@ class BackendPool:
     async def _complete_once(self, replica: Replica, prompt: Prompt, seed: int) -> Answer:
         arguments = self._flavour.arguments(prompt, seed, await self._catalogue(replica, prompt.adapter))
         try:
-            body = await replica.hub.completion(arguments)
+            whole = await replica.hub.completion(arguments)
+            body = self._flavour.correct(whole.body, whole.headers, prompt)
         except CALL_ERRORS as error:
-            raise translate(error, self._flavour) from error
-        return read_answer(body, self._flavour, prompt.sampling)
+            body = self._flavour.answer_in_refusal(refused_body(error), prompt)
+            if body is None:
+                raise translate(error, self._flavour) from error
+        return read_answer(body, self._flavour, prompt)
 
     async def _stream(self, replica: Replica, prompt: Prompt, seed: int) -> AsyncGenerator[Delta, None]:
         """Stream one answer from this replica; a draw refused before its first piece waits and is sent again."""
@@ -180,7 +183,7 @@ class BackendPool:
                         raise
 
     async def _stream_once(self, replica: Replica, prompt: Prompt, seed: int) -> AsyncGenerator[Delta, None]:
-        reader = StreamReader(self._flavour, prompt.sampling)
+        reader = StreamReader(self._flavour, prompt)
         arguments = self._flavour.arguments(prompt, seed, await self._catalogue(replica, prompt.adapter))
         try:
             async with aclosing(replica.hub.chunks(arguments)) as chunks:
@@ -190,7 +193,8 @@ class BackendPool:
                     if reader.overrun:
                         break
         except CALL_ERRORS as error:
-            raise translate(error, self._flavour) from error
+            if not reader.finished:
+                raise translate(error, self._flavour) from error
         yield reader.last()
 
     async def _turn(self, replica: Replica) -> Turn:

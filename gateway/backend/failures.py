@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Any
 
 import httpx2
@@ -86,6 +87,11 @@ def from_status(status: int, body: JsonObject, flavour: Flavour) -> GatewayError
     return BackendFailed(f"the backend answered with status {status}")
 
 
+def refused_body(error: Exception) -> JsonObject:
+    """The JSON of the HTTP error that ended a call; nothing where it was another error."""
+    return error_body(error.response.content) if isinstance(error, HfHubHTTPError) else {}
+
+
 def raise_if_error(body: Any, flavour: Flavour) -> None:
     """Raise for an error that was reported under a status of 200.
 
@@ -99,7 +105,7 @@ def raise_if_error(body: Any, flavour: Flavour) -> None:
 def error_body(content: bytes) -> JsonObject:
     """An error's JSON; nothing where it is text, HTML or half of something."""
     try:
-        body = orjson.loads(content)
+        body = orjson.loads(content.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError:
         return {}
     return body if isinstance(body, dict) else {}

@@ -11,17 +11,31 @@ Four things stand in its way there, and each is mended here and only here:
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import codecs
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 import orjson
 from huggingface_hub import AsyncInferenceClient
+from huggingface_hub.utils._http import hf_raise_for_status
 
 from gateway.types import JsonObject
 
 # Whatever is given here is never sent; without it the hub's client would look for the user's token on disk.
 _NO_TOKEN = "unused"  # noqa: S105 - the opposite of one
+
+
+_BOM = codecs.BOM_UTF8  # some proxies put one before JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole response: its JSON, of whatever shape, and its headers."""
+
+    body: Any
+    headers: Mapping[str, str]
 
 
 class BackendHttp(httpx2.AsyncClient):
@@ -91,9 +105,11 @@ class HubClient(AsyncInferenceClient):
         self._url = url
         self._timeout_s = timeout_s
 
-    async def completion(self, arguments: JsonObject) -> Any:
-        """One chat completion, as decoded JSON of whatever shape."""
-        return (await self.chat_completion(**arguments))["body"]
+    async def completion(self, arguments: JsonObject) -> Whole:
+        """One chat completion, as decoded JSON of whatever shape, with its HTTP headers."""
+        answer: Any = await self.chat_completion(**arguments)
+        whole: Whole = answer["body"]
+        return whole
 
     async def chunks(self, arguments: JsonObject) -> AsyncGenerator[Any, None]:
         """One streamed chat completion, chunk by chunk, as decoded JSON of whatever shape.
@@ -117,12 +133,16 @@ class HubClient(AsyncInferenceClient):
     async def _inner_post(self, request_parameters: Any, *, stream: bool = False) -> Any:
         if stream:
             return _opaque(await super()._inner_post(request_parameters, stream=True))
-        return {"body": orjson.loads(await super()._inner_post(request_parameters))}
+        # Not the hub's own: it gives the body without the headers.
+        response = await self._http.post(request_parameters.url, json=request_parameters.json, timeout=self.timeout)
+        hf_raise_for_status(response)
+        return {"body": Whole(orjson.loads(response.content.removeprefix(_BOM)), response.headers)}
 
 
 async def _opaque(lines: Any) -> AsyncIterator[str]:
     """Wrap each event of a stream into one string, which the hub's parser lets through as it is."""
-    async for line in lines:
+    async for raw in lines:
+        line = raw.removeprefix("\ufeff")  # a byte order mark may begin a stream
         data = line.removeprefix("data:").strip()
         if data == "[DONE]":
             return

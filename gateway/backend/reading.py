@@ -1,23 +1,25 @@
-"""Reads a backend's answers, whole or in pieces, into OpenAI's terms; what makes no sense is refused."""
+"""Read a backend's answers, whole or in pieces, into OpenAI's terms; refuse what makes no sense."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-import orjson
 
 from gateway.backend.failures import raise_if_error
 from gateway.backend.flavours import Flavour
 from gateway.backend.stopping import StopTrimmer
-from gateway.errors import BackendProtocolError
-from gateway.types import Answer, Delta, FinishReason, JsonObject, Sampling
+from gateway.backend.tool_calls import ToolCalls
+from gateway.errors import BackendError, BackendFailed, BackendProtocolError, BackendUnreachable
+from gateway.types import Answer, Delta, FinishReason, JsonObject, Prompt, Sampling
 
 _MOST_TOKENS = 10_000_000
 """No prompt and no answer is longer: a count beyond it would take a key's budget for ever."""
 
+_REASONING = ("reasoning", "reasoning_content")
+"""Fields in which servers put a model's reasoning, beside ``content``: vLLM's, and that of most others."""
 
-def read_answer(body: Any, flavour: Flavour, sampling: Sampling) -> Answer:
+
+def read_answer(body: Any, flavour: Flavour, prompt: Prompt) -> Answer:
     """Understand a whole chat completion.
 
     Token counts are required: an answer of unknown length would falsify usage, rate limits and the night's guards.
@@ -28,58 +30,70 @@ def read_answer(body: Any, flavour: Flavour, sampling: Sampling) -> Answer:
     raise_if_error(body, flavour)
     choice = _choice(body)
     message = _object(choice, "message")
-    calls = _whole_calls(message)
+    sampling = prompt.sampling
+    calls = ToolCalls(prompt.messages).read_whole(message)
+    reasoned = _has_reasoning(message)
+    content = _text(message)
+    entries = _logprob_entries(choice, sampling)
+    if calls or reasoned:
+        entries = _entries_of(content or "", entries)
     trimmer = _trimmer(flavour, sampling)
-    text, entries = trimmer.feed(_text(message), _logprob_entries(choice, sampling))
-    rest, more_entries = trimmer.finish()
+    text, shown = trimmer.feed(content or "", entries)
+    rest, more = trimmer.finish()
+    told = shown + more
     usage = _object(body, "usage")
     return Answer(
-        text=None if calls and not text + rest else text + rest,
+        text=text + rest or (None if calls else content and ""),
         finish_reason=_finish_reason(choice.get("finish_reason"), flavour, called=bool(calls), stopped=trimmer.stopped),
         prompt_tokens=_count(usage, "prompt_tokens"),
         completion_tokens=_count(usage, "completion_tokens"),
         tool_calls=calls,
-        logprobs=_logprobs(entries + more_entries) if sampling.logprobs else None,
+        logprobs=_logprobs(told) if told else None,
+        reasoned=reasoned,
     )
 
 
 class StreamReader:
     """Understands one streamed draw, chunk by chunk; ``last`` gives the closing piece."""
 
-    def __init__(self, flavour: Flavour, sampling: Sampling) -> None:
+    def __init__(self, flavour: Flavour, prompt: Prompt) -> None:
         self._flavour = flavour
-        self._sampling = sampling
-        self._trimmer = _trimmer(flavour, sampling)
+        self._sampling = prompt.sampling
+        self._trimmer = _trimmer(flavour, prompt.sampling)
+        self._calls = ToolCalls(prompt.messages)
         self._finish_reason: str | None = None
-        self._opening: dict[int, str] = {}  # first characters of each call's arguments
         self._prompt_tokens: int | None = None
         self._completion_tokens: int | None = None
         self._pieces = 0
+        self._reasoned = False
         self.overrun = False
         """Whether the server goes on after a stop string that it did not see (one within a token)."""
 
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is whole: nothing that still comes, or breaks, can take it back."""
+        return self._finish_reason is not None
+
     def read(self, chunk: Any) -> Iterator[Delta]:
-        """Take one chunk and give what may be shown of it.
+        """Take one chunk and give what may be shown of it. After a finished answer nothing is an error any more.
 
         Raises:
             BackendError: The chunk is an error, or not a chunk.
         """
-        raise_if_error(chunk, self._flavour)
-        usage = chunk.get("usage") if isinstance(chunk, dict) else None
-        if usage:
-            self._prompt_tokens = _count(usage, "prompt_tokens")
-            self._completion_tokens = _count(usage, "completion_tokens")
-        if isinstance(chunk, dict) and chunk.get("choices") == []:
+        if not self.finished:
+            raise_if_error(chunk, self._flavour)
+        if not isinstance(chunk, dict):
+            if self.finished:
+                return
+            raise BackendProtocolError("the backend's stream holds something that is no chunk")
+        self._read_usage(chunk.get("usage"))
+        if not chunk.get("choices"):
             return
-        choice = _choice(chunk)
-        message = _object(choice, "delta")
-        self.overrun = self._trimmer.stopped and self._finish_reason is None
-        self._finish_reason = choice.get("finish_reason") or self._finish_reason
-        self._pieces += 1
-        text, entries = self._trimmer.feed(_text(message), _logprob_entries(choice, self._sampling))
-        calls = tuple(self._call_pieces(message))
-        if text or calls or entries:
-            yield Delta(text, calls, _logprobs(entries) if entries else None)
+        try:
+            yield from self._read_choice(_choice(chunk))
+        except BackendError:
+            if not self.finished:
+                raise
 
     def last(self) -> Delta:
         """The piece that ends the draw, with what was held back, the finish reason and the token counts.
@@ -87,35 +101,62 @@ class StreamReader:
         Raises:
             BackendProtocolError: The stream ended before the answer did.
         """
-        # TGI ends a streamed tool call without a finish reason; that the usage came says it is whole.
-        whole_call = bool(self._opening) and self._completion_tokens is not None
-        if self._finish_reason is None and not self._trimmer.stopped and not whole_call:
+        reason = self._finish_reason or self._silent_end()
+        if reason is None and not self._trimmer.stopped:
             raise BackendProtocolError("the backend's stream ended before its answer did")
+        self._calls.check_ended()
         text, entries = self._trimmer.finish()
-        reason = _finish_reason(
-            self._finish_reason or "stop", self._flavour, called=bool(self._opening), stopped=self._trimmer.stopped
-        )
         if self.overrun:
             # Hung up before the usage came: such servers send a token a chunk.
             self._completion_tokens = self._pieces
-        logprobs = _logprobs(entries) if entries else None
-        return Delta(text, (), logprobs, reason, self._prompt_tokens, self._completion_tokens)
+        return Delta(
+            text,
+            (),
+            _logprobs(entries) if entries else None,
+            _finish_reason(reason, self._flavour, called=self._calls.opened, stopped=self._trimmer.stopped),
+            self._prompt_tokens,
+            self._completion_tokens,
+            self._reasoned,
+        )
 
-    def _call_pieces(self, message: JsonObject) -> Iterator[JsonObject]:
-        """Pieces of tool calls as OpenAI streams them; TGI repeats id and type, and may open with ``{,``."""
-        for position, call in enumerate(_call_list(message)):
-            index = call["index"] if isinstance(call.get("index"), int) else position
-            function = _object(call, "function")
-            arguments = _arguments(function)
-            piece: JsonObject = {"index": index, "function": {"arguments": arguments}}
-            if index not in self._opening:
-                piece |= {"id": _call_id(call, index), "type": "function"}
-                piece["function"]["name"] = _name(function)
-            elif self._opening[index] == "{" and arguments.startswith(","):
-                # TGI says "{" for the name it has just read, and then the comma that followed the name.
-                piece["function"]["arguments"] = arguments = arguments[1:]
-            self._opening[index] = (self._opening.get(index, "") + arguments)[:2]
-            yield piece
+    def _read_usage(self, usage: Any) -> None:
+        if not usage:
+            return
+        try:
+            counts = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        except BackendProtocolError:
+            if self.finished:
+                return
+            raise
+        self._prompt_tokens, self._completion_tokens = counts
+
+    def _read_choice(self, choice: JsonObject) -> Iterator[Delta]:
+        delta = {} if choice.get("delta") is None else _object(choice, "delta")
+        _refuse_broken_off(choice.get("finish_reason"))
+        self.overrun = self._trimmer.stopped and not self.finished
+        self._finish_reason = choice.get("finish_reason") or self._finish_reason
+        self._pieces += 1
+        reasons = _has_reasoning(delta)
+        self._reasoned = self._reasoned or reasons
+        content = _text(delta) or ""
+        entries = _logprob_entries(choice, self._sampling)
+        if reasons or (not content and (self._reasoned or delta.get("tool_calls"))):
+            entries = []  # they belong to the reasoning, its closing tag or a call
+        text, shown = self._trimmer.feed(content, entries)
+        calls = tuple(self._calls.read_pieces(delta))
+        if text or calls or shown:
+            yield Delta(text, calls, _logprobs(shown) if shown else None)
+
+    def _silent_end(self) -> str | None:
+        """The finish reason of a stream that gave none, where its usage says that it came to its end.
+
+        TGI ends a streamed tool call so; and where max_tokens cut a call before its name, nothing but the usage comes.
+        """
+        if self._completion_tokens is None:
+            return None
+        if self._calls.opened:
+            return "stop"
+        return "length" if self._flavour.hides_nameless_calls and self._sampling.tools and not self._pieces else None
 
 
 def _trimmer(flavour: Flavour, sampling: Sampling) -> StopTrimmer:
@@ -143,62 +184,43 @@ def _count(usage: JsonObject, key: str) -> int:
     return value
 
 
-def _text(message: JsonObject) -> str:
+def _text(message: JsonObject) -> str | None:
     text = message.get("content")
     if not isinstance(text, str | None):
         raise BackendProtocolError("the backend's answer has a content that is not text")
-    return text or ""
+    return text
+
+
+def _has_reasoning(message: JsonObject) -> bool:
+    return any(message.get(field) for field in _REASONING)
+
+
+def _refuse_broken_off(reason: object) -> None:
+    """Raise where the server, not the model, ended the answer.
+
+    vLLM and SGLang end what is running so when they are told to stop (SIGTERM), with HTTP 200 and the text so far.
+
+    Raises:
+        BackendUnreachable: The server is going away; another replica can answer.
+        BackendFailed: Something broke in the server.
+    """
+    if reason == "abort":
+        raise BackendUnreachable("the backend stopped in the middle of its answer")
+    if reason == "error":
+        raise BackendFailed("the backend failed in the middle of its answer")
 
 
 def _finish_reason(reason: object, flavour: Flavour, *, called: bool, stopped: bool) -> FinishReason:
     if stopped:
         return "stop"
+    _refuse_broken_off(reason)
     known = flavour.finish_reasons.get(reason) if isinstance(reason, str) else None
     if known is None:
         raise BackendProtocolError("the backend's answer has no known finish reason")
-    if called and known == "stop":
-        return "tool_calls"
+    if known in ("stop", "tool_calls"):
+        # Some say "stop" after a call, and vLLM "tool_calls" where it could read no call in what it forced.
+        return "tool_calls" if called else "stop"
     return known
-
-
-def _call_list(message: JsonObject) -> list[JsonObject]:
-    calls = message.get("tool_calls") or []
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise BackendProtocolError("the backend's answer has tool calls that make no sense")
-    return calls
-
-
-def _whole_calls(message: JsonObject) -> tuple[JsonObject, ...]:
-    calls = []
-    for index, call in enumerate(_call_list(message)):
-        function = _object(call, "function")
-        named = {"name": _name(function), "arguments": _arguments(function)}
-        calls.append({"id": _call_id(call, index), "type": "function", "function": named})
-    return tuple(calls)
-
-
-def _call_id(call: JsonObject, index: int) -> str:
-    return call["id"] if isinstance(call.get("id"), str) and call["id"] else f"call_{index}"
-
-
-def _name(function: JsonObject) -> str:
-    name = function.get("name")
-    if not isinstance(name, str):
-        raise BackendProtocolError("the backend's answer calls a tool without a name")
-    return name
-
-
-def _arguments(function: JsonObject) -> str:
-    """Arguments as OpenAI has them, JSON in a string; older TGI sends the object itself."""
-    arguments = function.get("arguments")
-    if arguments is None:
-        return ""
-    if isinstance(arguments, str):
-        return arguments
-    try:
-        return orjson.dumps(arguments).decode()
-    except TypeError as error:  # nested deeper than may be written
-        raise BackendProtocolError("the backend's answer calls a tool with arguments that make no sense") from error
 
 
 def _logprob_entries(choice: JsonObject, sampling: Sampling) -> list[JsonObject]:
@@ -224,6 +246,17 @@ def _token(entry: JsonObject) -> JsonObject:
         raise TypeError
     # A token may be a part of a character: then only the server knows its bytes.
     return {"token": token, "logprob": logprob, "bytes": list(bytes(given) if given else token.encode())}
+
+
+def _entries_of(text: str, entries: Sequence[JsonObject]) -> list[JsonObject]:
+    """The entries of ``text`` alone, where reasoning or calls are among the tokens; none where they cannot be told."""
+    drawn = b"".join(bytes(entry["bytes"]) for entry in entries)
+    start, at = drawn.rfind(text.encode("utf-8", "surrogatepass")) if text else -1, 0
+    for index, entry in enumerate(entries):
+        if at == start:
+            return list(entries[index:])
+        at += len(entry["bytes"])
+    return []
 
 
 def _logprobs(entries: list[JsonObject]) -> JsonObject:

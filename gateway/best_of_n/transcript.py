@@ -36,21 +36,21 @@ class Transcript:
         if self.last is None or self.last.finish_reason is None:
             raise BackendProtocolError("the backend's stream ended without a finish reason")
         return Answer(
-            text="".join(self.text) or (None if self.tool_calls else ""),
+            text="".join(self.text) or (None if self.tool_calls or self.last.reasoned else ""),
             finish_reason=self.last.finish_reason,
             prompt_tokens=self.last.prompt_tokens or 0,
             completion_tokens=self.last.completion_tokens or 0,
             tool_calls=tuple(self.tool_calls),
             logprobs={"content": self.logprobs} if self.logprobs else None,
+            reasoned=self.last.reasoned,
         )
 
 
 def _merge_tool_call(calls: list[JsonObject], piece: JsonObject) -> None:
-    """Add one streamed piece of a tool call (OpenAI: pieces of one call share an index)."""
-    index = piece.get("index", 0)
-    while len(calls) <= index:
-        calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
-    call, function = calls[index], piece.get("function") or {}
-    call["id"] = piece.get("id") or call["id"]
-    call["function"]["name"] = function.get("name") or call["function"]["name"]
-    call["function"]["arguments"] += function.get("arguments") or ""
+    """Add one streamed piece of a tool call; backends number the calls from 0 in the order in which they open."""
+    index, function = piece["index"], piece["function"]
+    if index == len(calls):
+        opened = {"name": function["name"], "arguments": function["arguments"]}
+        calls.append({"id": piece["id"], "type": "function", "function": opened})
+    else:
+        calls[index]["function"]["arguments"] += function["arguments"]

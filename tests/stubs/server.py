@@ -12,7 +12,7 @@ import gc
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Self
 
 import orjson
@@ -130,9 +130,9 @@ class JsonResponse(web.StreamResponse):
         """Nothing is left to write."""
 
 
-def json_response(body: bytes, *, status: int = 200) -> web.Response:
+def json_response(body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """A JSON response."""
-    return web.Response(body=body, status=status, headers={"Content-Type": "application/json"})
+    return web.Response(body=body, status=status, headers={"Content-Type": "application/json", **(headers or {})})
 
 
 def text_response(text: str, *, status: int = 200) -> web.Response:

@@ -184,6 +184,12 @@ class TgiStub(StubServer):
             return await break_off(http, body)
         if fault is Fault.DRIP:
             return await dripped(http, body, self.knobs)
+        if request.chose_no_tool:
+            counts = {
+                "x-prompt-tokens": request.prompt_tokens,
+                "x-generated-tokens": generation.generated.n_tokens,
+            }
+            return json_response(body, headers={name: str(count) for name, count in counts.items()})
         return JsonResponse(body)
 
     async def _several(self, request: GenerationRequest) -> web.StreamResponse:

@@ -42,6 +42,7 @@ class GenerationRequest:
     tool_call: ToolCall | None = None
     inputs: str = ""
     n: int = 1
+    chose_no_tool: bool = False
 
 
 def read_chat(body: dict[str, Any], knobs: Knobs) -> GenerationRequest:
@@ -92,6 +93,7 @@ def read_chat(body: dict[str, Any], knobs: Knobs) -> GenerationRequest:
         raise TgiError("tool_error", "Tool error: Grammar and tools are mutually exclusive")
     if tools:
         request.tool_call = choose_tool(tools, body.get("tool_choice"), messages, " ".join(texts))
+        request.chose_no_tool = request.tool_call is None and body.get("tool_choice") != "none"
     return request
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from tests.stubs.tgi_errors import TgiError
-from tests.stubs.tgi_generation import EOS_PIECE, Generated, logprob
+from tests.stubs.tgi_generation import EOS_PIECE, Generated, logprob, split
 from tests.stubs.tgi_validation import GenerationRequest
 
 VERSION = "3.3.7"
@@ -34,10 +34,18 @@ def chat_response(request: GenerationRequest, generated: Generated, arguments: s
         TgiError: A tool call was cut short, so TGI cannot parse it.
     """
     message: dict[str, Any]
+    told = generated
+    if request.chose_no_tool:
+        # TGI drew a call of "no_tool" first, and tells of that draw beside the text of the second one.
+        told = Generated([*split('{"function": {"_name": "no_tool"}}'), EOS_PIECE], "", "eos_token")
     if request.tool_call is None:
         message = {"role": "assistant", "content": generated.text}
     elif generated.finish_reason != "eos_token":
-        raise TgiError("tool_error", "Tool error: Failed to parse generated text: EOF while parsing")
+        said = generated.text
+        cause = f"EOF while parsing a value at line 1 column {len(said)}"
+        raise TgiError(
+            "tool_error", f"Tool error: Failed to parse generated text: {cause} {orjson.dumps(said).decode()}"
+        )
     else:
         call = {"description": None, "name": request.tool_call.name, "arguments": arguments}
         message = {
@@ -55,11 +63,11 @@ def chat_response(request: GenerationRequest, generated: Generated, arguments: s
                 {
                     "index": 0,
                     "message": message,
-                    "logprobs": _logprobs(request, generated.pieces) if request.logprobs else None,
-                    "finish_reason": generated.openai_finish_reason,
+                    "logprobs": _logprobs(request, told.pieces) if request.logprobs else None,
+                    "finish_reason": told.openai_finish_reason,
                 }
             ],
-            "usage": _usage(request, generated),
+            "usage": _usage(request, told),
         }
     )
 

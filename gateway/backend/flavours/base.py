@@ -37,6 +37,8 @@ class Flavour:
     """How many seeds the server tells apart."""
     keeps_stop_text: ClassVar[bool] = False
     """Whether a stop string that ended an answer is still in its text."""
+    hides_nameless_calls: ClassVar[bool] = False
+    """Whether a streamed call that was cut before its name leaves nothing in the stream but the usage."""
     finish_reasons: ClassVar[Mapping[str, FinishReason]] = {
         "stop": "stop",
         "length": "length",
@@ -78,6 +80,14 @@ class Flavour:
                 "parallel_tool_calls": sampling.parallel_tool_calls,
             },
         }
+
+    def correct(self, body: Any, headers: Mapping[str, str], prompt: Prompt) -> Any:
+        """A whole answer with what the server says wrongly about it put right."""
+        return body
+
+    def answer_in_refusal(self, body: JsonObject, prompt: Prompt) -> JsonObject | None:
+        """The answer that an error's body holds, as a chat completion; None where it holds none."""
+        return None
 
     def model(self, adapter: str | None, catalogue: Catalogue) -> str:
         """The ``model`` that addresses the adapter, or the base where there is none."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from gateway.backend.flavours.base import Catalogue, Flavour, refuse, schema_of, verbatim
+from gateway.backend.flavours.tgi_tools import NO_TOOL, cut_call, history, without_hidden_draw
 from gateway.types import JsonObject, Prompt, Sampling
 
 _MAX_STOPS = 4
@@ -21,6 +23,7 @@ class Tgi(Flavour):
     capacity_path = "/info"
     seeds = 2**64
     keeps_stop_text = True
+    hides_nameless_calls = True
     finish_reasons: ClassVar = {"stop": "stop", "length": "length", "stop_sequence": "stop"}
 
     def check(self, sampling: Sampling) -> None:
@@ -34,12 +37,16 @@ class Tgi(Flavour):
             raise refuse("stop", f"TGI takes at most {_MAX_STOPS} stop strings")
         if (sampling.top_logprobs or 0) > _MAX_TOP_LOGPROBS:
             raise refuse("top_logprobs", f"TGI gives at most {_MAX_TOP_LOGPROBS}")
+        for index, tool in enumerate(sampling.tools):
+            if tool["function"]["name"] == NO_TOOL:
+                raise refuse(f"tools[{index}].function.name", f"TGI takes a call of {NO_TOOL} for no call at all")
         if sampling.tools and self.response_format(sampling.response_format) is not None:
             raise refuse("response_format", "TGI cannot combine it with tools")
 
     def arguments(self, prompt: Prompt, seed: int, catalogue: Catalogue) -> JsonObject:
         """Leave out what TGI refuses or misreads when it is said: penalties of 0 and a ``top_p`` of 1."""
         arguments = super().arguments(prompt, seed, catalogue)
+        arguments["messages"] = history(prompt.messages)
         arguments["frequency_penalty"] = arguments["frequency_penalty"] or None
         arguments["presence_penalty"] = None
         if arguments["top_p"] == 1:
@@ -58,6 +65,14 @@ class Tgi(Flavour):
         """Return ``--max-concurrent-requests``: one draw more than that is refused."""
         capacity = info.get("max_concurrent_requests")
         return capacity if type(capacity) is int and capacity >= 1 else None
+
+    def correct(self, body: Any, headers: Mapping[str, str], prompt: Prompt) -> Any:
+        """A text that was drawn after a choice of no tool has its own finish reason and usage."""
+        return without_hidden_draw(body, headers, prompt)
+
+    def answer_in_refusal(self, body: JsonObject, prompt: Prompt) -> JsonObject | None:
+        """A call that ``max_tokens`` cut short comes as an error that quotes it."""
+        return cut_call(_message(body), prompt)
 
     def refusal(self, body: JsonObject) -> str | None:
         """TGI's own words on limits, templates and tools."""

@@ -10,16 +10,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.backend.failures import CALL_ERRORS, translate
-from gateway.backend.flavours import FLAVOURS
+from gateway.backend.flavours import FLAVOURS, Flavour
 from gateway.backend.hub import BackendHttp, HubClient
 from gateway.backend.reading import StreamReader, read_answer
 from gateway.backend.transport import EventResponse
-from gateway.errors import BackendError, BackendFailed, BackendOverloaded, BackendProtocolError, BackendRejected
-from gateway.types import Answer, Delta, JsonObject, Sampling
+from gateway.errors import (
+    BackendError,
+    BackendFailed,
+    BackendOverloaded,
+    BackendProtocolError,
+    BackendRejected,
+    BackendUnreachable,
+)
+from gateway.types import Answer, Delta, JsonObject, Prompt, Sampling
 
 TGI, VLLM = FLAVOURS["tgi"], FLAVOURS["vllm"]
 USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
 PLAIN = Sampling()
+
+
+def asked(sampling: Sampling = PLAIN, **history: Any) -> Prompt:
+    return Prompt(history.get("messages", ()), sampling)
+
+
+def read_whole(answer: Any, flavour: Flavour, sampling: Sampling = PLAIN) -> Answer:
+    return read_answer(answer, flavour, asked(sampling))
 
 
 def body(
@@ -34,47 +49,59 @@ def chunk(delta: JsonObject, finish_reason: str | None = None, logprobs: Any = N
 
 
 def read_all(chunks: list[Any], sampling: Sampling = PLAIN) -> list[Delta]:
-    reader = StreamReader(TGI, sampling)
+    reader = StreamReader(TGI, asked(sampling))
     return [delta for one in chunks for delta in reader.read(one)] + [reader.last()]
 
 
 END: list[JsonObject] = [{"choices": [], "usage": USAGE}]
-CALL = {"id": "0", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+CALL = {"id": "call_7f3a9c", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
 
 
 def test_a_stop_sequence_ends_like_any_stop_and_is_cut_off() -> None:
-    answer = read_answer(body({"content": "one END"}, "stop_sequence"), TGI, Sampling(stop=("END",)))
+    answer = read_whole(body({"content": "one END"}, "stop_sequence"), TGI, Sampling(stop=("END",)))
     assert Answer("one ", "stop", 5, 7) == answer
 
 
 def test_a_stop_string_that_the_server_ran_past_ends_the_answer_too() -> None:
-    answer = read_answer(body({"content": "one ENDs not"}, "length"), TGI, Sampling(stop=("END",)))
+    answer = read_whole(body({"content": "one ENDs not"}, "length"), TGI, Sampling(stop=("END",)))
     assert Answer("one ", "stop", 5, 7) == answer
 
 
 def test_a_server_that_cuts_stop_strings_itself_is_believed() -> None:
-    assert "END" == read_answer(body({"content": "END"}), VLLM, Sampling(stop=("END",))).text
+    assert "END" == read_whole(body({"content": "END"}), VLLM, Sampling(stop=("END",))).text
 
 
 def test_tool_calls_finish_as_openai_says_and_their_arguments_are_text() -> None:
-    answer = read_answer(body({"content": None, "tool_calls": [CALL]}), TGI, PLAIN)
-    called = {"id": "0", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Rome"}'}}
+    answer = read_whole(body({"content": None, "tool_calls": [CALL]}), TGI, PLAIN)
+    called = {**CALL, "function": {"name": "weather", "arguments": '{"city":"Rome"}'}}
     assert Answer(None, "tool_calls", 5, 7, (called,)) == answer
 
 
-@pytest.mark.parametrize(("call_id", "arguments", "expected"), [("", None, ("call_0", "")), ("x", "{}", ("x", "{}"))])
-def test_a_call_without_an_id_gets_one(call_id: str, arguments: str | None, expected: tuple[str, str]) -> None:
-    call = {"id": call_id, "function": {"name": "now", "arguments": arguments}}
-    (read,) = read_answer(body({"tool_calls": [call]}), TGI, PLAIN).tool_calls
-    assert expected == (read["id"], read["function"]["arguments"])
+@pytest.mark.parametrize(("arguments", "expected"), [(None, ""), ("{}", "{}")])
+def test_arguments_that_are_not_said_are_none(arguments: str | None, expected: str) -> None:
+    call = {"function": {"name": "now", "arguments": arguments}}
+    (read,) = read_whole(body({"tool_calls": [call]}), TGI, PLAIN).tool_calls
+    assert expected == read["function"]["arguments"]
 
 
 def test_a_call_cut_short_finishes_by_length() -> None:
-    assert "length" == read_answer(body({"tool_calls": [CALL]}, "length"), TGI, PLAIN).finish_reason
+    assert "length" == read_whole(body({"tool_calls": [CALL]}, "length"), TGI, PLAIN).finish_reason
 
 
-def test_an_answer_of_nothing_is_an_empty_text() -> None:
-    assert "" == read_answer(body({"content": None}), TGI, PLAIN).text
+@pytest.mark.parametrize("content", [None, ""])
+def test_an_answer_of_nothing_can_be_told_from_an_empty_text(content: str | None) -> None:
+    assert content == read_whole(body({"content": content}), TGI, PLAIN).text
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+def test_reasoning_is_no_text_but_it_is_told_that_there_was_some(field: str) -> None:
+    cut = read_whole(body({"content": None, field: "Hm"}, "length"), VLLM)
+    assert (None, "length", True) == (cut.text, cut.finish_reason, cut.reasoned)
+    closed = read_whole(body({"content": "4", field: "Hm"}), VLLM)
+    assert ("4", True) == (closed.text, closed.reasoned)
+    assert not read_whole(body({"content": "4", field: None}), VLLM).reasoned
+    deltas = read_all([chunk({field: "Hm"}), chunk({"content": "4"}, "stop"), *END])
+    assert ("4", True) == ("".join(delta.text for delta in deltas), deltas[-1].reasoned)
 
 
 def entry(token: str, *alternatives: str, **more: Any) -> JsonObject:
@@ -89,7 +116,7 @@ def nested(depth: int) -> JsonObject:
 
 def test_logprobs_have_openais_shape_and_as_many_alternatives_as_asked() -> None:
     logprobs = {"content": [entry("é", "a", "b", id=7), entry("\ufffd", "a", bytes=[195])]}
-    answer = read_answer(body({"content": "é"}, logprobs=logprobs), TGI, Sampling(logprobs=True, top_logprobs=1))
+    answer = read_whole(body({"content": "é"}, logprobs=logprobs), TGI, Sampling(logprobs=True, top_logprobs=1))
     top = {"token": "a", "logprob": -1.0, "bytes": [97]}
     first = {"token": "é", "logprob": -0.5, "bytes": [195, 169], "top_logprobs": [top]}
     second = {"token": "\ufffd", "logprob": -0.5, "bytes": [195], "top_logprobs": [top]}
@@ -98,13 +125,13 @@ def test_logprobs_have_openais_shape_and_as_many_alternatives_as_asked() -> None
 
 def test_a_logprob_of_minus_infinity_is_null_as_tgi_writes_it() -> None:
     logprobs = {"content": [entry("a", logprob=None)]}
-    answer = read_answer(body({"content": "a"}, logprobs=logprobs), TGI, Sampling(logprobs=True))
+    answer = read_whole(body({"content": "a"}, logprobs=logprobs), TGI, Sampling(logprobs=True))
     assert answer.logprobs is not None
     assert None is answer.logprobs["content"][0]["logprob"]
 
 
 def test_logprobs_that_nobody_asked_for_are_not_passed_on() -> None:
-    assert None is read_answer(body({"content": "a"}, logprobs={"content": [entry("a")]}), TGI, PLAIN).logprobs
+    assert None is read_whole(body({"content": "a"}, logprobs={"content": [entry("a")]}), TGI, PLAIN).logprobs
 
 
 @pytest.mark.parametrize(
@@ -145,7 +172,7 @@ def test_logprobs_that_nobody_asked_for_are_not_passed_on() -> None:
 )
 def test_an_answer_that_makes_no_sense_is_refused(nonsense: Any) -> None:
     with pytest.raises(BackendProtocolError):
-        read_answer(nonsense, TGI, Sampling(logprobs=True))
+        read_whole(nonsense, TGI, Sampling(logprobs=True))
 
 
 JSON = st.recursive(
@@ -167,7 +194,7 @@ JSON = st.recursive(
 @given(JSON)
 def test_whatever_json_comes_only_backend_errors_go_out(anything: Any) -> None:
     sampling = Sampling(logprobs=True)
-    for read in (lambda: read_answer(anything, TGI, sampling), lambda: read_all([anything], sampling)):
+    for read in (lambda: read_whole(anything, TGI, sampling), lambda: read_all([anything], sampling)):
         try:
             read()
         except BackendError:
@@ -198,7 +225,7 @@ def test_what_is_nearly_an_answer_is_refused_or_can_be_written_again(answers: li
     """An answer that is believed goes out to its caller as JSON, its counts added up."""
     sampling = Sampling(logprobs=True, top_logprobs=2)
     for read in (
-        lambda: [read_answer(answer, TGI, sampling) for answer in answers],
+        lambda: [read_whole(answer, TGI, sampling) for answer in answers],
         lambda: read_all(answers, sampling),
     ):
         try:
@@ -241,7 +268,7 @@ def test_whatever_bytes_a_stream_holds_it_is_an_answer_or_an_error_of_the_backen
 
     async def draw() -> None:
         http = BackendHttp(_Saying(raw), api_key="", connect_timeout_s=1.0)
-        reader = StreamReader(TGI, PLAIN)
+        reader = StreamReader(TGI, asked())
         try:
             async for piece in HubClient(http, "http://x", timeout_s=1.0).chunks({"messages": [], "model": "tgi"}):
                 list(reader.read(piece))
@@ -277,7 +304,7 @@ class _Saying(httpx2.AsyncBaseTransport):
 )
 def test_an_error_under_a_status_of_200_is_told_by_its_words(flavour: Any, error: Any, expected: type) -> None:
     with pytest.raises(expected):
-        read_answer({"error": error}, flavour, PLAIN)
+        read_whole({"error": error}, flavour, PLAIN)
 
 
 def test_a_stream_ends_with_reason_and_counts() -> None:
@@ -297,7 +324,7 @@ def test_a_stream_that_ends_within_a_stop_string_gives_what_it_held_back() -> No
 
 
 def test_a_stream_that_runs_past_a_stop_string_is_overrun_and_counts_its_pieces() -> None:
-    reader = StreamReader(TGI, Sampling(stop=("END",)))
+    reader = StreamReader(TGI, asked(Sampling(stop=("END",))))
     seen = [(list(reader.read(chunk({"content": text}))), reader.overrun) for text in ("a ENDs", "not")]
     assert [([Delta("a ")], False), ([], True)] == seen
     assert Delta("", finish_reason="stop", completion_tokens=2) == reader.last()
@@ -306,11 +333,11 @@ def test_a_stream_that_runs_past_a_stop_string_is_overrun_and_counts_its_pieces(
 def test_a_streamed_tool_call_names_itself_once_and_needs_no_finish_reason() -> None:
     """TGI repeats id and type with each piece and gives no reason at the end."""
     pieces = [
-        {"index": 0, "id": "0", "type": "function", "function": {"name": n, "arguments": a}}
+        {"index": 0, "id": "call_7f3a9c", "type": "function", "function": {"name": n, "arguments": a}}
         for n, a in (("weather", "{"), (None, '"city":1}'))
     ]
     deltas = read_all([chunk({"tool_calls": [piece]}) for piece in pieces] + END)
-    named = {"index": 0, "id": "0", "type": "function", "function": {"name": "weather", "arguments": "{"}}
+    named = {"index": 0, "id": "call_7f3a9c", "type": "function", "function": {"name": "weather", "arguments": "{"}}
     rest = {"index": 0, "function": {"arguments": '"city":1}'}}
     assert [(named,), (rest,), ()] == [delta.tool_calls for delta in deltas]
     assert "tool_calls" == deltas[-1].finish_reason
@@ -323,6 +350,42 @@ def test_a_streamed_calls_arguments_do_not_begin_with_tgis_comma(second: str) ->
     calls = [{"index": 0, "id": "0", "function": {"name": name, "arguments": text}} for name, text in pieces]
     deltas = read_all([chunk({"tool_calls": [call]}) for call in calls] + END)
     assert '{"city":1}' == "".join(call["function"]["arguments"] for delta in deltas for call in delta.tool_calls)
+
+
+def tokens_of(logprobs: JsonObject | None) -> list[str]:
+    return [entry["token"] for entry in (logprobs or {"content": []})["content"]]
+
+
+THOUGHT = [entry("<think>"), entry("Hi"), entry("</think>"), entry("Hi"), entry("!"), entry("<|im_end|>")]
+
+
+def test_logprobs_are_those_of_the_text_not_of_the_reasoning_before_it() -> None:
+    sampling = Sampling(logprobs=True)
+    answer = read_whole(body({"content": "Hi!", "reasoning": "Hi"}, logprobs={"content": THOUGHT}), VLLM, sampling)
+    assert ["Hi", "!", "<|im_end|>"] == tokens_of(answer.logprobs)
+    other = read_whole(body({"content": "i!", "reasoning": "Hi"}, logprobs={"content": THOUGHT}), VLLM, sampling)
+    assert None is other.logprobs
+    cut = read_whole(
+        body({"content": None, "reasoning": "Hi"}, "length", logprobs={"content": THOUGHT}), VLLM, sampling
+    )
+    assert None is cut.logprobs
+
+
+def test_logprobs_of_a_call_are_not_handed_out_as_those_of_a_text() -> None:
+    logprobs = {"content": [entry("{"), entry("}")]}
+    sampling = Sampling(logprobs=True)
+    assert None is read_whole(body({"tool_calls": [CALL]}, logprobs=logprobs), VLLM, sampling).logprobs
+    assert [None, None] == [
+        d.logprobs for d in read_all([chunk({"tool_calls": [CALL]}, "stop", logprobs), *END], sampling)
+    ]
+
+
+def test_logprobs_of_streamed_reasoning_and_of_its_closing_tag_are_left_out() -> None:
+    deltas: list[JsonObject] = [{"reasoning": "Hi"}, {"reasoning": None}, {"content": "Hi"}, {"content": "!"}]
+    tokens = ["Hi", "</think>", "Hi", "!"]
+    chunks = [chunk(d, logprobs={"content": [entry(t)]}) for d, t in zip(deltas, tokens, strict=True)]
+    read = read_all([*chunks, chunk({}, "stop"), *END], Sampling(logprobs=True))
+    assert ["Hi", "!"] == [token for delta in read for token in tokens_of(delta.logprobs)]
 
 
 def test_logprobs_of_a_stream_come_with_their_pieces() -> None:
@@ -346,3 +409,58 @@ def test_logprobs_of_a_stream_come_with_their_pieces() -> None:
 def test_a_stream_that_makes_no_sense_or_ends_early_is_refused(chunks: list[Any]) -> None:
     with pytest.raises(BackendProtocolError):
         read_all(chunks)
+
+
+NOTHING: list[Any] = [
+    {"choices": None},
+    {"choices": []},
+    {},
+    chunk({}),
+    {"choices": [{"delta": None, "finish_reason": None}]},
+]
+
+
+@pytest.mark.parametrize("nothing", NOTHING)
+def test_a_chunk_that_says_nothing_is_passed_over(nothing: Any) -> None:
+    said = [chunk({"content": "a"}), chunk({}, "stop"), *END]
+    plain = read_all(said)
+    for place in range(len(said) + 1):
+        assert plain == read_all([*said[:place], nothing, *said[place:]])
+
+
+@pytest.mark.parametrize("odd", [None, 5, "x", [], {"error": "x"}, {"choices": 5}, {"usage": {"prompt_tokens": -1}},
+                                 chunk({"content": 5}), chunk({"tool_calls": 5}), chunk({}, "abort")])  # fmt: skip
+def test_after_a_whole_answer_nothing_is_an_error_and_before_its_end_all_is(odd: Any) -> None:
+    whole = [chunk({"content": "a"}), chunk({}, "stop")]
+    assert "a" == "".join(delta.text for delta in read_all([*whole, odd, *END]))
+    assert (5, 7) == (
+        read_all([*whole, odd, *END])[-1].prompt_tokens,
+        read_all([*whole, *END, odd])[-1].completion_tokens,
+    )
+    with pytest.raises(BackendError):
+        read_all([whole[0], odd, whole[1], *END])
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS.values())
+def test_a_server_that_ends_its_draws_because_it_stops_is_one_that_goes_away(flavour: Flavour) -> None:
+    with pytest.raises(BackendUnreachable):
+        read_whole(body({"content": "half"}, "abort"), flavour)
+    reader = StreamReader(flavour, asked())
+    with pytest.raises(BackendUnreachable):
+        list(reader.read(chunk({"content": "half"}, "abort")))
+
+
+@pytest.mark.parametrize(("finish", "calls", "expected"), [("tool_calls", [], "stop"), ("stop", [CALL], "tool_calls")])
+def test_the_finish_reason_says_whether_there_is_a_call(finish: str, calls: list[JsonObject], expected: str) -> None:
+    assert expected == read_whole(body({"content": "a", "tool_calls": calls}, finish), VLLM).finish_reason
+
+
+def test_a_call_cut_before_its_name_leaves_tgis_stream_with_its_usage_alone() -> None:
+    reader = StreamReader(TGI, asked(Sampling(tools=({"type": "function", "function": {"name": "f"}},))))
+    assert [] == [delta for one in END for delta in reader.read(one)]
+    assert Delta("", finish_reason="length", prompt_tokens=5, completion_tokens=7) == reader.last()
+    for flavour, prompt in ((TGI, asked()), (VLLM, asked(Sampling(tools=({},))))):
+        silent = StreamReader(flavour, prompt)
+        list(silent.read(END[0]))
+        with pytest.raises(BackendProtocolError):
+            silent.last()
