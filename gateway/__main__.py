@@ -43,7 +43,8 @@ def serve(
 
         raise typer.Exit(serve_embedded())
     settings = _settings()
-    _told(lambda: build(settings))  # what would fail in every worker fails here, once and in one line
+    # What would fail in every worker fails here, once and in one line: building starts no thread and loads no model.
+    _told(lambda: build(settings))
     workers.serve(settings)
 
 

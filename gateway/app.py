@@ -129,7 +129,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def build(settings: Settings) -> Parts:
-    """Build every part; nothing is connected or loaded yet."""
+    """Build every part. No thread starts, nothing is connected and no model is loaded before the app runs."""
     metrics = Metrics()
     if settings.backend.ca_file is not None:
         client_context(settings.backend.ca_file)  # pools open with the first race: too late to say that it is bad
@@ -203,6 +203,7 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(parts.journal.aclose)
         await parts.policies.start()
         stack.push_async_callback(parts.policies.aclose)
+        parts.scorer.start()
         stack.push_async_callback(parts.scorer.aclose)
         stack.push_async_callback(parts.backends.aclose)
         stack.push_async_callback(parts.limiter.aclose)

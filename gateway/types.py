@@ -292,6 +292,10 @@ class Scorer(Protocol):
         """The reward model's name, as records carry it."""
         ...
 
+    def start(self) -> None:
+        """Begin to load what scoring needs; returns at once. Before that no thread runs and nothing is loaded."""
+        ...
+
     async def score(self, messages: Sequence[Message], answer: str) -> Score:
         """Reward of ``answer`` as the assistant's next turn after ``messages``. Cancelling drops the work."""
         ...

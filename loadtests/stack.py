@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import aiohttp
 import psutil
@@ -78,8 +78,10 @@ async def surroundings(*, latency_ms: float) -> AsyncIterator[Surroundings]:
 
 
 @asynccontextmanager
-async def gateway(around: Surroundings, *, workers: int, **settings: str) -> AsyncIterator[Stack]:
-    """``python -m gateway serve``, until the block ends."""
+async def gateway(
+    around: Surroundings, log: IO[bytes] | None = None, /, *, workers: int, **settings: str
+) -> AsyncIterator[Stack]:
+    """``python -m gateway serve``, until the block ends; what it logs goes to ``log``, else to stderr."""
     port = free_port()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")},
@@ -94,7 +96,9 @@ async def gateway(around: Surroundings, *, workers: int, **settings: str) -> Asy
         "GATEWAY_POLICY__EXPLORATION": "0",
         **settings,
     }
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "gateway", "serve", env=environment)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway", "serve", env=environment, stderr=log
+    )
     try:
         url = f"http://127.0.0.1:{port}"
         await _until_ready(url, process)

@@ -1,4 +1,4 @@
-"""The reward model in this process. One thread owns the model, a second one its tokenizer; the event loop waits.
+"""Score with a model in this process. One thread owns the model, a second one its tokenizer; the event loop waits.
 
 Tokenizing in a thread of its own lets the next batch be encoded while this one is scored, and keeps long prompts
 (milliseconds each) off the event loop. torch is imported by the loading thread, so a gateway without a local model
@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import structlog
-
-from gateway.errors import RewardError, SettingsError
+from gateway.errors import RewardError
 from gateway.reward.batcher import Batcher, BatchStats
+from gateway.reward.loading import IMPORTS, Loading, import_error
 from gateway.settings import RewardSettings
 from gateway.types import Message, Readiness, Score
 
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 # simulation (20 ms and 1.5 µs a token against 2 ms and 60 µs): with 256 a GPU gives 392 answers a second at 32 races,
 # with 4096 it gives 592; a CPU gives the same with either, and its shorter answers wait less with little.
 LAUNCH_TOKENS = {"cuda": 4096, "cpu": 128}
-
-_log = structlog.get_logger()
 
 
 class Model(Protocol):
@@ -83,7 +80,7 @@ class Scored:
 
 
 class LocalScorer:
-    """Scores with a model in this process, batched over all requests. Loading starts at once, in the model's thread.
+    """Scores with a model in this process, batched over all requests. Loading starts with ``start``, or on first use.
 
     Args:
         settings: Which model, and the limits of its batches.
@@ -101,7 +98,9 @@ class LocalScorer:
         self._settings = settings
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="reward-model")
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="reward-tokenizer")
-        self._loading: Future[Model] = self._model_thread.submit(load or self._load)
+        self._loading = Loading[Model](
+            lambda: self._prepared(load or self._load), self._model_thread, what="reward model"
+        )
         self._batcher = Batcher["EncodedPair", float](
             self._run,
             max_batch_tokens=settings.max_batch_tokens,
@@ -110,12 +109,11 @@ class LocalScorer:
             launch_tokens=LAUNCH_TOKENS["cpu"],
             observe=observe,
         )
-        self._loading.add_done_callback(self._weigh_launches)
 
     @property
     def name(self) -> str:
         """The model's name; until it is loaded, the name it was asked for by."""
-        return self._loading.result().name if self._is_loaded() else self._settings.model
+        return self._settings.model if (model := self._loading.value) is None else model.name
 
     @property
     def waiting(self) -> int:
@@ -127,13 +125,17 @@ class LocalScorer:
         """What starting a batch costs where the model runs, in tokens."""
         return self._batcher.launch_tokens
 
+    def start(self) -> None:
+        """Begin to load the model."""
+        self._loading.start()
+
     async def loaded(self) -> Model:
         """The model, once it is loaded.
 
         Raises:
             SettingsError: It cannot be loaded.
         """
-        return await asyncio.shield(asyncio.wrap_future(self._loading))
+        return await asyncio.shield(asyncio.wrap_future(self._loading.start()))
 
     def model(self) -> Model:
         """The model.
@@ -143,10 +145,11 @@ class LocalScorer:
         """
         if self._batcher.closed:
             raise RewardError("scoring has stopped")
-        if not self._is_loaded():
-            state = "could not be loaded" if self._loading.done() else "is still loading"
+        self._loading.start()
+        if (model := self._loading.value) is None:
+            state = "is still loading" if self._loading.error is None else "could not be loaded"
             raise RewardError(f"the reward model {state}")
-        return self._loading.result()
+        return model
 
     async def score(self, messages: Sequence[Message], answer: str) -> Score:
         """Reward of ``answer`` as the assistant's next turn after ``messages``. Cancelling drops the work.
@@ -182,12 +185,12 @@ class LocalScorer:
 
     async def readiness(self) -> Readiness:
         """Ready once the model is loaded."""
-        if not self._loading.done():
-            return Readiness(False, "the reward model is loading", {"model": self._settings.model})
-        error = self._loading.exception()
-        if error is not None:
+        if not self._batcher.closed:
+            self._loading.start()
+        if (error := self._loading.error) is not None:
             return Readiness(False, f"the reward model could not be loaded: {error}", {"model": self._settings.model})
-        model = self._loading.result()
+        if (model := self._loading.value) is None:
+            return Readiness(False, "the reward model is loading", {"model": self._settings.model})
         facts = {"model": model.name, "device": model.device, "dtype": model.dtype, "waiting": self._batcher.waiting}
         return Readiness(True, facts=facts)
 
@@ -197,30 +200,27 @@ class LocalScorer:
         self._tokenizer_thread.shutdown(wait=False, cancel_futures=True)
         self._model_thread.shutdown(wait=False, cancel_futures=True)
 
+    def _prepared(self, load: Callable[[], Model]) -> Model:
+        """Return the loaded model, after telling the batcher what starting a batch costs on its device."""
+        model = load()
+        if model.device.startswith("cuda"):
+            self._batcher.launch_tokens = LAUNCH_TOKENS["cuda"]
+        return model
+
     def _load(self) -> Model:
         settings = self._settings
         try:
-            from gateway.reward.model import RewardModel
+            with IMPORTS:
+                from gateway.reward.model import RewardModel
         except ImportError as error:
-            raise SettingsError(f"a reward model in this process needs ratchet[reward]: {error}") from error
-        try:
-            return RewardModel.load(
-                settings.model,
-                adapter=settings.adapter,
-                device=settings.device,
-                dtype=settings.dtype,
-                max_length_tokens=settings.max_length_tokens,
-            )
-        except SettingsError as error:
-            _log.error("reward_model_not_loaded", model=settings.model, error=error.message)
-            raise
-
-    def _weigh_launches(self, _loading: Future[Model]) -> None:
-        if self._is_loaded() and self._loading.result().device.startswith("cuda"):
-            self._batcher.launch_tokens = LAUNCH_TOKENS["cuda"]
-
-    def _is_loaded(self) -> bool:
-        return self._loading.done() and not self._loading.cancelled() and self._loading.exception() is None
+            raise import_error(error, "a reward model in this process") from error
+        return RewardModel.load(
+            settings.model,
+            adapter=settings.adapter,
+            device=settings.device,
+            dtype=settings.dtype,
+            max_length_tokens=settings.max_length_tokens,
+        )
 
     async def _run(self, batch: Sequence[EncodedPair]) -> list[float | RewardError]:
         loop = asyncio.get_running_loop()

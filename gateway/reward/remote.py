@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.errors import RewardError, SettingsError
+from gateway.errors import RewardError
 from gateway.reward import wire
 from gateway.reward.batcher import Batcher, BatchStats
 from gateway.reward.client import ClassifyClient
+from gateway.reward.loading import IMPORTS, Loading, import_error
 from gateway.settings import RewardSettings
 from gateway.types import Message, Readiness, Score
 
@@ -47,9 +48,9 @@ class RemoteScorer:
         self._settings = settings
         self._client = ClassifyClient(settings)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reward-renderer")
-        self._renderer: Future[ChatRenderer] | None = None
+        self._renderer: Loading[ChatRenderer] | None = None
         if settings.tokenizer:
-            self._renderer = self._thread.submit(_load_renderer, settings)
+            self._renderer = Loading(lambda: _load_renderer(settings), self._thread, what="reward tokenizer")
         self._batcher = Batcher[_Item, Score](
             self._run,
             max_batch_tokens=settings.max_batch_tokens,
@@ -71,6 +72,11 @@ class RemoteScorer:
         """Answers in the queue."""
         return self._batcher.waiting
 
+    def start(self) -> None:
+        """Begin to load the tokenizer, where there is one."""
+        if self._renderer is not None:
+            self._renderer.start()
+
     async def score(self, messages: Sequence[Message], answer: str) -> Score:
         """Reward of ``answer`` as the assistant's next turn after ``messages``. Cancelling drops the work.
 
@@ -88,14 +94,11 @@ class RemoteScorer:
     async def readiness(self) -> Readiness:
         """Ready when the server answers, its rewards are raw, and the tokenizer (if any) is loaded."""
         facts = {"url": self._settings.url}
-        if self._renderer is not None and not self._renderer.done():
-            return Readiness(False, "the reward tokenizer is loading", facts)
         try:
-            if self._renderer is not None:
-                self._renderer.result()
+            self._loaded_renderer()
             server = await self._client.server()
             await self._client.health()
-        except (RewardError, SettingsError) as error:
+        except RewardError as error:
             return Readiness(False, error.message, facts)
         return Readiness(True, facts={**facts, "model": server.model, "protocol": server.dialect.value})
 
@@ -106,16 +109,28 @@ class RemoteScorer:
         await self._client.aclose()
 
     async def _item(self, messages: Sequence[Message], answer: str) -> _Item:
-        if self._renderer is None:
+        renderer = self._loaded_renderer()
+        if renderer is None:
             encoded = wire.conversation(messages, answer)
             return _Item(encoded, len(encoded) // _BYTES_PER_TOKEN, False)
-        if not self._renderer.done():
-            raise RewardError("the reward tokenizer is still loading")
-        if self._renderer.exception() is not None:
-            raise RewardError("the reward tokenizer could not be loaded")
-        render = self._renderer.result().render
-        rendered = await asyncio.get_running_loop().run_in_executor(self._thread, render, messages, answer)
+        rendered = await asyncio.get_running_loop().run_in_executor(self._thread, renderer.render, messages, answer)
         return _Item(wire.text(rendered.text), rendered.tokens, rendered.truncated)
+
+    def _loaded_renderer(self) -> ChatRenderer | None:
+        """Return the renderer; None where conversations are sent whole.
+
+        Raises:
+            RewardError: It is loading, or could not be loaded.
+        """
+        if self._renderer is None:
+            return None
+        if not self._batcher.closed:
+            self._renderer.start()
+        if (error := self._renderer.error) is not None:
+            raise RewardError(f"the reward tokenizer could not be loaded: {error}")
+        if (renderer := self._renderer.value) is None:
+            raise RewardError("the reward tokenizer is loading")
+        return renderer
 
     async def _run(self, batch: Sequence[_Item]) -> list[Score | RewardError]:
         scores = await self._client.classify([item.encoded for item in batch])
@@ -126,6 +141,9 @@ class RemoteScorer:
 
 
 def _load_renderer(settings: RewardSettings) -> ChatRenderer:
-    from gateway.reward.rendering import ChatRenderer
-
+    try:
+        with IMPORTS:
+            from gateway.reward.rendering import ChatRenderer
+    except ImportError as error:
+        raise import_error(error, "rendering for a remote reward server") from error
     return ChatRenderer(settings.tokenizer, max_length_tokens=settings.max_length_tokens)

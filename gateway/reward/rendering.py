@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
+from transformers import AutoTokenizer
 
 from gateway.errors import RewardError, SettingsError
 from gateway.types import Message
@@ -36,10 +37,6 @@ class ChatRenderer:
     """
 
     def __init__(self, tokenizer: str, *, max_length_tokens: int) -> None:
-        try:
-            from transformers import AutoTokenizer
-        except ImportError as error:
-            raise SettingsError("rendering for a remote reward server needs ratchet[reward]") from error
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         except (OSError, ValueError) as error:

@@ -124,6 +124,10 @@ class TracedScorer:
         """The reward model's name."""
         return self._scorer.name
 
+    def start(self) -> None:
+        """Begin to load what scoring needs."""
+        self._scorer.start()
+
     async def score(self, messages: Sequence[Message], answer: str) -> Score:
         """Reward of the answer, under a span."""
         with spanning(self._tracer, "score", attributes={"ratchet.reward_model": self.name, CUT: False}) as span:

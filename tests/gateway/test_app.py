@@ -1,11 +1,12 @@
 """The composition root: what it refuses to start with, and that parts live and die with it."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
-from gateway.app import create_app
+from gateway.app import build, create_app
 from gateway.errors import SettingsError
 from gateway.settings import Settings
 from tests.redis_server import RedisServer
@@ -21,6 +22,20 @@ def test_a_bad_key_file_is_fatal(tmp_path: Path) -> None:
     settings = Settings.model_validate({"reward": {"url": "http://reward"}, "api": {"keys_file": tmp_path / "none"}})
     with pytest.raises(SettingsError, match="cannot be read"):
         create_app(settings)
+
+
+@pytest.mark.parametrize(
+    "reward", [{"model": "some/model"}, {"url": "http://127.0.0.1:1", "tokenizer": "some/tokenizer"}]
+)
+def test_building_starts_no_thread_and_loads_no_model(
+    reward: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``serve`` builds once to find what is wrong, and each worker builds again."""
+    threads = set(threading.enumerate())
+    for loader in ("gateway.reward.local.LocalScorer._load", "gateway.reward.remote._load_renderer"):
+        monkeypatch.setattr(loader, lambda *_: pytest.fail("loaded by building"))
+    build(Settings.model_validate({"reward": reward, "journal": {"spool_dir": tmp_path}}))
+    assert threads == set(threading.enumerate())
 
 
 async def test_metrics_tell_what_was_served(serve: Serve, redis_server: RedisServer) -> None:

@@ -82,6 +82,9 @@ class FakeScorer:
     cancelled: int = 0
     name: str = "fake-judge"
 
+    def start(self) -> None:
+        return None
+
     async def score(self, messages: Sequence[Message], answer: str) -> Score:
         self.asked.append(answer)
         result = self.rule(answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -69,6 +70,14 @@ async def test_a_tokenizer_that_cannot_be_loaded_is_named_by_readiness(
         await scorer.score(ask("hi"), "hello")
 
 
+async def test_without_transformers_readiness_names_the_missing_extra_and_its_cause(
+    stub: RewardStub, connect: Connect, decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gateway.reward.rendering", None)
+    scorer = await connect(stub.url, tokenizer=decoder)
+    assert "needs ratchet[reward]: import of gateway.reward.rendering halted" in (await scorer.readiness()).detail
+
+
 async def test_until_the_tokenizer_is_loaded_there_is_no_reward(
     stub: RewardStub, decoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +85,7 @@ async def test_until_the_tokenizer_is_loaded_there_is_no_reward(
     monkeypatch.setattr(remote, "_load_renderer", lambda _settings: released.wait(30))
     scorer = RemoteScorer(RewardSettings(url=stub.url, tokenizer=decoder))
     assert "the reward tokenizer is loading" == (await scorer.readiness()).detail
-    with pytest.raises(RewardError, match="still loading"):
+    with pytest.raises(RewardError, match="is loading"):
         await scorer.score(ask("hi"), "hello")
     released.set()
     await scorer.aclose()

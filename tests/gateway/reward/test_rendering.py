@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -74,9 +73,3 @@ def test_a_tokenizer_that_cannot_render_is_refused(minilm: str, tmp_path: Path) 
         ChatRenderer(minilm, max_length_tokens=64)
     with pytest.raises(SettingsError, match="cannot be loaded"):
         ChatRenderer(str(tmp_path), max_length_tokens=64)
-
-
-def test_without_transformers_the_missing_extra_is_named(decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(SettingsError, match=r"ratchet\[reward\]"):
-        ChatRenderer(decoder, max_length_tokens=64)

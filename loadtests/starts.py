@@ -1,0 +1,110 @@
+"""Start the gateway again and again, and see that each start becomes ready and gives rewards.
+
+``python -m loadtests.starts --count 50`` starts it that often with each of three sources of rewards: a model in its own
+process, and a remote server that reads only text (so that a tokenizer is loaded), with one worker and with two. It
+ends with 1 where a start was not ready in time, its first race was not scored, or a model was loaded twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import aiohttp
+import typer
+
+from gateway.embedded.weights import minilm_folder, reward_adapter_folder
+from loadtests.stack import Surroundings, gateway, surroundings
+from tests.stubs.process import StubProcess
+from tests.tokenizers import save_chat_tokenizer
+
+N = 2
+_LOADED = b"reward_model_loaded"
+_READY_TIMEOUT_S = 60.0
+
+
+async def run(count: int) -> bool:
+    """Start each kind ``count`` times; print a line a kind, and one for each start that failed."""
+    async with (
+        surroundings(latency_ms=5) as around,
+        StubProcess("tests.stubs.reward", dialect="vllm") as text_server,
+    ):
+        tokenizer = Path(around.folder, "tokenizer")
+        save_chat_tokenizer(tokenizer)
+        remote = {"GATEWAY_REWARD__URL": text_server.url, "GATEWAY_REWARD__TOKENIZER": str(tokenizer)}
+        local = {
+            "GATEWAY_REWARD__URL": "",
+            "GATEWAY_REWARD__MODEL": str(minilm_folder()),
+            "GATEWAY_REWARD__ADAPTER": str(reward_adapter_folder()),
+            "GATEWAY_REWARD__DEVICE": "cpu",
+            "GATEWAY_LOG_LEVEL": "info",
+        }
+        kinds = {"local reward": (1, local), "remote, 1 worker": (1, remote), "remote, 2 workers": (2, remote)}
+        passed = [await _repeat(name, count, around, workers, settings) for name, (workers, settings) in kinds.items()]
+        return all(passed)
+
+
+async def _repeat(name: str, count: int, around: Surroundings, workers: int, settings: Mapping[str, str]) -> bool:
+    failures, seconds = [], []
+    for number in range(1, count + 1):
+        began = time.monotonic()
+        try:
+            failure = await _start(around, workers, settings)
+        except RuntimeError as error:
+            failure = str(error)
+        seconds.append(time.monotonic() - began)
+        if failure:
+            failures.append(failure)
+            print(f"  {name}, start {number}: {failure}", flush=True)
+    good, median_s = count - len(failures), statistics.median(seconds)
+    print(f"{name}: {good} of {count} ready and scored, {median_s:.1f} s each (median)", flush=True)
+    return not failures
+
+
+async def _start(around: Surroundings, workers: int, settings: Mapping[str, str]) -> str:
+    """Start a gateway, send each worker's share of requests, and return what was wrong; empty when all was well."""
+    with tempfile.TemporaryFile() as log:
+        async with (
+            gateway(around, log, workers=workers, **settings) as running,
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session,
+        ):
+            # A connection each: connections are dealt out to the workers by a hash of their addresses.
+            connections = 1 if workers == 1 else 6 * workers
+            if not await _all_ready(session, running.gateway, connections):
+                return "not ready in time"
+            for _ in range(connections):
+                body = {"model": "ratchet", "messages": [{"role": "user", "content": "hi"}], "best_of": N}
+                async with session.post(f"{running.gateway}/v1/chat/completions", json=body) as response:
+                    answer = await response.json()
+                if response.status != 200:
+                    return f"status {response.status}"
+                if answer["best_of_n"]["scored"] != N:
+                    return f"{answer['best_of_n']['scored']} of {N} answers scored"
+        log.seek(0)
+        loaded = log.read().count(_LOADED)
+    return f"the model was loaded {loaded} times" if loaded > workers else ""
+
+
+async def _all_ready(session: aiohttp.ClientSession, url: str, connections: int) -> bool:
+    """Wait until so many connections in a row find a ready worker."""
+    deadline, in_a_row = time.monotonic() + _READY_TIMEOUT_S, 0
+    while in_a_row < connections and time.monotonic() < deadline:
+        async with session.get(f"{url}/health/ready") as response:
+            in_a_row = in_a_row + 1 if response.status == 200 else 0
+        if not in_a_row:
+            await asyncio.sleep(0.1)
+    return in_a_row == connections
+
+
+def main(count: Annotated[int, typer.Option(min=1, help="Starts of each kind.")] = 50) -> None:
+    """Start the gateway COUNT times with each source of rewards."""
+    raise typer.Exit(0 if asyncio.run(run(count)) else 1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
