@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +17,8 @@ from distill.errors import DataError, RunMismatch
 
 _MANIFEST = "manifest.json"
 _LAST_STEP = "report"
+_DRAFT_BYTES = 8
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{16}")  # what write_atomically leaves where it is killed
 
 
 class RunDir:
@@ -141,22 +144,22 @@ def _read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Replace the file as a whole: after a crash there is the old content or the new one, on disk for sure.
 
     Args:
         path: The file; its folder is made when missing.
-        content: All of it.
+        content: All of it, or its parts one after another.
 
     Raises:
         OSError: It cannot be written; names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    name = path.with_name(f".{path.name}.{secrets.token_hex(_DRAFT_BYTES)}")
     try:
         # Not tempfile's: that would be readable by its owner alone, and others read reports and metrics.
         with name.open("xb") as sink:
-            sink.write(content)
+            sink.writelines([content] if isinstance(content, bytes) else content)
             sink.flush()
             os.fsync(sink.fileno())
         os.replace(name, path)
@@ -166,6 +169,31 @@ def write_atomically(path: Path, content: bytes) -> None:
             error.filename = str(path)  # a full disk names nothing by itself
         raise
     sync_folder(path.parent)
+
+
+def drop_drafts(folder: Path) -> None:
+    """Delete what killed writers left in a folder and below it. Nobody may write there meanwhile."""
+    for path in folder.rglob(".*"):
+        if _DRAFT.fullmatch(path.name) and path.is_file():
+            path.unlink()
+
+
+def keep_lines(path: Path, stays: Callable[[bytes], bool]) -> int:
+    """Drop lines from a file of lines, and a last one that a killed run left unfinished; in little memory.
+
+    Args:
+        path: The file; untouched where every line stays.
+        stays: Whether a line stays, given without its newline.
+
+    Returns:
+        How many went.
+    """
+    with path.open("rb") as lines:
+        going = {number for number, line in enumerate(lines) if not (line.endswith(b"\n") and stays(line[:-1]))}
+    if going:
+        with path.open("rb") as lines:
+            write_atomically(path, (line for number, line in enumerate(lines) if number not in going))
+    return len(going)
 
 
 def whole_lines(path: Path) -> list[bytes]:

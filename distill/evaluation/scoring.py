@@ -25,6 +25,9 @@ from gateway.reward.local import LocalScorer
 from gateway.settings import RewardSettings
 from gateway.types import Message, Scorer
 
+SCORES = "scores-*.jsonl"
+"""Files of rewards in the folder of draws."""
+
 _KEY_BYTES = 16
 _IN_FLIGHT = 128
 _ATTEMPTS = 3

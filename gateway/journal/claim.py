@@ -54,7 +54,7 @@ class Claim:
         """
         claims = []
         with _one_at_a_time(spool_dir):
-            for folder in sorted(spool_dir.glob(f"{_PREFIX}*")):
+            for folder in worker_folders(spool_dir):
                 fd = _open_lock(folder)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -73,6 +73,11 @@ class Claim:
     def release(self) -> None:
         """Let go of the folder as it is; another process, or a later one, will ship it."""
         os.close(self._fd)
+
+
+def worker_folders(spool_dir: Path) -> list[Path]:
+    """Every folder of the spool, whoever holds it."""
+    return sorted(spool_dir.glob(f"{_PREFIX}*"))
 
 
 def _open_lock(folder: Path) -> int:

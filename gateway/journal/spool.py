@@ -62,7 +62,8 @@ def _checksum(payload: bytes, id_length: int) -> int:
     return zlib.crc32(payload, 0x5EED ^ id_length)
 
 
-def _segment_path(folder: Path, segment: int) -> Path:
+def segment_path(folder: Path, segment: int) -> Path:
+    """The file of one segment."""
     return folder / f"{segment:08d}.seg"
 
 
@@ -124,7 +125,7 @@ class SegmentWriter:
     def _rotate(self) -> int:
         self.close()
         segment = self._end.segment + 1
-        path = _segment_path(self._folder, segment)
+        path = segment_path(self._folder, segment)
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
         try:
             _write_all(fd, MAGIC)
@@ -150,14 +151,23 @@ class Tail:
 
     ``read`` moves ahead, ``acknowledge`` makes that lasting and deletes what it passed, ``rewind`` goes back to what
     was last acknowledged.
+
+    Args:
+        folder: The folder.
+        from_the_beginning: Read everything that is there, also what Redis has.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, from_the_beginning: bool = False) -> None:
         self.folder = folder
         self._cuts: dict[int, int] = {}  # bytes cut off a segment
         self.unacknowledged: list[int] = []  # sizes of the frames read since
-        self._acknowledged = self._load()
+        self._acknowledged = Position(0, 0) if from_the_beginning else self._load()
         self._position = self._acknowledged
+
+    @property
+    def acknowledged(self) -> Position:
+        """Where the frames end that Redis has."""
+        return self._acknowledged
 
     @property
     def cut_bytes(self) -> int:
@@ -197,7 +207,7 @@ class Tail:
         self.unacknowledged.clear()
         for segment in segments(self.folder):
             if segment < self._acknowledged.segment:
-                _segment_path(self.folder, segment).unlink()
+                segment_path(self.folder, segment).unlink()
         draft = self.folder / f"{_CURSOR}.{uuid.uuid4().hex}"
         try:
             draft.write_text(f"{self._acknowledged.segment} {self._acknowledged.offset}\n")
@@ -222,7 +232,7 @@ class Tail:
 
     def _frames(self, segment: int, start: int, limit: int | None) -> Generator[Frame, None, None]:
         """Frames of one segment. At one that does not check the rest of the segment is cut: passed over and told."""
-        path = _segment_path(self.folder, segment)
+        path = segment_path(self.folder, segment)
         with path.open("rb") as file:
             end = os.fstat(file.fileno()).st_size if limit is None else limit
             if file.read(len(MAGIC)) == MAGIC:

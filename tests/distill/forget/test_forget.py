@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import asyncio
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from distill.__main__ import app
 from distill.dataset.archive import Archive
@@ -16,11 +17,13 @@ from distill.dataset.collect import collect
 from distill.dataset.curate import curate
 from distill.dataset.example import Example
 from distill.dataset.files import read_examples, write_examples, write_held_out
-from distill.dataset.forget import Forgotten, Wanted, forget
 from distill.dataset.split import conversation_key
 from distill.errors import NightError
 from distill.evaluation.sample import Draw, line_of, read_draws
+from distill.forget.forget import Forgotten, Places, forget
+from distill.forget.wanted import Wanted
 from distill.nightly.lock import only_night
+from distill.run_dir import RunDir
 from distill.settings import DatasetSettings
 from gateway.journal.reader import JournalReader
 from gateway.journal.record import CompletionRecord, Record
@@ -59,7 +62,8 @@ class Kept:
     runs: Path
 
     def forget(self, **wanted: set[str]) -> Forgotten:
-        return forget(self.redis, self.archive, draws_dir=self.draws, runs_dir=self.runs, wanted=Wanted(**wanted))
+        places = Places(self.archive.folder, self.draws, self.runs, self.draws.parent / "spool")
+        return forget(self.redis, places, Wanted(**wanted))
 
     def ids(self) -> list[str]:
         return sorted(
@@ -118,8 +122,9 @@ def _examples(kept: Kept) -> list[Example]:
 
 
 async def test_one_answer_is_forgotten_with_its_feedback_wherever_it_is(kept: Kept) -> None:
-    assert (0, 2, 1, 2) == tuple(asdict(kept.forget(completions={id_of(1)})).values())[:4]
-    assert (1, 0, 0, 0) == tuple(asdict(kept.forget(completions={id_of(5)})).values())[:4]
+    done = kept.forget(completions={id_of(1)})
+    assert (0, 2, 1, 2) == (done.stream, done.archive, done.quarantine, done.draws)
+    assert Forgotten(1, 0, 0, 0, 0, 0, 0) == kept.forget(completions={id_of(5)})
     assert sorted([id_of(2), id_of(3), "feedback-2"]) == kept.ids()
 
 
@@ -133,7 +138,7 @@ async def test_forgetting_twice_or_what_is_not_there_changes_nothing(kept: Kept)
     kept.forget(keys={ALICE})
     before = {path: path.read_bytes() for path in kept.archive.parts()}
     for wanted in ({"keys": {ALICE}}, {"completions": {id_of(99)}}, {"conversations": {"0" * 32}}):
-        assert Forgotten(0, 0, 0, 0, 0) == kept.forget(**wanted)
+        assert Forgotten(0, 0, 0, 0, 0, 0, 0) == kept.forget(**wanted)
     assert before == {path: path.read_bytes() for path in kept.archive.parts()}
 
 
@@ -164,13 +169,48 @@ async def test_the_command_forgets_and_waits_for_no_night(
     monkeypatch.setenv("DISTILL_EVALUATION__DRAWS_DIR", str(kept.draws))
     monkeypatch.setenv("DISTILL_NIGHT__RUNS_DIR", str(kept.runs))
     with only_night(kept.runs):
-        assert 3 == CliRunner().invoke(app, ["forget", "--key", ALICE]).exit_code
+        assert 3 == (await command("--key", ALICE)).exit_code
     for bad in ([], ["--key", "../x"], ["--completion", "chatcmpl-1"], ["--conversation", "*"]):
-        assert 2 == CliRunner().invoke(app, ["forget", *bad]).exit_code
+        assert 2 == (await command(*bad)).exit_code
     assert id_of(1) in kept.ids()
-    said = CliRunner().invoke(app, ["forget", "--key", ALICE, "--completion", id_of(5)])
+    said = await command("--key", ALICE, "--completion", id_of(5))
     assert 0 == said.exit_code, said.output
     assert sorted([id_of(2), "feedback-2"]) == kept.ids()
+
+
+async def command(*arguments: str) -> Result:
+    """``python -m distill forget``; in a thread, since it has an event loop of its own."""
+    return await asyncio.to_thread(lambda: CliRunner().invoke(app, ["forget", *arguments]))
+
+
+async def test_what_redis_does_not_allow_is_named(kept: Kept, redis_server: RedisServer) -> None:
+    """A user without the right to have Redis's files rewritten forgets all the same, and is told who can do that."""
+    redis_server.configure(appendonly="yes")
+    with redis_server.client() as client:
+        client.execute_command("ACL", "SETUSER", "night", "on", ">secret", "~*", "+@all", "-bgrewriteaof")
+    limited = kept.redis.model_copy(update={"username": "night", "password": "secret"})
+    done = replace(kept, redis=limited).forget(keys={ALICE})
+    assert (1, 3) == (done.stream, done.archive)
+    assert any("run BGREWRITEAOF" in words for words in done.unreached), done.unreached
+
+
+async def test_a_training_that_has_not_ended_begins_again_without_what_was_forgotten(kept: Kept) -> None:
+    """Whatever it has made of the examples goes with them; one that has ended keeps its checkpoints."""
+    for name, ended in (("night-1", False), ("night-2", True)):
+        run = RunDir(kept.runs / name)
+        write_examples(run.path / "examples.jsonl", _examples(kept))
+        (run.path / "training").mkdir()
+        if ended:
+            run.mark("train", {})
+    trained = [path for path in kept.runs.glob("*/training") if _has_alice(kept)]
+    assert 2 == len(trained)
+    kept.forget(keys={ALICE})
+    assert [kept.runs / "night-2" / "training"] == list(kept.runs.glob("*/training"))
+
+
+def _has_alice(kept: Kept) -> bool:
+    keys = {conversation_key(user(text)) for text in ("alice's first", "alice's second")}
+    return any(example.key in keys for example in _examples(kept))
 
 
 async def test_what_is_too_old_leaves_redis_and_the_archive_with_a_collect(
