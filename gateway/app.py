@@ -147,11 +147,6 @@ def build(settings: Settings) -> Parts:
     make_race, make_journal = (BestOfN, Journal) if tracing is None else (tracing.race, tracing.journal)
     if tracing is not None:
         scorer = tracing.scorer(scorer)
-    permits = Permits(
-        settings.race.max_in_flight,
-        max_waiting=settings.race.max_waiting,
-        queue_timeout_s=settings.race.queue_timeout_s,
-    )
     policies = PolicyStore(
         settings.policy, settings.redis, folder=settings.journal.spool_dir, n_limit=settings.race.best_of_max
     )
@@ -161,13 +156,20 @@ def build(settings: Settings) -> Parts:
         sharers=settings.workers,
         on_refusal=lambda server: metrics.backend_refusals.labels(server).inc(),
     )
+    backends = BackendPools(
+        settings.backend,
+        lambda: policies.current.pools,
+        limits=limits,
+        trace_configs=tracing.calls if tracing else (),
+    )
+    permits = Permits(
+        settings.race.max_in_flight,
+        max_waiting=settings.race.max_waiting,
+        queue_timeout_s=settings.race.queue_timeout_s,
+        capacity=backends.capacity,
+    )
     return Parts(
-        backends=BackendPools(
-            settings.backend,
-            lambda: policies.current.pools,
-            limits=limits,
-            trace_configs=tracing.calls if tracing else (),
-        ),
+        backends=backends,
         scorer=scorer,
         journal=make_journal(settings.journal, settings.redis),
         policies=policies,
@@ -225,6 +227,7 @@ async def _sample(parts: Parts) -> None:
     while True:
         await parts.backends.close_unused()
         policy = parts.policies.current
+        parts.permits.serve()  # a replica that is back has raised the capacity
         metrics.races.set(parts.backends.leased)
         metrics.in_flight.set(parts.permits.in_flight)
         metrics.waiting.set(parts.permits.waiting)

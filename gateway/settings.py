@@ -203,11 +203,11 @@ class RaceSettings(_Group):
     quorum_after_s: float = Field(default=10.0, gt=0)
     """When the quorum begins to suffice. Exploration requests ignore it: they are never cut."""
     max_in_flight: int = Field(default=128, ge=1)
-    """Candidates being drawn at once, over all requests (TGI refuses more than its own 128)."""
+    """Candidates being drawn at once, over all requests of a worker; less where the servers take less."""
     max_waiting: int = Field(default=256, ge=0)
-    """Requests that may wait for their first permit; more are refused with 429."""
+    """Requests that may wait for their first permit; more are refused with 429, those of the key with most first."""
     queue_timeout_s: float = Field(default=5.0, gt=0)
-    """Longest wait for a first permit before 429."""
+    """Longest wait for a first permit, and of a draw for a server that refuses it, before 429."""
 
 
 class ApiSettings(_Group):

@@ -28,6 +28,7 @@ from gateway.types import Outcome, Timings
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _ENTRIES = (1, 2, 4, 8, 16, 32, 64, 128)
+_DRAWS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 _REWARDS = (-8, -6, -4, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4, 6, 8)
 _PREFIX = "ratchet_"
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
@@ -77,6 +78,7 @@ class Metrics:
         self.reduced = counter(
             "reduced_total", "Completions that raced with fewer draws than asked, for lack of permits"
         )
+        self.race_draws = histogram("race_draws", "Draws that a completion's race was given (N)", _DRAWS)
         self.deadlines = counter("deadlines_total", "Completions answered at deadline or quorum, with draws cut")
         self.candidates = counter("candidates_total", "Candidates by what became of them", "outcome")
         self.generated_tokens = counter("generated_tokens_total", "Tokens of all finished candidates")
@@ -141,6 +143,7 @@ class Metrics:
         self.returned_tokens.inc(sum(c.answer.completion_tokens for c in outcome.winners if c.answer))
         self.explorations.inc(outcome.plan.exploration)
         self.reduced.inc(outcome.n_run < outcome.plan.n_asked)
+        self.race_draws.observe(outcome.n_run)
         self.deadlines.inc(outcome.deadline_hit)
         for candidate in outcome.candidates:
             self.candidates.labels("finished" if candidate.answer else type(candidate.error).__name__).inc()

@@ -267,6 +267,10 @@ class Backends(Protocol):
         """The backend at these URLs (none: the settings'), kept open while it is in use."""
         ...
 
+    def capacity(self) -> int:
+        """How many draws the servers of the policy in force take now, together."""
+        ...
+
     async def close_unused(self) -> None:
         """Close what no policy names any more and nothing runs in."""
         ...

@@ -134,11 +134,11 @@ class ChatCompletions:
 
     async def _whole(self, job: _Job) -> Response:
         try:
-            outcome = await self._run(await self._race.admit(job.plan), job)
+            outcome = await self._run(await self._race.admit(job.plan, key=job.key_id), job)
         except GatewayError as error:
             if not self._fall_back(job, error):
                 raise
-            outcome = await self._run(await self._race.admit(job.plan), job)
+            outcome = await self._run(await self._race.admit(job.plan, key=job.key_id), job)
         timings = await self._record(outcome, job)
         body = render.completion(outcome, timings, completion_id=job.id, created=job.created, model=job.ask.model)
         return errors.json_response(body, headers=render.headers(outcome, timings))
@@ -164,7 +164,7 @@ class ChatCompletions:
         chunks = sse.Chunks(
             completion_id=job.id, created=job.created, model=job.ask.model, include_usage=job.ask.include_usage
         )
-        entry = await self._race.admit(job.plan)
+        entry = await self._race.admit(job.plan, key=job.key_id)
         if entry.n_run > 1:
             outcome = await self._run(entry, job)
             timings = await self._record(outcome, job)

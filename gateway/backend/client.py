@@ -15,7 +15,7 @@ import structlog
 from gateway.backend.failures import CALL_ERRORS, error_body, from_status, refused_body, translate
 from gateway.backend.flavours import FLAVOURS, Catalogue
 from gateway.backend.hub import BackendHttp, HubClient
-from gateway.backend.limit import ServerLimits, Turn
+from gateway.backend.limit import ServerLimit, ServerLimits, Turn
 from gateway.backend.reading import StreamReader, read_answer
 from gateway.backend.replicas import Replica, Replicas
 from gateway.backend.transport import AiohttpTransport, TraceConfigs
@@ -125,6 +125,11 @@ class BackendPool:
         facts = {replica.name: problem or "ok" for replica, problem in zip(self._replicas.all, problems, strict=True)}
         detail = "; ".join(f"{name}: {state}" for name, state in facts.items() if state != "ok")
         return Readiness(ready=not all(problems), detail=detail, facts={"replicas": facts})
+
+    def limits(self) -> list[ServerLimit]:
+        """Return the limits of the replicas that serve: the healthy ones, or all where none is."""
+        healthy = [replica for replica in self._replicas.all if replica.healthy(self._settings.unhealthy_s)]
+        return [self._limits.of(replica.root_url) for replica in healthy or self._replicas.all]
 
     def held(self) -> int:
         """What ended calls have left behind on the hub's clients."""

@@ -82,6 +82,11 @@ class BackendPools:
             log.info("backend_pool_closed", replicas=len(urls))
             await pool.aclose()
 
+    def capacity(self) -> int:
+        """Return how many draws the servers of the policy in force take now, together."""
+        pools = {urls or self._settings.urls for urls in self._named()}
+        return sum(limit.limit for limit in {limit for urls in pools for limit in self._pool(urls).limits()})
+
     def held(self) -> int:
         """What ended calls have left behind on the hub's clients."""
         return sum(pool.held() for pool in self._pools.values())

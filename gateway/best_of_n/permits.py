@@ -1,74 +1,145 @@
-"""A bounded number of candidates in flight, and a bounded queue before it.
+"""A bounded number of candidates in flight, shared out evenly, and a bounded fair queue before it.
 
-TGI has no queue to wait in (over its limit it answers 429), so the gateway holds the queue. Under load N falls
-before requests do: a grant may be smaller than what was wanted, down to its floor.
+TGI has no queue to wait in (over its limit it answers 429), so the gateway holds the queue. Under load N falls before
+requests do, and it falls for everyone: a race gets its even share of all permits (``water_level``) also while more are
+free, because those that run now are followed by others that want as much.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
+from gateway.best_of_n.fair_queue import FairQueue
+from gateway.best_of_n.water_level import Demand, WholeShares, merged, water_level
 from gateway.errors import Overloaded
 
+_HOLD_WEIGHT = 0.1
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class _Waiter:
     want: int
     floor: int
-    granted: asyncio.Future[int]
+    key: str | None
+    granted: asyncio.Future[Grant]
+    patient: bool = True
+    patience: asyncio.TimerHandle | None = None
+    """Runs from the moment in which its floor was free and its even share was not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The other gateway processes that draw from the same servers: their permits, and what their races want."""
+
+    permits: int = 0
+    demand: Demand = field(default_factory=dict)
+
+
+class Grant:
+    """The permits of one race; each is given back by ``release``."""
+
+    __slots__ = ("_permits", "count", "granted_at_s", "held", "want")
+
+    def __init__(self, permits: Permits, want: int, count: int, granted_at_s: float) -> None:
+        self._permits = permits
+        self.want = want
+        self.count = count
+        self.held = count
+        self.granted_at_s = granted_at_s
+
+    def release(self, count: int = 1) -> None:
+        """Give permits back and serve who waits."""
+        self._permits._release(self, count)
 
 
 class Permits:
-    """Permits for candidates, granted first come, first served.
+    """Permits for candidates.
 
     Args:
         limit: Candidates that may be in flight at once.
-        max_waiting: Requests that may wait; one more is refused at once.
+        max_waiting: Requests that may wait; one more is refused at once, or the newest of the key that has most.
         queue_timeout_s: Longest wait, in seconds.
+        capacity: Candidates that the backend's servers take now, where that may be less than the limit.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, limit: int, *, max_waiting: int, queue_timeout_s: float) -> None:
+    def __init__(
+        self,
+        limit: int,
+        *,
+        max_waiting: int,
+        queue_timeout_s: float,
+        capacity: Callable[[], float] = lambda: math.inf,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         self._limit = limit
-        self._free = limit
         self._max_waiting = max_waiting
         self._queue_timeout_s = queue_timeout_s
-        self._waiters: deque[_Waiter] = deque()
+        self._backend_capacity = capacity
+        self._clock = clock or (lambda: asyncio.get_running_loop().time())
+        self.in_flight = 0
+        """Permits given out now."""
+        self.neighbours = Neighbours()
+        self._queue: FairQueue[_Waiter] = FairQueue()
+        self._waiting: Counter[int] = Counter()
+        self._running: dict[int, float] = {}
+        self._n_running = 0
+        self._shares = WholeShares()
+        self._recent = _RecentPeak(longest_s=queue_timeout_s)
 
     @property
-    def in_flight(self) -> int:
-        """Permits given out now."""
-        return self._limit - self._free
+    def capacity(self) -> int:
+        """Permits that may be given out now."""
+        return max(1, int(min(self._limit, self._backend_capacity())))
 
     @property
     def waiting(self) -> int:
         """Requests waiting for their first permit."""
-        return len(self._waiters)
+        return len(self._queue)
 
-    def try_acquire(self, count: int) -> bool:
+    def demand(self) -> Demand:
+        """Return what the races that run and wait here want, as large as it was within the last race's time.
+
+        Callers that ask in step leave a moment in which few races run. Without a memory, the first of the next wave
+        would take all permits.
+        """
+        demand = merged(self._running, self._waiting)
+        races = sum(demand.values())
+        scale = self._recent.peak(races, self._clock()) / races if races > 0 else 0.0
+        return {want: number * scale for want, number in demand.items()}
+
+    def try_acquire(self, count: int) -> Grant | None:
         """Take exactly ``count`` permits now, or none; never ahead of those who wait."""
-        if self._waiters or count > self._free:
-            return False
-        self._free -= count
-        return True
+        if self._queue or count > self.capacity - self.in_flight:
+            return None
+        return self._grant(count, count)
 
-    async def acquire(self, want: int, *, floor: int = 1) -> int:
-        """Take up to ``want`` permits, at least ``floor``, waiting for the floor if need be.
+    async def acquire(self, want: int, *, floor: int = 1, key: str | None = None) -> Grant:
+        """Take an even share of the permits, at most ``want`` and at least ``floor``, waiting for it if need be.
 
-        Returns:
-            How many were granted; each is given back by ``release``.
+        A request that could have begun with less for as long as a race takes is content with what is free.
+
+        Args:
+            want: Permits that the race would use.
+            floor: Fewer are of no use to it.
+            key: Whose request it is: turns go round by key.
 
         Raises:
             Overloaded: The queue is full, or its time ran out.
         """
-        floor = min(floor, self._limit)
-        if not self._waiters and self._free >= floor:
-            return self._take(want)
-        if len(self._waiters) >= self._max_waiting:
-            raise self._overloaded()
-        waiter = _Waiter(want, floor, asyncio.get_running_loop().create_future())
-        self._waiters.append(waiter)
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(want, min(floor, want, self._limit), key, loop.create_future())
+        if not self._queue:
+            self._waiting[want] += 1
+            count = self._offer(waiter)
+            self._forget_wait(want)
+            if count:
+                return self._grant(want, count)
+        self._enqueue(waiter)
         try:
             async with asyncio.timeout(self._queue_timeout_s):
                 return await waiter.granted
@@ -77,32 +148,131 @@ class Permits:
         except asyncio.CancelledError:
             self._give_up(waiter)
             raise
-        # Not raised out of the handler: a timeout knows its task, which would have the error, which would have it.
+        finally:
+            if waiter.patience is not None:
+                waiter.patience.cancel()
+        # Raised outside "except": otherwise timeout, task, error and traceback form a reference cycle.
         raise self._overloaded()
 
-    def release(self, count: int = 1) -> None:
-        """Give permits back and serve who waits."""
-        self._free += count
-        while self._waiters and self._free >= self._waiters[0].floor:
-            waiter = self._waiters.popleft()
-            if not waiter.granted.done():
-                waiter.granted.set_result(self._take(waiter.want))
+    def serve(self) -> None:
+        """Give permits to those who wait; call it when the capacity has grown."""
+        while (waiter := self._queue.head()) is not None:
+            if waiter.granted.done():  # cancelled, and about to give up
+                self._queue.pop(0)
+                self._forget_wait(waiter.want)
+                continue
+            count = self._offer(waiter)
+            if not count:
+                return
+            self._queue.pop(count)
+            self._forget_wait(waiter.want)
+            waiter.granted.set_result(self._grant(waiter.want, count))
 
-    def _take(self, want: int) -> int:
-        granted = min(want, self._free)
-        self._free -= granted
-        return granted
+    def _offer(self, waiter: _Waiter) -> int:
+        """Return how many permits this waiter gets now; 0 while it has to wait."""
+        free = self.capacity - self.in_flight
+        total = self.capacity + self.neighbours.permits
+        level = min(waiter.want, water_level(total, merged(self.demand(), self.neighbours.demand)))
+        fair = max(waiter.floor, self._shares.least(level))
+        needed = fair if waiter.patient else waiter.floor
+        if free < needed and self.in_flight:
+            if free >= waiter.floor and waiter.patience is None:
+                patience_s = min(self._recent.hold_s or math.inf, self._queue_timeout_s / 2)
+                waiter.patience = asyncio.get_running_loop().call_later(patience_s, self._lose_patience, waiter)
+            return 0
+        if level > fair and self._shares.one_more(level):
+            fair += 1
+        return max(waiter.floor, min(fair, free))
+
+    def _grant(self, want: int, count: int) -> Grant:
+        self.in_flight += count
+        self._n_running += 1
+        self._running[want] = self._running.get(want, 0.0) + 1.0
+        return Grant(self, want, count, self._clock())
+
+    def _release(self, grant: Grant, count: int) -> None:
+        if not count:
+            return
+        now_s = self._clock()
+        self._recent.peak(sum(self._running.values()) + len(self._queue), now_s)
+        self.in_flight -= count
+        grant.held -= count
+        self._running[grant.want] -= count / grant.count
+        if not grant.held:
+            self._n_running -= 1
+            self._recent.held(now_s - grant.granted_at_s)
+            if not self._n_running:
+                self._running.clear()  # and with it what rounding has left
+        self.serve()
+
+    def _enqueue(self, waiter: _Waiter) -> None:
+        """Let it wait; in a full queue, a key that has more than another one gives up its newest place.
+
+        Raises:
+            Overloaded: No key has more waiting than this one.
+        """
+        if len(self._queue) >= self._max_waiting:
+            newest = self._queue.newest_of_longest()
+            if newest is None or self._queue.waiting(newest.key) <= self._queue.waiting(waiter.key) + 1:
+                raise self._overloaded()
+            self._drop(newest)
+            if not newest.granted.done():
+                newest.granted.set_exception(self._overloaded())
+        self._queue.push(waiter)
+        self._waiting[waiter.want] += 1
+
+    def _drop(self, waiter: _Waiter) -> bool:
+        dropped = self._queue.remove(waiter)
+        if dropped:
+            self._forget_wait(waiter.want)
+        return dropped
+
+    def _forget_wait(self, want: int) -> None:
+        self._waiting[want] -= 1
+        if not self._waiting[want]:
+            del self._waiting[want]
+
+    def _lose_patience(self, waiter: _Waiter) -> None:
+        waiter.patient = False
+        self.serve()
 
     def _give_up(self, waiter: _Waiter) -> None:
         """Forget a waiter; one that was granted in the instant it gave up must not keep its permits."""
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
-            self.release(0)  # it may have stood at the head of the queue where others would have fitted
-        elif waiter.granted.done() and not waiter.granted.cancelled():
-            self.release(waiter.granted.result())
+        if self._drop(waiter):
+            self.serve()  # it may have stood at the head of the queue where others would have fitted
+        elif waiter.granted.done() and not waiter.granted.cancelled() and not waiter.granted.exception():
+            grant = waiter.granted.result()
+            grant.release(grant.held)
 
     def _overloaded(self) -> Overloaded:
         return Overloaded(
             "the gateway has no capacity left for this request; try again shortly",
             retry_after_s=max(1.0, self._queue_timeout_s),
         )
+
+
+class _RecentPeak:
+    """The number of races, as large as it was lately: peaks decay within the time that a race takes.
+
+    Args:
+        longest_s: No race is taken to hold its permits longer than this, in seconds; a hung server says little.
+    """
+
+    def __init__(self, *, longest_s: float) -> None:
+        self.hold_s = 0.0
+        """How long a race holds permits, a moving average."""
+        self._longest_s = longest_s
+        self._peak = 0.0
+        self._at_s = 0.0
+
+    def held(self, seconds: float) -> None:
+        """Learn how long a race has held permits."""
+        seconds = min(seconds, self._longest_s)
+        self.hold_s += _HOLD_WEIGHT * (seconds - self.hold_s) if self.hold_s else seconds
+
+    def peak(self, races: float, now_s: float) -> float:
+        """Return the number of races now, or what is left of a larger one before."""
+        decay = math.exp((self._at_s - now_s) / self.hold_s) if self.hold_s > 0 else 0.0
+        self._peak = max(races, races + (self._peak - races) * decay)
+        self._at_s = now_s
+        return self._peak

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gateway.best_of_n.permits import Permits
+from gateway.best_of_n.permits import Grant, Permits
 from gateway.best_of_n.plan import draw_seed
 from gateway.best_of_n.selection import most_telling, select
 from gateway.best_of_n.transcript import Transcript
@@ -44,6 +44,7 @@ class Entry:
     plan: Plan
     n_run: int
     queue_ms: float
+    grant: Grant
     unused: int
     """Permits not yet handed to a draw; whoever leaves early gives them back."""
 
@@ -82,27 +83,27 @@ class BestOfN:
         self._reward_timeout_s = reward_timeout_s
         self._clock = clock
 
-    async def admit(self, plan: Plan) -> Entry:
+    async def admit(self, plan: Plan, *, key: str | None = None) -> Entry:
         """Wait for permits. Under load the race shrinks, to as few draws as answers wanted; then it is refused.
 
-        An exploration request that cannot have all its draws at once becomes an ordinary one: a measurement that
-        load has trimmed measures nothing.
+        Turns go round by API key. An exploration request that cannot have all its draws at once becomes an ordinary
+        one: a measurement that load has trimmed measures nothing.
 
         Raises:
             Overloaded: Not even the answers wanted could be drawn in time.
         """
         started = self._clock()
         if plan.exploration:
-            if self._permits.try_acquire(plan.n_asked):
-                return Entry(plan, plan.n_asked, 0.0, plan.n_asked)
+            if grant := self._permits.try_acquire(plan.n_asked):
+                return Entry(plan, plan.n_asked, 0.0, grant, plan.n_asked)
             plan = replace(plan, exploration=False, n_asked=plan.n_ordinary)
-        n_run = await self._permits.acquire(plan.n_asked, floor=plan.n_returned)
-        return Entry(plan, n_run, (self._clock() - started) * 1e3, n_run)
+        grant = await self._permits.acquire(plan.n_asked, floor=plan.n_returned, key=key)
+        return Entry(plan, grant.count, (self._clock() - started) * 1e3, grant, grant.count)
 
     def leave(self, entry: Entry) -> None:
         """Give back the permits of an entry that never raced; harmless after a race."""
         unused, entry.unused = entry.unused, 0
-        self._permits.release(unused)
+        entry.grant.release(unused)
 
     async def race(self, entry: Entry, prompt: Prompt, backend: Backend) -> Outcome:
         """Draw from the backend, score and select.
@@ -177,7 +178,7 @@ class BestOfN:
         for candidate in candidates:
             task = group.create_task(draw(candidate))
             # Not inside the task: one that is cancelled before its first step would keep its permit for ever.
-            task.add_done_callback(lambda _: self._permits.release())
+            task.add_done_callback(lambda _: entry.grant.release())
             entry.unused -= 1
             draws.append(task)
         return draws
@@ -227,7 +228,7 @@ class BestOfN:
                     yield delta
             candidate.answer = said.answer()
         finally:
-            self._permits.release()
+            entry.grant.release()
             candidate.latency_ms = (self._clock() - started) * 1e3
             outcome.timings = replace(
                 outcome.timings,

@@ -51,6 +51,16 @@ class Shared:
         assert (body["best_of_n"]["n"], body["best_of_n"]["selection"]) == (PERMITS, "scored")
         assert [*also_recorded, body["id"]] == await self.records_until(body["id"])
 
+    async def until_all_permits(self) -> list[str]:
+        """Ask until the server's limit, halved by refusals, has grown to all permits again; ids of the answers."""
+        ids, n = [], 0
+        while n < PERMITS:
+            assert len(ids) < PERMITS * PERMITS, f"the limit stays at {n}"
+            body = (await self.served.chat(best_of=PERMITS)).json()
+            ids.append(body["id"])
+            n = body["best_of_n"]["n"]
+        return ids
+
     async def records_until(self, last: str) -> list[str]:
         """Ids of the records that came since the last call, up to ``last``."""
         ids: list[str] = []

@@ -1,64 +1,108 @@
-"""Permits: bounded, first come first served, never lost."""
+"""Permits: bounded, shared out evenly among races, fair between keys, never lost."""
 
 import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.best_of_n.permits import Permits
+from gateway.best_of_n.permits import Grant, Neighbours, Permits
 from gateway.errors import Overloaded
 
 
-def permits(limit: int = 4, *, max_waiting: int = 8, queue_timeout_s: float = 5.0) -> Permits:
-    return Permits(limit, max_waiting=max_waiting, queue_timeout_s=queue_timeout_s)
+def permits(
+    limit: int = 4, *, max_waiting: int = 8, queue_timeout_s: float = 5.0, capacity: Callable[[], float] | None = None
+) -> Permits:
+    more = {} if capacity is None else {"capacity": capacity}
+    return Permits(limit, max_waiting=max_waiting, queue_timeout_s=queue_timeout_s, **more)
+
+
+async def waiting_for(bound: Permits, want: int, **options: int | str) -> asyncio.Task[Grant]:
+    task = asyncio.create_task(bound.acquire(want, **options))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    return task
 
 
 async def test_a_grant_is_what_was_wanted_while_there_is_room() -> None:
     bound = permits(8)
-    assert await bound.acquire(5) == 5
-    assert bound.in_flight == 5
+    assert 5 == (await bound.acquire(5)).count
+    assert 5 == bound.in_flight
 
 
-async def test_a_grant_shrinks_to_what_is_left() -> None:
-    bound = permits(8)
-    await bound.acquire(5)
-    assert await bound.acquire(8) == 3
+async def test_one_race_alone_gets_all_there_are() -> None:
+    assert 8 == (await permits(8).acquire(16)).count
 
 
 async def test_a_request_waits_for_its_first_permit() -> None:
     bound = permits(2)
-    await bound.acquire(2)
-    waiting = asyncio.create_task(bound.acquire(2))
-    await asyncio.sleep(0)
-    assert bound.waiting == 1
-    bound.release()
-    assert await waiting == 1
+    first = await bound.acquire(2)
+    second = await waiting_for(bound, 2)
+    assert 1 == bound.waiting
+    first.release()
+    assert 1 == (await second).count
+
+
+async def test_a_race_gets_no_more_than_its_even_share_of_all_permits() -> None:
+    """Also while more are free: those that run are followed by others that want as much."""
+    bound = permits(8)
+    first = await bound.acquire(4)
+    await bound.acquire(4)
+    third = await waiting_for(bound, 4)
+    first.release(3)
+    assert 3 == (await third).count  # three races share eight permits, and one of them is nearly over
+
+
+async def test_the_even_share_is_waited_for_no_longer_than_half_the_queues_time() -> None:
+    bound = permits(8, queue_timeout_s=0.2)
+    stuck = await bound.acquire(6)
+    started = asyncio.get_running_loop().time()
+    assert 2 == (await bound.acquire(4)).count  # its even share is 4
+    assert 0.1 <= asyncio.get_running_loop().time() - started < 0.2
+    assert 6 == stuck.held
+
+
+async def test_the_even_share_is_waited_for_no_longer_than_a_race_takes() -> None:
+    bound = permits(8, queue_timeout_s=5.0)
+    usual = await bound.acquire(4)
+    await asyncio.sleep(0.1)
+    usual.release(4)
+    await bound.acquire(6)
+    started = asyncio.get_running_loop().time()
+    assert 2 == (await bound.acquire(4)).count
+    assert 0.09 <= asyncio.get_running_loop().time() - started < 1.0
 
 
 async def test_the_floor_is_waited_for() -> None:
     bound = permits(4)
-    await bound.acquire(4)
-    waiting = asyncio.create_task(bound.acquire(4, floor=3))
-    await asyncio.sleep(0)
-    bound.release(2)
+    first = await bound.acquire(4)
+    waiting = await waiting_for(bound, 4, floor=3)
+    first.release(2)
     await asyncio.sleep(0)
     assert not waiting.done()
-    bound.release(1)
-    assert await waiting == 3
+    first.release(1)
+    assert 3 == (await waiting).count
 
 
 async def test_nobody_overtakes_those_who_wait() -> None:
     bound = permits(4)
-    await bound.acquire(3)
-    first = asyncio.create_task(bound.acquire(2, floor=2))
-    await asyncio.sleep(0)
-    second = asyncio.create_task(bound.acquire(1))
-    await asyncio.sleep(0)
-    assert not bound.try_acquire(1)
+    running = await bound.acquire(3)
+    first = await waiting_for(bound, 2, floor=2)
+    second = await waiting_for(bound, 1)
+    assert bound.try_acquire(1) is None
     assert not second.done()
-    bound.release(3)
-    assert (await first, await second) == (2, 1)
+    running.release(3)
+    assert (2, 1) == ((await first).count, (await second).count)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(3, True), (4, True), (5, False)])
+async def test_all_or_none_takes_exactly_that_many(count: int, expected: bool) -> None:
+    bound = permits(4)
+    grant = bound.try_acquire(count)
+    assert expected == (grant is not None)
+    assert (count if expected else 0) == bound.in_flight
 
 
 async def test_a_full_queue_refuses_at_once() -> None:
@@ -69,67 +113,204 @@ async def test_a_full_queue_refuses_at_once() -> None:
     assert refused.value.retry_after_s >= 1
 
 
+@pytest.mark.parametrize(("alphas", "expected"), [(1, "beta"), (2, "alpha")])
+async def test_a_full_queue_is_shared_between_keys(alphas: int, expected: str) -> None:
+    """The key with more places gives up its newest, unless the other would then have more."""
+    bound = permits(1, max_waiting=alphas)
+    await bound.acquire(1)
+    waiting = [await waiting_for(bound, 1, key="alpha") for _ in range(alphas)]
+    beta = await waiting_for(bound, 1, key="beta")
+    refused = {"alpha": waiting[-1], "beta": beta}
+    with pytest.raises(Overloaded):
+        await refused[expected]
+    assert [task for name, task in refused.items() if name != expected and task.done()] == []
+    assert alphas == bound.waiting
+    for task in [*waiting, beta]:
+        task.cancel()
+    await asyncio.gather(*waiting, beta, return_exceptions=True)
+    assert 0 == bound.waiting
+
+
+async def test_one_callers_wait_does_not_depend_on_another_keys_callers() -> None:
+    bound = permits(2, max_waiting=300)
+    running = [await bound.acquire(1, key="alpha") for _ in range(2)]
+    alphas = [await waiting_for(bound, 1, key="alpha") for _ in range(250)]
+    beta = await waiting_for(bound, 1, key="beta")
+    for grant in running:
+        grant.release()
+    await asyncio.sleep(0)
+    assert beta.done()
+    assert 1 == sum(task.done() for task in alphas)
+    for task in alphas:
+        task.cancel()
+    await asyncio.gather(*alphas, return_exceptions=True)
+
+
 async def test_a_wait_ends_at_its_timeout_and_leaves_no_trace() -> None:
     bound = permits(1, queue_timeout_s=0.01)
-    await bound.acquire(1)
+    first = await bound.acquire(1)
     with pytest.raises(Overloaded):
         await bound.acquire(1)
-    assert bound.waiting == 0
-    bound.release()
-    assert bound.try_acquire(1)
+    assert 0 == bound.waiting
+    first.release()
+    assert bound.try_acquire(1) is not None
 
 
 async def test_a_waiter_that_gives_up_lets_the_next_one_through() -> None:
     bound = permits(4)
     await bound.acquire(2)
-    large = asyncio.create_task(bound.acquire(4, floor=4))
-    await asyncio.sleep(0)
-    small = asyncio.create_task(bound.acquire(1))
-    await asyncio.sleep(0)
+    large = await waiting_for(bound, 4, floor=4)
+    small = await waiting_for(bound, 1)
     large.cancel()
-    assert await small == 1
+    assert 1 == (await small).count
 
 
 async def test_a_grant_in_the_instant_of_cancellation_is_given_back() -> None:
     bound = permits(1)
-    await bound.acquire(1)
-    waiting = asyncio.create_task(bound.acquire(1))
-    await asyncio.sleep(0)
-    bound.release()  # grants the waiter, which has not run yet
+    first = await bound.acquire(1)
+    waiting = await waiting_for(bound, 1)
+    first.release()  # grants the waiter, which has not run yet
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert bound.in_flight == 0
+    assert 0 == bound.in_flight
 
 
 async def test_a_floor_over_the_limit_is_served_by_all_there_is() -> None:
-    assert await permits(2).acquire(8, floor=8) == 2
+    assert 2 == (await permits(2).acquire(8, floor=8)).count
 
 
-@given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8), st.booleans()), max_size=40), st.integers(1, 8))
-def test_every_permit_comes_back(requests: list[tuple[int, int, bool]], limit: int) -> None:
-    """Whatever is asked, granted, cancelled or refused, the bound holds and all permits return."""
+async def test_a_floor_over_what_servers_take_is_granted_to_a_race_alone() -> None:
+    """Its draws then wait for each other at the server, and the caller gets as many answers as it asked for."""
+    bound = permits(8, capacity=lambda: 1)
+    first = await bound.acquire(3, floor=3)
+    second = await waiting_for(bound, 1)
+    assert (3, False) == (first.count, second.done())
+    first.release(3)
+    assert 1 == (await second).count
 
-    async def use(bound: Permits, want: int, floor: int) -> None:
-        granted = await bound.acquire(want, floor=min(want, floor))
+
+async def test_permits_follow_what_the_servers_take() -> None:
+    takes = 8
+    bound = permits(16, capacity=lambda: takes)
+    grants = [await bound.acquire(4) for _ in range(2)]
+    takes = 2
+    waiting = await waiting_for(bound, 2)
+    grants[0].release(4)
+    await asyncio.sleep(0)
+    assert not waiting.done()  # four are still in flight
+    takes = 6
+    bound.serve()
+    assert (6, 2) == (bound.capacity, (await waiting).count)
+
+
+@pytest.mark.parametrize(("others", "expected"), [(0, {4}), (32, {3, 4}), (44, {2, 3}), (60, {2}), (90, {1, 2})])
+async def test_the_even_share_counts_the_neighbours_races(others: int, expected: set[int]) -> None:
+    """Another gateway has as many permits at the same servers."""
+    bound = permits(64)
+    bound.neighbours = Neighbours(64, {4: others} if others else {})
+    assert expected == {grant.count for grant in [await bound.acquire(4) for _ in range(10)]}
+
+
+async def test_the_next_wave_of_callers_in_step_is_shared_out_as_the_last_one() -> None:
+    """Between two waves nothing runs; the first of the next one must not take all."""
+    bound = permits(32)
+
+    async def race() -> int:
+        grant = await bound.acquire(4)
+        await asyncio.sleep(0.05)
+        grant.release(grant.count)
+        return grant.count
+
+    for _ in range(2):
+        counts = await asyncio.gather(*(race() for _ in range(16)))
+    assert 0 == bound.in_flight
+    assert {2, 3} >= set(counts)
+
+
+@pytest.mark.parametrize(
+    ("callers", "expected"),
+    [(16, {4}), (20, {3, 4}), (26, {2, 3}), (31, {2, 3}), (32, {2, 3}), (48, {1, 2}), (100, {1})],
+)
+async def test_under_steady_load_n_is_spread_over_neighbouring_values(callers: int, expected: set[int]) -> None:
+    """64 permits and N = 4; what is counted begins when each caller has had two answers."""
+    bound = permits(64, max_waiting=100)
+    counts: Counter[int] = Counter()
+    rng = random.Random(1)
+
+    async def draw(grant: Grant) -> None:
+        await asyncio.sleep(rng.uniform(0.015, 0.025))
+        grant.release()
+
+    async def caller() -> None:
+        for index in range(8):
+            grant = await bound.acquire(4)
+            if index >= 2:
+                counts[grant.count] += 1
+            await asyncio.gather(*(draw(grant) for _ in range(grant.count)))
+
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    often = {n for n, count in counts.items() if count > 0.02 * sum(counts.values())}
+    assert often <= expected, counts
+    assert max(often) - min(often) <= 1, counts
+
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.integers(1, 8),  # wanted
+        st.integers(1, 8),  # the floor
+        st.sampled_from([None, "alpha", "beta"]),
+        st.sampled_from(["runs", "is cancelled waiting", "is cancelled running", "explores"]),
+    ),
+    max_size=40,
+)
+
+
+@given(REQUESTS, st.integers(1, 8), st.lists(st.integers(1, 12), min_size=1, max_size=10), st.integers(0, 10))
+def test_every_permit_comes_back(
+    requests: list[tuple[int, int, str | None, str]], limit: int, capacities: list[int], max_waiting: int
+) -> None:
+    """Whatever is asked, granted, cancelled or refused, and however much servers take, the bound holds."""
+
+    async def use(bound: Permits, want: int, floor: int, key: str | None, how: str) -> None:
+        if how == "explores":
+            grant = bound.try_acquire(want)
+            if grant is None:
+                return
+            assert want == grant.count
+        else:
+            grant = await bound.acquire(want, floor=floor, key=key)
+            assert min(want, floor, limit) <= grant.count <= want
         try:
-            assert 1 <= granted <= want
             assert bound.in_flight <= limit
+            while grant.held > 1:
+                await asyncio.sleep(0)
+                grant.release()
             await asyncio.sleep(0)
         finally:
-            bound.release(granted)
+            grant.release(grant.held)
 
     async def scenario() -> None:
-        bound = permits(limit, max_waiting=100)
+        takes = capacities[0]
+        bound = permits(limit, max_waiting=max_waiting, queue_timeout_s=1.0, capacity=lambda: takes)
         tasks = []
-        for want, floor, cancelled in requests:
-            task = asyncio.create_task(use(bound, want, floor))
+        for index, (want, floor, key, how) in enumerate(requests):
+            takes = capacities[index % len(capacities)]
+            bound.serve()
+            task = asyncio.create_task(use(bound, want, min(want, floor), key, how))
             tasks.append(task)
             await asyncio.sleep(0)
-            if cancelled:
+            if how == "is cancelled waiting":
                 task.cancel()
+            elif how == "is cancelled running":
+                await asyncio.sleep(0)
+                task.cancel()
+        takes = limit
+        bound.serve()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [r for r in results if r is not None and not isinstance(r, asyncio.CancelledError)] == []
-        assert (bound.in_flight, bound.waiting) == (0, 0)
+        assert [] == [r for r in results if r is not None and not isinstance(r, Overloaded | asyncio.CancelledError)]
+        if max_waiting >= len(requests):
+            assert [] == [r for r in results if isinstance(r, Overloaded)]
+        assert (0, 0, {}) == (bound.in_flight, bound.waiting, bound.demand())
 
     asyncio.run(scenario())
