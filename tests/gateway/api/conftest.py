@@ -53,7 +53,8 @@ class Shared:
 
     async def until_all_permits(self) -> list[str]:
         """Ask until the server's limit, halved by refusals, has grown to all permits again; ids of the answers."""
-        ids, n = [], 0
+        ids: list[str] = []
+        n = 0
         while n < PERMITS:
             assert len(ids) < PERMITS * PERMITS, f"the limit stays at {n}"
             body = (await self.served.chat(best_of=PERMITS)).json()
