@@ -17,9 +17,12 @@
     ├── DeadlineExceeded            no candidate finished in time
     ├── BackendError                the backend is at fault
     │   ├── BackendRejected         it refused the request as invalid: passed on to the caller
+    │   │   ├── ContextLengthExceeded   the messages, or they and max_tokens, are longer than its model takes
+    │   │   └── BackendMisconfigured    it lacks what the request needs, which is the operator's mistake
     │   ├── BackendOverloaded       it has no capacity now
     │   ├── BackendTimeout          it did not answer in time
     │   ├── BackendFailed           it answered with an error
+    │   │   └── BackendKeyRefused       it does not take the gateway's API key
     │   ├── BackendProtocolError    its answer makes no sense
     │   └── BackendUnreachable      no connection, or the connection broke
     ├── RewardError                 no reward: the race falls back, callers never see it
@@ -120,7 +123,22 @@ class BackendError(GatewayError):
 
 
 class BackendRejected(BackendError):
-    """The backend refused the request as invalid (too long a prompt, a bad grammar, …)."""
+    """The backend refused the request as invalid (a bad grammar, …). ``param`` names the field, where it said which."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ContextLengthExceeded(BackendRejected):
+    """The messages, or the messages and ``max_tokens`` together, are longer than the backend's model takes."""
+
+
+class BackendMisconfigured(BackendRejected):
+    """The backend was started without what this request needs (vLLM's tool parser): only its operator can mend that.
+
+    It serves other requests, so a replica that raises it is not sick.
+    """
 
 
 class BackendOverloaded(BackendError):
@@ -133,6 +151,10 @@ class BackendTimeout(BackendError):
 
 class BackendFailed(BackendError):
     """The backend answered with an error of its own."""
+
+
+class BackendKeyRefused(BackendFailed):
+    """The backend does not take the gateway's API key."""
 
 
 class BackendProtocolError(BackendError):

@@ -146,10 +146,26 @@ async def _post(client: httpx2.AsyncClient, url: str, route: str, body: dict[str
         response = await client.post(url.removesuffix("/v1") + route, json=body)
     except httpx2.HTTPError as error:
         raise PromotionError(f"{_host(url)} could not be asked for {route}: {type(error).__name__}") from error
-    if response.status_code == 404:
+    if response.status_code == 404 and not _found_nothing(response):
         raise PromotionError(f"{_host(url)} has no {route}: start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True")
+    if response.status_code == 404 and "lora_path" in body:
+        raise PromotionError(
+            f"{_host(url)} does not see an adapter in {body['lora_path']}: the folder must lie at this path there, too"
+        )
+    if response.status_code == 404:
+        return  # an unload of what is not loaded any more
     if not response.is_success:
         raise PromotionError(f"{_host(url)} answers {route} with {response.status_code}: {response.text[:_TAIL_CHARS]}")
+
+
+def _found_nothing(response: httpx2.Response) -> bool:
+    """Whether vLLM's route answers that there is no such adapter; a missing route has FastAPI's own error."""
+    try:
+        answer = response.json()
+        error = answer.get("error", answer)
+        return error.get("type") == "NotFoundError" and bool(error.get("message")) and error["message"] != "Not Found"
+    except (ValueError, AttributeError):
+        return False
 
 
 async def _all_serve(client: httpx2.AsyncClient, backend: BackendSettings, name: str) -> bool:

@@ -28,9 +28,12 @@ TABLE: dict[type[errors.GatewayError], tuple[int, str, str | None]] = {
     errors.NotReady: (503, "service_unavailable_error", "not_ready"),
     errors.DeadlineExceeded: (504, "timeout_error", "deadline_exceeded"),
     errors.BackendRejected: (400, "invalid_request_error", "rejected_by_backend"),
+    errors.ContextLengthExceeded: (400, "invalid_request_error", "context_length_exceeded"),
+    errors.BackendMisconfigured: (502, "upstream_error", "backend_misconfigured"),
     errors.BackendOverloaded: (429, "rate_limit_error", "backend_overloaded"),
     errors.BackendTimeout: (504, "timeout_error", "backend_timeout"),
     errors.BackendFailed: (502, "upstream_error", "backend_failed"),
+    errors.BackendKeyRefused: (502, "upstream_error", "backend_key_refused"),
     errors.BackendProtocolError: (502, "upstream_error", "backend_protocol_error"),
     errors.BackendUnreachable: (502, "upstream_error", "backend_unreachable"),
     # None of these should reach a caller; if one does, it is ours.
@@ -61,7 +64,7 @@ def envelope(message: str, kind: str, code: str | None, param: str | None = None
 def describe(error: errors.GatewayError) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers of an error."""
     status, kind, code = TABLE.get(type(error), INTERNAL)
-    param = error.param if isinstance(error, errors.CallerError) else None
+    param = error.param if isinstance(error, errors.CallerError | errors.BackendRejected) else None
     return status, envelope(error.message, kind, code, param), _headers(error, status)
 
 

@@ -22,7 +22,7 @@ from gateway.backend.transport import AiohttpTransport, TraceConfigs
 from gateway.errors import BackendFailed, BackendOverloaded, BackendProtocolError, BackendUnreachable, GatewayError
 from gateway.settings import BackendSettings
 from gateway.tls import client_context
-from gateway.types import Answer, Delta, Prompt, Readiness, Sampling
+from gateway.types import Answer, Delta, JsonObject, Prompt, Readiness, Sampling
 
 _TAKEOVERS = 2
 
@@ -250,13 +250,24 @@ class BackendPool:
         try:
             with replica.drawing():
                 response = await self._get(replica, self._flavour.health_path)
+                if response.status_code == 200 and await self._refuses_key(replica):
+                    return "it refuses the gateway's API key"
         except GatewayError as error:
             return error.message
         status = response.status_code
         return None if status == 200 else f"its health check answers with status {status}"
 
-    async def _get(self, replica: Replica, path: str) -> httpx2.Response:
+    async def _refuses_key(self, replica: Replica) -> bool:
+        """Ask where the server looks at keys: every server tells its health to anybody."""
+        guarded = await self._get(replica, self._flavour.guarded_path, self._flavour.guarded_body)
+        return guarded.status_code in (401, 403)
+
+    async def _get(self, replica: Replica, path: str, body: JsonObject | None = None) -> httpx2.Response:
+        """Call one of the server's routes: by GET, or by POST where there is a body."""
+        url, timeout_s = replica.root_url + path, self._settings.connect_timeout_s
         try:
-            return await self._http.get(replica.root_url + path, timeout=self._settings.connect_timeout_s)
+            if body is not None:
+                return await self._http.post(url, json=body, timeout=timeout_s)
+            return await self._http.get(url, timeout=timeout_s)
         except CALL_ERRORS as error:
             raise translate(error, self._flavour) from error

@@ -10,14 +10,17 @@ import orjson
 import structlog
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
-from gateway.backend.flavours import Flavour
+from gateway.backend.flavours import Flavour, Refusal
 from gateway.errors import (
     BackendFailed,
+    BackendKeyRefused,
+    BackendMisconfigured,
     BackendOverloaded,
     BackendProtocolError,
     BackendRejected,
     BackendTimeout,
     BackendUnreachable,
+    ContextLengthExceeded,
     GatewayError,
     InvalidRequest,
 )
@@ -68,14 +71,13 @@ def translate(error: Exception, flavour: Flavour) -> GatewayError:
 def from_status(status: int, body: JsonObject, flavour: Flavour) -> GatewayError:
     """The error for an HTTP status, with the server's reason where that is safe to pass on.
 
-    404 and 401 are the operator's mistakes (a wrong URL, a missing key), not the caller's: ``BackendFailed``. 503 is
-    a server without capacity now, whether loading, draining or full.
+    404 and 401 are the operator's mistakes (a wrong URL, a missing key), not the caller's: ``BackendFailed`` and
+    ``BackendKeyRefused``. 503 is a server without capacity now, whether loading, draining or full.
     """
     if body:
         status = flavour.true_status(status, body)
     if status in _REJECTED:
-        reason = flavour.refusal(body)
-        return BackendRejected(reason[:_MESSAGE_CHARS] if reason else "the backend refused the request as invalid")
+        return _rejected(flavour.refusal(body))
     if flavour.starting(body):
         return BackendUnreachable("the backend is still starting")
     if status in _OVERLOADED:
@@ -83,8 +85,18 @@ def from_status(status: int, body: JsonObject, flavour: Flavour) -> GatewayError
     if status in _TIMED_OUT:
         return BackendTimeout("the backend did not answer in time")
     if status in (401, 403):
-        return BackendFailed("the backend refused the gateway's API key")
+        log.error("backend_refuses_key", status=status)
+        return BackendKeyRefused("the backend refused the gateway's API key")
     return BackendFailed(f"the backend answered with status {status}")
+
+
+def _rejected(refusal: Refusal) -> BackendRejected:
+    if refusal.operators_mistake:
+        log.error("backend_misconfigured", reason=refusal.operators_mistake)
+        return BackendMisconfigured(f"the backend is not set up for this: {refusal.operators_mistake}")
+    unknown = f"the backend refused {refusal.param or 'the request'} as invalid"
+    kind = ContextLengthExceeded if refusal.too_long else BackendRejected
+    return kind((refusal.reason or unknown)[:_MESSAGE_CHARS], param=refusal.param)
 
 
 def refused_body(error: Exception) -> JsonObject:

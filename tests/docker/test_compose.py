@@ -168,6 +168,25 @@ def test_all_gateways_together_stay_within_what_tgi_and_llamacpp_take() -> None:
         assert gateway["deploy"]["replicas"] * int(gateway["environment"]["GATEWAY_RACE__MAX_IN_FLIGHT"]) <= limit
 
 
+def option(command: list[str], name: str) -> str:
+    return command[command.index(name) + 1]
+
+
+def test_vllm_finishes_its_running_answers_before_it_is_killed() -> None:
+    """By default it ends them at SIGTERM with finish reason "abort"."""
+    vllm = compose("vllm")["services"]["vllm"]
+    grace_s = int(vllm["stop_grace_period"].removesuffix("s"))
+    assert 0 < int(option(vllm["command"], "--shutdown-timeout")) <= grace_s - 5
+
+
+def test_vllm_is_told_how_its_model_writes_tool_calls() -> None:
+    """Without a parser it refuses every request with tools."""
+    command = compose("vllm")["services"]["vllm"]["command"]
+    said = env_file(DOCKER / "profiles" / "vllm.env")
+    assert "--enable-auto-tool-choice" in command
+    assert said["TOOL_CALL_PARSER"] == option(command, "--tool-call-parser")
+
+
 def test_vllm_takes_adapters_of_the_rank_that_is_trained() -> None:
     command = compose("vllm")["services"]["vllm"]["command"]
     assert TrainingSettings().rank <= int(command[command.index("--max-lora-rank") + 1])

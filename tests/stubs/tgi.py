@@ -58,6 +58,7 @@ class TgiStub(StubServer):
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/generate"): self._generate,
             ("POST", "/generate_stream"): self._generate_stream,
+            ("POST", "/tokenize"): self._tokenize,
             ("GET", "/"): self._health,
             ("GET", "/health"): self._health,
             ("GET", "/ping"): self._health,
@@ -93,8 +94,7 @@ class TgiStub(StubServer):
         self, http: web.BaseRequest, reader: Callable[[dict[str, object], Knobs], GenerationRequest]
     ) -> GenerationRequest | web.Response:
         """Read a request, or refuse it before anything is generated."""
-        key = self.knobs.api_key
-        if key and http.headers.get("Authorization", "").lower() != f"bearer {key}".lower():
+        if not self._knows_key(http):
             return web.Response(status=401)
         try:
             raw = await self._body(http)
@@ -106,6 +106,10 @@ class TgiStub(StubServer):
         except TgiError as error:
             self.state.rejected += 1
             return json_response(orjson.dumps(error.body), status=error.status)
+
+    def _knows_key(self, http: web.BaseRequest) -> bool:
+        key = self.knobs.api_key
+        return not key or http.headers.get("Authorization", "").lower() == f"bearer {key}".lower()
 
     async def _body(self, http: web.BaseRequest) -> bytes:
         limit = self.knobs.payload_limit_bytes
@@ -229,6 +233,13 @@ class TgiStub(StubServer):
         else:
             await response.write(end)
         return response
+
+    async def _tokenize(self, http: web.BaseRequest) -> web.StreamResponse:
+        """One token for all of the text; guarded as generation is."""
+        if not self._knows_key(http):
+            return web.Response(status=401)
+        text = orjson.loads(await http.read())["inputs"]
+        return json_response(orjson.dumps([{"id": 0, "text": text, "start": 0, "stop": len(text)}]))
 
     async def _health(self, http: web.BaseRequest) -> web.StreamResponse:
         if self.knobs.healthy:

@@ -23,12 +23,44 @@ class Catalogue:
     adapters: Mapping[str, str | int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a server refused a request, without any text of the request.
+
+    ``reason``: the server's words, where they are known to quote nothing. ``param``: the field that it named.
+    ``too_long``: the messages, with ``max_tokens`` or alone, do not fit into the model's context.
+    ``operators_mistake``: what the server was started without, where that is why.
+    """
+
+    reason: str | None = None
+    param: str | None = None
+    too_long: bool = False
+    operators_mistake: str | None = None
+
+
+def context_exceeded(limit_tokens: int, prompt_tokens: int, wanted_tokens: int = 0) -> Refusal:
+    """The refusal of a request that is too long, in OpenAI's words: clients look for them."""
+    reason = (
+        f"This model's maximum context length is {limit_tokens} tokens. However, your messages have {prompt_tokens}"
+    )
+    if prompt_tokens < limit_tokens and wanted_tokens:
+        asked = (
+            f"{reason} tokens and max_tokens asks for {wanted_tokens} more. Please reduce max_tokens or the messages."
+        )
+        return Refusal(asked, "max_tokens", too_long=True)
+    return Refusal(f"{reason} tokens. Please reduce their length.", "messages", too_long=True)
+
+
 class Flavour:
     """How one kind of server is asked and understood. Subclasses hold only what differs from OpenAI's API."""
 
     base_model: ClassVar[str] = ""
     """Name that addresses the base model, where it is always the same."""
     health_path: ClassVar[str] = "/health"
+    guarded_path: ClassVar[str] = "/v1/models"
+    """A route that asks for the server's API key, which ``health_path`` does not; it costs nothing to be asked."""
+    guarded_body: ClassVar[JsonObject | None] = None
+    """What is sent to it by POST; None asks by GET."""
     catalogue_path: ClassVar[str | None] = None
     """Where the server lists what it serves; None where it need not be asked."""
     capacity_path: ClassVar[str | None] = None
@@ -109,9 +141,9 @@ class Flavour:
         """Return how many draws the server takes at once, from what ``capacity_path`` answered; None: no number."""
         return None
 
-    def refusal(self, body: JsonObject) -> str | None:
-        """The server's reason for refusing a request, where it is known to hold no prompt text."""
-        return None
+    def refusal(self, body: JsonObject) -> Refusal:
+        """Why the server refused a request, as far as its error can be passed on."""
+        return Refusal()
 
     def starting(self, body: JsonObject) -> bool:
         """Whether an error says that the server does not serve yet: another replica should."""

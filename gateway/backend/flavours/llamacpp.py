@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-from gateway.backend.flavours.base import Catalogue, Flavour, schema_of, verbatim
+from gateway.backend.flavours.base import Catalogue, Flavour, Refusal, context_exceeded, schema_of, verbatim
 from gateway.types import JsonObject, Prompt
 
+_NEEDS_JINJA = ("tools param requires --jinja", "tool_choice param requires --jinja")
 # Adapters that a request does not name are off; but a request that names none keeps those of the slot's last draw, and
 # so does an empty list. A number that is not loaded does no harm.
 _NONE = {"id": 0, "scale": 0.0}
@@ -18,6 +19,7 @@ class LlamaCpp(Flavour):
 
     base_model = "default"
     catalogue_path = "/lora-adapters"
+    guarded_path = "/lora-adapters"  # /v1/models is open to all
     seeds = 2**32 - 1  # the 32-bit seed after these is "random"
 
     def arguments(self, prompt: Prompt, seed: int, catalogue: Catalogue) -> JsonObject:
@@ -45,12 +47,18 @@ class LlamaCpp(Flavour):
         """An adapter's name is its file's, without the ending."""
         return Catalogue(self.base_model, {PurePath(entry["path"]).stem: int(entry["id"]) for entry in listing})
 
-    def refusal(self, body: JsonObject) -> str | None:
+    def refusal(self, body: JsonObject) -> Refusal:
         """Too long a prompt is told in numbers; other messages may quote the request."""
         error = body.get("error")
-        if isinstance(error, dict) and error.get("type") == "exceed_context_size_error":
-            return str(error.get("message"))
-        return None
+        error = error if isinstance(error, dict) else {}
+        if error.get("type") == "exceed_context_size_error":
+            limit, prompt_tokens = error.get("n_ctx"), error.get("n_prompt_tokens")
+            if isinstance(limit, int) and isinstance(prompt_tokens, int):
+                return context_exceeded(limit, prompt_tokens)
+            return Refusal(str(error.get("message")), "messages", too_long=True)
+        if str(error.get("message")).startswith(_NEEDS_JINJA):
+            return Refusal(operators_mistake="tools need llama.cpp's --jinja")
+        return Refusal()
 
     def starting(self, body: JsonObject) -> bool:
         """It listens before its weights are loaded, and says so."""

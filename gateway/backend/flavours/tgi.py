@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from gateway.backend.flavours.base import Catalogue, Flavour, refuse, schema_of, verbatim
+from gateway.backend.flavours.base import Catalogue, Flavour, Refusal, context_exceeded, refuse, schema_of, verbatim
 from gateway.backend.flavours.tgi_tools import NO_TOOL, cut_call, history, without_hidden_draw
 from gateway.types import JsonObject, Prompt, Sampling
 
@@ -13,6 +14,11 @@ _MAX_STOPS = 4
 _MAX_TOP_LOGPROBS = 5
 # These messages speak of lengths, limits, templates and tool names; any other may quote the request.
 _SAFE_MESSAGES = ("Input validation error: ", "Template error: ", "Tool error: ")
+# Its numbers: the limit, the prompt's tokens, and max_tokens where both together are over it.
+_TOO_LONG = re.compile(
+    r"Input validation error: `inputs`(?: tokens \+ `max_new_tokens`)? must (?:be <=|have less than) (\d{1,18})[^0-9]*"
+    r"Given: (\d{1,18})(?: `inputs` tokens and (\d{1,18}) `max_new_tokens`)?"
+)
 _CALL_CUT_SHORT = "Tool error: Failed to parse generated text"  # and that text may follow
 
 
@@ -21,6 +27,8 @@ class Tgi(Flavour):
 
     base_model = "tgi"
     capacity_path = "/info"
+    guarded_path = "/tokenize"
+    guarded_body: ClassVar = {"inputs": "a"}
     seeds = 2**64
     keeps_stop_text = True
     hides_nameless_calls = True
@@ -74,10 +82,14 @@ class Tgi(Flavour):
         """A call that ``max_tokens`` cut short comes as an error that quotes it."""
         return cut_call(_message(body), prompt)
 
-    def refusal(self, body: JsonObject) -> str | None:
+    def refusal(self, body: JsonObject) -> Refusal:
         """TGI's own words on limits, templates and tools."""
         message = _message(body)
-        return message if message.startswith(_SAFE_MESSAGES) and not message.startswith(_CALL_CUT_SHORT) else None
+        if too_long := _TOO_LONG.match(message):
+            limit, prompt_tokens, wanted = too_long.groups(default="0")
+            return context_exceeded(int(limit), int(prompt_tokens), int(wanted))
+        safe = message.startswith(_SAFE_MESSAGES) and not message.startswith(_CALL_CUT_SHORT)
+        return Refusal(message) if safe else Refusal()
 
     def true_status(self, status: int, body: JsonObject) -> int:
         """Errors in a stream all call themselves 422, overload too; so does a tool call that max_tokens cut short."""
@@ -85,7 +97,7 @@ class Tgi(Flavour):
         if message == "Model is overloaded":
             return 429
         if status < 400 or message.startswith(_CALL_CUT_SHORT):
-            return 422 if self.refusal(body) is not None else 424
+            return 422 if self.refusal(body) != Refusal() else 424
         return status
 
 

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from gateway.backend.flavours.base import Catalogue, Flavour
+from gateway.backend.flavours.base import Catalogue, Flavour, Refusal
 from gateway.types import JsonObject
+
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\[\]]{0,63}")
+_LENGTH_FIELDS = ("max_tokens", "max_completion_tokens", "messages")
+# Ways in which its versions, and SGLang, which answers as vLLM does, say that a request is too long: words and numbers.
+_TOO_LONG = re.compile(
+    r"This model's maximum context length is \d"
+    r"|'?max_(?:completion_)?tokens'?(?:=\d+ cannot be greater than | or 'max_completion_tokens' is too large)"
+    r"|The \w+ prompt \(length \d+\) (?:plus [a-z ]+\(at least 1\) )?is longer than the maximum model length"
+    r"|The input \(\d+ tokens\) is longer than the model's context length"
+    r"|Requested token count exceeds the model's maximum context length"
+)
+_SAFE = re.compile(r"Requested (?:sample|prompt) logprobs of \d+")
+_NEEDS_PARSER = re.compile(
+    r'"auto" tool choice requires --enable-auto-tool-choice|tool_choice=.{1,200} requires --tool-call-parser'
+)
 
 
 class Vllm(Flavour):
@@ -23,8 +39,17 @@ class Vllm(Flavour):
         bases = [model["id"] for model in models if not model.get("parent")]
         return Catalogue(bases[0], {model["id"]: model["id"] for model in models if model.get("parent")})
 
-    def refusal(self, body: JsonObject) -> str | None:
-        """Too long a prompt is told in numbers; other messages may quote the request."""
+    def refusal(self, body: JsonObject) -> Refusal:
+        """Pass on limits, which are told in numbers, and names of fields; other words may quote the request."""
         error = body.get("error", body)
-        message = error.get("message") if isinstance(error, dict) else None
-        return message if isinstance(message, str) and message.startswith("This model's maximum context") else None
+        error = error if isinstance(error, dict) else {}
+        given = error.get("message")
+        message = given if isinstance(given, str) else ""
+        if _NEEDS_PARSER.match(message):
+            return Refusal(operators_mistake="tools need vLLM's --enable-auto-tool-choice and --tool-call-parser")
+        too_long = _TOO_LONG.match(message) is not None
+        named = error.get("param")
+        param = named if isinstance(named, str) and _FIELD.fullmatch(named) else None
+        if too_long and param not in _LENGTH_FIELDS:
+            param = "max_tokens" if message.lstrip("'").startswith("max_") else "messages"
+        return Refusal(message if too_long or _SAFE.match(message) else None, param, too_long)

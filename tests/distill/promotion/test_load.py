@@ -51,6 +51,14 @@ async def test_an_unused_adapter_leaves_vllm_once(adapter: Adapter) -> None:
         await unload(NAME, backend.model_copy(update={"kind": "tgi"}), drain_s=0)
 
 
+async def test_vllm_that_does_not_see_the_folder_is_told_from_one_without_its_switch(adapter: Adapter) -> None:
+    """Both answer 404: the volume is not shared, or the route is not there."""
+    async with VllmStub(sees_folders=False) as stub:
+        with pytest.raises(PromotionError, match="does not see an adapter in") as refused:
+            await load(adapter, BackendSettings(kind="vllm", urls=(stub.url,)), PromotionSettings())
+    assert str(adapter.folder.absolute()) in str(refused.value)
+
+
 async def test_vllm_without_its_switch_is_told_so(adapter: Adapter) -> None:
     async with VllmStub(updatable=False) as stub:
         with pytest.raises(PromotionError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):

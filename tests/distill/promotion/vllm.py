@@ -14,6 +14,7 @@ class VllmStub:
 
     url: str = ""
     healthy: bool = True
+    sees_folders: bool = True
     updatable: bool = True
     adapters: dict[str, str] = field(default_factory=dict)
     calls: list[tuple[str, Any]] = field(default_factory=list)
@@ -46,6 +47,9 @@ class VllmStub:
         self.calls.append(("load", body))
         if body["lora_name"] in self.adapters:
             return web.json_response({"message": "has already been loaded"}, status=400)
+        if not self.sees_folders:
+            message = f"Loading lora {body['lora_name']} failed: No adapter found for {body['lora_path']}"
+            return web.json_response({"error": {"message": message, "type": "NotFoundError", "code": 404}}, status=404)
         self.adapters[body["lora_name"]] = body["lora_path"]
         return web.Response(text="Success")
 
@@ -53,5 +57,6 @@ class VllmStub:
         body = await request.json()
         self.calls.append(("unload", body))
         if self.adapters.pop(body["lora_name"], None) is None:
-            return web.json_response({"message": "cannot be found"}, status=404)
+            error = {"message": f"The lora adapter '{body['lora_name']}' cannot be found.", "type": "NotFoundError"}
+            return web.json_response({"error": error}, status=404)
         return web.Response(text="Success")

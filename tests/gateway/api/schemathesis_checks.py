@@ -19,7 +19,9 @@ RULES = {
     ("invalid_value", "tool_choice"),  # without tools
     ("invalid_value", "tools[].function.parameters"),  # as above
     ("invalid_value", "top_logprobs"),  # without logprobs
-    ("rejected_by_backend", None),  # too many tokens, a tool that is not there, …
+    ("context_length_exceeded", "max_tokens"),
+    ("context_length_exceeded", "messages"),
+    ("rejected_by_backend", None),  # a tool that is not there, …
     ("unsupported_parameter", "logit_bias"),  # TGI's limits
     ("unsupported_parameter", "presence_penalty"),
     ("unsupported_parameter", "response_format"),

@@ -198,9 +198,9 @@ RULES: list[tuple[dict[str, Any], Expected]] = [
     ({"best_of": 4, "n": 2, "temperature": 0}, (400, INVALID, "n",
                                                 "n must be 1 at temperature 0: all answers would be the same")),
     ({"stop": ["x"] * 50}, (400, INVALID, "stop", "stop takes at most 4 strings")),
-    ({"max_tokens": 10_000_000}, (400, "rejected_by_backend", None,
-                                  "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. "
-                                  "Given: 9 `inputs` tokens and 10000000 `max_new_tokens`")),
+    ({"max_tokens": 10_000_000}, (400, "context_length_exceeded", "max_tokens",
+                                  "This model's maximum context length is 4096 tokens. However, your messages have 9 "
+                                  "tokens and max_tokens asks for 10000000 more. Please reduce max_tokens or the messages.")),
     ({"max_tokens": 5, "max_completion_tokens": 6},
      (400, INVALID, "max_tokens", "max_tokens and max_completion_tokens contradict each other")),
     ({"top_logprobs": 2}, (400, INVALID, "top_logprobs", "top_logprobs needs logprobs: true")),

@@ -26,7 +26,7 @@ BACKEND_FAULTS: list[tuple[Fault, int, tuple[int, str, str], str]] = [
     (Fault.STATUS, 429, BUSY, "the backend is overloaded"),
     (Fault.STATUS, 503, BUSY, "the backend is overloaded"),
     (Fault.STATUS, 504, (504, "timeout_error", "backend_timeout"), "the backend did not answer in time"),
-    (Fault.STATUS, 401, FAILED, "the backend refused the gateway's API key"),
+    (Fault.STATUS, 401, (502, "upstream_error", "backend_key_refused"), "the backend refused the gateway's API key"),
     (Fault.STATUS, 404, FAILED, "the backend answered with status 404"),
     (Fault.STATUS, 422, (400, "invalid_request_error", "rejected_by_backend"), ""),
     (Fault.HTML, 502, FAILED, "the backend answered with status 502"),

@@ -12,11 +12,13 @@ from gateway.backend.limit import ServerLimits
 from gateway.errors import (
     BackendError,
     BackendFailed,
+    BackendKeyRefused,
     BackendOverloaded,
     BackendProtocolError,
     BackendRejected,
     BackendTimeout,
     BackendUnreachable,
+    ContextLengthExceeded,
     GatewayError,
     InvalidRequest,
     UnsupportedField,
@@ -139,7 +141,7 @@ FAULTS = [
     ({"fault": Fault.STATUS, "fault_status": 422}, BackendRejected),
     ({"fault": Fault.STATUS, "fault_status": 413}, BackendRejected),
     ({"fault": Fault.HTML, "fault_status": 504}, BackendTimeout),
-    ({"fault": Fault.HTML, "fault_status": 401}, BackendFailed),
+    ({"fault": Fault.HTML, "fault_status": 401}, BackendKeyRefused),
     ({"fault": Fault.HTML, "fault_status": 302}, BackendProtocolError),
     ({"fault": Fault.HTML, "fault_status": 200}, BackendProtocolError),
     ({"fault": Fault.HALF_JSON}, BackendProtocolError),
@@ -166,10 +168,10 @@ async def test_every_failure_has_its_error_and_the_next_draw_is_unharmed(
     assert await streamed(pool, secret) == (await pool.complete(secret, seed=1, replica=0)).text
 
 
-async def test_too_long_a_request_is_told_in_the_backends_words(stub: TgiStub, pool: BackendPool) -> None:
+async def test_too_long_a_request_is_told_in_numbers(stub: TgiStub, pool: BackendPool) -> None:
     stub.knobs.update({"max_input_tokens": 3})
     for draw in (pool.complete(prompt("one two three four"), seed=1, replica=0), streamed(pool, prompt("a b c d"))):
-        with pytest.raises(BackendRejected, match="inputs"):
+        with pytest.raises(ContextLengthExceeded, match="maximum context length is 3 tokens"):
             await draw
 
 
@@ -353,3 +355,12 @@ async def test_an_adapter_is_addressed_as_a_model(stub: TgiStub, pool: BackendPo
     base, tuned = [await pool.complete(prompt(adapter=name), seed=1, replica=0) for name in (None, "rft-1")]
     assert base.text != tuned.text
     assert ["tgi", "rft-1"] == [orjson.loads(request.body)["model"] for request in stub.state.requests]
+
+
+@pytest.mark.parametrize(("key", "ready"), [("right", True), ("wrong", False), ("", False)])
+async def test_readiness_says_that_the_key_is_wrong(stub: TgiStub, pool_of: PoolOf, key: str, ready: bool) -> None:
+    """TGI's health needs no key."""
+    stub.knobs.update({"api_key": "right"})
+    found = await pool_of(stub.url, api_key=key).readiness()
+    assert ready == found.ready
+    assert ("refuses the gateway's API key" in found.detail) == (not ready)

@@ -10,6 +10,7 @@ from gateway.backend.flavours import FLAVOURS
 from gateway.errors import (
     BackendError,
     BackendFailed,
+    BackendKeyRefused,
     BackendOverloaded,
     BackendProtocolError,
     BackendRejected,
@@ -70,7 +71,8 @@ def test_no_error_of_the_transport_is_left_out() -> None:
         ((400, 413, 415, 422), BackendRejected),
         ((429, 503), BackendOverloaded),
         ((408, 504), BackendTimeout),
-        ((401, 403, 404, 405, 424, 500, 501, 502, 599), BackendFailed),
+        ((401, 403), BackendKeyRefused),
+        ((404, 405, 424, 500, 501, 502, 599), BackendFailed),
     ],
 )
 def test_every_status_has_its_kind(statuses: tuple[int, ...], expected: type) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.backend.flavours import FLAVOURS, Catalogue, Flavour
-from gateway.errors import UnsupportedField
+from gateway.backend.failures import from_status
+from gateway.backend.flavours import FLAVOURS, Catalogue, Flavour, Refusal
+from gateway.errors import BackendMisconfigured, BackendRejected, ContextLengthExceeded, UnsupportedField
 from gateway.types import JsonObject, Sampling
 from tests.gateway.backend.conftest import prompt
 
@@ -150,7 +151,7 @@ def test_each_server_addresses_an_adapter_its_own_way(kind: str, expected: JsonO
 
 
 def test_a_flavour_passes_nothing_on_unless_it_knows_better() -> None:
-    assert None is Flavour().refusal({"error": "secret"})
+    assert Refusal() == Flavour().refusal({"error": "secret"})
 
 
 def test_vllm_lists_base_and_adapters_as_models() -> None:
@@ -183,4 +184,86 @@ def test_llamacpp_lists_adapters_by_file() -> None:
     ],
 )
 def test_only_reasons_that_quote_nothing_are_passed_on(kind: str, body: JsonObject, expected: bool) -> None:
-    assert expected == (FLAVOURS[kind].refusal(body) is not None)
+    assert expected == (FLAVOURS[kind].refusal(body).reason is not None)
+
+
+def tgi_error(text: str) -> JsonObject:
+    return {"error": f"Input validation error: {text}", "error_type": "validation"}
+
+
+def vllm_error(message: str, param: Any = None) -> JsonObject:
+    return {"error": {"message": message, "type": "BadRequestError", "param": param, "code": 400}}
+
+
+TOGETHER = "`inputs` tokens + `max_new_tokens` must be <= 2048. Given: {} `inputs` tokens and {} `max_new_tokens`"
+LLAMACPP = {"type": "exceed_context_size_error", "code": 400, "n_prompt_tokens": 3031, "n_ctx": 2048}
+TOO_LONG: list[tuple[str, JsonObject, str]] = [
+    ("tgi", tgi_error(TOGETHER.format(3031, 5)), "messages"),
+    ("tgi", tgi_error(TOGETHER.format(3031, 0)), "messages"),
+    ("tgi", tgi_error(TOGETHER.format(2048, 1)), "messages"),
+    ("tgi", tgi_error(TOGETHER.format(2047, 2)), "max_tokens"),
+    ("tgi", tgi_error(TOGETHER.format(1531, 1000)), "max_tokens"),
+    ("tgi", {"error": {"message": tgi_error(TOGETHER.format(3031, 5))["error"], "http_status_code": 422}}, "messages"),
+    ("tgi", tgi_error("`inputs` must have less than 2048 tokens. Given: 3031"), "messages"),
+    ("llamacpp", {"error": {**LLAMACPP, "message": "request (3031 tokens) exceeds"}}, "messages"),
+    ("llamacpp", {"error": {"type": "exceed_context_size_error", "message": "over 2048"}}, "messages"),
+    ("vllm", vllm_error("This model's maximum context length is 2048 tokens. Yours", "input_tokens"), "messages"),
+    ("vllm", vllm_error("This model's maximum context length is 2048 tokens. You requested"), "messages"),
+    ("vllm", vllm_error("max_tokens=5000 cannot be greater than max_model_len=2048.", "max_tokens"), "max_tokens"),
+    ("vllm", vllm_error("max_completion_tokens=5000 cannot be greater than max_model_len=2048"), "max_tokens"),
+    ("vllm", vllm_error("max_tokens=5000 cannot be greater than max_model_len=max_total_tokens=2048"), "max_tokens"),
+    ("vllm", vllm_error("'max_tokens' or 'max_completion_tokens' is too large: 5000. Over 2048"), "max_tokens"),
+    ("vllm", vllm_error("The decoder prompt (length 31) is longer than the maximum model length of 2048"), "messages"),
+    ("vllm", {"object": "error", "message": "The input (3031 tokens) is longer than the model's context length (2048"},
+     "messages"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "body", "param"), TOO_LONG)
+def test_too_long_a_request_is_one_error_with_numbers_on_every_backend(kind: str, body: JsonObject, param: str) -> None:
+    error = from_status(400 if kind == "vllm" else 422, body, FLAVOURS[kind])
+    assert isinstance(error, ContextLengthExceeded)
+    assert param == error.param
+    assert "2048" in error.message
+
+
+def test_the_numbers_are_told_in_openais_words() -> None:
+    """LiteLLM and LangChain look for them to choose a model with a longer context."""
+    told = [
+        from_status(422, tgi_error(TOGETHER.format(*given)), FLAVOURS["tgi"]).message
+        for given in ((9, 2048), (3031, 5))
+    ]
+    assert all(message.startswith("This model's maximum context length is 2048 tokens.") for message in told)
+    assert ["9 tokens and max_tokens asks for 2048 more" in told[0], "3031 tokens" in told[1]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("param", "expected"),
+    [
+        ("logit_bias", "logit_bias"),
+        ("tools[0].function", "tools[0].function"),
+        ("a secret", None),
+        ("x" * 65, None),
+        (5, None),
+    ],
+)
+def test_the_field_that_vllm_names_is_passed_on_and_its_words_are_not(param: Any, expected: str | None) -> None:
+    error = from_status(400, vllm_error("secret text", param), FLAVOURS["vllm"])
+    assert isinstance(error, BackendRejected)
+    assert (expected, False) == (error.param, "secret" in error.message)
+    assert (expected or "the request") in error.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("vllm", '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'),
+        ("vllm", 'tool_choice="required" requires --tool-call-parser to be set'),
+        ("vllm", 'tool_choice=function "secret" requires --tool-call-parser to be set'),
+        ("llamacpp", "tools param requires --jinja flag"),
+    ],
+)
+def test_what_the_operator_left_out_is_not_called_the_callers_mistake(kind: str, message: str) -> None:
+    error = from_status(400, vllm_error(message), FLAVOURS[kind])
+    assert isinstance(error, BackendMisconfigured)
+    assert ("--" in error.message, "secret" in error.message) == (True, False)

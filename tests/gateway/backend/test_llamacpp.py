@@ -12,7 +12,7 @@ import pytest
 
 from gateway.backend.client import BackendPool
 from gateway.embedded.llama import LlamaServer
-from gateway.errors import BackendFailed, BackendRejected
+from gateway.errors import BackendFailed, ContextLengthExceeded
 from gateway.settings import BackendSettings
 from tests.gateway.backend.conftest import prompt
 from tests.gateway.embedded.adapters import random_adapter
@@ -81,7 +81,7 @@ async def test_a_forbidden_token_is_not_drawn(pool: BackendPool) -> None:
 
 
 async def test_too_long_a_prompt_is_told_in_numbers(pool: BackendPool) -> None:
-    with pytest.raises(BackendRejected, match="exceeds the available context size"):
+    with pytest.raises(ContextLengthExceeded, match="maximum context length is 512 tokens"):
         await pool.complete(prompt("word " * 1000), seed=1, replica=0)
 
 

@@ -26,14 +26,20 @@ class FakeVllm:
     url: str = ""
     models: Any = field(default_factory=lambda: {"data": [{"id": "base-7b", "parent": None}]})
     listings: int = 0
+    key: str = ""
     requests: list[Any] = field(default_factory=list)
 
     def load(self, adapter: str) -> None:
         self.models["data"].append({"id": adapter, "parent": "base-7b"})
 
-    async def list_models(self, _: web.Request) -> web.Response:
+    async def list_models(self, request: web.Request) -> web.Response:
         self.listings += 1
+        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
         return web.json_response(self.models)
+
+    async def health(self, _: web.Request) -> web.Response:
+        return web.Response()
 
     async def chat(self, request: web.Request) -> web.Response:
         asked = await request.json()
@@ -49,6 +55,7 @@ async def vllm() -> AsyncIterator[FakeVllm]:
     fake = FakeVllm()
     app = web.Application()
     app.router.add_get("/v1/models", fake.list_models)
+    app.router.add_get("/health", fake.health)
     app.router.add_post("/v1/chat/completions", fake.chat)
     runner = web.AppRunner(app)
     await runner.setup()
@@ -143,3 +150,11 @@ async def test_a_json_schema_reaches_vllm_as_openai_writes_it(vllm: FakeVllm, po
     """The hub's client would rewrite it for TGI, and vLLM would silently ignore that."""
     await draw(pool, response_format=SCHEMA)
     assert SCHEMA == vllm.requests[0]["response_format"]
+
+
+@pytest.mark.parametrize(("key", "ready"), [("right", True), ("wrong", False)])
+async def test_readiness_says_that_the_key_is_wrong(vllm: FakeVllm, pool_of: PoolOf, key: str, ready: bool) -> None:
+    """Its health needs no key, its list of models does."""
+    vllm.key = "right"
+    found = await pool_of(vllm.url, kind="vllm", api_key=key).readiness()
+    assert (ready, not ready) == (found.ready, "refuses the gateway's API key" in found.detail)
