@@ -200,7 +200,8 @@ RULES: list[tuple[dict[str, Any], Expected]] = [
     ({"stop": ["x"] * 50}, (400, INVALID, "stop", "stop takes at most 4 strings")),
     ({"max_tokens": 10_000_000}, (400, "context_length_exceeded", "max_tokens",
                                   "This model's maximum context length is 4096 tokens. However, your messages have 9 "
-                                  "tokens and max_tokens asks for 10000000 more. Please reduce max_tokens or the messages.")),
+                                  "tokens and max_tokens asks for 10000000 more. Please reduce max_tokens or the "
+                                  "messages.")),
     ({"max_tokens": 5, "max_completion_tokens": 6},
      (400, INVALID, "max_tokens", "max_tokens and max_completion_tokens contradict each other")),
     ({"top_logprobs": 2}, (400, INVALID, "top_logprobs", "top_logprobs needs logprobs: true")),
