@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from vllm.exceptions import LoRAAdapterNotFoundError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.outputs import LogprobsLists
@@ -63,7 +64,7 @@ class ScriptedEngine(EngineCoreClient):
             task.cancel()
 
     async def get_supported_tasks_async(self) -> tuple[str, ...]:
-        return ("classify", "embed") if self._config.model_config.runner_type == "pooling" else ("generate",)
+        return ("classify",) if self._config.model_config.runner_type == "pooling" else ("generate",)
 
     async def get_output_async(self) -> EngineCoreOutputs:
         return await self._outputs.get()
@@ -94,6 +95,8 @@ class ScriptedEngine(EngineCoreClient):
                 self._log(event="abort", id=request_id)
 
     async def add_lora_async(self, lora_request: Any) -> bool:
+        if not await asyncio.to_thread(os.path.isdir, lora_request.lora_path):
+            raise LoRAAdapterNotFoundError(lora_request.lora_name, lora_request.lora_path)
         self._loras.add(lora_request.lora_int_id)
         return True
 
