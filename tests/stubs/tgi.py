@@ -23,7 +23,7 @@ from tests.stubs.tgi_errors import BodyError, TgiError, overloaded
 from tests.stubs.tgi_faults import WHOLE_FAULTS, FaultPicker, break_off, dripped, whole_fault
 from tests.stubs.tgi_generation import TAPES, Generated, Tape, draw, split
 from tests.stubs.tgi_pace import Generation
-from tests.stubs.tgi_validation import GenerationRequest, check, read_chat, read_generate
+from tests.stubs.tgi_validation import GenerationRequest, check, read_chat, read_completion, read_generate
 from tests.stubs.tgi_wire import (
     DONE,
     VERSION,
@@ -31,9 +31,11 @@ from tests.stubs.tgi_wire import (
     chat_choices,
     chat_events,
     chat_response,
+    completion_response,
     event,
     generate_events,
     generate_response,
+    tokens_of,
 )
 
 TOO_LARGE = "Failed to buffer the request body: length limit exceeded"
@@ -58,7 +60,9 @@ class TgiStub(StubServer):
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/generate"): self._generate,
             ("POST", "/generate_stream"): self._generate_stream,
+            ("POST", "/v1/completions"): self._completion,
             ("POST", "/tokenize"): self._tokenize,
+            ("POST", "/chat_tokenize"): self._chat_tokenize,
             ("GET", "/"): self._health,
             ("GET", "/health"): self._health,
             ("GET", "/ping"): self._health,
@@ -77,6 +81,12 @@ class TgiStub(StubServer):
         if request.n > 1:
             return await self._several(request)
         return await self._plain(http, request, chat_response)
+
+    async def _completion(self, http: web.BaseRequest) -> web.StreamResponse:
+        request = await self._read(http, read_completion)
+        if isinstance(request, web.Response):
+            return request
+        return await self._plain(http, request, completion_response)
 
     async def _generate(self, http: web.BaseRequest) -> web.StreamResponse:
         request = await self._read(http, read_generate)
@@ -139,9 +149,11 @@ class TgiStub(StubServer):
     def _draw(self, request: GenerationRequest) -> tuple[Generated, str | None]:
         adapter = request.adapter if request.adapter in self.knobs.adapters else None
         said, arguments = None, None
-        if request.tool_call is not None or request.grammar is not None:
-            said, arguments = self._constrained(request, adapter)
         assert request.max_new_tokens is not None
+        if request.script is not None and request.tool_call is None:
+            said = request.script.pieces(request.max_new_tokens)
+        elif request.tool_call is not None or request.grammar is not None:
+            said, arguments = self._constrained(request, adapter)
         generated = draw(
             conversation=request.conversation,
             adapter=adapter,
@@ -181,6 +193,8 @@ class TgiStub(StubServer):
             generation, arguments = self._begin(request)
             with generation:
                 await generation.until_done_or(fault)
+                if request.script is not None and request.script.fail_at_tokens is not None:
+                    raise request.script.failure()
                 body = body_of(request, generation.generated, arguments)
         except TgiError as error:
             return json_response(orjson.dumps(error.body), status=error.status)
@@ -224,8 +238,12 @@ class TgiStub(StubServer):
         await response.prepare(http)
         try:
             generation, _ = self._begin(request)
+            events = events_of(request, generation.generated)
             with generation:
-                await generation.stream(response, events_of(request, generation.generated), fault)
+                if request.script is not None and request.script.fail_at_tokens is not None:
+                    await generation.stream(response, events[: request.script.fail_at_tokens], fault)
+                    raise request.script.failure()
+                await generation.stream(response, events, fault)
         except TgiError as error:
             await response.write(error_event(error))
         if fault is Fault.DISCONNECT:
@@ -235,11 +253,18 @@ class TgiStub(StubServer):
         return response
 
     async def _tokenize(self, http: web.BaseRequest) -> web.StreamResponse:
-        """One token for all of the text; guarded as generation is."""
+        """List the tokens of a text; guarded as generation is."""
         if not self._knows_key(http):
             return web.Response(status=401)
-        text = orjson.loads(await http.read())["inputs"]
-        return json_response(orjson.dumps([{"id": 0, "text": text, "start": 0, "stop": len(text)}]))
+        return json_response(orjson.dumps(tokens_of(orjson.loads(await http.read())["inputs"])))
+
+    async def _chat_tokenize(self, http: web.BaseRequest) -> web.StreamResponse:
+        """List the tokens of a conversation as its template renders it; guarded as generation is."""
+        request = await self._read(http, read_chat)
+        if isinstance(request, web.Response):
+            return request
+        text = "word " * (request.prompt_tokens - 1) + "word"
+        return json_response(orjson.dumps({"tokenize_response": tokens_of(text), "templated_text": text}))
 
     async def _health(self, http: web.BaseRequest) -> web.StreamResponse:
         if self.knobs.healthy:
@@ -252,7 +277,7 @@ class TgiStub(StubServer):
         info = {
             "model_id": knobs.model_id,
             "model_sha": None,
-            "model_pipeline_tag": "text-generation",
+            "model_pipeline_tag": None,
             "max_concurrent_requests": knobs.max_concurrent_requests,
             "max_best_of": knobs.max_best_of,
             "max_stop_sequences": knobs.max_stop_sequences,
@@ -262,7 +287,7 @@ class TgiStub(StubServer):
             "max_client_batch_size": 4,
             "router": "text-generation-router",
             "version": VERSION,
-            "sha": None,
+            "sha": "0" * 40,
             "docker_label": None,
         }
         return json_response(orjson.dumps(info))

@@ -12,6 +12,7 @@ from tests.stubs.tgi_errors import BodyError
 
 U32 = 2**32 - 1
 U64 = 2**64 - 1
+MAX_NESTING = 127
 
 
 def parse(raw: bytes, content_type: str) -> dict[str, Any]:
@@ -28,23 +29,70 @@ def parse(raw: bytes, content_type: str) -> dict[str, Any]:
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise BodyError(400, f"Failed to parse the request body as JSON: {error}") from error
+        raise syntax_error(str(error)) from error
+    if isinstance(body, list):
+        # A struct may be written as a sequence of its fields, of which the first is the model's name.
+        raise mistyped("[0]", "a string", body[0] if body else None)
     if not isinstance(body, dict):
-        raise mistyped("", "struct")
+        raise mistyped("", "struct ChatRequest", body)
+    if nesting(body) > MAX_NESTING:
+        raise syntax_error("recursion limit exceeded")
     return body
 
 
-def mistyped(name: str, wanted: str) -> BodyError:
-    """A field has the wrong type."""
-    where = f"{name}: " if name else ""
-    return BodyError(
-        422, f"Failed to deserialize the JSON body into the target type: {where}invalid type, expected {wanted}"
-    )
+def syntax_error(reason: str) -> BodyError:
+    """Return the error for a body that is no JSON; the words after the colon are the parser's."""
+    return BodyError(400, f"Failed to parse the request body as JSON: {reason}")
 
 
-def missing(name: str) -> BodyError:
-    """A field that must be there is not."""
-    return BodyError(422, f"Failed to deserialize the JSON body into the target type: missing field `{name}`")
+def nesting(value: Any) -> int:
+    """Return how many objects and lists lie within one another at the deepest place."""
+    level, inner = 0, [value]
+    while inner := [one for one in inner if isinstance(one, dict | list)]:
+        level += 1
+        inner = [deeper for one in inner for deeper in (one.values() if isinstance(one, dict) else one)]
+    return level
+
+
+def mistyped(path: str, wanted: str, given: Any) -> BodyError:
+    """Return the error for a field whose value has the wrong type, or is a number out of its range."""
+    fault = "value" if wanted in {"u32", "u64"} and type(given) is int else "type"
+    return unreadable(path, f"invalid {fault}: {_described(given)}, expected {wanted}")
+
+
+def missing(name: str, path: str = "") -> BodyError:
+    """Return the error for a field that must be there and is not."""
+    return unreadable(path, f"missing field `{name}`")
+
+
+def unmatched(path: str, enum: str) -> BodyError:
+    """Return the error for a value that has none of the shapes it may have."""
+    return unreadable(path, f"data did not match any variant of untagged enum {enum}")
+
+
+def unreadable(path: str, reason: str) -> BodyError:
+    """Return the error for a body of another type than the route's, without the position that TGI adds."""
+    where = f"{path}: " if path else ""
+    return BodyError(422, f"Failed to deserialize the JSON body into the target type: {where}{reason}")
+
+
+def _described(value: Any) -> str:
+    """Return a value as serde names it."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return f"boolean `{str(value).lower()}`"
+        case int():
+            return f"integer `{value}`"
+        case float():
+            return f"floating point `{value}`"
+        case str():
+            return f"string {orjson.dumps(value).decode()}"
+        case list():
+            return "sequence"
+        case _:
+            return "map"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +115,7 @@ def check_fields(body: dict[str, Any], fields: dict[str, Field]) -> None:
         if field is None or (value is None and field.nullable):
             continue
         if not field.right(value):
-            raise mistyped(name, field.wanted)
+            raise mistyped(name, field.wanted, value)
 
 
 def is_float(value: Any) -> bool:
@@ -153,14 +201,15 @@ GENERATE_FIELDS = {
 }
 
 
-def message_text(message: Any) -> str:
-    """The text of one chat message: its content, or else its tool calls."""
+def message_text(message: Any, path: str) -> str:
+    """Return the text of one chat message: its content, or else its tool calls."""
     if type(message) is not dict:
-        raise mistyped("messages", "struct Message")
+        raise mistyped(path, "struct Message", message)
     if "role" not in message:
-        raise missing("role")
-    if not is_text(message["role"]) or not isinstance(message.get("name"), str | None):
-        raise mistyped("messages", "a string")
+        raise missing("role", path)
+    for name in ("role", "name"):
+        if not isinstance(message.get(name), str | None):
+            raise mistyped(f"{path}.{name}", "a string", message[name])
     content = message.get("content")
     if type(content) is str:
         return content
@@ -171,11 +220,7 @@ def message_text(message: Any) -> str:
     calls = message.get("tool_calls")
     if type(calls) is list and all(map(_is_tool_call, calls)):
         return orjson.dumps(calls).decode()
-    raise BodyError(
-        422,
-        "Failed to deserialize the JSON body into the target type: messages: data did not match any variant of "
-        "untagged enum MessageBody",
-    )
+    raise unmatched(path, "MessageBody")
 
 
 def _is_chunk(chunk: Any) -> bool:

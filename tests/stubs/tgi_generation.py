@@ -148,11 +148,11 @@ def _stopped(pieces: list[str], text: str, max_new_tokens: int, stop: Sequence[s
     return Generated(ended, text, "length" if max_new_tokens == len(ended) else "eos_token")
 
 
-def split(text: str) -> list[str]:
-    """``text`` in pieces of at most six characters, spaces at the beginning of a piece."""
+def split(text: str, width: int = 6) -> list[str]:
+    """Return ``text`` in pieces of at most ``width`` characters, spaces at the beginning of a piece."""
     pieces: list[str] = []
     for word in text.replace(" ", "\0 ").split("\0"):
-        pieces.extend(word[i : i + 6] for i in range(0, len(word), 6))
+        pieces.extend(word[i : i + width] for i in range(0, len(word), width))
     return pieces
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import orjson
 
 from tests.stubs import tgi_body as body_of
-from tests.stubs.tgi_errors import BodyError, TgiError, invalid
+from tests.stubs.tgi_errors import TgiError, invalid
 from tests.stubs.tgi_generation import split
+from tests.stubs.tgi_script import Script
 
 SAID = ("wheel", "ratchet", "lantern", "harbour", "spring", "copper", "meadow", "compass")
 
@@ -28,14 +29,11 @@ class Grammar:
         """Refuse what TGI cannot compile.
 
         Raises:
-            TgiError: The schema has no properties, or the expression is not one.
+            TgiError: The schema has no properties.
         """
         if self.regex is not None:
-            try:
-                re.compile(self.regex)
-            except re.error as error:
-                raise invalid(f"grammar is not valid: {error}") from error
-        elif not isinstance(self.schema, dict):
+            return  # the router passes it on as it is
+        if not isinstance(self.schema, dict):
             raise invalid("grammar is not supported")
         elif "properties" not in self.schema:
             raise invalid("grammar is not valid: Grammar must have a 'properties' field")
@@ -44,7 +42,12 @@ class Grammar:
         """A text that matches, chosen by ``key``."""
         choice = _Choice(key)
         if self.regex is not None:
-            return "".join(_matching(regex_parser.parse(self.regex), choice))
+            try:
+                parsed = regex_parser.parse(self.regex)
+            except re.error as error:
+                # The router takes any expression; the model server fails when it compiles this one.
+                raise TgiError("generation", f"Request failed during generation: Server error: {error}") from error
+            return "".join(_matching(parsed, choice))
         return orjson.dumps(_instance(self.schema, choice)).decode()
 
 
@@ -55,17 +58,22 @@ class ToolCall:
     id: str
     name: str
     parameters: Any
+    scripted: str | None = None
+    """The arguments that a script gives."""
 
     def arguments(self, key: bytes) -> str:
         """Arguments that fit the tool's parameters, as the JSON text that TGI sends."""
+        if self.scripted is not None:
+            return self.scripted
         schema = self.parameters if isinstance(self.parameters, dict) else {}
         return orjson.dumps(_instance({**schema, "type": "object"}, _Choice(key))).decode()
 
     def pieces(self, arguments: str) -> tuple[list[str], list[str]]:
         """What the model writes: the pieces that end with the tool's name, and those of the arguments after it."""
-        empty = arguments == "{}"
-        name = orjson.dumps(self.name).decode()
-        return split(f'{{"function":{{"_name":{name}' + ("" if empty else ",")), [*split(arguments[1:-1]), "}}"]
+        comma = "" if arguments == "{}" else ","
+        width = 6 if self.scripted is None else 3  # as many pieces as the recorded tokenizer makes of it
+        name = split(f'{{"function":{{"_name":{orjson.dumps(self.name).decode()}{comma}', width)
+        return name, [*split(arguments[1:-1], width), "}}"]
 
 
 def read_response_format(body: dict[str, Any]) -> Grammar | None:
@@ -78,26 +86,25 @@ def read_response_format(body: dict[str, Any]) -> Grammar | None:
     if given is None:
         return None
     if type(given) is not dict:
-        raise body_of.mistyped("response_format", "adjacently tagged enum GrammarType")
+        raise body_of.mistyped("response_format", "adjacently tagged enum GrammarType", given)
     if "type" not in given:
-        raise body_of.missing("type")
+        raise body_of.missing("type", "response_format")
     kind = given["type"]
     if kind not in {"json", "json_object", "json_schema", "regex"}:
-        raise BodyError(
-            422,
-            "Failed to deserialize the JSON body into the target type: response_format.type: unknown variant "
-            f"`{kind}`, expected one of `json`, `json_object`, `regex`, `json_schema`",
+        raise body_of.unreadable(
+            "response_format.type",
+            f"unknown variant `{kind}`, expected one of `json`, `json_object`, `regex`, `json_schema`",
         )
     if "value" not in given:
-        raise body_of.missing("value")
+        raise body_of.missing("value", "response_format")
     value = given["value"]
     if kind == "regex":
         if not body_of.is_text(value):
-            raise body_of.mistyped("response_format.value", "a string")
+            raise body_of.mistyped("response_format.value", "a string", value)
         return Grammar(regex=value)
     if kind == "json_schema":
         if type(value) is not dict or "schema" not in value:
-            raise body_of.missing("schema")
+            raise body_of.missing("schema", "response_format.value")
         return Grammar(schema=value["schema"])
     if type(value) is str:
         try:
@@ -117,16 +124,18 @@ def read_tools(body: dict[str, Any]) -> list[dict[str, Any]] | None:
     if tools is None:
         return None
     if type(tools) is not list:
-        raise body_of.mistyped("tools", "a sequence")
-    for tool in tools:
+        raise body_of.mistyped("tools", "a sequence", tools)
+    for index, tool in enumerate(tools):
         if type(tool) is not dict or not body_of.is_text(tool.get("type")):
-            raise body_of.missing("type")
+            raise body_of.missing("type", f"tools[{index}]")
         if not body_of.is_function(tool.get("function")):
-            raise body_of.missing("arguments")
+            raise body_of.missing("arguments", f"tools[{index}].function")
     return [tool["function"] for tool in tools]
 
 
-def choose_tool(functions: list[dict[str, Any]], tool_choice: Any, messages: list[Any], text: str) -> ToolCall | None:
+def choose_tool(
+    functions: list[dict[str, Any]], tool_choice: Any, messages: list[Any], text: str, script: Script | None = None
+) -> ToolCall | None:
     """The tool that the model calls, if it calls one.
 
     ``auto`` (also null and absent) calls the first tool whose name the conversation mentions; ``required`` falls back
@@ -143,13 +152,16 @@ def choose_tool(functions: list[dict[str, Any]], tool_choice: Any, messages: lis
         case "none":
             chosen = None
         case "required":
-            chosen = mentioned or functions[0]
+            chosen = mentioned or next(iter(functions), None)
         case str(name) | {"type": "function", "function": {"name": str(name)}}:
             chosen = next((function for function in functions if function["name"] == name), None)
             if chosen is None:
                 raise TgiError("tool_error", f"Tool error: Tool with name {name} not found")
         case _:
-            raise body_of.mistyped("tool_choice", "untagged enum ToolTypeDeserializer")
+            raise body_of.unmatched("tool_choice", "ToolTypeDeserializer")
+    if script is not None and tool_choice != "none":
+        call = script.call()
+        return None if call is None else ToolCall(_next_id(messages), call[0], None, scripted=call[1])
     if chosen is None:
         return None
     parameters = chosen.get("parameters", chosen.get("arguments"))

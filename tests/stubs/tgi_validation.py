@@ -10,9 +10,12 @@ import orjson
 
 from tests.stubs import tgi_body as body_of
 from tests.stubs.knobs import Knobs
-from tests.stubs.tgi_errors import BodyError, TgiError, invalid
+from tests.stubs.tgi_errors import TgiError, invalid
 from tests.stubs.tgi_generation import count_tokens
 from tests.stubs.tgi_grammar import Grammar, ToolCall, choose_tool, read_response_format, read_tools
+from tests.stubs.tgi_script import Script, read_script, unparsed
+
+PIECE_TOKENS = 1024
 
 
 @dataclass(slots=True)
@@ -43,6 +46,7 @@ class GenerationRequest:
     inputs: str = ""
     n: int = 1
     chose_no_tool: bool = False
+    script: Script | None = None
 
 
 def read_chat(body: dict[str, Any], knobs: Knobs) -> GenerationRequest:
@@ -56,11 +60,11 @@ def read_chat(body: dict[str, Any], knobs: Knobs) -> GenerationRequest:
         raise body_of.missing("messages")
     messages = body["messages"]
     if type(messages) is not list:
-        raise body_of.mistyped("messages", "a sequence")
-    texts = [body_of.message_text(message) for message in messages]
+        raise body_of.mistyped("messages", "a sequence", messages)
+    texts = [body_of.message_text(message, f"messages[{index}]") for index, message in enumerate(messages)]
     body_of.check_fields(body, body_of.CHAT_FIELDS)
     if "max_tokens" in body and "max_completion_tokens" in body:
-        raise BodyError(422, "Failed to deserialize the JSON body into the target type: duplicate field `max_tokens`")
+        raise body_of.unreadable("", "duplicate field `max_tokens`")
     get = body.get
     model = get("model")
     adapter = None if model == "tgi" else model
@@ -68,7 +72,7 @@ def read_chat(body: dict[str, Any], knobs: Knobs) -> GenerationRequest:
     temperature = get("temperature")
     request = GenerationRequest(
         conversation=orjson.dumps(messages),
-        prompt_tokens=sum(map(count_tokens, texts)) + 4 * len(texts),
+        prompt_tokens=sum(map(count_tokens, texts)) + 4 * max(1, len(texts)),
         model=knobs.model_id if adapter is None else adapter,
         adapter=adapter,
         max_new_tokens=get("max_tokens", get("max_completion_tokens")),
@@ -85,16 +89,31 @@ def read_chat(body: dict[str, Any], knobs: Knobs) -> GenerationRequest:
         logprobs=get("logprobs") or False,
         n=(get("n") or 1) if knobs.honours_n else 1,
     )
+    if texts:
+        request.script = read_script(texts[-1])
     if "tools" not in body and "response_format" not in body:
         return request
     request.grammar = read_response_format(body)
     tools = read_tools(body)
     if tools is not None and request.grammar is not None:
         raise TgiError("tool_error", "Tool error: Grammar and tools are mutually exclusive")
-    if tools:
-        request.tool_call = choose_tool(tools, body.get("tool_choice"), messages, " ".join(texts))
+    if tools is not None:
+        request.tool_call = choose_tool(tools, body.get("tool_choice"), messages, " ".join(texts), request.script)
+        if not tools and request.tool_call is None:
+            raise unparsed("expected value at line 1 column 1", "any text")
         request.chose_no_tool = request.tool_call is None and body.get("tool_choice") != "none"
     return request
+
+
+def read_completion(body: dict[str, Any], knobs: Knobs) -> GenerationRequest:
+    """Read a body of /v1/completions: a prompt in place of messages.
+
+    Raises:
+        BodyError: A field has the wrong type.
+    """
+    if not isinstance(body.get("prompt"), str):
+        raise body_of.missing("prompt") if "prompt" not in body else body_of.unmatched("prompt", "Prompt")
+    return read_chat({**body, "messages": [{"role": "user", "content": body["prompt"]}]}, knobs)
 
 
 def read_generate(body: dict[str, Any], knobs: Knobs) -> GenerationRequest:
@@ -105,10 +124,10 @@ def read_generate(body: dict[str, Any], knobs: Knobs) -> GenerationRequest:
     """
     inputs = body.get("inputs")
     if not isinstance(inputs, str):
-        raise body_of.missing("inputs") if "inputs" not in body else body_of.mistyped("inputs", "a string")
+        raise body_of.missing("inputs") if "inputs" not in body else body_of.mistyped("inputs", "a string", inputs)
     parameters = body.get("parameters", {})
     if type(parameters) is not dict:
-        raise body_of.mistyped("parameters", "struct GenerateParameters")
+        raise body_of.mistyped("parameters", "struct GenerateParameters", parameters)
     body_of.check_fields(parameters, body_of.GENERATE_FIELDS)
     get = parameters.get
     return GenerationRequest(
@@ -170,15 +189,20 @@ def check(request: GenerationRequest, knobs: Knobs) -> None:
 
 
 def _check_length(request: GenerationRequest, knobs: Knobs) -> None:
+    """Hold prompt and answer against the limits, and set how long the answer may become.
+
+    Only the first piece of an answer is held against the limit: longer ones are drawn ``PIECE_TOKENS`` at a time, where
+    max_tokens was given only while another whole piece fits.
+    """
     if not request.prompt_tokens:
         raise invalid("`inputs` cannot be empty")
     room = knobs.max_total_tokens - request.prompt_tokens
-    if request.max_new_tokens is None:
-        request.max_new_tokens = max(1, room)
-    elif request.max_new_tokens > room:
+    asked = request.max_new_tokens
+    if min(asked or 0, PIECE_TOKENS) > room or (asked is None and room <= 0):
         raise invalid(
             f"`inputs` tokens + `max_new_tokens` must be <= {knobs.max_total_tokens}. "
-            f"Given: {request.prompt_tokens} `inputs` tokens and {request.max_new_tokens} `max_new_tokens`"
+            f"Given: {request.prompt_tokens} `inputs` tokens and {asked or 0} `max_new_tokens`"
         )
     if request.prompt_tokens > knobs.max_input_tokens:
         raise invalid(f"`inputs` must have less than {knobs.max_input_tokens} tokens. Given: {request.prompt_tokens}")
+    request.max_new_tokens = room if asked is None else min(asked, max(1, room // PIECE_TOKENS) * PIECE_TOKENS)

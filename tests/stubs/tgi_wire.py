@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import zlib
 from collections.abc import Sequence
@@ -123,6 +124,30 @@ def _tool_events(request: GenerationRequest, generated: Generated) -> list[Event
         events.append((index, _chunk(request, piece, delta, "length" if cut else None)))
         name = None
     return events
+
+
+def completion_response(request: GenerationRequest, generated: Generated, _: str | None) -> bytes:
+    """Return the body of /v1/completions."""
+    choice = {
+        "index": 0,
+        "text": generated.text,
+        "logprobs": None,
+        "finish_reason": generated.openai_finish_reason,
+    }
+    envelope = {**_envelope(request), "object": "text_completion"}
+    return orjson.dumps({**envelope, "choices": [choice], "usage": _usage(request, generated)})
+
+
+def tokens_of(text: str) -> list[dict[str, Any]]:
+    """Return a text's tokens as /tokenize lists them: one a word."""
+    tokens: list[dict[str, Any]] = []
+    start = 0
+    for word in re.findall(r"\s*\S+|\s+$", text):
+        tokens.append(
+            {"id": zlib.crc32(word.encode()) % 32_000, "text": word, "start": start, "stop": start + len(word)}
+        )
+        start += len(word)
+    return tokens
 
 
 def generate_response(request: GenerationRequest, generated: Generated, _: str | None) -> bytes:

@@ -102,7 +102,6 @@ async def test_no_max_tokens_means_all_that_fits(stub: TgiStub, ask: Ask) -> Non
     ("field", "value"),
     [
         ("max_tokens", 0),
-        ("max_tokens", 1_000_000),
         ("temperature", -0.1),
         ("top_p", 1.0),
         ("top_p", 0),
@@ -235,7 +234,7 @@ async def test_a_regex_response_format_is_obeyed(ask: Ask) -> None:
 
 @pytest.mark.parametrize(
     "form",
-    [{"type": "json", "value": {"type": "object"}}, {"type": "json", "value": 3}, {"type": "regex", "value": "("}],
+    [{"type": "json", "value": {"type": "object"}}, {"type": "json", "value": 3}],
 )
 async def test_a_grammar_that_cannot_be_compiled_is_a_422_of_type_validation(ask: Ask, form: dict[str, Any]) -> None:
     status, body = await ask(response_format=form)
