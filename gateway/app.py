@@ -21,7 +21,7 @@ from gateway.api import chat_completions, cors, directions, errors, feedback, he
 from gateway.api.auth import ApiKeys
 from gateway.api.connection import ClientGone
 from gateway.api.keyfile import Scope
-from gateway.api.limits import Limiter
+from gateway.api.limits import Limiter, Visit
 from gateway.api.observe import Observe
 from gateway.backend.limit import ServerLimits
 from gateway.backend.pools import BackendPools
@@ -247,10 +247,13 @@ async def _sample(parts: Parts) -> None:
 
 def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(GatewayError)
-    async def on_gateway_error(_: Request, error: GatewayError) -> Response:
+    async def on_gateway_error(request: Request, error: GatewayError) -> Response:
         metrics.errors.labels(type(error).__name__).inc()
         _log.info("refused", error=type(error).__name__)
-        return errors.respond(error)
+        response = errors.respond(error)
+        visit: Visit = getattr(request.state, "visit", Visit())
+        response.headers.update(visit.headers())
+        return response
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:

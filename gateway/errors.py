@@ -37,6 +37,8 @@ an HTTP status once; a test fails if a class is missing there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 Error = TypeVar("Error", bound=BaseException)
@@ -103,11 +105,14 @@ class Overloaded(GatewayError):
 
 
 class RateLimited(GatewayError):
-    """The API key has used up one of its limits."""
+    """The API key has used up one of its limits. ``headers`` tell what is left of each."""
 
-    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float = 1.0, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.headers = headers
 
 
 class NotReady(GatewayError):
@@ -162,7 +167,14 @@ class BackendProtocolError(BackendError):
 
 
 class BackendUnreachable(BackendError):
-    """No connection to the backend, or the connection broke."""
+    """No connection to the backend, or the connection broke.
+
+    ``was_sent``: the request may have reached the backend, which may have drawn tokens for it.
+    """
+
+    def __init__(self, message: str, *, was_sent: bool = True) -> None:
+        super().__init__(message)
+        self.was_sent = was_sent
 
 
 class RewardError(GatewayError):

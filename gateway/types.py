@@ -9,10 +9,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict
 
+from gateway.metering import Meter
+
 if TYPE_CHECKING:
     from gateway.errors import GatewayError
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+Ending = Literal["answered", "cut", "failed"]
+"""How a request ended: with its answer; cut off in mid-stream, for its caller hung up or the gateway stopped; failed in
+mid-stream."""
 ArmName = Literal["stable", "canary", "holdback"]
 """Which of the policies served side by side; see ``gateway.policy``."""
 JsonObject = dict[str, Any]
@@ -53,11 +58,15 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is asked of the backend: the conversation, how to sample, and which adapter answers (None: the base)."""
+    """What is asked of the backend: the conversation, how to sample, and which adapter answers (None: the base).
+
+    ``meter`` counts what is drawn for it.
+    """
 
     messages: Sequence[Message]
     sampling: Sampling
     adapter: str | None = None
+    meter: Meter = field(default_factory=Meter, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +127,8 @@ class Selection(StrEnum):
 class Candidate:
     """One draw of a race, filled in as the race goes on.
 
-    ``latency_ms`` runs from the draw's start to its last token; ``cut_at_tokens`` is set when it was stopped early
-    on purpose (none is today; records leave room for it).
+    ``latency_ms`` runs from the draw's start to its last token; ``cut_at_tokens`` says how many tokens had been drawn,
+    at most, when a stream ended before its answer did.
     """
 
     index: int
@@ -192,6 +201,7 @@ class Outcome:
     deadline_hit: bool = False
     scoring_error: str | None = None
     reward_model: str | None = None
+    ending: Ending = "answered"
 
     @property
     def rewards(self) -> list[float | None]:
@@ -210,8 +220,8 @@ class Outcome:
 
     @property
     def generated_tokens(self) -> int:
-        """Tokens of every finished draw, returned or not."""
-        return sum(c.answer.completion_tokens for c in self.candidates if c.answer is not None)
+        """Tokens of every draw that was finished, returned or not, and of a stream that was cut."""
+        return sum(c.cut_at_tokens or 0 if c.answer is None else c.answer.completion_tokens for c in self.candidates)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,18 +15,20 @@ from starlette.responses import Response
 
 from gateway.api import errors, render, sse
 from gateway.api.auth import ApiKeys
-from gateway.api.connection import EventStream, read_body, unless_gone
+from gateway.api.connection import ClientGone, EventStream, read_body, unless_gone
 from gateway.api.keyfile import Scope
 from gateway.api.limits import Limiter, Visit
 from gateway.api.openapi import ERRORS, request_body
 from gateway.api.schemas import ChatCompletion, ChatCompletionRequest
 from gateway.api.translate import Ask, translate
 from gateway.best_of_n.arms import Arms
+from gateway.best_of_n.cost import race_cost
 from gateway.best_of_n.plan import make_plan
-from gateway.best_of_n.race import BestOfN, Entry
+from gateway.best_of_n.race import BestOfN, Entry, Live
 from gateway.errors import GatewayError
 from gateway.journal.record import completion_record
 from gateway.journal.writer import Journal
+from gateway.metering import Meter, Pace
 from gateway.policy import Arm, Policy, PolicyStore
 from gateway.settings import Settings
 from gateway.telemetry import Metrics
@@ -50,6 +52,12 @@ class _Job:
     created: int = field(default_factory=lambda: int(time.time()))
     headers: dict[str, str] = field(default_factory=dict)
     """Facts of the race for the response's headers, once it has ended."""
+    raced: list[Prompt] = field(default_factory=list)
+    """What earlier races were asked, which the stable policy took over from."""
+
+    def count(self) -> None:
+        """Tell the visit what all races have cost by now."""
+        self.visit.tokens = sum(map(race_cost, (*self.raced, self.prompt)))
 
     def elapsed_ms(self) -> float:
         return (time.perf_counter() - self.started) * 1e3
@@ -89,6 +97,7 @@ class ChatCompletions:
         self._metrics = metrics
         self._settings = settings
         self._arms = Arms(aside_s=settings.backend.unhealthy_s)
+        self._pace = Pace()
 
     async def respond(self, request: Request) -> Response:
         """Answer one request."""
@@ -97,7 +106,9 @@ class ChatCompletions:
         visit = await self._limiter.enter(key, race=True)
         with ExitStack() as visiting:
             visiting.callback(visit.leave)
+            request.state.visit = visit  # what is left of the key's limits is told with errors too
             job = await self._accept(request, key.id if key else None, visit, started)
+            visiting.callback(job.count)  # before the visit is left, however the races ended
             if not job.ask.stream:
                 return await unless_gone(request.receive, self._whole(job))
             stream = EventStream(
@@ -108,7 +119,7 @@ class ChatCompletions:
                 on_end=visiting.pop_all().close,
             )
             await stream.start(request.receive)
-            stream.headers.update(job.headers)
+            stream.headers.update(job.headers | visit.headers())
             return stream
 
     async def _accept(self, request: Request, key_id: str | None, visit: Visit, started: float) -> _Job:
@@ -129,7 +140,7 @@ class ChatCompletions:
         policy = self._policies.current
         caller = f"{key_id or ''} {ask.user or ''}"
         arm, failed = self._arms.choose(policy, messages=ask.messages, caller=caller)
-        plan, prompt = _plan(ask, policy, arm, failed)
+        plan, prompt = self._plan(ask, policy, arm, failed)
         return _Job(ask, policy, plan, prompt, key_id, visit, started)
 
     async def _whole(self, job: _Job) -> Response:
@@ -141,7 +152,7 @@ class ChatCompletions:
             outcome = await self._run(await self._race.admit(job.plan, key=job.key_id), job)
         timings = await self._record(outcome, job)
         body = render.completion(outcome, timings, completion_id=job.id, created=job.created, model=job.ask.model)
-        return errors.json_response(body, headers=render.headers(outcome, timings))
+        return errors.json_response(body, headers=render.headers(outcome, timings) | job.visit.headers())
 
     async def _events(self, job: _Job) -> AsyncGenerator[bytes]:
         """The events of a streamed request; before the first one the stable policy may still take over."""
@@ -174,14 +185,9 @@ class ChatCompletions:
             with self._backends.lease(job.plan.urls) as backend:
                 try:
                     live = self._race.live(entry, job.prompt, backend)
-                    opened = False
-                    async for delta in live.deltas:
-                        piece = chunks.piece(delta) if delta.text or delta.tool_calls or delta.logprobs else b""
-                        if opening := b"" if opened else chunks.first():
-                            job.headers = {"x-bon-n": "1", "x-bon-selection": live.outcome.selection.value}
-                            opened = True
-                        if opening or piece:
-                            yield opening + piece
+                    async with aclosing(self._live_events(live, job, chunks)) as events:
+                        async for event in events:
+                            yield event
                 finally:
                     await live.deltas.aclose()
                     self._race.leave(entry)
@@ -189,13 +195,31 @@ class ChatCompletions:
             timings = await self._record(outcome, job)
         yield b"".join(chunks.end(outcome, timings))
 
+    async def _live_events(self, live: Live, job: _Job, chunks: sse.Chunks) -> AsyncGenerator[bytes]:
+        """A single draw as it comes. Once its caller has seen some of it, it is recorded however it ends."""
+        opened = False
+        try:
+            async for delta in live.deltas:
+                piece = chunks.piece(delta) if delta.text or delta.tool_calls or delta.logprobs else b""
+                if opening := b"" if opened else chunks.first():
+                    job.headers = {"x-bon-n": "1", "x-bon-selection": live.outcome.selection.value}
+                    opened = True
+                if opening or piece:
+                    yield opening + piece
+        except BaseException as error:
+            await live.deltas.aclose()  # now all that was drawn is counted
+            if opened:
+                await self._record_unfinished(live.outcome, job, error)
+            raise
+
     def _fall_back(self, job: _Job, error: GatewayError) -> bool:
         """Let the stable policy answer where the second one could not; False where that is no remedy."""
         arm = self._arms.instead(job.policy, job.plan, error)
         if arm is None:
             return False
         _log.warning("arm_failed", arm=job.plan.arm, error=type(error).__name__, policy=job.policy.version)
-        job.plan, job.prompt = _plan(job.ask, job.policy, arm, job.plan.arm)
+        job.raced.append(job.prompt)
+        job.plan, job.prompt = self._plan(job.ask, job.policy, arm, job.plan.arm)
         return True
 
     async def _run(self, entry: Entry, job: _Job) -> Outcome:
@@ -208,25 +232,10 @@ class ChatCompletions:
     async def _record(self, outcome: Outcome, job: _Job) -> Timings:
         """Make the completion's record durable, and count it; the answer leaves only after this."""
         outcome.timings = replace(outcome.timings, total_ms=job.elapsed_ms())
-        job.visit.tokens += outcome.prompt_tokens + outcome.generated_tokens
-        record = completion_record(
-            id=job.id,
-            outcome=outcome,
-            messages=job.ask.messages,
-            sampling=job.prompt.sampling,
-            model=job.ask.model,
-            key_id=job.key_id,
-            store=job.ask.store,
-            user=job.ask.user,
-            metadata=job.ask.metadata,
-        )
         before_ms = job.elapsed_ms()
-        if not await self._journal.append(record):
-            # The caller's answer is not lost with our disk; the loss is told where operators look. The journal's own
-            # lines are about its disk and carry no request's id.
-            self._metrics.journal_not_durable.inc()
-            _log.error("record_not_durable", completion=job.id)
+        await self._append(outcome, job)
         total_ms = job.elapsed_ms()
+        job.count()
         timings = replace(outcome.timings, journal_ms=total_ms - before_ms, total_ms=total_ms)
         self._metrics.completed(outcome, timings)
         _log.info(
@@ -242,28 +251,60 @@ class ChatCompletions:
         )
         return timings
 
+    async def _record_unfinished(self, outcome: Outcome, job: _Job, error: BaseException) -> None:
+        """Record a stream that ended before its answer did: without a winner, so that it can never train."""
+        [candidate] = outcome.candidates
+        candidate.answer, candidate.cut_at_tokens = None, job.prompt.meter.tokens
+        outcome.winners, outcome.ending = [], "failed" if isinstance(error, GatewayError) else "cut"
+        outcome.timings = replace(outcome.timings, total_ms=job.elapsed_ms())
+        candidate.error = error if isinstance(error, GatewayError) else None
+        try:
+            await self._append(outcome, job)
+        finally:
+            candidate.error = None  # it holds this frame
+        if outcome.ending == "cut":
+            self._metrics.errors.labels(ClientGone.__name__).inc()
+        _log.info("stream_unfinished", completion=job.id, ending=outcome.ending, tokens=candidate.cut_at_tokens)
+
+    async def _append(self, outcome: Outcome, job: _Job) -> None:
+        record = completion_record(
+            id=job.id,
+            outcome=outcome,
+            messages=job.ask.messages,
+            sampling=job.prompt.sampling,
+            model=job.ask.model,
+            key_id=job.key_id,
+            store=job.ask.store,
+            user=job.ask.user,
+            metadata=job.ask.metadata,
+        )
+        if not await self._journal.append(record):
+            # The caller's answer is not lost with our disk; the loss is told where operators look. The journal's own
+            # lines are about its disk and carry no request's id.
+            self._metrics.journal_not_durable.inc()
+            _log.error("record_not_durable", completion=job.id)
+
+    def _plan(self, ask: Ask, policy: Policy, arm: Arm, failed: ArmName | None) -> tuple[Plan, Prompt]:
+        """The race as the arm would run it, and what it asks of the backend."""
+        sampling = ask.sampling
+        if sampling.temperature is None:
+            sampling = replace(sampling, temperature=arm.default_temperature)
+        plan = make_plan(
+            policy,
+            arm,
+            messages=ask.messages,
+            sampling=sampling,
+            best_of=ask.best_of,
+            n_returned=ask.n_returned,
+            arm_failed=failed,
+        )
+        return plan, Prompt(ask.messages, sampling, plan.adapter, Meter(self._pace))
+
     def _error_event(self, error: GatewayError) -> bytes:
         self._metrics.errors.labels(type(error).__name__).inc()
         _log.info("refused", error=type(error).__name__, streaming=True)
         _, body, _ = errors.describe(error)
         return sse.frame(body) + sse.DONE
-
-
-def _plan(ask: Ask, policy: Policy, arm: Arm, failed: ArmName | None) -> tuple[Plan, Prompt]:
-    """The race as the arm would run it, and what it asks of the backend."""
-    sampling = ask.sampling
-    if sampling.temperature is None:
-        sampling = replace(sampling, temperature=arm.default_temperature)
-    plan = make_plan(
-        policy,
-        arm,
-        messages=ask.messages,
-        sampling=sampling,
-        best_of=ask.best_of,
-        n_returned=ask.n_returned,
-        arm_failed=failed,
-    )
-    return plan, Prompt(ask.messages, sampling, plan.adapter)
 
 
 def routes(service: ChatCompletions) -> APIRouter:

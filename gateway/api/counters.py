@@ -34,6 +34,15 @@ class Refusal:
     wait_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """What came of a request to enter, and how long each bucket needs until it is full again, in seconds."""
+
+    refusal: Refusal | None
+    requests_full_in_s: float
+    tokens_full_in_s: float
+
+
 class CountersLost(Exception):
     """Redis did not count."""
 
@@ -41,7 +50,7 @@ class CountersLost(Exception):
 class Counters(Protocol):
     """Counts what keys use. ``lease`` names one visit of a key."""
 
-    async def enter(self, key_id: str, limits: Limits, lease: str) -> Refusal | None:
+    async def enter(self, key_id: str, limits: Limits, lease: str) -> Entrance:
         """Count one request, and one race where races are limited; or nothing, and say what is in the way."""
         ...
 
@@ -70,10 +79,18 @@ class OwnCounters:
         self._clock_us = clock_us
         self._used: dict[str, _Used] = {}
 
-    async def enter(self, key_id: str, limits: Limits, lease: str) -> Refusal | None:
+    async def enter(self, key_id: str, limits: Limits, lease: str) -> Entrance:
         """Count one request; see ``Counters``."""
         now = self._clock_us()
         used = self._used.setdefault(key_id, _Used())
+        refusal = self._refusal(used, limits, lease, now)
+        if refusal is None and limits.requests_per_minute:
+            used.requests_full_at = max(used.requests_full_at, now) + _MINUTE_US // limits.requests_per_minute
+        requests_us, tokens_us = (max(at - now, 0) for at in (used.requests_full_at, used.tokens_full_at))
+        return Entrance(refusal, requests_us / 1e6, tokens_us / 1e6)
+
+    def _refusal(self, used: _Used, limits: Limits, lease: str, now: int) -> Refusal | None:
+        """Say what is in the way; take a place among the races if nothing is."""
         buckets: tuple[tuple[Limit, int, int], ...] = (
             ("requests_per_minute", used.requests_full_at, limits.requests_per_minute),
             ("tokens_per_minute", used.tokens_full_at, limits.tokens_per_minute),
@@ -86,8 +103,6 @@ class OwnCounters:
             if len(used.leases) >= limits.races_in_flight:
                 return Refusal("races_in_flight", _RACE_WAIT_S)
             used.leases[lease] = now + self._lease_us
-        if limits.requests_per_minute:
-            used.requests_full_at = max(used.requests_full_at, now) + _MINUTE_US // limits.requests_per_minute
         return None
 
     async def leave(self, key_id: str, limits: Limits, lease: str, tokens: int) -> None:
@@ -107,17 +122,20 @@ local minute = 60000000
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local full_at = redis.call('HMGET', KEYS[1], 'requests_per_minute', 'tokens_per_minute')
+local function reply(limit, wait)
+  return {limit, wait, math.max(tonumber(full_at[1] or 0) - now, 0), math.max(tonumber(full_at[2] or 0) - now, 0)}
+end
 for index, limit in ipairs({'requests_per_minute', 'tokens_per_minute'}) do
   local per_minute = tonumber(ARGV[index])
   if per_minute > 0 then
     local wait = math.max(tonumber(full_at[index] or 0) - now, 0) + math.floor(minute / per_minute) - minute
-    if wait > 0 then return {limit, wait} end
+    if wait > 0 then return reply(limit, wait) end
   end
 end
 local races = tonumber(ARGV[3])
 if races > 0 then
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-  if redis.call('ZCARD', KEYS[2]) >= races then return {'races_in_flight', 0} end
+  if redis.call('ZCARD', KEYS[2]) >= races then return reply('races_in_flight', 0) end
   redis.call('ZADD', KEYS[2], string.format('%.0f', now + ARGV[5]), ARGV[4])
   redis.call('PEXPIRE', KEYS[2], math.ceil(ARGV[5] / 1000))
 end
@@ -126,8 +144,9 @@ if requests > 0 then
   local full = math.max(tonumber(full_at[1] or 0), now) + math.floor(minute / requests)
   redis.call('HSET', KEYS[1], 'requests_per_minute', string.format('%.0f', full))
   if redis.call('PTTL', KEYS[1]) < 60000 then redis.call('PEXPIRE', KEYS[1], 61000) end
+  full_at[1] = full
 end
-return {'', 0}
+return reply('', 0)
 """
 
 # ARGV: tokens a minute, the lease's name, tokens.
@@ -161,7 +180,7 @@ class SharedCounters:
         self._enter = redis.register_script(_ENTER)
         self._leave = redis.register_script(_LEAVE)
 
-    async def enter(self, key_id: str, limits: Limits, lease: str) -> Refusal | None:
+    async def enter(self, key_id: str, limits: Limits, lease: str) -> Entrance:
         """Count one request; see ``Counters``.
 
         Raises:
@@ -170,14 +189,8 @@ class SharedCounters:
         counts = (limits.requests_per_minute, limits.tokens_per_minute, limits.races_in_flight)
         reply = await self._call(self._enter, key_id, [*counts, lease, self._lease_us])
         match reply:
-            case [b"", int()]:
-                return None
-            case [b"races_in_flight", int()]:
-                return Refusal("races_in_flight", _RACE_WAIT_S)
-            case [b"requests_per_minute", int(wait_us)] if wait_us > 0:
-                return Refusal("requests_per_minute", wait_us / 1e6)
-            case [b"tokens_per_minute", int(wait_us)] if wait_us > 0:
-                return Refusal("tokens_per_minute", wait_us / 1e6)
+            case [bytes(limit), int(wait_us), int(requests_us), int(tokens_us)] if min(requests_us, tokens_us) >= 0:
+                return Entrance(_refusal(limit, wait_us), requests_us / 1e6, tokens_us / 1e6)
         raise CountersLost("a reply that makes no sense")
 
     async def leave(self, key_id: str, limits: Limits, lease: str, tokens: int) -> None:
@@ -195,3 +208,16 @@ class SharedCounters:
             return await script(keys=keys, args=arguments)
         except REDIS_ERRORS as error:
             raise CountersLost(type(error).__name__) from error
+
+
+def _refusal(limit: bytes, wait_us: int) -> Refusal | None:
+    match limit:
+        case b"":
+            return None
+        case b"races_in_flight":
+            return Refusal("races_in_flight", _RACE_WAIT_S)
+        case b"requests_per_minute" if wait_us > 0:
+            return Refusal("requests_per_minute", wait_us / 1e6)
+        case b"tokens_per_minute" if wait_us > 0:
+            return Refusal("tokens_per_minute", wait_us / 1e6)
+    raise CountersLost("a reply that makes no sense")

@@ -112,7 +112,8 @@ def _headers(error: errors.GatewayError, status: int) -> dict[str, str]:
     if status == 429:
         # HTTP knows whole seconds; OpenAI's clients look for milliseconds first.
         wait_ms = math.ceil(getattr(error, "retry_after_s", 1.0) * 1e3)
-        return {"retry-after": str(math.ceil(wait_ms / 1e3)), "retry-after-ms": str(wait_ms)}
+        left = error.headers if isinstance(error, errors.RateLimited) else {}
+        return {**left, "retry-after": str(math.ceil(wait_ms / 1e3)), "retry-after-ms": str(wait_ms)}
     if status == 408:
         return {"connection": "close"}  # the rest of the body may still come
     if isinstance(error, errors.UnsupportedContentEncoding):

@@ -34,7 +34,8 @@ def routes(settings: ApiSettings, keys: ApiKeys, limiter: Limiter, journal: Jour
     )
     async def feedback(request: Request) -> Response:
         key = keys.authenticate(request.headers.get("authorization"), Scope.FEEDBACK)
-        await limiter.enter(key, race=False)
+        visit = await limiter.enter(key, race=False)
+        request.state.visit = visit
         body = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
         try:
             rated = FeedbackRequest.model_validate_json(body)
@@ -46,6 +47,6 @@ def routes(settings: ApiSettings, keys: ApiKeys, limiter: Limiter, journal: Jour
         )
         if not await journal.append(record):
             raise NotReady("the rating could not be recorded; try again later")
-        return errors.json_response({"id": rated.id, "object": "feedback", "recorded": True})
+        return errors.json_response({"id": rated.id, "object": "feedback", "recorded": True}, headers=visit.headers())
 
     return router

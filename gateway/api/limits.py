@@ -1,8 +1,12 @@
-"""Limits of a key: counted for all gateways in Redis, by this process alone while Redis is away."""
+"""Limits of a key: counted for all gateways in Redis, by this process alone while Redis is away.
+
+What is left of them is told as OpenAI tells it, in ``x-ratelimit-*`` headers.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -10,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from gateway.api.counters import Counters, CountersLost, OwnCounters, Refusal, SharedCounters
+from gateway.api.counters import Counters, CountersLost, Entrance, OwnCounters, SharedCounters
 from gateway.api.keyfile import Key, Limits
 from gateway.errors import RateLimited
 from gateway.redis_client import connect
@@ -24,6 +28,8 @@ _WORDS = {
     "races_in_flight": "requests at once",
 }
 
+_NONE = Limits()
+
 _log = structlog.get_logger()
 
 
@@ -34,6 +40,13 @@ class Visit:
     tokens: int = 0
     """What it has cost by now: its prompt and every token that was drawn for it."""
     on_leave: Callable[[int], None] | None = None
+    limits: Limits = _NONE
+    entrance: Entrance | None = None
+    """What was left as it entered; None where nothing is limited by the minute."""
+
+    def headers(self) -> dict[str, str]:
+        """What is left of the key's limits a minute, less what this visit has cost by now."""
+        return {} if self.entrance is None else limit_headers(self.limits, self.entrance, self.tokens)
 
     def leave(self) -> None:
         """Give the race back and pay its tokens. Does not wait for Redis."""
@@ -75,44 +88,46 @@ class Limiter:
         Raises:
             RateLimited: One of the key's limits is reached; says when to come back.
         """
-        limits = key.limits if key is not None else Limits()
+        limits = key.limits if key is not None else _NONE
         if not race:
             limits = replace(limits, tokens_per_minute=0, races_in_flight=0)
-        if key is None or limits == Limits():
+        if key is None or limits == _NONE:
             return Visit()
         lease = uuid.uuid4().hex
-        counters, refusal = await self._enter(key.id, limits, lease)
-        if refusal is not None:
+        counters, entrance = await self._enter(key.id, limits, lease)
+        if (refusal := entrance.refusal) is not None:
             count = getattr(limits, refusal.limit)
             raise RateLimited(
-                f"this API key has reached its limit of {count} {_WORDS[refusal.limit]}", retry_after_s=refusal.wait_s
+                f"this API key has reached its limit of {count} {_WORDS[refusal.limit]}",
+                retry_after_s=refusal.wait_s,
+                headers=limit_headers(limits, entrance),
             )
         if not (limits.tokens_per_minute or limits.races_in_flight):
-            return Visit()
+            return Visit(limits=limits, entrance=entrance)
 
         def on_leave(tokens: int) -> None:
             task = asyncio.create_task(self._leave(counters, key.id, limits, lease, tokens))
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
 
-        return Visit(on_leave=on_leave)
+        return Visit(on_leave=on_leave, limits=limits, entrance=entrance)
 
     async def aclose(self) -> None:
         """Wait for what is being given back, and close the connection."""
         await asyncio.gather(*self._leaving)
         await self._redis.aclose()
 
-    async def _enter(self, key_id: str, limits: Limits, lease: str) -> tuple[Counters, Refusal | None]:
+    async def _enter(self, key_id: str, limits: Limits, lease: str) -> tuple[Counters, Entrance]:
         if self._clock() >= self._alone_until_s:
             try:
-                refusal = await self._shared.enter(key_id, limits, lease)
+                entrance = await self._shared.enter(key_id, limits, lease)
             except CountersLost as error:
                 self._count_alone(error)
             else:
                 if not self._is_shared:
                     self._is_shared = True
                     _log.info("limits_shared_again")
-                return self._shared, refusal
+                return self._shared, entrance
         return self._own, await self._own.enter(key_id, limits, lease)
 
     async def _leave(self, counters: Counters, key_id: str, limits: Limits, lease: str, tokens: int) -> None:
@@ -127,6 +142,41 @@ class Limiter:
         if self._is_shared:
             self._is_shared = False
             _log.warning("limits_not_shared", error=str(error))
+
+
+def limit_headers(limits: Limits, entrance: Entrance, tokens: int = 0) -> dict[str, str]:
+    """Return OpenAI's headers for the limits a minute that the key has.
+
+    Args:
+        limits: The key's.
+        entrance: What was left as the request entered, its own count included.
+        tokens: What it has cost since.
+    """
+    buckets = (
+        ("requests", limits.requests_per_minute, entrance.requests_full_in_s, 0),
+        ("tokens", limits.tokens_per_minute, entrance.tokens_full_in_s, tokens),
+    )
+    headers = {}
+    for name, per_minute, full_in_s, used in buckets:
+        if per_minute:
+            full_in_s += used * 60 / per_minute
+            headers[f"x-ratelimit-limit-{name}"] = str(per_minute)
+            headers[f"x-ratelimit-remaining-{name}"] = str(max(0, math.floor(per_minute * (1 - full_in_s / 60) + 1e-6)))
+            headers[f"x-ratelimit-reset-{name}"] = _duration(full_in_s)
+    return headers
+
+
+def _duration(seconds: float) -> str:
+    """Write a time as OpenAI does: 0s, 17ms, 8.64s, 6m0s, 1h0m0s."""
+    ms = math.ceil(seconds * 1e3)
+    if 0 < ms < 1_000:
+        return f"{ms}ms"
+    minutes, ms = divmod(ms, 60_000)
+    rest = f"{ms / 1e3:.3f}".rstrip("0").rstrip(".") + "s"
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes}m{rest}"
+    return f"{minutes}m{rest}" if minutes else rest
 
 
 def longest_visit_s(settings: Settings) -> float:

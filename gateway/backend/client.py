@@ -20,6 +20,7 @@ from gateway.backend.reading import StreamReader, read_answer
 from gateway.backend.replicas import Replica, Replicas
 from gateway.backend.transport import AiohttpTransport, TraceConfigs
 from gateway.errors import BackendFailed, BackendOverloaded, BackendProtocolError, BackendUnreachable, GatewayError
+from gateway.metering import tokens_at_most
 from gateway.settings import BackendSettings
 from gateway.tls import client_context
 from gateway.types import Answer, Delta, JsonObject, Prompt, Readiness, Sampling
@@ -162,14 +163,21 @@ class BackendPool:
 
     async def _complete_once(self, replica: Replica, prompt: Prompt, seed: int) -> Answer:
         arguments = self._flavour.arguments(prompt, seed, await self._catalogue(replica, prompt.adapter))
-        try:
-            whole = await replica.hub.completion(arguments)
-            body = self._flavour.correct(whole.body, whole.headers, prompt)
-        except CALL_ERRORS as error:
-            body = self._flavour.answer_in_refusal(refused_body(error), prompt)
-            if body is None:
-                raise translate(error, self._flavour) from error
-        return read_answer(body, self._flavour, prompt)
+        with prompt.meter.call(max_tokens=prompt.sampling.max_tokens) as call:
+            try:
+                whole = await replica.hub.completion(arguments)
+                body = self._flavour.correct(whole.body, whole.headers, prompt)
+            except CALL_ERRORS as error:
+                body = self._flavour.answer_in_refusal(refused_body(error), prompt)
+                if body is None:
+                    raise translate(error, self._flavour) from error
+            try:
+                answer = read_answer(body, self._flavour, prompt)
+            except BackendProtocolError:
+                call.tokens = tokens_at_most(body)
+                raise
+            call.count(answer.prompt_tokens, answer.completion_tokens)
+            return answer
 
     async def _stream(self, replica: Replica, prompt: Prompt, seed: int) -> AsyncGenerator[Delta, None]:
         """Stream one answer from this replica; a draw refused before its first piece waits and is sent again."""
@@ -190,16 +198,20 @@ class BackendPool:
     async def _stream_once(self, replica: Replica, prompt: Prompt, seed: int) -> AsyncGenerator[Delta, None]:
         reader = StreamReader(self._flavour, prompt)
         arguments = self._flavour.arguments(prompt, seed, await self._catalogue(replica, prompt.adapter))
-        try:
-            async with aclosing(replica.hub.chunks(arguments)) as chunks:
-                async for chunk in chunks:
-                    for delta in reader.read(chunk):
-                        yield delta
-                    if reader.overrun:
-                        break
-        except CALL_ERRORS as error:
-            if not reader.finished:
-                raise translate(error, self._flavour) from error
+        with prompt.meter.call(max_tokens=prompt.sampling.max_tokens) as call:
+            call.count(None, 0)
+            try:
+                async with aclosing(replica.hub.chunks(arguments, self._flavour.stream_options)) as chunks:
+                    async for chunk in chunks:
+                        deltas = list(reader.read(chunk))
+                        call.count(*reader.drawn())
+                        for delta in deltas:
+                            yield delta
+                        if reader.overrun:
+                            break
+            except CALL_ERRORS as error:
+                if not reader.finished:
+                    raise translate(error, self._flavour) from error
         yield reader.last()
 
     async def _turn(self, replica: Replica) -> Turn:

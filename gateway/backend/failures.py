@@ -52,13 +52,13 @@ def translate(error: Exception, flavour: Flavour) -> GatewayError:
         case HfHubHTTPError():
             return from_status(error.response.status_code, error_body(error.response.content), flavour)
         case InferenceTimeoutError(__cause__=httpx2.ConnectTimeout()) | httpx2.ConnectTimeout():
-            return BackendUnreachable("the backend could not be reached in time")
+            return BackendUnreachable("the backend could not be reached in time", was_sent=False)
         case InferenceTimeoutError() | httpx2.TimeoutException():
             return BackendTimeout("the backend did not answer in time")
         case httpx2.InvalidURL():
-            return BackendUnreachable("the backend's URL is none")
+            return BackendUnreachable("the backend's URL is none", was_sent=False)
         case httpx2.ConnectError():
-            return BackendUnreachable("the backend could not be reached")
+            return BackendUnreachable("the backend could not be reached", was_sent=False)
         case httpx2.NetworkError():
             return BackendUnreachable("the connection to the backend broke")
         case orjson.JSONEncodeError():
@@ -79,7 +79,7 @@ def from_status(status: int, body: JsonObject, flavour: Flavour) -> GatewayError
     if status in _REJECTED:
         return _rejected(flavour.refusal(body))
     if flavour.starting(body):
-        return BackendUnreachable("the backend is still starting")
+        return BackendUnreachable("the backend is still starting", was_sent=False)
     if status in _OVERLOADED:
         return BackendOverloaded("the backend is overloaded")
     if status in _TIMED_OUT:

@@ -38,6 +38,9 @@ class Whole:
     headers: Mapping[str, str]
 
 
+_STREAM_OPTIONS: Mapping[str, bool] = {"include_usage": True}
+
+
 class BackendHttp(httpx2.AsyncClient):
     """The HTTP client under the hub's: requests leave with these headers and no others, straight to the transport.
 
@@ -111,12 +114,14 @@ class HubClient(AsyncInferenceClient):
         whole: Whole = answer["body"]
         return whole
 
-    async def chunks(self, arguments: JsonObject) -> AsyncGenerator[Any, None]:
+    async def chunks(
+        self, arguments: JsonObject, stream_options: Mapping[str, bool] = _STREAM_OPTIONS
+    ) -> AsyncGenerator[Any, None]:
         """One streamed chat completion, chunk by chunk, as decoded JSON of whatever shape.
 
         Closing the generator closes the connection.
         """
-        streaming: JsonObject = {"stream": True, "stream_options": {"include_usage": True}}
+        streaming: JsonObject = {"stream": True, "stream_options": stream_options}
         hub = HubClient(self._http, self._url, timeout_s=self._timeout_s)
         async with hub.exit_stack:
             chunks: Any = await hub.chat_completion(**arguments, **streaming)

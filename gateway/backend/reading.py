@@ -10,6 +10,7 @@ from gateway.backend.flavours import Flavour
 from gateway.backend.stopping import StopTrimmer
 from gateway.backend.tool_calls import ToolCalls
 from gateway.errors import BackendError, BackendFailed, BackendProtocolError, BackendUnreachable
+from gateway.metering import tokens_at_most
 from gateway.types import Answer, Delta, FinishReason, JsonObject, Prompt, Sampling
 
 _MOST_TOKENS = 10_000_000
@@ -64,7 +65,9 @@ class StreamReader:
         self._finish_reason: str | None = None
         self._prompt_tokens: int | None = None
         self._completion_tokens: int | None = None
+        self._usage_is_last = False
         self._pieces = 0
+        self._most_tokens = 0
         self._reasoned = False
         self.overrun = False
         """Whether the server goes on after a stop string that it did not see (one within a token)."""
@@ -87,6 +90,7 @@ class StreamReader:
                 return
             raise BackendProtocolError("the backend's stream holds something that is no chunk")
         self._read_usage(chunk.get("usage"))
+        self._usage_is_last = not chunk.get("choices")
         if not chunk.get("choices"):
             return
         try:
@@ -94,6 +98,16 @@ class StreamReader:
         except BackendError:
             if not self.finished:
                 raise
+
+    def drawn(self) -> tuple[int | None, int]:
+        """Return the tokens of prompt and answer by now as the server says; without its word, the most of the answer.
+
+        Pieces of one token each are counted; of what may be several tokens the bytes, for none is shorter than a byte.
+        """
+        if self._completion_tokens is not None:
+            return self._prompt_tokens, self._completion_tokens
+        limit = self._sampling.max_tokens
+        return None, self._most_tokens if limit is None else min(self._most_tokens, limit)
 
     def last(self) -> Delta:
         """The piece that ends the draw, with what was held back, the finish reason and the token counts.
@@ -106,16 +120,12 @@ class StreamReader:
             raise BackendProtocolError("the backend's stream ended before its answer did")
         self._calls.check_ended()
         text, entries = self._trimmer.finish()
-        if self.overrun:
-            # Hung up before the usage came: such servers send a token a chunk.
-            self._completion_tokens = self._pieces
         return Delta(
             text,
             (),
             _logprobs(entries) if entries else None,
             _finish_reason(reason, self._flavour, called=self._calls.opened, stopped=self._trimmer.stopped),
-            self._prompt_tokens,
-            self._completion_tokens,
+            *self.drawn(),
             self._reasoned,
         )
 
@@ -136,6 +146,7 @@ class StreamReader:
         self.overrun = self._trimmer.stopped and not self.finished
         self._finish_reason = choice.get("finish_reason") or self._finish_reason
         self._pieces += 1
+        self._most_tokens += _tokens_of_piece(delta, self._flavour)
         reasons = _has_reasoning(delta)
         self._reasoned = self._reasoned or reasons
         content = _text(delta) or ""
@@ -152,11 +163,22 @@ class StreamReader:
 
         TGI ends a streamed tool call so; and where max_tokens cut a call before its name, nothing but the usage comes.
         """
-        if self._completion_tokens is None:
+        if self._completion_tokens is None or not self._usage_is_last:
             return None
         if self._calls.opened:
             return "stop"
         return "length" if self._flavour.hides_nameless_calls and self._sampling.tools and not self._pieces else None
+
+
+def _tokens_of_piece(delta: JsonObject, flavour: Flavour) -> int:
+    """Return how many tokens a piece of a stream may stand for, at most."""
+    texts = [text for field in ("content", *_REASONING) if isinstance(text := delta.get(field), str)]
+    calls = delta.get("tool_calls")
+    if calls:
+        return tokens_at_most([*texts, calls])
+    if flavour.token_a_piece and all(text.isascii() for text in texts):
+        return 1  # several tokens may make one character that is not ASCII
+    return max(1, sum(map(tokens_at_most, texts)))
 
 
 def _trimmer(flavour: Flavour, sampling: Sampling) -> StopTrimmer:

@@ -19,7 +19,18 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from gateway.errors import JournalError
-from gateway.types import ArmName, Candidate, FinishReason, JsonObject, Message, Outcome, Sampling, Selection, Timings
+from gateway.types import (
+    ArmName,
+    Candidate,
+    Ending,
+    FinishReason,
+    JsonObject,
+    Message,
+    Outcome,
+    Sampling,
+    Selection,
+    Timings,
+)
 
 SCHEMA_VERSION = 1
 MAX_DEPTH = 100
@@ -64,7 +75,8 @@ class CompletionRecord:
     that can spell content are absent: the record still counts, and can never train.
 
     ``arm`` of the policy answered with ``adapter``; ``arm_failed`` should have and could not. ``n_from_caller``: the
-    caller chose N, not the policy.
+    caller chose N, not the policy. ``ending`` other than ``answered`` is a stream that ended before its answer did: it
+    has no winner, and none of the text that its caller has seen.
     """
 
     id: str
@@ -97,6 +109,7 @@ class CompletionRecord:
     arm: ArmName = "stable"
     arm_failed: ArmName | None = None
     n_from_caller: bool = False
+    ending: Ending = "answered"
     kind: Literal["completion"] = "completion"
     schema_version: int = SCHEMA_VERSION
 
@@ -182,6 +195,7 @@ def completion_record(
         arm=plan.arm,
         arm_failed=plan.arm_failed,
         n_from_caller=plan.n_from_caller,
+        ending=outcome.ending,
     )
 
 

@@ -67,6 +67,10 @@ class Flavour:
     """Where the server says how many draws it takes at once; None where it queues any number by itself."""
     seeds: ClassVar[int] = 2**63
     """How many seeds the server tells apart."""
+    token_a_piece: ClassVar[bool] = False
+    """Whether each piece of a stream is one token, unless it has characters that are not ASCII."""
+    stream_options: ClassVar[Mapping[str, bool]] = {"include_usage": True}
+    """What a stream is asked to tell beside the answer."""
     keeps_stop_text: ClassVar[bool] = False
     """Whether a stop string that ended an answer is still in its text."""
     hides_nameless_calls: ClassVar[bool] = False

@@ -20,6 +20,7 @@ class LlamaCpp(Flavour):
     base_model = "default"
     catalogue_path = "/lora-adapters"
     guarded_path = "/lora-adapters"  # /v1/models is open to all
+    token_a_piece = True
     seeds = 2**32 - 1  # the 32-bit seed after these is "random"
 
     def arguments(self, prompt: Prompt, seed: int, catalogue: Catalogue) -> JsonObject:

@@ -30,6 +30,7 @@ class Tgi(Flavour):
     guarded_path = "/tokenize"
     guarded_body: ClassVar = {"inputs": "a"}
     seeds = 2**64
+    token_a_piece = True
     keeps_stop_text = True
     hides_nameless_calls = True
     finish_reasons: ClassVar = {"stop": "stop", "length": "length", "stop_sequence": "stop"}

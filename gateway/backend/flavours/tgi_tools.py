@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from gateway.metering import tokens_at_most
 from gateway.types import JsonObject, Message, Prompt
 
 NO_TOOL = "no_tool"
@@ -71,11 +72,6 @@ def cut_call(error_message: str, prompt: Prompt) -> JsonObject | None:
         "completion_tokens": tokens_at_most(text) if sampling.max_tokens is None else sampling.max_tokens,
     }
     return {"choices": [{"index": 0, "message": message, "finish_reason": "length"}], "usage": usage}
-
-
-def tokens_at_most(value: object) -> int:
-    """An upper bound on the tokens of a text, or of anything that is written as JSON: its bytes in UTF-8."""
-    return len(value.encode("utf-8", "replace") if isinstance(value, str) else orjson.dumps(value))
 
 
 def _with_calls(message: Message) -> Message:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from gateway.backend.flavours.base import Catalogue, Flavour, Refusal
 from gateway.types import JsonObject
@@ -28,6 +28,7 @@ class Vllm(Flavour):
     """vLLM follows OpenAI's API; base model and adapters are models of their own, to be looked up."""
 
     catalogue_path = "/v1/models"
+    stream_options: ClassVar = {"include_usage": True, "continuous_usage_stats": True}
 
     def model(self, adapter: str | None, catalogue: Catalogue) -> str:
         """Every name must be one that the server lists: it answers 404 to any other."""

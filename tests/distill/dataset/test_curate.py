@@ -98,6 +98,7 @@ def tool_race() -> CompletionRecord:
         (Reason.NO_USER_TEXT, race(messages=[{"role": "system", "content": "be brief"}])),
         (Reason.NO_USER_TEXT, race(prompt="  ")),
         (Reason.SINGLE, race(rewards=[1.0], selection=Selection.SINGLE)),
+        (Reason.SINGLE, race(rewards=[None], selection=Selection.SINGLE, winners=[], ending="cut")),
         (Reason.FALLBACK, race(rewards=[None, None], selection=Selection.FALLBACK)),
         (Reason.FALLBACK, race(rewards=[1.0, None, 2.0], winners=[1])),
         (Reason.FALLBACK, race(winners=[])),

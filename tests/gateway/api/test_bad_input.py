@@ -320,8 +320,8 @@ async def test_a_client_gone_in_the_middle_of_its_body_is_forgotten(gateway: Sha
 
 
 @pytest.mark.parametrize("best_of", [1, 4])
-async def test_a_client_gone_in_the_middle_of_its_stream_is_forgotten(gateway: Shared, best_of: int) -> None:
-    gateway.served.tgi.knobs.update({"tokens_per_s": 30.0})
+async def test_a_client_gone_before_its_streams_first_piece_is_forgotten(gateway: Shared, best_of: int) -> None:
+    gateway.served.tgi.knobs.update({"tokens_per_s": 30.0, "time_to_first_token_ms": 5_000.0})
     body = chat_body(best_of=best_of, stream=True)
     state = gateway.served.tgi.state
     request = asyncio.create_task(gateway.served.http.post("/v1/chat/completions", json=body))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from gateway.api.counters import Counters, CountersLost, OwnCounters, SharedCounters
+from gateway.api.counters import Counters, CountersLost, OwnCounters, Refusal, SharedCounters
 from gateway.api.keyfile import Limits
 from tests.redis_server import RedisServer
 
@@ -26,6 +26,11 @@ class Clock:
         return self.now_us
 
 
+async def refusal_of(counters: Counters, key_id: str, limits: Limits, lease: str) -> Refusal | None:
+    """Let a key in, or say what is in the way."""
+    return (await counters.enter(key_id, limits, lease)).refusal
+
+
 @pytest.fixture(params=["in Redis", "in this process"])
 async def counters(request: pytest.FixtureRequest, redis_server: RedisServer) -> AsyncIterator[Counters]:
     if request.param == "in this process":
@@ -37,47 +42,47 @@ async def counters(request: pytest.FixtureRequest, redis_server: RedisServer) ->
 
 async def test_as_many_requests_as_the_limit_enter_at_once_and_no_more(counters: Counters) -> None:
     limits = Limits(requests_per_minute=5)
-    entered = [await counters.enter("a", limits, str(index)) for index in range(6)]
+    entered = [await refusal_of(counters, "a", limits, str(index)) for index in range(6)]
     assert [None] * 5 == entered[:5]
     assert entered[5] is not None
     assert "requests_per_minute" == entered[5].limit
     assert 0 < entered[5].wait_s <= 12
-    assert await counters.enter("b", limits, "another key") is None
+    assert await refusal_of(counters, "b", limits, "another key") is None
 
 
 async def test_the_wait_is_exact(counters: Counters) -> None:
     """At the moment named the next request enters; a third of it earlier none does."""
     limits = Limits(requests_per_minute=30)
-    while (refusal := await counters.enter("a", limits, "x")) is None:
+    while (refusal := await refusal_of(counters, "a", limits, "x")) is None:
         pass
     assert 0 < refusal.wait_s <= 2
     await asyncio.sleep(refusal.wait_s * 2 / 3)
-    early = await counters.enter("a", limits, "x")
+    early = await refusal_of(counters, "a", limits, "x")
     if early is not None:  # a busy machine may have slept past the moment
         assert early.wait_s < refusal.wait_s / 2
         await asyncio.sleep(early.wait_s)
-        assert await counters.enter("a", limits, "x") is None
+        assert await refusal_of(counters, "a", limits, "x") is None
 
 
 async def test_races_are_places_and_places_are_given_back(counters: Counters) -> None:
     limits = Limits(races_in_flight=2)
-    assert [None, None] == [await counters.enter("a", limits, lease) for lease in ("one", "two")]
-    refused = await counters.enter("a", limits, "three")
+    assert [None, None] == [await refusal_of(counters, "a", limits, lease) for lease in ("one", "two")]
+    refused = await refusal_of(counters, "a", limits, "three")
     assert refused is not None
     assert ("races_in_flight", 1.0) == (refused.limit, refused.wait_s)
     await counters.leave("a", limits, "one", 0)
     await counters.leave("a", limits, "one", 0)
-    assert await counters.enter("a", limits, "three") is None
-    assert await counters.enter("a", limits, "four") is not None
+    assert await refusal_of(counters, "a", limits, "three") is None
+    assert await refusal_of(counters, "a", limits, "four") is not None
 
 
 async def test_tokens_are_paid_at_the_end_and_debts_are_waited_out(counters: Counters) -> None:
     limits = Limits(tokens_per_minute=600)
-    assert await counters.enter("a", limits, "one") is None
+    assert await refusal_of(counters, "a", limits, "one") is None
     await counters.leave("a", limits, "one", 500)
-    assert await counters.enter("a", limits, "two") is None
+    assert await refusal_of(counters, "a", limits, "two") is None
     await counters.leave("a", limits, "two", 700)  # 600 over what there was: a minute's worth
-    refused = await counters.enter("a", limits, "three")
+    refused = await refusal_of(counters, "a", limits, "three")
     assert refused is not None
     assert "tokens_per_minute" == refused.limit
     assert 50 < refused.wait_s <= 60.1
@@ -85,24 +90,24 @@ async def test_tokens_are_paid_at_the_end_and_debts_are_waited_out(counters: Cou
 
 async def test_a_refused_request_costs_nothing(counters: Counters) -> None:
     limits = Limits(requests_per_minute=2, races_in_flight=1)
-    assert await counters.enter("a", limits, "one") is None
-    assert await counters.enter("a", limits, "two") is not None
+    assert await refusal_of(counters, "a", limits, "one") is None
+    assert await refusal_of(counters, "a", limits, "two") is not None
     await counters.leave("a", limits, "one", 0)
-    assert await counters.enter("a", limits, "three") is None
+    assert await refusal_of(counters, "a", limits, "three") is None
 
 
 async def test_a_place_is_free_again_when_its_gateway_died(redis_server: RedisServer) -> None:
     clock = Clock()
     own = OwnCounters(lease_s=1.0, clock_us=clock)
     limits = Limits(races_in_flight=1)
-    assert await own.enter("a", limits, "lost") is None
+    assert await refusal_of(own, "a", limits, "lost") is None
     clock.now_us = 1_000_000
-    assert await own.enter("a", limits, "next") is None
+    assert await refusal_of(own, "a", limits, "next") is None
     async with Redis.from_url(redis_server.url) as redis:
         shared = SharedCounters(redis, key_prefix="test", lease_s=0.2)
-        assert await shared.enter("a", limits, "lost") is None
+        assert await refusal_of(shared, "a", limits, "lost") is None
         async with asyncio.timeout(10):
-            while await shared.enter("a", limits, "next") is not None:
+            while await refusal_of(shared, "a", limits, "next") is not None:
                 await asyncio.sleep(0.01)
 
 
@@ -110,7 +115,7 @@ async def test_gateways_share_what_they_count(redis_server: RedisServer) -> None
     async with Redis.from_url(redis_server.url) as first, Redis.from_url(redis_server.url) as second:
         gateways = [SharedCounters(redis, key_prefix="test", lease_s=LEASE_S) for redis in (first, second)]
         limits = Limits(requests_per_minute=7)
-        entering = [gateways[index % 2].enter("a", limits, str(index)) for index in range(20)]
+        entering = [refusal_of(gateways[index % 2], "a", limits, str(index)) for index in range(20)]
         entered = await asyncio.gather(*entering)
         assert 7 == entered.count(None)
 
@@ -119,7 +124,7 @@ async def test_what_is_counted_does_not_stay_in_redis_for_ever(redis_server: Red
     limits = Limits(10, 10, 10)
     async with Redis.from_url(redis_server.url) as redis:
         shared = SharedCounters(redis, key_prefix="test", lease_s=LEASE_S)
-        await shared.enter("a", limits, "one")
+        await refusal_of(shared, "a", limits, "one")
         assert {b"test:limits:{a}:buckets", b"test:limits:{a}:races"} == set(await redis.keys())
         assert all([0 < await redis.ttl(key) <= 61 for key in await redis.keys()])
         await shared.leave("a", limits, "one", 100)
@@ -132,10 +137,10 @@ async def test_a_redis_that_refuses_or_is_gone_is_told(redis_server: RedisServer
         shared = SharedCounters(redis, key_prefix="test", lease_s=LEASE_S)
         await redis.set("test:limits:{a}:buckets", "not a hash")
         with pytest.raises(CountersLost):
-            await shared.enter("a", Limits(1, 1, 1), "one")
+            await refusal_of(shared, "a", Limits(1, 1, 1), "one")
         redis_server.kill()
         with pytest.raises(CountersLost):
-            await shared.enter("a", Limits(1, 1, 1), "one")
+            await refusal_of(shared, "a", Limits(1, 1, 1), "one")
 
 
 @given(
@@ -153,16 +158,28 @@ def test_a_bucket_never_lets_in_more_than_its_content_and_its_refill(
         for pause_us, asked in steps:
             clock.now_us += pause_us
             for _ in range(asked):
-                refusal = await own.enter("a", limits, "x")
+                refusal = await refusal_of(own, "a", limits, "x")
                 entered += refusal is None
                 if refusal is not None:
                     wait_us = round(refusal.wait_s * 1e6)
                     clock.now_us += wait_us - 1
-                    assert await own.enter("a", limits, "x") is not None
+                    assert await refusal_of(own, "a", limits, "x") is not None
                     clock.now_us += 1
-                    assert await own.enter("a", limits, "x") is None
+                    assert await refusal_of(own, "a", limits, "x") is None
                     entered += 1
             # Intervals are whole microseconds, rounded down: hence the thousandth.
             assert entered <= per_minute * (1 + (clock.now_us - 1_000) / 60e6) * 1.002 + 1
 
     asyncio.run(run())
+
+
+async def test_what_is_left_is_told_at_the_entrance(counters: Counters) -> None:
+    limits = Limits(requests_per_minute=60, tokens_per_minute=600)
+    full = [await counters.enter("a", limits, str(index)) for index in range(3)]
+    assert [1, 2, 3] == [pytest.approx(entrance.requests_full_in_s, abs=0.3) for entrance in full]
+    assert [0, 0, 0] == [entrance.tokens_full_in_s for entrance in full]
+    await counters.leave("a", limits, "0", 700)
+    refused = await counters.enter("a", limits, "4")
+    assert refused.refusal is not None
+    assert pytest.approx(70, abs=0.5) == refused.tokens_full_in_s
+    assert pytest.approx(3, abs=0.5) == refused.requests_full_in_s  # a refused request was not counted

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
+import httpx2
+import pytest
 from redis.asyncio import Redis
 
-from gateway.api.keyfile import new_key
+from gateway.api.counters import Entrance
+from gateway.api.keyfile import Limits, new_key
+from gateway.api.limits import limit_headers, longest_visit_s
+from gateway.settings import Settings
 from tests.redis_server import RedisServer
 from tests.serving import Serve, Served
 from tests.stubs.knobs import Knobs
@@ -49,7 +55,7 @@ async def test_one_request_over_the_limit_is_a_429_that_says_when_to_come_back(
 async def test_a_race_pays_for_every_token_drawn_and_for_its_prompt(
     serve: Serve, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    served, bearer = await served_with(serve, tmp_path, tokens_per_minute=1_000_000)
+    served, bearer = await served_with(serve, tmp_path, tokens_per_minute=60)
     body = (await served.chat(best_of=3, headers=bearer)).json()
     cost = body["usage"]["prompt_tokens"] + body["best_of_n"]["generated_tokens"]
     async with Redis.from_url(served.settings.redis.url) as redis, asyncio.timeout(20):
@@ -57,9 +63,90 @@ async def test_a_race_pays_for_every_token_drawn_and_for_its_prompt(
             await asyncio.sleep(0.01)
         full_at = int(await redis.hget(keys[0], "tokens_per_minute") or 0)
         seconds, microseconds = await redis.time()
-    used = (full_at - seconds * 1_000_000 - microseconds) / 60
-    assert cost - 300_000 < used <= cost  # refilled since, at 16 a millisecond
-    assert cost > body["usage"]["total_tokens"]
+    used = (full_at - seconds * 1_000_000 - microseconds) / 1e6
+    assert cost - 5 < used <= cost  # a token a second is refilled
+    assert cost > body["usage"]["total_tokens"] > body["usage"]["prompt_tokens"] + 5
+
+
+def left(answer: httpx2.Response, name: str) -> tuple[str | None, ...]:
+    return tuple(answer.headers.get(f"x-ratelimit-{part}-{name}") for part in ("limit", "remaining", "reset"))
+
+
+async def test_what_is_left_is_told_as_openai_tells_it(serve: Serve, redis_server: RedisServer, tmp_path: Path) -> None:
+    served, bearer = await served_with(serve, tmp_path, requests_per_minute=3, tokens_per_minute=600)
+    first = await served.chat(best_of=2, headers=bearer)
+    body = first.json()
+    cost = body["usage"]["prompt_tokens"] + body["best_of_n"]["generated_tokens"]
+    assert ("3", "2", "20s") == left(first, "requests")
+    assert ("600", str(600 - cost)) == left(first, "tokens")[:2]
+    assert cost / 10 <= seconds_of(left(first, "tokens")[2]) <= cost / 10 + 0.01
+    streamed = await served.chat(best_of=1, stream=True, headers=bearer)
+    assert ("3", "1") == left(streamed, "requests")[:2]
+    wrong = await served.chat(temperature=9, headers=bearer)
+    assert (400, "0") == (wrong.status_code, left(wrong, "requests")[1])
+    refused = await served.chat(headers=bearer)
+    assert (429, "3", "0") == (refused.status_code, *left(refused, "requests")[:2])
+    assert 40 < seconds_of(left(refused, "requests")[2]) <= 60
+    assert 0 < int(left(refused, "tokens")[1] or 0) < 600 - cost + 60
+    rated = await served.http.post("/v1/feedback", json={"id": body["id"], "rating": 1}, headers=bearer)
+    assert (429, "0", None) == (rated.status_code, left(rated, "requests")[1], left(rated, "tokens")[0])
+
+
+def seconds_of(reset: str | None) -> float:
+    """What OpenAI's clients read out of ``1m8.64s`` or ``17ms``."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:([\d.]+)s)?|(\d+)ms", reset or "")
+    assert found is not None, reset
+    hours, minutes, seconds, ms = (float(part or 0) for part in found.groups())
+    return hours * 3600 + minutes * 60 + seconds + ms / 1e3
+
+
+async def test_a_key_without_limits_a_minute_is_told_none(
+    serve: Serve, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    for limits in ({}, {"races_in_flight": 5}):
+        served, bearer = await served_with(serve, tmp_path, None, **limits)
+        answer = await served.chat(best_of=1, headers=bearer)
+        assert not [name for name in answer.headers if name.startswith("x-ratelimit")]
+
+
+@pytest.mark.parametrize(
+    ("full_in_s", "tokens", "remaining", "reset"),
+    [
+        (0.0, 0, "600", "0s"),
+        (0.0, 1, "599", "100ms"),
+        (0.0, 599, "1", "59.9s"),
+        (0.0, 600, "0", "1m0s"),
+        (0.0, 601, "0", "1m0.1s"),
+        (0.017, 0, "599", "17ms"),
+        (0.9991, 0, "590", "1s"),
+        (8.64, 0, "513", "8.64s"),
+        (59.9999, 0, "0", "1m0s"),
+        (360.0, 0, "0", "6m0s"),
+        (3600.0, 0, "0", "1h0m0s"),
+        (3661.5, 0, "0", "1h1m1.5s"),
+    ],
+)
+def test_remaining_and_reset_are_those_of_the_bucket(full_in_s: float, tokens: int, remaining: str, reset: str) -> None:
+    headers = limit_headers(Limits(tokens_per_minute=600), Entrance(None, 0.0, full_in_s), tokens)
+    assert {
+        "x-ratelimit-limit-tokens": "600",
+        "x-ratelimit-remaining-tokens": remaining,
+        "x-ratelimit-reset-tokens": reset,
+    } == headers
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 190.0),  # 30 for the body, twice 5 in the queue, 60 of draws and 10 for rewards, 10 to spare
+        ({"api": {"body_timeout_s": 31}}, 191.0),
+        ({"race": {"queue_timeout_s": 6}}, 192.0),
+        ({"race": {"deadline_s": 61}}, 192.0),
+        ({"reward": {"timeout_s": 11}}, 192.0),
+    ],
+)
+def test_no_place_is_given_back_before_its_race_can_have_ended(changes: dict[str, Any], expected: float) -> None:
+    assert expected == longest_visit_s(Settings.model_validate(changes))
 
 
 async def test_a_key_in_debt_for_tokens_waits(serve: Serve, redis_server: RedisServer, tmp_path: Path) -> None:

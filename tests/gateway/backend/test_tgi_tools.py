@@ -8,8 +8,9 @@ import orjson
 import pytest
 
 from gateway.backend.flavours import FLAVOURS, Catalogue
-from gateway.backend.flavours.tgi_tools import cut_call, history, tokens_at_most, without_hidden_draw
+from gateway.backend.flavours.tgi_tools import cut_call, history, without_hidden_draw
 from gateway.errors import UnsupportedField
+from gateway.metering import tokens_at_most
 from gateway.types import JsonObject, Prompt, Sampling
 from tests.gateway.backend.conftest import prompt
 
