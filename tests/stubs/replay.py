@@ -21,7 +21,9 @@ FOLDER = Path(__file__).parent / "recorded"
 _REPEATED = re.compile(r"^.* \((\d+) characters: «(.+)» repeated\)$", re.DOTALL)
 _POSITION = re.compile(r" at line \d+ column \d+")
 _NUMBER = re.compile(r"\d+")
-_PARSER_WORDS = re.compile(r"(Failed to parse the request body as JSON:|Failed to parse generated text:).*", re.DOTALL)
+_PARSER_WORDS = re.compile(
+    r"(Failed to parse the request body as JSON:|Failed to parse generated text:|\d validation errors?:).*", re.DOTALL
+)
 _NESTED = re.compile(r"^<(\d+) nested objects>$")
 _BYTES = re.compile(r"^<(\d+) bytes>$")
 
