@@ -233,6 +233,8 @@ async def _sample(parts: Parts) -> None:
         metrics.waiting.set(parts.permits.waiting)
         for limit in parts.limits.all:
             metrics.backend_limit.labels(limit.name).set(limit.limit)
+        metrics.reward_available.set(parts.scorer.available)
+        metrics.reward_away.set(parts.scorer.n_away)
         metrics.tasks.set(len(asyncio.all_tasks()))
         metrics.hub_held.set(parts.backends.held())
         metrics.policy_n.set(policy.n)

@@ -26,7 +26,9 @@
     │   ├── BackendProtocolError    its answer makes no sense
     │   └── BackendUnreachable      no connection, or the connection broke
     ├── RewardError                 no reward: the race falls back, callers never see it
-    │   └── RewardTimeout
+    │   ├── RewardTimeout           the reward model was too slow
+    │   ├── RewardRefused           this answer cannot be scored; others can
+    │   └── RewardUnavailable       the reward model failed several times in a row and is not asked now
     ├── JournalError                a record could not be made durable
     ├── PolicyError                 a policy document is malformed
     └── SettingsError               fatal at start: a setting is unknown or bad
@@ -183,6 +185,14 @@ class RewardError(GatewayError):
 
 class RewardTimeout(RewardError):
     """The reward model was too slow."""
+
+
+class RewardRefused(RewardError):
+    """This answer cannot be scored: the model's template or its server refuses it. Others can."""
+
+
+class RewardUnavailable(RewardError):
+    """The reward model failed several times in a row and is not asked until a probe succeeds."""
 
 
 class JournalError(GatewayError):

@@ -89,7 +89,8 @@ class RewardSettings(_Group):
     adapter: Path | None = None
     """PEFT adapter (safetensors) applied on top of the local model."""
     url: str = ""
-    """Remote reward server that speaks /classify (vLLM, SGLang, or python -m gateway reward). Excludes model."""
+    """Reward server that speaks /classify (vLLM, SGLang, python -m gateway reward), or several of one model, separated
+    by commas. Excludes model."""
     url_model: str = ""
     """Model name sent to the remote server."""
     tokenizer: str = ""
@@ -116,6 +117,18 @@ class RewardSettings(_Group):
     """Longest time a race waits for a reward after its last candidate finished."""
     ca_file: Path | None = None
     """Certificates (PEM) that vouch for an https:// reward server, instead of the system's."""
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The base URLs in ``url``."""
+        return http_urls(tuple(part.strip() for part in self.url.split(",") if part.strip()))
+
+    @field_validator("url")
+    @classmethod
+    def _http_only(cls, url: str) -> str:
+        if url and not http_urls(tuple(part.strip() for part in url.split(",") if part.strip())):
+            raise ValueError("one or more http:// or https:// URLs are needed")
+        return url
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

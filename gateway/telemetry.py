@@ -23,6 +23,7 @@ from prometheus_client import (
     multiprocess,
 )
 
+from gateway.errors import RewardUnavailable
 from gateway.types import Outcome, Timings
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -79,6 +80,9 @@ class Metrics:
             "reduced_total", "Completions that raced with fewer draws than asked, for lack of permits"
         )
         self.race_draws = histogram("race_draws", "Draws that a completion's race was given (N)", _DRAWS)
+        self.unjudged = counter(
+            "unjudged_total", "Completions that drew only the answers wanted, for no rewards could be had"
+        )
         self.deadlines = counter("deadlines_total", "Completions answered at deadline or quorum, with draws cut")
         self.candidates = counter("candidates_total", "Candidates by what became of them", "outcome")
         self.generated_tokens = counter("generated_tokens_total", "Tokens of all finished candidates")
@@ -119,6 +123,8 @@ class Metrics:
         self.journal_lost_records = gauge("journal_lost_records", "Records that neither disk nor Redis took")
         self.redis_connected = gauge("redis_connected", "1 while records reach Redis", "min")
 
+        self.reward_available = gauge("reward_available", "1 while rewards can be had, 0 while none can", "min")
+        self.reward_away = gauge("reward_servers_away", "Reward servers that failed repeatedly and are not asked now")
         self.reward_batch_entries = histogram("reward_batch_entries", "Answers in one batch", _ENTRIES)
         self.reward_batch_tokens = histogram("reward_batch_tokens", "Padded tokens in one batch", _TOKENS)
         self.reward_batch_padding = counter("reward_batch_padding_tokens_total", "Padding among the batches' tokens")
@@ -142,8 +148,10 @@ class Metrics:
         self.generated_tokens.inc(outcome.generated_tokens)
         self.returned_tokens.inc(sum(c.answer.completion_tokens for c in outcome.winners if c.answer))
         self.explorations.inc(outcome.plan.exploration)
-        self.reduced.inc(outcome.n_run < outcome.plan.n_asked)
         self.race_draws.observe(outcome.n_run)
+        unjudged = outcome.scoring_error == RewardUnavailable.__name__ and outcome.n_run == outcome.plan.n_returned
+        self.unjudged.inc(unjudged)
+        self.reduced.inc(outcome.n_run < outcome.plan.n_asked and not unjudged)
         self.deadlines.inc(outcome.deadline_hit)
         for candidate in outcome.candidates:
             self.candidates.labels("finished" if candidate.answer else type(candidate.error).__name__).inc()

@@ -310,6 +310,16 @@ class Scorer(Protocol):
         """Begin to load what scoring needs; returns at once. Before that no thread runs and nothing is loaded."""
         ...
 
+    @property
+    def available(self) -> bool:
+        """Whether rewards can be expected now; where not, a race draws no more answers than are wanted."""
+        ...
+
+    @property
+    def n_away(self) -> int:
+        """How many sources of rewards failed repeatedly and are not asked until a probe succeeds."""
+        ...
+
     async def score(self, messages: Sequence[Message], answer: str) -> Score:
         """Reward of ``answer`` as the assistant's next turn after ``messages``. Cancelling drops the work."""
         ...

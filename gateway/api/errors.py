@@ -39,6 +39,8 @@ TABLE: dict[type[errors.GatewayError], tuple[int, str, str | None]] = {
     # None of these should reach a caller; if one does, it is ours.
     errors.RewardError: (500, "internal_error", "reward_error"),
     errors.RewardTimeout: (500, "internal_error", "reward_timeout"),
+    errors.RewardRefused: (500, "internal_error", "reward_refused"),
+    errors.RewardUnavailable: (500, "internal_error", "reward_unavailable"),
     errors.JournalError: (500, "internal_error", "journal_error"),
     errors.PolicyError: (500, "internal_error", "policy_error"),
     errors.SettingsError: (500, "internal_error", "settings_error"),

@@ -61,6 +61,7 @@ def report(outcome: Outcome, timings: Timings) -> JsonObject:
         "scored": outcome.n_scored,
         "selection": outcome.selection.value,
         "rewards": outcome.rewards,
+        "scoring_error": outcome.scoring_error,
         "winners": [candidate.index for candidate in outcome.winners],
         "generated_tokens": outcome.generated_tokens,
         "policy": plan.policy_version,

@@ -318,6 +318,9 @@ class BestOfNReport(BaseModel):
     scored: int = Field(description="Candidates with a reward.")
     selection: Literal["scored", "fallback", "single"]
     rewards: list[float | None] = Field(description="Rewards in the order of the draws.")
+    scoring_error: str | None = Field(
+        description="Why rewards are missing; RewardUnavailable: none could be had, so no more was drawn than wanted."
+    )
     winners: list[int] = Field(description="Which draws were returned, best first.")
     generated_tokens: int
     policy: int = Field(description="Version of the policy that decided the race.")

@@ -19,7 +19,15 @@ from gateway.best_of_n.permits import Grant, Permits
 from gateway.best_of_n.plan import draw_seed
 from gateway.best_of_n.selection import most_telling, select
 from gateway.best_of_n.transcript import Transcript
-from gateway.errors import BackendError, CallerError, DeadlineExceeded, RewardError, RewardTimeout, bare
+from gateway.errors import (
+    BackendError,
+    CallerError,
+    DeadlineExceeded,
+    RewardError,
+    RewardTimeout,
+    RewardUnavailable,
+    bare,
+)
 from gateway.settings import RaceSettings
 from gateway.types import (
     Answer,
@@ -47,6 +55,8 @@ class Entry:
     grant: Grant
     unused: int
     """Permits not yet handed to a draw; whoever leaves early gives them back."""
+    unjudged: bool = False
+    """Rewards could not be expected as it was admitted: it draws only as many answers as are wanted."""
 
 
 @dataclass(slots=True)
@@ -89,13 +99,19 @@ class BestOfN:
         Turns go round by API key. An exploration request that cannot have all its draws at once becomes an ordinary
         one: a measurement that load has trimmed measures nothing.
 
+        While no rewards can be had, a race draws only as many answers as are wanted: more could not be compared.
+
         Raises:
             Overloaded: Not even the answers wanted could be drawn in time.
         """
         started = self._clock()
+        if not self._scorer.available and (plan.n_asked > 1 or plan.score_single):
+            plan = replace(plan, exploration=False, n_asked=plan.n_ordinary, score_single=False)
+            grant = await self._permits.acquire(plan.n_returned, floor=plan.n_returned, key=key)
+            return Entry(plan, grant.count, (self._clock() - started) * 1e3, grant, grant.count, unjudged=True)
         if plan.exploration:
-            if grant := self._permits.try_acquire(plan.n_asked):
-                return Entry(plan, plan.n_asked, 0.0, grant, plan.n_asked)
+            if (whole := self._permits.try_acquire(plan.n_asked)) is not None:
+                return Entry(plan, plan.n_asked, 0.0, whole, plan.n_asked)
             plan = replace(plan, exploration=False, n_asked=plan.n_ordinary)
         grant = await self._permits.acquire(plan.n_asked, floor=plan.n_returned, key=key)
         return Entry(plan, grant.count, (self._clock() - started) * 1e3, grant, grant.count)
@@ -125,7 +141,7 @@ class BestOfN:
             if scores:
                 await asyncio.wait(scores.values(), timeout=self._reward_timeout_s)
             _cancel(scores.values())
-        scoring_error = _assign_rewards(candidates, scores)
+        scoring_error = RewardUnavailable.__name__ if entry.unjudged else _assign_rewards(candidates, scores)
         if not any(candidate.answer for candidate in candidates):
             raise most_telling(candidates)
         winners, selection = select(candidates, entry.plan.n_returned)
@@ -147,6 +163,7 @@ class BestOfN:
         outcome = Outcome(
             entry.plan, 1, [candidate], [candidate], Selection.SINGLE, timings, reward_model=self._scorer.name
         )
+        outcome.scoring_error = RewardUnavailable.__name__ if entry.unjudged else None
         return Live(self._draw_live(entry, prompt, backend, outcome), outcome)
 
     def _start_draws(
@@ -159,7 +176,7 @@ class BestOfN:
         scores: dict[str, asyncio.Task[Score | RewardError]],
     ) -> list[asyncio.Task[None]]:
         replica = backend.choose_replica()
-        scored = len(candidates) > 1 or entry.plan.score_single
+        scored = (len(candidates) > 1 and not entry.unjudged) or entry.plan.score_single
 
         async def draw(candidate: Candidate) -> None:
             started = self._clock()

@@ -1,4 +1,4 @@
-"""HTTP to a reward server: who it is, whether its rewards can be believed, and one call after another.
+"""HTTP to one reward server: what it is, a check that its rewards are raw, and calls.
 
 aiohttp costs a quarter of httpx2's CPU a call, and a race of N answers makes up to N calls.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import aiohttp
 import structlog
 
-from gateway.errors import RewardError, RewardTimeout, bare
+from gateway.errors import RewardError, RewardRefused, RewardTimeout, bare
 from gateway.reward import wire
 from gateway.settings import RewardSettings
 from gateway.tls import client_context
@@ -21,6 +21,8 @@ from gateway.types import Score
 MAX_ANSWER_BYTES = 16_000_000
 HEALTH_TIMEOUT_S = 2.0
 INTRODUCTION_PAUSE_S = 1.0  # between attempts to learn what a server is
+MAX_PARTS = 32  # calls that one refused batch may cost beside its own, to find the answers that were refused
+_REFUSED = frozenset({400, 404, 413, 422})
 # Texts whose raw rewards are not likely all to fall between 0 and 1.
 _PROBES = ("What is two and two? Four.", "qq zz qq zz", "Name a colour. I cannot say, and neither can you.", "a")
 
@@ -29,18 +31,34 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What a server said it is."""
+    """What a server said it is. ``max_length_tokens`` is its longest text, None where it does not tell."""
 
     dialect: wire.Dialect
     model: str
+    max_length_tokens: int | None = None
+
+
+class _RefusedError(RewardError):
+    """The server refuses a call as it stands, by one of the statuses of ``_REFUSED``."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ClassifyClient:
-    """Calls one reward server. Its session opens on first use, inside the running loop."""
+    """Calls one reward server. Its session opens on first use, inside the running loop.
 
-    def __init__(self, settings: RewardSettings) -> None:
+    Args:
+        settings: What is sent, and how the server is trusted.
+        url: Where it is.
+        timeout_s: Longest time a call may take.
+    """
+
+    def __init__(self, settings: RewardSettings, url: str, *, timeout_s: float) -> None:
         self._settings = settings
-        self._url = settings.url.rstrip("/")
+        self._url = url
+        self._timeout_s = timeout_s
         self._tls = client_context(settings.ca_file) if settings.ca_file else None
         self._session: aiohttp.ClientSession | None = None
         self._known: Server | None = None
@@ -75,14 +93,40 @@ class ClassifyClient:
                 raise RewardError("scoring has stopped") from None
             raise
 
+    def forget(self) -> None:
+        """Meet the server anew before the next call."""
+        self._known = None
+
     async def classify(self, items: Sequence[bytes]) -> list[Score | RewardError]:
-        """Raw rewards of encoded items, in order.
+        """Raw rewards of encoded items, in order. An item that the server refuses costs its own reward only.
+
+        Where no item has a reward, a fixed text tells the server's fault from the items'.
 
         Raises:
             RewardTimeout: The server was too slow.
-            RewardError: The server cannot be reached, refuses, or answers with something else.
+            RewardError: The server cannot be reached, gives no reward at all, or answers with something else.
         """
-        return await self._classify(await self.server(), items)
+        server = await self.server()
+        try:
+            results = await self._classify(server, items)
+        except _RefusedError as refusal:
+            if await self._serves_another_model(server):
+                results = await self._classify(await self.server(), items)
+            elif refusal.status == 404:
+                raise
+            else:
+                results = await self._in_parts(server, items, [MAX_PARTS])
+        if not any(isinstance(result, Score) for result in results):
+            await self._see_that_it_scores(server)
+        return results
+
+    async def probe(self) -> None:
+        """Score a fixed answer.
+
+        Raises:
+            RewardError: That gives no reward.
+        """
+        await self._see_that_it_scores(await self.server())
 
     async def health(self) -> None:
         """Return if the server says it can serve.
@@ -99,12 +143,49 @@ class ClassifyClient:
         if self._session is not None:
             await self._session.close()
 
-    async def _introduce(self) -> Server:
+    async def _in_parts(
+        self, server: Server, items: Sequence[bytes], calls_left: list[int]
+    ) -> list[Score | RewardError]:
+        """Score refused items in ever smaller parts, until those that are at fault stand alone."""
+        if len(items) == 1:
+            return [RewardRefused("the reward server refuses this answer")]
+        results: list[Score | RewardError] = []
+        middle = len(items) // 2
+        for part in (items[:middle], items[middle:]):
+            if calls_left[0] == 0:
+                results += [RewardRefused("the reward server refuses this answer or its neighbours") for _ in part]
+                continue
+            calls_left[0] -= 1
+            try:
+                results += await self._classify(server, part)
+            except _RefusedError:
+                results += await self._in_parts(server, part, calls_left)
+        return results
+
+    async def _see_that_it_scores(self, server: Server) -> None:
+        text, conversation = wire.text(_PROBES[0]), wire.conversation([{"role": "user", "content": _PROBES[1]}], "a")
+        [result] = await self._classify(server, [text if self._settings.tokenizer else conversation])
+        if isinstance(result, RewardError):
+            raise result
+
+    async def _listed(self) -> Server:
+        """What the server's list of models says it is."""
         dialect, models = wire.served_models(await self._call("GET", "/v1/models"))
-        wanted = self._settings.url_model
-        if not models or (wanted and wanted not in models):
-            raise RewardError(f"the reward server does not serve {wanted or 'any model'}")
-        server = Server(dialect, wanted or models[0])
+        model = self._settings.url_model or next(iter(models), "")
+        if model not in models:
+            raise RewardError(f"the reward server does not serve {model or 'any model'}")
+        return Server(dialect, model, models[model])
+
+    async def _serves_another_model(self, server: Server) -> bool:
+        """Whether a refusal comes of a restart that changed what is served; then the server is met anew."""
+        if await self._listed() == server:
+            return False
+        self._known = None
+        return True
+
+    async def _introduce(self) -> Server:
+        server = await self._listed()
+        dialect = server.dialect
         if dialect is not wire.Dialect.OURS and not self._settings.tokenizer:
             raise RewardError(f"a {dialect} reward server reads only text: set GATEWAY_REWARD__TOKENIZER")
         if dialect is wire.Dialect.VLLM:
@@ -162,15 +243,14 @@ class ClassifyClient:
             raise RewardError(f"the reward server's answer broke off: {type(error).__name__}") from bare(error)
 
     async def _send(self, method: str, path: str, body: bytes | None, timeout_s: float | None) -> bytes:
-        timeout = aiohttp.ClientTimeout(total=timeout_s or self._settings.timeout_s)
+        timeout = aiohttp.ClientTimeout(total=timeout_s or self._timeout_s)
         request = self._open_session().request(
             method, self._url + path, data=body, timeout=timeout, allow_redirects=False
         )
         async with request as response:
             if response.status != 200:
-                if response.status in (400, 404):
-                    self._known = None  # a restart may have changed what is served
-                raise RewardError(f"the reward server answered {path} with status {response.status}")
+                message = f"the reward server answered {path} with status {response.status}"
+                raise _RefusedError(message, response.status) if response.status in _REFUSED else RewardError(message)
             received = bytearray()
             async for chunk in response.content.iter_any():
                 received += chunk

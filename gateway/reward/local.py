@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from gateway.errors import RewardError
+from gateway.errors import RewardError, RewardTimeout, RewardUnavailable
+from gateway.reward.availability import Availability
 from gateway.reward.batcher import Batcher, BatchStats
 from gateway.reward.loading import IMPORTS, Loading, import_error
 from gateway.settings import RewardSettings
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # simulation (20 ms and 1.5 µs a token against 2 ms and 60 µs): with 256 a GPU gives 392 answers a second at 32 races,
 # with 4096 it gives 592; a CPU gives the same with either, and its shorter answers wait less with little.
 LAUNCH_TOKENS = {"cuda": 4096, "cpu": 128}
+_SHARE_OF_TIMEOUT = 0.9  # a reward that is given up after so much of the time that a race waits for it came too late
 
 
 class Model(Protocol):
@@ -79,6 +81,9 @@ class Scored:
     tokens: int
 
 
+_PROBE = Conversation([{"role": "user", "content": "What is two and two?"}], "Four.")
+
+
 class LocalScorer:
     """Scores with a model in this process, batched over all requests. Loading starts with ``start``, or on first use.
 
@@ -109,6 +114,17 @@ class LocalScorer:
             launch_tokens=LAUNCH_TOKENS["cpu"],
             observe=observe,
         )
+        self._availability = Availability(self._probe, name=settings.model)
+
+    @property
+    def available(self) -> bool:
+        """Whether rewards can be expected now: the model is loaded, and has not just failed repeatedly."""
+        return self._loading.value is not None and not self._availability.away
+
+    @property
+    def n_away(self) -> int:
+        """1 while the model is not asked because it failed repeatedly."""
+        return int(self._availability.away)
 
     @property
     def name(self) -> str:
@@ -155,9 +171,18 @@ class LocalScorer:
         """Reward of ``answer`` as the assistant's next turn after ``messages``. Cancelling drops the work.
 
         Raises:
+            RewardUnavailable: The model failed repeatedly; it is not asked.
             RewardError: The model is not loaded, the queue is full, or there is no number to give.
         """
-        (result,) = await self.score_many([Conversation(messages, answer)])
+        if self._availability.away:
+            raise RewardUnavailable("the reward model fails again and again")
+        began_s = asyncio.get_running_loop().time()
+        try:
+            (result,) = await self.score_many([Conversation(messages, answer)])
+        except asyncio.CancelledError:
+            if asyncio.get_running_loop().time() - began_s >= _SHARE_OF_TIMEOUT * self._settings.timeout_s:
+                self._availability.failed(RewardTimeout("the reward model was too slow"))
+            raise
         if isinstance(result, RewardError):
             raise result
         return result.score
@@ -191,11 +216,14 @@ class LocalScorer:
             return Readiness(False, f"the reward model could not be loaded: {error}", {"model": self._settings.model})
         if (model := self._loading.value) is None:
             return Readiness(False, "the reward model is loading", {"model": self._settings.model})
+        if self._availability.away:
+            return Readiness(False, f"gives no rewards: {self._availability.reason}", {"model": model.name})
         facts = {"model": model.name, "device": model.device, "dtype": model.dtype, "waiting": self._batcher.waiting}
         return Readiness(True, facts=facts)
 
     async def aclose(self) -> None:
         """Stop scoring and release the model's threads; a batch in the model ends first."""
+        await self._availability.aclose()
         await self._batcher.aclose()
         self._tokenizer_thread.shutdown(wait=False, cancel_futures=True)
         self._model_thread.shutdown(wait=False, cancel_futures=True)
@@ -224,8 +252,35 @@ class LocalScorer:
 
     async def _run(self, batch: Sequence[EncodedPair]) -> list[float | RewardError]:
         loop = asyncio.get_running_loop()
-        rewards = await loop.run_in_executor(self._model_thread, self.model().score, batch)
+        try:
+            rewards = await loop.run_in_executor(self._model_thread, self.model().score, batch)
+        except RewardError as error:
+            self._availability.failed(error)
+            raise
+        if not any(map(math.isfinite, rewards)) and not await self._scores_at_all():
+            self._availability.failed(RewardError("the reward model gives no numbers"))
+        else:
+            self._availability.succeeded()
         return [r if math.isfinite(r) else RewardError("the reward model gave no number") for r in rewards]
+
+    async def _scores_at_all(self) -> bool:
+        """Whether a fixed answer gets a number: where others get none, this tells the model's fault from theirs."""
+        model = self.model()
+
+        def reward() -> float:
+            return model.score([model.encode(_PROBE.messages, _PROBE.answer)])[0]
+
+        return math.isfinite(await asyncio.get_running_loop().run_in_executor(self._model_thread, reward))
+
+    async def _probe(self) -> None:
+        """Score a fixed answer, to learn whether the model works again."""
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                (result,) = await self.score_many([_PROBE])
+        except TimeoutError as error:
+            raise RewardTimeout("the reward model was too slow") from error
+        if isinstance(result, RewardError):
+            raise result
 
 
 def _encode_all(model: Model, items: Sequence[Conversation | str]) -> list[EncodedPair | RewardError]:

@@ -15,13 +15,13 @@ from typing import Any, Self, cast
 
 import structlog
 import torch
-from jinja2 import TemplateError
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from gateway.errors import RewardError, SettingsError
+from gateway.reward.chat_text import ChatText, printable
 from gateway.reward.relevance import Relevance
 from gateway.reward.signals import RELEVANCE, parse_weights, weighted
 from gateway.types import Message
@@ -77,7 +77,7 @@ class RewardModel:
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
         self._pad_id = _pad_token_id(model, tokenizer)
-        self._templated = bool(tokenizer.chat_template)
+        self._chat = ChatText(tokenizer) if tokenizer.chat_template else None
         self._typed = "token_type_ids" in tokenizer.model_input_names
 
     @classmethod
@@ -158,21 +158,25 @@ class RewardModel:
         Raises:
             RewardError: The chat template refuses the conversation.
         """
-        answer = _printable(answer)
-        pair = self._encode_chat(messages, answer) if self._templated else self._encode_pair(messages, answer)
+        answer = printable(answer)
+        pair = (
+            self._encode_pair(messages, answer)
+            if self._chat is None
+            else self._encode_chat(self._chat, messages, answer)
+        )
         return replace(pair, signals=weighted(self._signals, prompt_text(messages), answer)) if self._signals else pair
 
     @property
     def reads_text(self) -> bool:
         """Whether ``encode_text`` makes sense: a template puts both texts into one, and no signal needs them apart."""
-        return self._templated and not self._signals
+        return self._chat is not None and not self._signals
 
     def encode_text(self, text: str) -> EncodedPair:
-        """Token ids of a conversation that the model's chat template rendered elsewhere, without its leading BOS.
+        """Token ids of a conversation that the model's chat template rendered elsewhere, as ``ChatText.render`` does.
 
         An over-long text loses its beginning.
         """
-        ids = cast("list[int]", self._tokenizer(_printable(text), verbose=False)["input_ids"])
+        ids = cast("list[int]", self._tokenizer(printable(text), verbose=False)["input_ids"])
         if len(ids) <= self.max_length_tokens:
             return EncodedPair(ids)
         first = ids[:1] if ids[0] == self._tokenizer.bos_token_id else []
@@ -232,42 +236,20 @@ class RewardModel:
         both = backend.post_process(prompt_part, answer_part)
         return EncodedPair(both.ids, both.type_ids if self._typed else None, truncated)
 
-    def _encode_chat(self, messages: Sequence[Message], answer: str) -> EncodedPair:
-        turns = [{**message, "content": _printable(message["content"] or "")} for message in messages]
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [*turns, {"role": "assistant", "content": answer}], tokenize=False
-            )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise RewardError("the reward model's chat template refuses this conversation") from error
-        bos = self._tokenizer.bos_token
-        text = text.removeprefix(bos) if bos else text  # the tokenizer adds its own
-        ids = self._tokenizer(text)["input_ids"]
+    def _encode_chat(self, chat: ChatText, messages: Sequence[Message], answer: str) -> EncodedPair:
+        text = chat.render(messages, answer)
+        ids = chat.ids(text)
         if len(ids) <= self.max_length_tokens:
             return EncodedPair(ids)
-        # Too long: the pieces are encoded one by one to know where the answer begins and ends.
-        start = text.rfind(answer.strip())
-        stop = start + len(answer.strip())
-        head, body, tail = (self._ids(part) for part in (text[:start], text[start:stop], text[stop:]))
-        first = ids[:1] if ids[0] == self._tokenizer.bos_token_id else []
-        room = self.max_length_tokens - len(first) - len(tail)
-        kept = max(0, room - len(body))
-        return EncodedPair([*first, *head[len(head) - kept :], *body[:room], *tail], prompt_truncated=True)
-
-    def _ids(self, text: str) -> list[int]:
-        return cast("list[int]", self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        kept = chat.kept(messages, text, chat.spans(text), self.max_length_tokens)
+        return EncodedPair([ids[place] for place in kept], prompt_truncated=True)
 
 
 def prompt_text(messages: Sequence[Message]) -> str:
     """The conversation as one text, for tokenizers without a chat template; a lone message stands as it is."""
     if len(messages) == 1:
-        return _printable(messages[0]["content"] or "")
-    return "\n".join(f"{message['role']}: {_printable(message['content'] or '')}" for message in messages)
-
-
-def _printable(text: str) -> str:
-    """``text`` without the lone surrogates that JSON can carry and tokenizers refuse."""
-    return text.encode("utf-8", "replace").decode()
+        return printable(messages[0]["content"] or "")
+    return "\n".join(f"{message['role']}: {printable(message['content'] or '')}" for message in messages)
 
 
 def _choose_device(device: str) -> torch.device:

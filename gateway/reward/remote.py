@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.errors import RewardError
+from gateway.errors import RewardError, RewardRefused, RewardUnavailable
 from gateway.reward import wire
 from gateway.reward.batcher import Batcher, BatchStats
-from gateway.reward.client import ClassifyClient
 from gateway.reward.loading import IMPORTS, Loading, import_error
+from gateway.reward.servers import RewardServers
 from gateway.settings import RewardSettings
 from gateway.types import Message, Readiness, Score
 
@@ -46,7 +46,7 @@ class RemoteScorer:
 
     def __init__(self, settings: RewardSettings, *, observe: Callable[[BatchStats], None] | None = None) -> None:
         self._settings = settings
-        self._client = ClassifyClient(settings)
+        self._servers = RewardServers(settings)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reward-renderer")
         self._renderer: Loading[ChatRenderer] | None = None
         if settings.tokenizer:
@@ -56,7 +56,7 @@ class RemoteScorer:
             max_batch_tokens=settings.max_batch_tokens,
             max_wait_ms=0,  # the server waits for company; here what is ready in one turn of the loop goes together
             max_queue=settings.max_queue,
-            concurrency=CALLS_IN_FLIGHT,
+            concurrency=CALLS_IN_FLIGHT * len(settings.urls),
             launch_tokens=settings.max_batch_tokens,  # padding costs nothing on the wire, calls do
             abort_unwanted=True,
             observe=observe,
@@ -65,7 +65,19 @@ class RemoteScorer:
     @property
     def name(self) -> str:
         """The server's model; until it was asked, the name it is asked for by."""
-        return self._client.known.model if self._client.known else self._settings.url_model or self._settings.url
+        return self._settings.url_model or self._settings.url if (known := self._servers.known) is None else known.model
+
+    @property
+    def available(self) -> bool:
+        """Whether rewards can be expected now: the tokenizer is loaded, and a server has not just failed repeatedly."""
+        if self._renderer is not None and self._renderer.value is None:
+            return False
+        return self._servers.available
+
+    @property
+    def n_away(self) -> int:
+        """How many servers are passed over."""
+        return self._servers.n_away
 
     @property
     def waiting(self) -> int:
@@ -81,39 +93,46 @@ class RemoteScorer:
         """Reward of ``answer`` as the assistant's next turn after ``messages``. Cancelling drops the work.
 
         Raises:
+            RewardUnavailable: No server has answered lately; none is asked.
             RewardTimeout: The server was too slow.
-            RewardError: The server cannot be reached, refuses, or gives no usable reward.
+            RewardRefused: This answer cannot be scored.
+            RewardError: The server cannot be reached, or gives no usable reward.
         """
         if self._batcher.closed:
             raise RewardError("scoring has stopped")
-        if self._client.known is None:
-            await self._client.server()
+        if not self._servers.available:
+            raise RewardUnavailable("no reward server answers now")
+        await self._servers.meet()
         item = await self._item(messages, answer)
         return await self._batcher.put(item, item.tokens)
 
     async def readiness(self) -> Readiness:
-        """Ready when the server answers, its rewards are raw, and the tokenizer (if any) is loaded."""
-        facts = {"url": self._settings.url}
+        """Ready when a server answers, its rewards are raw, and the tokenizer (if any) is loaded."""
         try:
             self._loaded_renderer()
-            server = await self._client.server()
-            await self._client.health()
         except RewardError as error:
-            return Readiness(False, error.message, facts)
-        return Readiness(True, facts={**facts, "model": server.model, "protocol": server.dialect.value})
+            return Readiness(False, error.message, {"url": self._settings.url})
+        return await self._servers.readiness()
 
     async def aclose(self) -> None:
         """Stop scoring and close the connections."""
         await self._batcher.aclose()
         self._thread.shutdown(wait=False, cancel_futures=True)
-        await self._client.aclose()
+        await self._servers.aclose()
 
     async def _item(self, messages: Sequence[Message], answer: str) -> _Item:
         renderer = self._loaded_renderer()
         if renderer is None:
             encoded = wire.conversation(messages, answer)
             return _Item(encoded, len(encoded) // _BYTES_PER_TOKEN, False)
-        rendered = await asyncio.get_running_loop().run_in_executor(self._thread, renderer.render, messages, answer)
+        limit = min(
+            self._settings.max_length_tokens, self._servers.max_length_tokens or self._settings.max_length_tokens
+        )
+        rendered = await asyncio.get_running_loop().run_in_executor(
+            self._thread, renderer.render, messages, answer, limit
+        )
+        if not rendered.text.strip():
+            raise RewardRefused("the reward model's chat template leaves nothing of this answer")
         return _Item(wire.text(rendered.text), rendered.tokens, rendered.truncated)
 
     def _loaded_renderer(self) -> ChatRenderer | None:
@@ -133,7 +152,7 @@ class RemoteScorer:
         return renderer
 
     async def _run(self, batch: Sequence[_Item]) -> list[Score | RewardError]:
-        scores = await self._client.classify([item.encoded for item in batch])
+        scores = await self._servers.classify([item.encoded for item in batch])
         return [
             Score(score.reward, True) if item.truncated and isinstance(score, Score) else score
             for item, score in zip(batch, scores, strict=True)
@@ -146,4 +165,4 @@ def _load_renderer(settings: RewardSettings) -> ChatRenderer:
             from gateway.reward.rendering import ChatRenderer
     except ImportError as error:
         raise import_error(error, "rendering for a remote reward server") from error
-    return ChatRenderer(settings.tokenizer, max_length_tokens=settings.max_length_tokens)
+    return ChatRenderer(settings.tokenizer)

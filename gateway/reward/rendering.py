@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from gateway.errors import RewardError, SettingsError
+from gateway.errors import RewardRefused, SettingsError
+from gateway.reward.chat_text import ChatText, Span
 from gateway.types import Message
 
-_SEAM_TOKENS = 8  # cut text can tokenize to a few more tokens than it had as part of the whole
+_CUTS = 8  # cut text can tokenize to a few more tokens than it had as part of the whole; then more is cut
 
 
 class Rendered(NamedTuple):
-    """A text that fits the server's model, its tokens, and whether its beginning was cut to make it fit."""
+    """A text that fits the server's model, its tokens, and whether it was cut to make it fit."""
 
     text: str
     tokens: int
@@ -30,56 +30,54 @@ class ChatRenderer:
 
     Args:
         tokenizer: Folder or hub id.
-        max_length_tokens: Longest text.
 
     Raises:
         SettingsError: No such tokenizer, or it has no chat template.
     """
 
-    def __init__(self, tokenizer: str, *, max_length_tokens: int) -> None:
+    def __init__(self, tokenizer: str) -> None:
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+            loaded: Any = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise SettingsError(f"reward tokenizer {tokenizer} cannot be loaded: {error}") from error
-        if not self._tokenizer.chat_template:
+        if not loaded.chat_template:
             raise SettingsError(f"reward tokenizer {tokenizer} has no chat template")
-        self._max_tokens = max_length_tokens
+        self._chat = ChatText(loaded)
 
-    def render(self, messages: Sequence[Message], answer: str) -> Rendered:
-        """The conversation with ``answer`` as its last turn, without the leading BOS (servers add their own).
+    def render(self, messages: Sequence[Message], answer: str, max_length_tokens: int) -> Rendered:
+        """The conversation with ``answer`` as its last turn, in at most so many tokens as the server counts them.
 
-        What does not fit loses the beginning of its prompt; an answer that alone is too long loses its own end.
+        What does not fit loses the beginning of its prompt; an answer that alone is too long loses its own end. A
+        leading BOS is left out where the server's tokenizer adds its own.
 
         Raises:
-            RewardError: The chat template refuses the conversation.
+            RewardRefused: The chat template refuses the conversation, or it cannot be cut to fit.
         """
-        turns = [{**message, "content": message["content"] or ""} for message in messages]
-        turns.append({"role": "assistant", "content": answer})
-        try:
-            text: str = self._tokenizer.apply_chat_template(turns, tokenize=False)
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise RewardError("the reward model's chat template refuses this conversation") from error
-        text = text.encode("utf-8", "replace").decode().removeprefix(self._tokenizer.bos_token or "")
-        spans = self._spans(text)
-        if len(spans) <= self._max_tokens:
-            return Rendered(text, len(spans), False)
-        return self._cut(text, spans, answer.encode("utf-8", "replace").decode().strip())
+        text = self._chat.render(messages, answer)
+        tokens = len(self._chat.ids(text))
+        if tokens <= max_length_tokens:
+            return Rendered(text, tokens, False)
+        spans, room = self._chat.spans(text), max_length_tokens
+        for _ in range(_CUTS):
+            cut = _joined(text, spans, self._chat.kept(messages, text, spans, room))
+            tokens = len(self._chat.ids(cut))
+            if tokens <= max_length_tokens:
+                return Rendered(cut, tokens, True)
+            room = max(1, room - (tokens - max_length_tokens))
+        raise RewardRefused(f"this conversation cannot be cut to {max_length_tokens} tokens")
 
-    def _spans(self, text: str) -> list[tuple[int, int]]:
-        """Where each token lies in the text; the special ones that the server adds lie at (0, 0)."""
-        spans: list[tuple[int, int]] = self._tokenizer(text, return_offsets_mapping=True, verbose=False)[
-            "offset_mapping"
-        ]
-        return spans
 
-    def _cut(self, text: str, spans: list[tuple[int, int]], answer: str) -> Rendered:
-        room = self._max_tokens - _SEAM_TOKENS
-        start = text.rfind(answer)
-        tail = text[start + len(answer) :]
-        of_prompt = [span for span in spans if span[1] <= start]
-        of_answer = [span for span in spans if start < span[1] <= start + len(answer)]
-        room -= len(spans) - len(of_prompt) - len(of_answer)
-        kept_of_prompt = max(0, room - len(of_answer))
-        begin = of_prompt[-kept_of_prompt][0] if kept_of_prompt else start
-        end = of_answer[min(room, len(of_answer)) - 1][1] if of_answer else start
-        return Rendered(text[begin:end] + tail, self._max_tokens, True)
+def _joined(text: str, spans: Sequence[Span], kept: Sequence[int]) -> str:
+    """The text of the kept tokens: one stretch for each run of them, for a tokenizer may cover no spaces."""
+    stretches: list[list[int]] = []
+    last = -1
+    for place in kept:
+        begin, end = spans[place]
+        if end == 0:
+            continue  # added by the tokenizer, which the server's does too
+        if stretches and place == last + 1:
+            stretches[-1][1] = end
+        else:
+            stretches.append([begin, end])
+        last = place
+    return "".join(text[begin:end] for begin, end in stretches)

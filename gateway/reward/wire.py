@@ -61,8 +61,10 @@ def request_body(dialect: Dialect, model: str, items: Sequence[bytes], *, activa
     return orjson.dumps({"model": model, "input": fragments, "use_activation": activated})
 
 
-def served_models(body: bytes) -> tuple[Dialect, list[str]]:
-    """Whose server it is and which models it serves, from its /v1/models; a stranger is taken for vLLM.
+def served_models(body: bytes) -> tuple[Dialect, dict[str, int | None]]:
+    """Whose server it is, and its models with the longest text that each takes, in tokens, where it tells.
+
+    From its /v1/models; a stranger is taken for vLLM.
 
     Raises:
         RewardError: It is no list of models.
@@ -72,7 +74,8 @@ def served_models(body: bytes) -> tuple[Dialect, list[str]]:
         owners = [card.get("owned_by") for card in cards]
         dialect = next((Dialect(owner) for owner in owners if owner in set(Dialect)), Dialect.VLLM)
         # The name goes out with every answer, in a header.
-        return dialect, [name for card in cards if len(name := str(card["id"])) <= MAX_NAME_CHARS]
+        named = {str(card["id"]): _length(card.get("max_model_len")) for card in cards}
+        return dialect, {name: length for name, length in named.items() if len(name) <= MAX_NAME_CHARS}
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise RewardError("the reward server's /v1/models makes no sense") from error
 
@@ -166,6 +169,10 @@ def classification(model: str, results: Sequence[tuple[Score | None, int]], *, a
             },
         }
     )
+
+
+def _length(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _score(values: object, *, truncated: bool) -> Score | RewardError:

@@ -124,6 +124,16 @@ class TracedScorer:
         """The reward model's name."""
         return self._scorer.name
 
+    @property
+    def available(self) -> bool:
+        """Whether rewards can be expected now."""
+        return self._scorer.available
+
+    @property
+    def n_away(self) -> int:
+        """How many sources of rewards are not asked now."""
+        return self._scorer.n_away
+
     def start(self) -> None:
         """Begin to load what scoring needs."""
         self._scorer.start()

@@ -22,6 +22,17 @@ def test_groups_are_read_from_variables_with_two_underscores(monkeypatch: pytest
     assert settings.api.models == ("small", "large")
 
 
+@pytest.mark.parametrize(
+    ("url", "urls"),
+    [("", ()), ("http://a:1/", ("http://a:1",)), ("http://a:1, https://b", ("http://a:1", "https://b"))],
+)
+def test_a_reward_url_may_name_several_servers(
+    monkeypatch: pytest.MonkeyPatch, url: str, urls: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("GATEWAY_REWARD__URL", url)
+    assert urls == load().reward.urls
+
+
 def test_an_unknown_variable_is_fatal_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_BACKEND__URL", "http://a")
     with pytest.raises(SettingsError, match="GATEWAY_BACKEND__URL "):
@@ -36,6 +47,9 @@ def test_an_unknown_variable_is_fatal_and_named(monkeypatch: pytest.MonkeyPatch)
         ("GATEWAY_BACKEND__KIND", "ollama"),
         ("GATEWAY_BACKEND__URLS", "localhost:8080"),
         ("GATEWAY_BACKEND__URLS", " , "),
+        ("GATEWAY_REWARD__URL", "reward:8001"),
+        ("GATEWAY_REWARD__URL", "http://a:1,reward:8001"),
+        ("GATEWAY_REWARD__URL", " , "),
         ("GATEWAY_API__MODELS", ""),
         ("GATEWAY_POLICY__N", "0"),
         ("GATEWAY_POLICY__EXPLORATION", "nan"),

@@ -46,6 +46,18 @@ def test_a_completion_is_counted_under_what_happened() -> None:
     assert value(metrics, "ratchet_stage_seconds_sum", stage="overhead") == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize(
+    ("scoring_error", "n_run", "unjudged", "reduced"),
+    [("RewardUnavailable", 1, 1, 0), ("RewardUnavailable", 3, 0, 1), ("RewardTimeout", 1, 0, 1), (None, 1, 0, 1)],
+)
+def test_a_race_without_rewards_to_expect_is_not_one_without_permits(
+    scoring_error: str | None, n_run: int, unjudged: int, reduced: int
+) -> None:
+    metrics = Metrics()
+    metrics.completed(replace(outcome(), scoring_error=scoring_error, n_run=n_run), Timings())
+    assert (unjudged, reduced) == (value(metrics, "ratchet_unjudged_total"), value(metrics, "ratchet_reduced_total"))
+
+
 def test_the_mean_reward_is_to_be_had_though_rewards_are_negative() -> None:
     metrics = Metrics()
     for reward in (1.5, -0.5, -4.0):

@@ -56,6 +56,9 @@ class RewardKnobs(AnyKnobs):
     latency_ms: float = 0.0
     latency_per_text_ms: float = 0.0
     always_activate: bool = False  # a server that ignores use_activation
+    max_model_len: int = 0  # what /v1/models tells; 0 tells nothing
+    refused: str = ""  # a call with a text that holds this is refused …
+    refused_status: int = 400  # … with this status
     fault: RewardFault = RewardFault.NONE
     fault_status: int = 500
     fault_texts: int = 0  # null and nan: how many of a call's rewards, from the first; 0 is all
@@ -93,6 +96,8 @@ class RewardStub(StubServer):
 
     async def _models(self, http: web.BaseRequest) -> web.StreamResponse:
         card = {"id": self.knobs.model_id, "object": "model", "created": 0, "owned_by": self.knobs.dialect.value}
+        if self.knobs.max_model_len:
+            card["max_model_len"] = self.knobs.max_model_len
         return json_response(orjson.dumps({"object": "list", "data": [card]}))
 
     async def _classify(self, http: web.BaseRequest) -> web.StreamResponse:
@@ -106,6 +111,9 @@ class RewardStub(StubServer):
         except ValueError as error:
             state.rejected += 1
             return _error(400, str(error))
+        if knobs.refused and any(knobs.refused in text for text in texts):
+            state.rejected += 1
+            return _error(knobs.refused_status, "the stub refuses this text")
         fault = knobs.fault if self._picker.picks(knobs) else RewardFault.NONE
         state.started += 1
         state.scoring += 1

@@ -81,6 +81,8 @@ class FakeScorer:
     asked: list[str] = field(default_factory=list)
     cancelled: int = 0
     name: str = "fake-judge"
+    available: bool = True
+    n_away: int = 0
 
     def start(self) -> None:
         return None

@@ -206,6 +206,36 @@ async def test_without_rewards_the_answer_is_a_flagged_fallback(reward: float | 
     assert outcome.rewards == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("n", "options", "drawn"),
+    [
+        (4, {}, 1),
+        (8, {"exploration": True, "ordinary": 4}, 1),
+        (4, {"n_returned": 2}, 2),
+        (1, {"score_single": True}, 1),
+    ],
+)
+async def test_while_no_rewards_can_be_had_a_race_draws_what_is_wanted_and_is_flagged(
+    n: int, options: dict[str, int | bool], drawn: int
+) -> None:
+    scorer = FakeScorer(length, available=False)
+    outcome = await Track(FakeBackend([answer("a"), answer("bb")]), scorer).run(n, **options)
+    assert (drawn, [None] * drawn, "RewardUnavailable") == (outcome.n_run, outcome.rewards, outcome.scoring_error)
+    assert ([], False) == (scorer.asked, outcome.plan.exploration)
+    assert min(n, 4) == outcome.plan.n_asked
+
+
+async def test_one_draw_that_needs_no_reward_is_not_flagged_for_lack_of_one() -> None:
+    outcome = await Track(FakeBackend([answer("a")]), FakeScorer(length, available=False)).run(1)
+    assert (1, None) == (outcome.n_run, outcome.scoring_error)
+
+
+async def test_a_live_draw_in_place_of_a_race_is_flagged() -> None:
+    track = Track(FakeBackend([], deltas=PIECES), FakeScorer(length, available=False))
+    _, outcome = await drain(track, 4)
+    assert (1, "RewardUnavailable", [None]) == (outcome.n_run, outcome.scoring_error, outcome.rewards)
+
+
 async def test_a_reward_missing_for_one_costs_that_one() -> None:
     track = Track(
         FakeBackend([answer("a"), answer("bb"), answer("ccc")]),

@@ -15,7 +15,7 @@ import torch
 import uvicorn
 from hypothesis import settings
 from peft import LoraConfig, TaskType, get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, Qwen3Config
 from transformers import Qwen3ForSequenceClassification as Qwen3Classifier
 
@@ -63,7 +63,7 @@ def adapter(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny random Qwen3 classifier with a chat template and a tokenizer without a padding token."""
+    """A tiny random Qwen3 classifier; its tokenizer has a chat template, adds a BOS and has no padding token."""
     folder = tmp_path_factory.mktemp("decoder")
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -71,6 +71,8 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     special = ["<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     raw.train_from_iterator(TEXTS, trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet))
+    bos = ("<|bos|>", special.index("<|bos|>"))
+    raw.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[bos])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|bos|>", eos_token="<|end|>")
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)

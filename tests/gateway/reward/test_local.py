@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import RewardError, SettingsError
+from gateway.errors import RewardError, RewardUnavailable, SettingsError
+from gateway.reward import availability
 from gateway.reward.batcher import BatchStats, QueueFull
 from gateway.reward.build import build_scorer
 from gateway.reward.local import LAUNCH_TOKENS, Conversation, LocalScorer, Scored
@@ -84,6 +85,7 @@ async def test_while_the_model_loads_it_is_not_ready_and_gives_no_reward() -> No
     assert "some/model" == scorer.name
     with pytest.raises(RewardError, match="still loading"):
         await scorer.score(ask("hi"), "hello")
+    assert not scorer.available
     released.set()
     assert await scorer.loaded() is model
     assert 5.0 == (await scorer.score(ask("hi"), "hello")).reward
@@ -175,3 +177,61 @@ async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+async def test_a_model_that_fails_again_and_again_is_not_asked_until_a_probe_succeeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(availability, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(availability, "PROBE_PAUSE_S", 0.05)
+    model = FakeModel()
+    scorer = scorer_of(model)
+    await scorer.loaded()
+    score = model.score
+
+    def fail(_batch: object) -> list[float]:
+        raise RewardError("the reward model failed on cuda:0: OutOfMemoryError")
+
+    monkeypatch.setattr(model, "score", fail)
+    for _ in range(availability.FAILURES_IN_A_ROW):
+        assert (True, 0) == (scorer.available, scorer.n_away)
+        with pytest.raises(RewardError, match="OutOfMemory"):
+            await scorer.score(ask("hi"), "hello")
+    assert (False, 1) == (scorer.available, scorer.n_away)
+    with pytest.raises(RewardUnavailable):
+        await scorer.score(ask("hi"), "hello")
+    assert "gives no rewards: the reward model failed" in (await scorer.readiness()).detail
+    monkeypatch.setattr(model, "score", score)
+    async with asyncio.timeout(20):
+        while not scorer.available:
+            await asyncio.sleep(0.01)
+    assert 5.0 == (await scorer.score(ask("hi"), "hello")).reward
+    await scorer.aclose()
+
+
+@pytest.mark.parametrize(("waited_s", "away"), [(0.05, False), (0.19, True)])
+async def test_rewards_that_races_gave_up_waiting_for_count_as_failures(waited_s: float, away: bool) -> None:
+    """A caller who leaves early says nothing about the model."""
+    released = threading.Event()
+    model = FakeModel()
+    model.gate = released
+    scorer = scorer_of(model, timeout_s=0.2)
+    await scorer.loaded()
+    for _ in range(availability.FAILURES_IN_A_ROW):
+        waiting = asyncio.create_task(scorer.score(ask("hi"), "hello"))
+        await asyncio.wait([waiting], timeout=waited_s)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    assert away == (not scorer.available)
+    released.set()
+    await scorer.aclose()
+
+
+async def test_answers_without_a_number_are_the_models_fault_only_where_no_answer_has_one() -> None:
+    scorer = scorer_of(FakeModel())
+    await scorer.loaded()
+    for _ in range(2 * availability.FAILURES_IN_A_ROW):
+        with pytest.raises(RewardError, match="no number"):
+            await scorer.score(ask("hi"), "a" * 13)
+    assert scorer.available
+    await scorer.aclose()

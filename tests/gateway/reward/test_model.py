@@ -110,12 +110,12 @@ def test_every_turn_of_a_conversation_reaches_the_model(model: RewardModel) -> N
     assert model.encode(history + last, "Madrid").length > model.encode(last, "Madrid").length
 
 
-def test_a_chat_template_renders_the_answer_as_the_assistants_turn_without_a_second_bos(
+def test_a_chat_template_renders_the_answer_as_the_assistants_turn_with_one_bos(
     decoder_model: RewardModel,
 ) -> None:
     ids = decoder_model.encode(ask("hi"), "hello").input_ids
     text = decoder_model._tokenizer.decode(ids)
-    assert text == "<|user|>hi<|end|><|assistant|>hello<|end|>"
+    assert text == "<|bos|><|user|>hi<|end|><|assistant|>hello<|end|>"
 
 
 def test_too_long_a_prompt_keeps_its_end_and_the_whole_answer(model: RewardModel) -> None:

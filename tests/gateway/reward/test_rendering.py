@@ -15,7 +15,7 @@ from tests.gateway.reward.texts import ask
 
 @pytest.fixture(scope="module")
 def renderer(decoder: str) -> ChatRenderer:
-    return ChatRenderer(decoder, max_length_tokens=64)
+    return ChatRenderer(decoder)
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +24,14 @@ def decoder_model(decoder: str) -> RewardModel:
 
 
 def test_the_chat_template_renders_and_the_leading_bos_is_left_to_the_server(renderer: ChatRenderer) -> None:
-    rendered = renderer.render(ask("hi"), "hello")
+    rendered = renderer.render(ask("hi"), "hello", 64)
     assert ("<|user|>hi<|end|><|assistant|>hello<|end|>", False) == (rendered.text, rendered.truncated)
 
 
 def test_a_text_rendered_here_is_scored_like_its_conversation(
     renderer: ChatRenderer, decoder_model: RewardModel
 ) -> None:
-    rendered = renderer.render(ask("Paris?"), "It is Paris.")
+    rendered = renderer.render(ask("Paris?"), "It is Paris.", 64)
     assert decoder_model.encode(ask("Paris?"), "It is Paris.") == decoder_model.encode_text(rendered.text)
 
 
@@ -39,7 +39,7 @@ def test_a_text_rendered_here_is_scored_like_its_conversation(
 def test_what_does_not_fit_loses_the_beginning_of_its_prompt_and_keeps_its_answer(
     renderer: ChatRenderer, decoder_model: RewardModel, answer: str
 ) -> None:
-    rendered = renderer.render(ask("zebra " * 300 + "the last words"), answer)
+    rendered = renderer.render(ask("zebra " * 300 + "the last words"), answer, 64)
     assert rendered.truncated
     assert rendered.text.endswith(f"{answer.strip()}<|end|>")
     assert "last words" in rendered.text or answer.startswith("short")
@@ -50,7 +50,7 @@ def test_what_does_not_fit_loses_the_beginning_of_its_prompt_and_keeps_its_answe
 def test_an_answer_that_alone_is_too_long_keeps_its_beginning(
     renderer: ChatRenderer, decoder_model: RewardModel
 ) -> None:
-    rendered = renderer.render(ask("hi"), "first " + "word " * 500 + "final")
+    rendered = renderer.render(ask("hi"), "first " + "word " * 500 + "final", 64)
     assert rendered.truncated
     assert rendered.text.startswith("first word")
     assert rendered.text.endswith("<|end|>")
@@ -59,17 +59,17 @@ def test_an_answer_that_alone_is_too_long_keeps_its_beginning(
 
 
 def test_lone_surrogates_become_question_marks(renderer: ChatRenderer) -> None:
-    assert "<|assistant|>a?<|end|>" in renderer.render(ask("hi"), "a\ud800").text
+    assert "<|assistant|>a?<|end|>" in renderer.render(ask("hi"), "a\ud800", 64).text
 
 
 def test_a_conversation_that_the_template_refuses_has_no_reward(renderer: ChatRenderer) -> None:
     messages: list[Message] = [*ask("hi"), {"role": "tool", "content": "5", "tool_call_id": "1"}]
     with pytest.raises(RewardError, match="refuses this conversation"):
-        renderer.render(messages, "hello")
+        renderer.render(messages, "hello", 64)
 
 
 def test_a_tokenizer_that_cannot_render_is_refused(minilm: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no chat template"):
-        ChatRenderer(minilm, max_length_tokens=64)
+        ChatRenderer(minilm)
     with pytest.raises(SettingsError, match="cannot be loaded"):
-        ChatRenderer(str(tmp_path), max_length_tokens=64)
+        ChatRenderer(str(tmp_path))

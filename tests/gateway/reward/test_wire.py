@@ -74,7 +74,15 @@ def test_our_servers_answer_is_read_back_by_our_client(rewards: list[float], tru
     assert [Score(reward, truncated) for reward in rewards] == wire.scores(Dialect.OURS, body, len(rewards))
 
 
+@pytest.mark.parametrize(
+    ("told", "length"), [(2048, 2048), (None, None), (0, None), (-1, None), (True, None), ("2048", None)]
+)
+def test_the_longest_text_is_what_the_server_tells(told: object, length: int | None) -> None:
+    body = orjson.dumps({"data": [{"id": "m", "owned_by": "vllm", "max_model_len": told}]})
+    assert (Dialect.VLLM, {"m": length}) == wire.served_models(body)
+
+
 def test_a_name_that_no_header_could_hold_is_no_models() -> None:
     """It would go out with every answer."""
     cards = [{"id": "m" * length, "owned_by": "ratchet"} for length in (257, 256)]
-    assert (Dialect.OURS, ["m" * 256]) == wire.served_models(orjson.dumps({"data": cards}))
+    assert (Dialect.OURS, {"m" * 256: None}) == wire.served_models(orjson.dumps({"data": cards}))
