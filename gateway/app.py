@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -25,6 +27,7 @@ from gateway.api.limits import Limiter, Visit
 from gateway.api.observe import Observe
 from gateway.backend.limit import ServerLimits
 from gateway.backend.pools import BackendPools
+from gateway.best_of_n.ledger import FOLDER_VARIABLE, Ledger
 from gateway.best_of_n.permits import Permits
 from gateway.best_of_n.race import BestOfN
 from gateway.errors import GatewayError, SettingsError
@@ -150,10 +153,12 @@ def build(settings: Settings) -> Parts:
     policies = PolicyStore(
         settings.policy, settings.redis, folder=settings.journal.spool_dir, n_limit=settings.race.best_of_max
     )
+    folder = os.environ.get(FOLDER_VARIABLE)
+    ledger = Ledger(Path(folder), settings.workers) if folder else None
     limits = ServerLimits(
         ceiling=settings.race.max_in_flight,
         queue_timeout_s=settings.race.queue_timeout_s,
-        sharers=settings.workers,
+        sharers=settings.workers if ledger is None else 1,  # with a ledger the workers share without dividing
         on_refusal=lambda server: metrics.backend_refusals.labels(server).inc(),
     )
     backends = BackendPools(
@@ -167,6 +172,8 @@ def build(settings: Settings) -> Parts:
         max_waiting=settings.race.max_waiting,
         queue_timeout_s=settings.race.queue_timeout_s,
         capacity=backends.capacity,
+        total_capacity=backends.total_capacity,
+        ledger=ledger,
     )
     return Parts(
         backends=backends,

@@ -278,7 +278,11 @@ class Backends(Protocol):
         ...
 
     def capacity(self) -> int:
-        """How many draws the servers of the policy in force take now, together."""
+        """How many draws the servers of the policy in force take now from this process, together."""
+        ...
+
+    def total_capacity(self) -> float:
+        """How many they take from all their clients, as they say; infinity where one of them does not say."""
         ...
 
     async def close_unused(self) -> None:

@@ -17,6 +17,7 @@ from uvicorn.supervisors import Multiprocess
 
 from gateway.api.protocol import server_options
 from gateway.app import from_environment
+from gateway.best_of_n.ledger import FOLDER_VARIABLE
 from gateway.embedded.tether import tie
 from gateway.settings import Settings
 from gateway.telemetry import MULTIPROCESS_DIR
@@ -39,6 +40,7 @@ def serve(settings: Settings) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="ratchet-metrics-") as folder:
         os.environ[MULTIPROCESS_DIR] = folder  # before any worker makes a metric
+        os.environ[FOLDER_VARIABLE] = folder
         config = uvicorn.Config(APP, factory=True, workers=settings.workers, **where, **server_options(settings))
         with _port(config) as port:
             Multiprocess(config, sockets=[port]).run()

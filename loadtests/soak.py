@@ -101,7 +101,8 @@ class Client:
             return type(error).__name__, None
         if response.status != 200:
             return str(response.status), None
-        return outcome_of_stream(raw) if streamed else outcome_of_answer(raw)
+        outcome, identity, _ = outcome_of_stream(raw) if streamed else outcome_of_answer(raw)
+        return outcome, identity
 
 
 async def capacity_per_s(running: Stack, seconds: float) -> float:

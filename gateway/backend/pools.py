@@ -6,6 +6,7 @@ Pools are made when the first race needs them and closed once no policy names th
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import structlog
 
 from gateway.backend.client import BackendPool
 from gateway.backend.flavours import FLAVOURS
-from gateway.backend.limit import ServerLimits
+from gateway.backend.limit import ServerLimit, ServerLimits
 from gateway.backend.transport import TraceConfigs
 from gateway.settings import BackendSettings
 from gateway.types import Readiness, Sampling
@@ -83,9 +84,12 @@ class BackendPools:
             await pool.aclose()
 
     def capacity(self) -> int:
-        """Return how many draws the servers of the policy in force take now, together."""
-        pools = {urls or self._settings.urls for urls in self._named()}
-        return sum(limit.limit for limit in {limit for urls in pools for limit in self._pool(urls).limits()})
+        """Return how many draws the servers of the policy in force take now from this process, together."""
+        return sum(limit.limit for limit in self._serving())
+
+    def total_capacity(self) -> float:
+        """Return how many they take from all their clients, as they say; infinity where one of them does not say."""
+        return sum(math.inf if limit.capacity is None else limit.capacity for limit in self._serving())
 
     def held(self) -> int:
         """What ended calls have left behind on the hub's clients."""
@@ -107,6 +111,11 @@ class BackendPools:
     async def _asked(self, urls: Urls) -> Readiness:
         with self.lease(urls) as pool:
             return await pool.readiness()
+
+    def _serving(self) -> set[ServerLimit]:
+        """Return the limits of the servers of the policy in force."""
+        pools = {urls or self._settings.urls for urls in self._named()}
+        return {limit for urls in pools for limit in self._pool(urls).limits()}
 
     def _pool(self, urls: Urls) -> BackendPool:
         pool = self._pools.get(urls)

@@ -11,13 +11,16 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gateway.best_of_n.fair_queue import FairQueue
+from gateway.best_of_n.ledger import Ledger, Neighbours
 from gateway.best_of_n.water_level import Demand, WholeShares, merged, water_level
 from gateway.errors import Overloaded
 
 _HOLD_WEIGHT = 0.1
+_POLL_S = 0.005
+_ALONE = Neighbours()
 
 
 @dataclass(slots=True, eq=False)
@@ -29,14 +32,6 @@ class _Waiter:
     patient: bool = True
     patience: asyncio.TimerHandle | None = None
     """Runs from the moment in which its floor was free and its even share was not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbours:
-    """The other gateway processes that draw from the same servers: their permits, and what their races want."""
-
-    permits: int = 0
-    demand: Demand = field(default_factory=dict)
 
 
 class Grant:
@@ -63,7 +58,9 @@ class Permits:
         limit: Candidates that may be in flight at once.
         max_waiting: Requests that may wait; one more is refused at once, or the newest of the key that has most.
         queue_timeout_s: Longest wait, in seconds.
-        capacity: Candidates that the backend's servers take now, where that may be less than the limit.
+        capacity: Candidates that the backend's servers take now from this worker; the limit where that is less.
+        total_capacity: Candidates that they take from all workers together.
+        ledger: What the other workers hold and want; None where there are none.
         clock: Monotonic seconds.
     """
 
@@ -74,22 +71,26 @@ class Permits:
         max_waiting: int,
         queue_timeout_s: float,
         capacity: Callable[[], float] = lambda: math.inf,
+        total_capacity: Callable[[], float] = lambda: math.inf,
+        ledger: Ledger | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._limit = limit
         self._max_waiting = max_waiting
         self._queue_timeout_s = queue_timeout_s
         self._backend_capacity = capacity
+        self._backend_total = total_capacity
+        self._ledger = ledger
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self.in_flight = 0
         """Permits given out now."""
-        self.neighbours = Neighbours()
         self._queue: FairQueue[_Waiter] = FairQueue()
         self._waiting: Counter[int] = Counter()
         self._running: dict[int, float] = {}
         self._n_running = 0
         self._shares = WholeShares()
         self._recent = _RecentPeak(longest_s=queue_timeout_s)
+        self._poll: asyncio.TimerHandle | None = None
 
     @property
     def capacity(self) -> int:
@@ -102,19 +103,13 @@ class Permits:
         return len(self._queue)
 
     def demand(self) -> Demand:
-        """Return what the races that run and wait here want, as large as it was within the last race's time.
-
-        Callers that ask in step leave a moment in which few races run. Without a memory, the first of the next wave
-        would take all permits.
-        """
-        demand = merged(self._running, self._waiting)
-        races = sum(demand.values())
-        scale = self._recent.peak(races, self._clock()) / races if races > 0 else 0.0
-        return {want: number * scale for want, number in demand.items()}
+        """Return what the races that run and wait here want."""
+        return merged(self._running, self._waiting)
 
     def try_acquire(self, count: int) -> Grant | None:
         """Take exactly ``count`` permits now, or none; never ahead of those who wait."""
-        if self._queue or count > self.capacity - self.in_flight:
+        neighbours = self._neighbours()
+        if self._queue or neighbours.waiting or count > self._free(neighbours) or not self._take(count):
             return None
         return self._grant(count, count)
 
@@ -155,7 +150,7 @@ class Permits:
         raise self._overloaded()
 
     def serve(self) -> None:
-        """Give permits to those who wait; call it when the capacity has grown."""
+        """Give permits to those who wait; call it when the capacity has grown, and every now and then."""
         while (waiter := self._queue.head()) is not None:
             if waiter.granted.done():  # cancelled, and about to give up
                 self._queue.pop(0)
@@ -163,38 +158,98 @@ class Permits:
                 continue
             count = self._offer(waiter)
             if not count:
-                return
+                break
             self._queue.pop(count)
             self._forget_wait(waiter.want)
             waiter.granted.set_result(self._grant(waiter.want, count))
+        self._publish()
 
     def _offer(self, waiter: _Waiter) -> int:
-        """Return how many permits this waiter gets now; 0 while it has to wait."""
-        free = self.capacity - self.in_flight
-        total = self.capacity + self.neighbours.permits
-        level = min(waiter.want, water_level(total, merged(self.demand(), self.neighbours.demand)))
+        """Take as many permits as this waiter gets now, and return how many; 0 while it has to wait."""
+        neighbours = self._neighbours()
+        free = self._free(neighbours)
+        level, entitled = self._share(neighbours)
+        if neighbours.waiting:
+            free = min(free, max(1, int(entitled)) - self.in_flight)
+        level = min(waiter.want, level)
         fair = max(waiter.floor, self._shares.least(level))
         needed = fair if waiter.patient else waiter.floor
-        if free < needed and self.in_flight:
+        if free < needed and self.in_flight + neighbours.held > 0:
             if free >= waiter.floor and waiter.patience is None:
                 patience_s = min(self._recent.hold_s or math.inf, self._queue_timeout_s / 2)
                 waiter.patience = asyncio.get_running_loop().call_later(patience_s, self._lose_patience, waiter)
             return 0
         if level > fair and self._shares.one_more(level):
             fair += 1
-        return max(waiter.floor, min(fair, free))
+        count = max(waiter.floor, min(fair, free))
+        return count if self._take(count) else 0
+
+    def _share(self, neighbours: Neighbours) -> tuple[float, float]:
+        """Return the level over all races, and the permits that those of this worker have at that level.
+
+        Races count as often as they were within the last race's time. Callers that ask in step leave a moment in which
+        few run; without a memory, the first of the next wave would take all permits.
+        """
+        own = self.demand()
+        demand = merged(own, neighbours.demand)
+        races = sum(demand.values())
+        scale = self._recent.peak(races, self._clock()) / races if races > 0 else 1.0
+        level = water_level(self._total(neighbours) / scale, demand)
+        return level, scale * sum(number * min(want, level) for want, number in own.items())
+
+    def _total(self, neighbours: Neighbours) -> float:
+        return max(1.0, min(self.capacity + neighbours.capacity, self._backend_total()))
+
+    def _free(self, neighbours: Neighbours) -> int:
+        left = self._total(neighbours) - neighbours.held if self._ledger is not None else math.inf
+        return int(min(self.capacity, left)) - self.in_flight
+
+    def _take(self, count: int) -> bool:
+        """Take permits, unless another worker took them in the same instant."""
+        self.in_flight += count
+        if self._ledger is None:
+            return True
+        self._publish()  # before the look: of two that take the last permits at once, at least one sees the other
+        neighbours = self._ledger.neighbours()
+        if neighbours.held and self.in_flight + neighbours.held > self._total(neighbours):
+            self.in_flight -= count
+            self._publish()
+            return False
+        return True
 
     def _grant(self, want: int, count: int) -> Grant:
-        self.in_flight += count
         self._n_running += 1
         self._running[want] = self._running.get(want, 0.0) + 1.0
+        self._publish()
         return Grant(self, want, count, self._clock())
+
+    def _neighbours(self) -> Neighbours:
+        return _ALONE if self._ledger is None else self._ledger.neighbours()
+
+    def _publish(self) -> None:
+        """Tell the other workers, and look again soon while somebody waits: they do not say when they release."""
+        if self._ledger is None:
+            return
+        demand = self.demand()
+        self._ledger.write(
+            capacity=self.capacity,
+            held=self.in_flight,
+            waiting=len(self._queue),
+            races=sum(demand.values()),
+            wanted=sum(want * number for want, number in demand.items()),
+        )
+        if self._queue and self._poll is None:
+            self._poll = asyncio.get_running_loop().call_later(_POLL_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._poll = None
+        self.serve()
 
     def _release(self, grant: Grant, count: int) -> None:
         if not count:
             return
         now_s = self._clock()
-        self._recent.peak(sum(self._running.values()) + len(self._queue), now_s)
+        self._recent.peak(sum(merged(self.demand(), self._neighbours().demand).values()), now_s)
         self.in_flight -= count
         grant.held -= count
         self._running[grant.want] -= count / grant.count
@@ -220,6 +275,7 @@ class Permits:
                 newest.granted.set_exception(self._overloaded())
         self._queue.push(waiter)
         self._waiting[waiter.want] += 1
+        self._publish()
 
     def _drop(self, waiter: _Waiter) -> bool:
         dropped = self._queue.remove(waiter)

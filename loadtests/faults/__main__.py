@@ -37,7 +37,7 @@ console = Console(width=200)
 async def observe(scenario: Scenario, options: argparse.Namespace) -> Facts:
     """Run one scenario."""
     world = World(
-        callers=options.callers,
+        callers=scenario.callers or options.callers,
         n=options.n,
         fault_s=options.fault_s,
         pause_s=options.pause_s,
@@ -45,6 +45,7 @@ async def observe(scenario: Scenario, options: argparse.Namespace) -> Facts:
         proxied=scenario.proxied,
         faked_clock=scenario.faked_clock,
         settings=scenario.settings,
+        knobs=scenario.knobs,
     )
     async with world:
         async with world.callers:

@@ -16,6 +16,9 @@ import orjson
 STREAMED_EVERY = 4  # one request in four is streamed
 _TIMEOUT_S = 30.0
 _PAUSE_S = 0.05  # between a caller's requests, so that one that is refused does not spin
+Outcome = tuple[str, str | None, int | None]
+"""One request in a word; its completion's id and its N where it was answered."""
+
 _ANSWERED = frozenset({"scored", "fallback", "single"})
 
 
@@ -32,6 +35,8 @@ class Seen:
     ended_s: float
     outcome: str
     id: str | None = None
+    n: int | None = None
+    """Draws of its race, where an answer came."""
 
     @property
     def answered(self) -> bool:
@@ -96,11 +101,11 @@ class Callers:
         while not self._ending:
             self._numbers += 1
             started_s = time.monotonic()
-            outcome, identity = await self._ask(self._numbers)
-            self.seen.append(Seen(started_s, time.monotonic(), outcome, identity))
+            outcome, identity, n = await self._ask(self._numbers)
+            self.seen.append(Seen(started_s, time.monotonic(), outcome, identity, n))
             await asyncio.sleep(_PAUSE_S)
 
-    async def _ask(self, number: int) -> tuple[str, str | None]:
+    async def _ask(self, number: int) -> Outcome:
         streamed = number % STREAMED_EVERY == 0
         body: dict[str, Any] = {
             "model": "ratchet",
@@ -113,35 +118,35 @@ class Callers:
             async with self._session.post("/v1/chat/completions", json=body) as response:
                 raw = await response.read()
         except aiohttp.ClientConnectorError:
-            return "refused", None
+            return "refused", None, None
         except (aiohttp.ClientError, ConnectionError):
-            return "cut", None
+            return "cut", None, None
         except TimeoutError:
-            return "silent", None
+            return "silent", None, None
         if response.status != 200:
-            return str(response.status), None
+            return str(response.status), None, None
         return outcome_of_stream(raw) if streamed else outcome_of_answer(raw)
 
 
-def outcome_of_answer(raw: bytes) -> tuple[str, str | None]:
-    """Outcome and id of a whole answer."""
+def outcome_of_answer(raw: bytes) -> Outcome:
+    """Outcome, id and N of a whole answer."""
     body = orjson.loads(raw)
-    return str(body["best_of_n"]["selection"]), str(body["id"])
+    return str(body["best_of_n"]["selection"]), str(body["id"]), int(body["best_of_n"]["n"])
 
 
-def outcome_of_stream(raw: bytes) -> tuple[str, str | None]:
-    """Outcome and id of a stream that ended: it is whole only with its report and its last word."""
+def outcome_of_stream(raw: bytes) -> Outcome:
+    """Outcome, id and N of a stream that ended: it is whole only with its report and its last word."""
     events = [line.removeprefix(b"data: ") for line in raw.split(b"\n") if line.startswith(b"data: ")]
     if not events or events[-1] != b"[DONE]":
-        return "cut", None
+        return "cut", None, None
     chunks = [orjson.loads(event) for event in events[:-1]]
     for chunk in chunks:
         if "error" in chunk:
-            return str(chunk["error"]["code"]), None
+            return str(chunk["error"]["code"]), None, None
     reports = [chunk for chunk in chunks if "best_of_n" in chunk]
     if not reports:
-        return "cut", None
-    return str(reports[-1]["best_of_n"]["selection"]), str(reports[-1]["id"])
+        return "cut", None, None
+    return str(reports[-1]["best_of_n"]["selection"]), str(reports[-1]["id"]), int(reports[-1]["best_of_n"]["n"])
 
 
 def counts(seen: Sequence[Seen]) -> dict[str, int]:

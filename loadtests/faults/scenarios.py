@@ -24,8 +24,10 @@ class Scenario:
     ``allowed`` are the outcomes that clients may see beside ``scored``. ``told`` is what the gateway's readiness must
     say under the fault: it proves that the fault struck, and that operators learn of it. ``heals``: the time until all
     is well counts from the fault's end; otherwise from its beginning. ``least_answered``: share of the requests that
-    must be answered. ``slowest_s``: no request may take longer. ``scarred``: what broke stays broken, so readiness need
-    not say "ready" in the end.
+    must be answered. ``slowest_s``: no request may take longer. ``even``: under the fault N takes at most two
+    neighbouring values. ``scarred``: what broke stays broken, so readiness need not say "ready" in the end.
+    ``callers``: requests in flight, where it is not for the command line to say. ``settings`` are the gateway's,
+    ``knobs`` the backends'.
     """
 
     name: str
@@ -36,11 +38,14 @@ class Scenario:
     heals: bool = True
     least_answered: float = 0.0
     slowest_s: float = DEADLINE_S + 2.0
+    even: bool = False
     scarred: bool = False
+    callers: int = 0
     replicas: int = 1
     proxied: str = ""
     faked_clock: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
+    knobs: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def possible(self) -> bool:
@@ -137,6 +142,18 @@ async def backend_slow(world: World) -> None:
     await world.backends[0].set_knobs(latency_ms=1500.0)
     await world.hold()
     await world.backends[0].set_knobs(latency_ms=50.0)
+
+
+async def backend_refuses(world: World) -> None:
+    """It takes 20 draws at once, and refuses more; at /info it says otherwise."""
+    await world.backends[0].set_knobs(max_concurrent_requests=20)
+    await world.hold()
+    await world.backends[0].set_knobs(max_concurrent_requests=4096)
+
+
+async def workers_share_a_server(world: World) -> None:
+    """Nothing breaks: two workers ask one server for more than it takes."""
+    await world.hold()
 
 
 async def replica_gone(world: World) -> None:
@@ -256,6 +273,22 @@ SCENARIOS = (
         told="not ready",
     ),
     Scenario("backend-slow", "the backend takes 1.5 s: every answer comes, later", backend_slow),
+    Scenario(
+        "backend-refuses",
+        "the backend refuses draws above 20 while 40 callers ask: all are served, with a smaller N",
+        backend_refuses,
+        allowed=frozenset({"single"}),
+        callers=40,
+    ),
+    Scenario(
+        "workers-share-a-server",
+        "64 callers, two workers, N = 4, a backend of 128 permits: nobody is refused, N takes two neighbouring values",
+        workers_share_a_server,
+        even=True,
+        callers=64,
+        settings={"GATEWAY_WORKERS": "2"},
+        knobs={"max_concurrent_requests": 128, "latency_ms": 1000.0},
+    ),
     Scenario(
         "replica-gone",
         "one of three backends is gone: no client notices",

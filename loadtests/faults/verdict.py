@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -83,6 +84,9 @@ def judge(scenario: Scenario, facts: Facts) -> Row:
         failures.append(f"readiness said {facts.told!r} under the fault, not {scenario.told!r}")
     if answered < scenario.least_answered * len(facts.seen):
         failures.append(f"only {answered} of {len(facts.seen)} requests were answered")
+    given_n = Counter(one.n for one in under_fault if one.n is not None)
+    if scenario.even and max(given_n, default=0) - min(given_n, default=0) > 1:
+        failures.append(f"N was not even: {dict(sorted(given_n.items()))}")
     slowest_s = max((one.seconds for one in under_fault), default=0.0)
     if slowest_s > scenario.slowest_s:
         failures.append(f"a request took {slowest_s:.1f} s, longer than {scenario.slowest_s:g} s")

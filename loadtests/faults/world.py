@@ -164,6 +164,7 @@ class World(Assembled):
         proxied: What is reached through a proxy: ``redis``, ``backend`` (the first of them).
         faked_clock: The gateway's wall clock is one that ``set_clock`` can set.
         settings: More of the gateway's.
+        knobs: More of the backends'.
     """
 
     def __init__(
@@ -177,6 +178,7 @@ class World(Assembled):
         proxied: str = "",
         faked_clock: bool = False,
         settings: Mapping[str, str] | None = None,
+        knobs: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
         self.fault_s = fault_s
@@ -185,9 +187,8 @@ class World(Assembled):
         """What readiness said under the fault."""
         self.as_meant = True
         """Set by a fault that looks for itself whether it struck, or how a process ended."""
-        self.backends = [
-            Stub("tests.stubs.tgi", latency_ms=LATENCY_MS, max_concurrent_requests=4096) for _ in range(replicas)
-        ]
+        known: dict[str, object] = {"latency_ms": LATENCY_MS, "max_concurrent_requests": 4096, **(knobs or {})}
+        self.backends = [Stub("tests.stubs.tgi", **known) for _ in range(replicas)]
         self.reward = Stub("tests.stubs.reward")
         self.redis: Redis
         self.gateway: Gateway

@@ -72,6 +72,20 @@ def test_outcomes_that_a_fault_allows_are_no_failures_but_still_count() -> None:
     assert "only 1 of 2 requests were answered" in gone.failures
 
 
+@pytest.mark.parametrize(
+    ("before", "under", "even"), [(4, (2, 2), True), (4, (2, 3), True), (2, (2, 4), False), (2, (1, 3), False)]
+)
+def test_where_n_must_be_even_it_takes_two_neighbouring_values_under_the_fault(
+    before: int, under: tuple[int, int], even: bool
+) -> None:
+    """What was given before the fault does not count, and nothing of it where the scenario does not ask for it."""
+    given_n = [before, *under]
+    seen = [replace(one, n=n) for one, n in zip(FACTS.seen, given_n, strict=True)]
+    failures = judge(replace(SCENARIO, even=True), replace(FACTS, seen=seen)).failures
+    assert even == (failures == []), failures
+    assert [] == judge(SCENARIO, replace(FACTS, seen=seen)).failures
+
+
 def test_normal_is_when_the_last_bad_request_has_ended() -> None:
     """A request that was answered in between does not make it normal."""
     bad, good = Seen(1.0, 5.0, "504"), Seen(2.0, 3.0, "scored", "a")
@@ -82,14 +96,16 @@ def test_normal_is_when_the_last_bad_request_has_ended() -> None:
 
 def test_an_answer_is_acknowledged_only_when_it_is_whole() -> None:
     """A stream counts with its report and its last word; an error frame is its error, a torn stream is cut."""
-    report = {"id": "chatcmpl-1", "best_of_n": {"selection": "scored"}}
+    report = {"id": "chatcmpl-1", "best_of_n": {"selection": "scored", "n": 4}}
     whole = b"data: {}\n\n: alive\n\ndata: " + orjson.dumps(report) + b"\n\ndata: [DONE]\n\n"
-    assert ("scored", "chatcmpl-1") == outcome_of_stream(whole)
-    assert ("cut", None) == outcome_of_stream(whole.removesuffix(b"data: [DONE]\n\n"))
-    assert ("cut", None) == outcome_of_stream(b"data: {}\n\ndata: [DONE]\n\n")
-    assert ("cut", None) == outcome_of_stream(b"")
-    assert ("overloaded", None) == outcome_of_stream(b'data: {"error":{"code":"overloaded"}}\n\ndata: [DONE]\n\n')
-    assert ("scored", "chatcmpl-1") == outcome_of_answer(orjson.dumps(report))
+    assert ("scored", "chatcmpl-1", 4) == outcome_of_stream(whole)
+    cut = ("cut", None, None)
+    assert cut == outcome_of_stream(whole.removesuffix(b"data: [DONE]\n\n"))
+    assert cut == outcome_of_stream(b"data: {}\n\ndata: [DONE]\n\n")
+    assert cut == outcome_of_stream(b"")
+    failed = b'data: {"error":{"code":"overloaded"}}\n\ndata: [DONE]\n\n'
+    assert ("overloaded", None, None) == outcome_of_stream(failed)
+    assert ("scored", "chatcmpl-1", 4) == outcome_of_answer(orjson.dumps(report))
 
 
 def test_counts_put_the_commonest_first() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 
 import pytest
@@ -31,6 +32,35 @@ async def fleet() -> AsyncIterator[Fleet]:
         fleet = Fleet(home, other)
         yield fleet
         await fleet.pools.aclose()
+
+
+async def test_the_capacity_is_what_the_servers_in_force_take_together(fleet: Fleet) -> None:
+    """A server that does not say how many draws it takes has room for all; one that two pools share counts once."""
+    ceiling = 1024
+    assert (ceiling, math.inf) == (fleet.pools.capacity(), fleet.pools.total_capacity())  # none was asked yet
+    fleet.home.knobs.update({"max_concurrent_requests": 6})
+    fleet.other.knobs.update({"max_concurrent_requests": 5})
+    await draw(fleet, ())
+    assert (6, 6) == (fleet.pools.capacity(), fleet.pools.total_capacity())
+    both = (fleet.home.url, fleet.other.url)
+    fleet.named = [(), both]
+    assert (6 + ceiling, math.inf) == (fleet.pools.capacity(), fleet.pools.total_capacity())
+    with fleet.pools.lease(both) as pool:
+        await pool.complete(PROMPT, seed=1, replica=1)
+    assert (11, 11) == (fleet.pools.capacity(), fleet.pools.total_capacity())
+
+
+async def test_a_server_that_is_gone_has_no_capacity(fleet: Fleet) -> None:
+    both = (fleet.home.url, fleet.other.url)
+    fleet.named = [both]
+    fleet.home.knobs.update({"max_concurrent_requests": 6})
+    fleet.other.knobs.update({"max_concurrent_requests": 5})
+    with fleet.pools.lease(both) as pool:
+        for replica in (0, 1):
+            await pool.complete(PROMPT, seed=1, replica=replica)
+        await fleet.home.stop()
+        await pool.complete(PROMPT, seed=1, replica=0)
+    assert (5, 5) == (fleet.pools.capacity(), fleet.pools.total_capacity())
 
 
 async def draw(fleet: Fleet, urls: Urls) -> None:

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.best_of_n.permits import Grant, Neighbours, Permits
+from gateway.best_of_n.permits import Grant, Permits
 from gateway.errors import Overloaded
 
 
 def permits(
     limit: int = 4, *, max_waiting: int = 8, queue_timeout_s: float = 5.0, capacity: Callable[[], float] | None = None
 ) -> Permits:
-    more = {} if capacity is None else {"capacity": capacity}
-    return Permits(limit, max_waiting=max_waiting, queue_timeout_s=queue_timeout_s, **more)
+    capacity = capacity or (lambda: limit)
+    return Permits(limit, max_waiting=max_waiting, queue_timeout_s=queue_timeout_s, capacity=capacity)
 
 
 async def waiting_for(bound: Permits, want: int, **options: int | str) -> asyncio.Task[Grant]:
@@ -202,14 +202,6 @@ async def test_permits_follow_what_the_servers_take() -> None:
     takes = 6
     bound.serve()
     assert (6, 2) == (bound.capacity, (await waiting).count)
-
-
-@pytest.mark.parametrize(("others", "expected"), [(0, {4}), (32, {3, 4}), (44, {2, 3}), (60, {2}), (90, {1, 2})])
-async def test_the_even_share_counts_the_neighbours_races(others: int, expected: set[int]) -> None:
-    """Another gateway has as many permits at the same servers."""
-    bound = permits(64)
-    bound.neighbours = Neighbours(64, {4: others} if others else {})
-    assert expected == {grant.count for grant in [await bound.acquire(4) for _ in range(10)]}
 
 
 async def test_the_next_wave_of_callers_in_step_is_shared_out_as_the_last_one() -> None:
