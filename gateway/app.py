@@ -25,8 +25,10 @@ from gateway.api.connection import ClientGone
 from gateway.api.keyfile import Scope
 from gateway.api.limits import Limiter, Visit
 from gateway.api.observe import Observe
+from gateway.backend.containment import Containment
 from gateway.backend.limit import ServerLimits
 from gateway.backend.pools import BackendPools
+from gateway.backend.shared_containment import SharedContainment
 from gateway.best_of_n.ledger import FOLDER_VARIABLE, Ledger
 from gateway.best_of_n.permits import Permits
 from gateway.best_of_n.race import BestOfN
@@ -54,6 +56,7 @@ class Parts:
     """Everything a running gateway is made of."""
 
     backends: Backends
+    containment: SharedContainment
     scorer: Scorer
     journal: Journal
     policies: PolicyStore
@@ -161,10 +164,12 @@ def build(settings: Settings) -> Parts:
         sharers=settings.workers if ledger is None else 1,  # with a ledger the workers share without dividing
         on_refusal=lambda server: metrics.backend_refusals.labels(server).inc(),
     )
+    containment = Containment()
     backends = BackendPools(
         settings.backend,
         lambda: policies.current.pools,
         limits=limits,
+        containment=containment,
         trace_configs=tracing.calls if tracing else (),
     )
     permits = Permits(
@@ -177,6 +182,7 @@ def build(settings: Settings) -> Parts:
     )
     return Parts(
         backends=backends,
+        containment=SharedContainment(containment, settings.redis),
         scorer=scorer,
         journal=make_journal(settings.journal, settings.redis),
         policies=policies,
@@ -215,6 +221,8 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
         parts.scorer.start()
         stack.push_async_callback(parts.scorer.aclose)
         stack.push_async_callback(parts.backends.aclose)
+        parts.containment.start()
+        stack.push_async_callback(parts.containment.aclose)
         stack.push_async_callback(parts.limiter.aclose)
         parts.keys.start()
         stack.push_async_callback(parts.keys.aclose)
@@ -232,6 +240,7 @@ async def _sample(parts: Parts) -> None:
     """
     metrics, stats = parts.metrics, parts.journal.stats
     while True:
+        parts.backends.tend()
         await parts.backends.close_unused()
         policy = parts.policies.current
         parts.permits.serve()  # a replica that is back has raised the capacity

@@ -22,9 +22,11 @@
     │   ├── BackendOverloaded       it has no capacity now
     │   ├── BackendTimeout          it did not answer in time
     │   ├── BackendFailed           it answered with an error
-    │   │   └── BackendKeyRefused       it does not take the gateway's API key
+    │   │   ├── BackendKeyRefused   it does not take the gateway's API key
+    │   │   └── AdapterMissing      it does not serve the adapter asked for
     │   ├── BackendProtocolError    its answer makes no sense
-    │   └── BackendUnreachable      no connection, or the connection broke
+    │   ├── BackendUnreachable      no connection, or the connection broke
+    │   └── RequestContained        this request broke two servers: it goes to no further one for a while
     ├── RewardError                 no reward: the race falls back, callers never see it
     │   ├── RewardTimeout           the reward model was too slow
     │   ├── RewardRefused           this answer cannot be scored; others can
@@ -164,6 +166,10 @@ class BackendKeyRefused(BackendFailed):
     """The backend does not take the gateway's API key."""
 
 
+class AdapterMissing(BackendFailed):
+    """A replica does not serve the adapter asked for; it may serve everything else."""
+
+
 class BackendProtocolError(BackendError):
     """The backend's answer makes no sense: not JSON, not a completion, cut short."""
 
@@ -171,12 +177,22 @@ class BackendProtocolError(BackendError):
 class BackendUnreachable(BackendError):
     """No connection to the backend, or the connection broke.
 
-    ``was_sent``: the request may have reached the backend, which may have drawn tokens for it.
+    ``was_sent``: the request may have reached the backend, which may have drawn tokens for it. ``broke``: the
+    connection broke in the middle of the call, unannounced, so that the request itself may be the cause.
     """
 
-    def __init__(self, message: str, *, was_sent: bool = True) -> None:
+    def __init__(self, message: str, *, was_sent: bool = True, broke: bool = False) -> None:
         super().__init__(message)
         self.was_sent = was_sent
+        self.broke = broke
+
+
+class RequestContained(BackendError):
+    """This request broke the connections of two servers, so it goes to no further one for a while."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class RewardError(GatewayError):

@@ -240,15 +240,15 @@ class Backend(Protocol):
         """Refuse what this backend cannot serve, naming the field (``UnsupportedField``)."""
         ...
 
-    def choose_replica(self) -> int:
-        """The least loaded healthy replica: all draws of a race go there, for its prefix cache's sake."""
+    def choose_replica(self) -> Any:
+        """Begin a race's route, which its draws share: all go to one replica, for its prefix cache's sake."""
         ...
 
-    async def complete(self, prompt: Prompt, *, seed: int, replica: int) -> Answer:
+    async def complete(self, prompt: Prompt, *, seed: int, replica: Any) -> Answer:
         """Draw one whole answer. Cancelling the call closes its connection, which stops generation."""
         ...
 
-    def stream(self, prompt: Prompt, *, seed: int, replica: int) -> AsyncGenerator[Delta]:
+    def stream(self, prompt: Prompt, *, seed: int, replica: Any) -> AsyncGenerator[Delta]:
         """Draw one answer piece by piece. Closing the iterator closes the connection."""
         ...
 
@@ -283,6 +283,10 @@ class Backends(Protocol):
 
     def total_capacity(self) -> float:
         """How many they take from all their clients, as they say; infinity where one of them does not say."""
+        ...
+
+    def tend(self) -> None:
+        """Look after replicas that are out of rotation; call it every now and then."""
         ...
 
     async def close_unused(self) -> None:

@@ -103,6 +103,8 @@ class ChatCompletions:
         """Answer one request."""
         started = time.perf_counter()
         key = self._keys.authenticate(request.headers.get("authorization"), Scope.CHAT)
+        if key is not None:
+            structlog.contextvars.bind_contextvars(key=key.name)
         visit = await self._limiter.enter(key, race=True)
         with ExitStack() as visiting:
             visiting.callback(visit.leave)

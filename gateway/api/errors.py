@@ -34,8 +34,10 @@ TABLE: dict[type[errors.GatewayError], tuple[int, str, str | None]] = {
     errors.BackendTimeout: (504, "timeout_error", "backend_timeout"),
     errors.BackendFailed: (502, "upstream_error", "backend_failed"),
     errors.BackendKeyRefused: (502, "upstream_error", "backend_key_refused"),
+    errors.AdapterMissing: (502, "upstream_error", "adapter_missing"),
     errors.BackendProtocolError: (502, "upstream_error", "backend_protocol_error"),
     errors.BackendUnreachable: (502, "upstream_error", "backend_unreachable"),
+    errors.RequestContained: (503, "upstream_error", "request_contained"),
     # None of these should reach a caller; if one does, it is ours.
     errors.RewardError: (500, "internal_error", "reward_error"),
     errors.RewardTimeout: (500, "internal_error", "reward_timeout"),
@@ -120,6 +122,9 @@ def _headers(error: errors.GatewayError, status: int) -> dict[str, str]:
         return {"connection": "close"}  # the rest of the body may still come
     if isinstance(error, errors.UnsupportedContentEncoding):
         return {"accept-encoding": ", ".join(ENCODINGS)}
+    if isinstance(error, errors.RequestContained):
+        # OpenAI's clients send a 503 again within a second; this header of theirs tells them not to.
+        return {"retry-after": str(math.ceil(error.retry_after_s)), "x-should-retry": "false"}
     return {"www-authenticate": "Bearer"} if status == 401 else {}
 
 

@@ -1,31 +1,60 @@
-"""The backend as the rest of the gateway sees it: draws from a pool of replicas, in OpenAI's terms."""
+"""The backend as the rest of the gateway sees it: draws from a pool of replicas, in OpenAI's terms.
+
+A draw goes to its race's replica. Where that fails before anything reached the caller, another replica answers instead
+(a retry, within a budget); where it takes far longer than usual, another one competes with it (a hedge, within a
+budget). A request that broke two servers goes to no further one (``gateway.backend.containment``).
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from functools import partial
-from typing import Self
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Self, TypeVar
 
-import httpx2
-import orjson
 import structlog
 
-from gateway.backend.failures import CALL_ERRORS, error_body, from_status, refused_body, translate
-from gateway.backend.flavours import FLAVOURS, Catalogue
-from gateway.backend.hub import BackendHttp, HubClient
-from gateway.backend.limit import ServerLimit, ServerLimits, Turn
-from gateway.backend.reading import StreamReader, read_answer
-from gateway.backend.replicas import Replica, Replicas
-from gateway.backend.transport import AiohttpTransport, TraceConfigs
-from gateway.errors import BackendFailed, BackendOverloaded, BackendProtocolError, BackendUnreachable, GatewayError
-from gateway.metering import tokens_at_most
+from gateway.backend.budget import Budget
+from gateway.backend.calls import Calls
+from gateway.backend.containment import Containment
+from gateway.backend.health import Fault
+from gateway.backend.hedging import Call, hedged
+from gateway.backend.limit import ServerLimit, ServerLimits
+from gateway.backend.prober import Prober
+from gateway.backend.replicas import Replica, Replicas, Route
+from gateway.backend.transport import TraceConfigs
+from gateway.backend.usual_time import UsualTime
+from gateway.errors import (
+    AdapterMissing,
+    BackendError,
+    BackendFailed,
+    BackendOverloaded,
+    BackendProtocolError,
+    BackendTimeout,
+    BackendUnreachable,
+    GatewayError,
+    RequestContained,
+)
 from gateway.settings import BackendSettings
-from gateway.tls import client_context
-from gateway.types import Answer, Delta, JsonObject, Prompt, Readiness, Sampling
+from gateway.types import Answer, Delta, Prompt, Readiness, Sampling
 
 _TAKEOVERS = 2
+_RETRY_SHARE = 0.2
+_HEDGE_SHARE = 0.05
+_FLOOR_PER_S = 2.0
+_RETRY_BURST = 100.0
+_HEDGE_BURST = 20.0
+
+# What another replica might answer. A refusal (422) would be the same there.
+_MOVABLE = (BackendUnreachable, BackendFailed, BackendProtocolError, BackendTimeout, BackendOverloaded)
+# Moved at no cost to the fleet: nothing was drawn. Those that broke are bounded by containment and ejection.
+_FREE = (AdapterMissing, BackendOverloaded, BackendUnreachable)
+_PROBE = Prompt([{"role": "user", "content": "Hi"}], Sampling(temperature=0.0, max_tokens=1))
+_ANYWHERE: frozenset[str] = frozenset()
+
+T = TypeVar("T")
+Opened = tuple[Delta, AsyncGenerator[Delta, None]]
+"""A stream's first piece, and the rest of it."""
 
 log = structlog.get_logger()
 
@@ -39,25 +68,27 @@ class BackendPool:
     Args:
         settings: Where the replicas are, and how to reach them.
         limits: How many draws each server gets at a time; pools that share servers share these.
+        containment: Knows the requests that broke servers; shared by all pools.
         trace_configs: aiohttp's hooks around each call.
     """
 
     def __init__(
-        self, settings: BackendSettings, *, limits: ServerLimits | None = None, trace_configs: TraceConfigs = ()
+        self,
+        settings: BackendSettings,
+        *,
+        limits: ServerLimits | None = None,
+        containment: Containment | None = None,
+        trace_configs: TraceConfigs = (),
     ) -> None:
         self._settings = settings
-        self._limits = limits or ServerLimits()
-        self._flavour = FLAVOURS[settings.kind]
-        self._http = BackendHttp(
-            AiohttpTransport(
-                max_connections=settings.max_connections,
-                tls=client_context(settings.ca_file) if settings.ca_file else None,
-                trace_configs=trace_configs,
-            ),
-            api_key=settings.api_key,
-            connect_timeout_s=settings.connect_timeout_s,
-        )
-        self._replicas = Replicas(settings.urls, self._connect, settings.unhealthy_s)
+        self._calls = Calls(settings, limits or ServerLimits(), trace_configs=trace_configs)
+        self._replicas = Replicas(settings.urls, self._calls.connect, settings.unhealthy_s)
+        self._containment = containment or Containment()
+        self._prober = Prober(self._replicas, self._probe, lambda: self._usual.overdue_s(None), self._hung)
+        self._usual = UsualTime()
+        self._usual_first = UsualTime()
+        self._retries = Budget(_RETRY_SHARE, floor_per_s=_FLOOR_PER_S, burst=_RETRY_BURST)
+        self._hedges = Budget(_HEDGE_SHARE, floor_per_s=_FLOOR_PER_S, burst=_HEDGE_BURST)
 
     async def __aenter__(self) -> Self:
         return self
@@ -71,66 +102,73 @@ class BackendPool:
         Raises:
             UnsupportedField: Names the field.
         """
-        self._flavour.check(sampling)
+        self._calls.flavour.check(sampling)
 
-    def choose_replica(self) -> int:
-        """The least loaded healthy replica; with none healthy, the one whose failure is longest ago."""
-        return self._replicas.choose()
+    def choose_replica(self) -> Route:
+        """Begin a race's route; its first draw chooses the replica, and the others follow."""
+        return Route()
 
-    async def complete(self, prompt: Prompt, *, seed: int, replica: int) -> Answer:
-        """Draw one whole answer, from another replica where this one breaks the connection.
+    async def complete(self, prompt: Prompt, *, seed: int, replica: Route | int) -> Answer:
+        """Draw one whole answer, from another replica where this one fails.
 
-        Twice at most: while replicas restart one after the other, the one that took over may be the next.
+        Args:
+            prompt: What is asked.
+            seed: The draw's own.
+            replica: The race's route, or the index of the replica to begin with.
 
         Raises:
             BackendError: No answer could be had, and why.
             InvalidRequest: The messages cannot be sent.
         """
-        chosen = self._replicas.all[replica]
-        for _ in range(_TAKEOVERS):
+        route, tried = self._route(replica), list[Replica]()
+        chosen, only = self._first_choice(route, prompt)
+        while True:
             try:
-                return await self._complete(chosen, prompt, seed)
-            except BackendUnreachable as error:
-                spare = self._spare(chosen, error.message)
+                return await self._draw(route, chosen, prompt, seed, tried)
+            except BackendError as error:
+                spare = None if only else self._spare(route, prompt, chosen, tried, error)
                 if spare is None:
                     raise
                 chosen = spare
-        return await self._complete(chosen, prompt, seed)
 
-    async def stream(self, prompt: Prompt, *, seed: int, replica: int) -> AsyncGenerator[Delta, None]:
+    async def stream(self, prompt: Prompt, *, seed: int, replica: Route | int) -> AsyncGenerator[Delta, None]:
         """Draw one answer piece by piece; before the first piece another replica may still take over.
 
         Raises:
             BackendError: No answer could be had, or no more of it, and why.
             InvalidRequest: The messages cannot be sent.
         """
-        chosen = self._replicas.all[replica]
-        begun = False
-        try:
-            async with aclosing(self._stream(chosen, prompt, seed)) as deltas:
-                async for delta in deltas:
-                    begun = True
-                    yield delta
-            return
-        except BackendUnreachable as error:
-            spare = None if begun else self._spare(chosen, error.message)
-            if spare is None:
-                raise
-        async with aclosing(self._stream(spare, prompt, seed)) as deltas:
-            async for delta in deltas:
+        route, tried = self._route(replica), list[Replica]()
+        chosen, only = self._first_choice(route, prompt)
+        while True:
+            try:
+                first, rest = await self._open_stream(route, chosen, prompt, seed, tried)
+                break
+            except BackendError as error:
+                spare = None if only else self._spare(route, prompt, chosen, tried, error)
+                if spare is None:
+                    raise
+                chosen = spare
+        async with aclosing(rest):
+            yield first
+            async for delta in rest:
                 yield delta
 
     async def readiness(self) -> Readiness:
         """Ask every replica for its health; ready when at least one is well. Names those that are not."""
-        problems = await asyncio.gather(*(self._problem(replica) for replica in self._replicas.all))
-        facts = {replica.name: problem or "ok" for replica, problem in zip(self._replicas.all, problems, strict=True)}
+        found = await asyncio.gather(*(self._problem(replica) for replica in self._replicas.all))
+        facts = {replica.name: problem or "ok" for replica, (problem, _) in zip(self._replicas.all, found, strict=True)}
         detail = "; ".join(f"{name}: {state}" for name, state in facts.items() if state != "ok")
-        return Readiness(ready=not all(problems), detail=detail, facts={"replicas": facts})
+        return Readiness(ready=any(serves for _, serves in found), detail=detail, facts={"replicas": facts})
+
+    def tend(self) -> None:
+        """Probe the ejected replicas whose time is over; call it every now and then."""
+        self._prober.tend()
 
     def limits(self) -> list[ServerLimit]:
-        """Return the limits of the replicas that serve: the healthy ones, or all where none is."""
-        healthy = [replica for replica in self._replicas.all if replica.healthy(self._settings.unhealthy_s)]
-        return [self._limits.of(replica.root_url) for replica in healthy or self._replicas.all]
+        """Return the limits of the replicas in rotation, or of all where none is."""
+        serving = [replica for replica in self._replicas.all if not replica.health.ejected]
+        return [self._calls.limit(replica) for replica in serving or self._replicas.all]
 
     def held(self) -> int:
         """What ended calls have left behind on the hub's clients."""
@@ -138,148 +176,239 @@ class BackendPool:
 
     async def aclose(self) -> None:
         """Close every connection."""
-        await self._http.aclose()
+        await self._prober.aclose()
+        await self._calls.aclose()
 
-    def _connect(self, url: str) -> HubClient:
-        return HubClient(self._http, url, timeout_s=self._settings.request_timeout_s)
+    def _route(self, replica: Route | int) -> Route:
+        self._retries.deposit()
+        return replica if isinstance(replica, Route) else Route(self._replicas.all[replica])
 
-    def _spare(self, broken: Replica, reason: str) -> Replica | None:
-        spare = self._replicas.spare(broken)
-        if spare is not None:
-            log.warning("backend_replica_replaced", broken=broken.name, by=spare.name, reason=reason)
+    def _first_choice(self, route: Route, prompt: Prompt) -> tuple[Replica, frozenset[str]]:
+        """Return where a draw begins, and, for a contained request on trial, the only servers it may go to.
+
+        Raises:
+            RequestContained: The request may go nowhere.
+            AdapterMissing: No replica has the adapter.
+        """
+        self._prober.tend()
+        only = _ANYWHERE if self._containment.idle else self._containment.admit(self._fingerprint(route, prompt))
+        chosen, adapter = route.replica, prompt.adapter
+        if only:
+            chosen = self._replicas.choose(adapter=adapter, only=only, panic=False)
+            if chosen is None:
+                raise RequestContained("this request broke two backend servers, and they are not back yet")
+        elif chosen is None:
+            chosen = route.replica = self._replicas.choose(adapter=adapter)
+        elif chosen.health.ejected or chosen.lacks(adapter):
+            chosen = route.replica = self._replicas.choose(adapter=adapter, panic=False) or chosen
+        if chosen is None:
+            raise AdapterMissing(f"no replica of the backend has loaded the adapter {adapter}")
+        return chosen, only
+
+    def _spare(
+        self, route: Route, prompt: Prompt, broken: Replica, tried: list[Replica], error: BackendError
+    ) -> Replica | None:
+        """Return another replica for a draw that failed; None where the error stands.
+
+        Raises:
+            RequestContained: Another draw of this request broke a second server meanwhile.
+        """
+        tried.append(broken)
+        if not isinstance(error, _MOVABLE):
+            return None
+        if not self._containment.idle:
+            self._containment.check(self._fingerprint(route, prompt))
+        missing = isinstance(error, AdapterMissing)
+        if len(tried) > _TAKEOVERS and not missing:
+            return None
+        spare = route.replica
+        if spare is None or spare in tried or spare.health.ejected or spare.lacks(prompt.adapter):
+            spare = self._replicas.choose(adapter=prompt.adapter, without=tried, panic=False)
+        if spare is None:
+            return None
+        if not isinstance(error, _FREE) and not self._retries.withdraw():
+            log.warning("backend_retry_budget_spent", broken=broken.name, reason=error.message)
+            return None
+        route.replica = spare
+        log.warning("backend_replica_replaced", broken=broken.name, by=spare.name, reason=error.message)
         return spare
 
-    async def _complete(self, replica: Replica, prompt: Prompt, seed: int) -> Answer:
-        """Draw one whole answer from this replica; a refused draw waits for its turn and is sent again."""
-        with replica.drawing():
-            turn = await self._turn(replica)
+    async def _draw(self, route: Route, replica: Replica, prompt: Prompt, seed: int, tried: list[Replica]) -> Answer:
+        """Draw from a replica; once the draw is overdue, another one competes with it."""
+
+        def second() -> Call[Answer] | None:
+            other = self._overdue(route, replica, prompt, tried, self._usual)
+            if other is None:
+                return None
+            return self._compete(
+                lambda: self._complete(route, other, prompt, seed, tried), route, prompt, replica, other
+            )
+
+        return await hedged(
+            self._complete(route, replica, prompt, seed, tried),
+            second,
+            lambda: self._usual.overdue_s(prompt.sampling.max_tokens),
+        )
+
+    async def _open_stream(
+        self, route: Route, replica: Replica, prompt: Prompt, seed: int, tried: list[Replica]
+    ) -> Opened:
+        """Return a stream's first piece and the rest of it; once that is overdue, another replica competes."""
+
+        def second() -> Call[Opened] | None:
+            other = self._overdue(route, replica, prompt, tried, self._usual_first)
+            if other is None:
+                return None
+            return self._compete(lambda: self._first(route, other, prompt, seed, tried), route, prompt, replica, other)
+
+        return await hedged(
+            self._first(route, replica, prompt, seed, tried),
+            second,
+            lambda: self._usual_first.overdue_s(None),
+            lambda opened: asyncio.ensure_future(opened[1].aclose()),
+        )
+
+    def _overdue(
+        self, route: Route, replica: Replica, prompt: Prompt, tried: list[Replica], usual: UsualTime
+    ) -> Replica | None:
+        """Return the replica that competes with an overdue draw; None where there is to be no hedge now."""
+        answered_at_s = replica.health.answered_at_s
+        limit_s = usual.overdue_s(prompt.sampling.max_tokens if usual is self._usual else None)
+        silent = answered_at_s is None or self._replicas.clock() - answered_at_s > limit_s
+        if silent:
+            self._prober.suspect(replica, self._fingerprint(route, prompt))
+        elif route.answered:
+            return None  # only a longer answer than the race's others
+        if route.hedge is None:
+            other = self._replicas.choose(adapter=prompt.adapter, without=[replica, *tried], panic=False)
+            hung = replica.health.ejection is not None and replica.health.ejection.fault is Fault.HUNG
+            if other is None or not (hung or self._hedges.withdraw()):
+                return None
+            route.hedge = other
+            log.warning("backend_draw_hedged", slow=replica.name, by=other.name, after_s=round(limit_s, 2))
+        hedge = route.hedge
+        return None if hedge is replica or hedge in tried else hedge
+
+    async def _compete(
+        self, call: Callable[[], Call[T]], route: Route, prompt: Prompt, slow: Replica, other: Replica
+    ) -> T:
+        """Make the second call; its success is the slow replica's failure, and its silence is looked into as well."""
+        request = self._fingerprint(route, prompt)
+        limit_s = self._usual.overdue_s(prompt.sampling.max_tokens)
+        timer = asyncio.get_running_loop().call_later(limit_s, self._prober.suspect, other, request)
+        try:
+            result = await call()
+        finally:
+            timer.cancel()
+        self._replicas.failed(slow, Fault.TIMEOUT, "its draws take far longer than usual", route)
+        return result
+
+    async def _complete(
+        self, route: Route, replica: Replica, prompt: Prompt, seed: int, tried: list[Replica]
+    ) -> Answer:
+        """Draw one whole answer from this replica; a refused draw waits for its turn, unless another has room."""
+        started_s = self._replicas.clock()
+        with self._drawing(route, replica, prompt):
+            turn = await self._calls.turn(replica)
             while True:
                 try:
                     async with turn:
-                        return await self._complete_once(replica, prompt, seed)
+                        answer = await self._calls.complete(replica, prompt, seed)
+                    break
                 except BackendOverloaded:
-                    if not await turn.again():
+                    if self._room_elsewhere(replica, prompt, tried) or not await turn.again():
                         raise
+        took_s = self._replicas.clock() - started_s
+        self._usual.add(prompt.sampling.max_tokens, took_s, answer.completion_tokens)
+        return answer
 
-    async def _complete_once(self, replica: Replica, prompt: Prompt, seed: int) -> Answer:
-        arguments = self._flavour.arguments(prompt, seed, await self._catalogue(replica, prompt.adapter))
-        with prompt.meter.call(max_tokens=prompt.sampling.max_tokens) as call:
-            try:
-                whole = await replica.hub.completion(arguments)
-                body = self._flavour.correct(whole.body, whole.headers, prompt)
-            except CALL_ERRORS as error:
-                body = self._flavour.answer_in_refusal(refused_body(error), prompt)
-                if body is None:
-                    raise translate(error, self._flavour) from error
-            try:
-                answer = read_answer(body, self._flavour, prompt)
-            except BackendProtocolError:
-                call.tokens = tokens_at_most(body)
-                raise
-            call.count(answer.prompt_tokens, answer.completion_tokens)
-            return answer
+    async def _first(self, route: Route, replica: Replica, prompt: Prompt, seed: int, tried: list[Replica]) -> Opened:
+        started_s = self._replicas.clock()
+        deltas = self._stream(route, replica, prompt, seed, tried)
+        try:
+            first = await anext(deltas)
+        except BaseException:
+            await deltas.aclose()
+            raise
+        self._usual_first.add(None, self._replicas.clock() - started_s, 1)
+        return first, deltas
 
-    async def _stream(self, replica: Replica, prompt: Prompt, seed: int) -> AsyncGenerator[Delta, None]:
-        """Stream one answer from this replica; a draw refused before its first piece waits and is sent again."""
-        with replica.drawing():
-            turn = await self._turn(replica)
+    async def _stream(
+        self, route: Route, replica: Replica, prompt: Prompt, seed: int, tried: list[Replica]
+    ) -> AsyncGenerator[Delta, None]:
+        """Stream one answer from this replica; a draw refused before its first piece waits, or goes where room is."""
+        with self._drawing(route, replica, prompt):
+            turn = await self._calls.turn(replica)
             begun = False
             while True:
                 try:
-                    async with turn, aclosing(self._stream_once(replica, prompt, seed)) as deltas:
+                    async with turn, aclosing(self._calls.stream(replica, prompt, seed)) as deltas:
                         async for delta in deltas:
                             begun = True
+                            replica.health.answered_at_s = self._replicas.clock()
                             yield delta
-                    return
+                    break
                 except BackendOverloaded:
-                    if begun or not await turn.again():
+                    if begun or self._room_elsewhere(replica, prompt, tried) or not await turn.again():
                         raise
 
-    async def _stream_once(self, replica: Replica, prompt: Prompt, seed: int) -> AsyncGenerator[Delta, None]:
-        reader = StreamReader(self._flavour, prompt)
-        arguments = self._flavour.arguments(prompt, seed, await self._catalogue(replica, prompt.adapter))
-        with prompt.meter.call(max_tokens=prompt.sampling.max_tokens) as call:
-            call.count(None, 0)
+    def _room_elsewhere(self, replica: Replica, prompt: Prompt, tried: list[Replica]) -> bool:
+        """Return whether a refused draw would be served at once by another replica."""
+        return len(tried) < _TAKEOVERS and any(
+            other is not replica
+            and other not in tried
+            and not other.health.ejected
+            and not other.lacks(prompt.adapter)
+            and self._calls.has_room(other)
+            for other in self._replicas.all
+        )
+
+    @contextmanager
+    def _drawing(self, route: Route, replica: Replica, prompt: Prompt) -> Iterator[None]:
+        """Count one draw; one that breaks the connection makes its request a suspect, an answer clears it."""
+        with self._replicas.drawing(replica, route):
             try:
-                async with aclosing(replica.hub.chunks(arguments, self._flavour.stream_options)) as chunks:
-                    async for chunk in chunks:
-                        deltas = list(reader.read(chunk))
-                        call.count(*reader.drawn())
-                        for delta in deltas:
-                            yield delta
-                        if reader.overrun:
-                            break
-            except CALL_ERRORS as error:
-                if not reader.finished:
-                    raise translate(error, self._flavour) from error
-        yield reader.last()
+                yield
+            except BackendUnreachable as error:
+                if error.broke and replica.health.trusted:
+                    self._containment.broke(self._fingerprint(route, prompt), replica.name)
+                raise
+        route.answered = True
+        if not self._containment.idle:
+            self._containment.answered(self._fingerprint(route, prompt))
+        if not self._prober.idle:
+            self._prober.answered(self._fingerprint(route, prompt))
 
-    async def _turn(self, replica: Replica) -> Turn:
-        """Begin a draw's way to the replica, which was asked for its capacity where it tells one."""
-        limit = self._limits.of(replica.root_url)
-        path = self._flavour.capacity_path
-        if path is not None:
-            await limit.learn_capacity(partial(self._capacity, replica, path))
-        return limit.turn()
+    def _fingerprint(self, route: Route, prompt: Prompt) -> str:
+        if route.fingerprint is None:
+            route.fingerprint = self._containment.fingerprint(prompt)
+        return route.fingerprint
 
-    async def _capacity(self, replica: Replica, path: str) -> int | None:
-        """Draws that the replica takes at once, as it says itself; None where its answer has no such number.
+    async def _probe(self, replica: Replica) -> object:
+        return await self._calls.complete(replica, _PROBE, seed=1)
 
-        Raises:
-            BackendUnreachable: It cannot be asked.
-        """
+    def _hung(self, replica: Replica, unanswered: set[str]) -> None:
+        """Suspect the requests that a hung replica left unanswered: one of them may be the reason."""
+        for request in unanswered:
+            try:
+                self._containment.broke(request, replica.name)
+            except RequestContained:
+                continue
+
+    async def _problem(self, replica: Replica) -> tuple[str | None, bool]:
+        """Return what is wrong with a replica (None: nothing), and whether it serves all the same."""
         try:
-            response = await self._get(replica, path)
-        except BackendUnreachable:
-            raise
-        except GatewayError:
-            return None
-        return self._flavour.read_capacity(error_body(response.content)) if response.status_code == 200 else None
-
-    async def _catalogue(self, replica: Replica, adapter: str | None) -> Catalogue:
-        """What the replica serves, asked anew when the adapter is not among it: it may have been loaded since."""
-        flavour = self._flavour
-        if flavour.catalogue_path is None or (adapter is None and flavour.base_model):
-            return Catalogue(flavour.base_model)
-        known = replica.catalogue
-        if known is None or (adapter is not None and adapter not in known.adapters):
-            known = await replica.list_once(partial(self._list, replica, flavour.catalogue_path))
-            if adapter is not None and adapter not in known.adapters:
-                raise BackendFailed(f"the backend has not loaded the adapter {adapter}")
-        return known
-
-    async def _list(self, replica: Replica, path: str) -> Catalogue:
-        response = await self._get(replica, path)
-        if response.status_code != 200:
-            raise from_status(response.status_code, error_body(response.content), self._flavour)
-        try:
-            return self._flavour.read_catalogue(orjson.loads(response.content))
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise BackendProtocolError("the backend's list of models could not be read") from error
-
-    async def _problem(self, replica: Replica) -> str | None:
-        """What keeps the replica from serving; None when nothing does."""
-        try:
-            with replica.drawing():
-                response = await self._get(replica, self._flavour.health_path)
-                if response.status_code == 200 and await self._refuses_key(replica):
-                    return "it refuses the gateway's API key"
+            problem = await self._calls.health(replica)
         except GatewayError as error:
-            return error.message
-        status = response.status_code
-        return None if status == 200 else f"its health check answers with status {status}"
-
-    async def _refuses_key(self, replica: Replica) -> bool:
-        """Ask where the server looks at keys: every server tells its health to anybody."""
-        guarded = await self._get(replica, self._flavour.guarded_path, self._flavour.guarded_body)
-        return guarded.status_code in (401, 403)
-
-    async def _get(self, replica: Replica, path: str, body: JsonObject | None = None) -> httpx2.Response:
-        """Call one of the server's routes: by GET, or by POST where there is a body."""
-        url, timeout_s = replica.root_url + path, self._settings.connect_timeout_s
-        try:
-            if body is not None:
-                return await self._http.post(url, json=body, timeout=timeout_s)
-            return await self._http.get(url, timeout=timeout_s)
-        except CALL_ERRORS as error:
-            raise translate(error, self._flavour) from error
+            self._replicas.failed(replica, Fault.UNREACHABLE, error.message)
+            return error.message, False
+        ejection = replica.health.ejection
+        if problem is None and ejection is not None and ejection.fault is Fault.UNREACHABLE:
+            self._replicas.readmit(replica)
+            return None, True
+        if problem is not None:
+            return problem, False
+        if ejection is None:
+            return None, True
+        left_s = max(0.0, ejection.until_s - self._replicas.clock())
+        return f"{ejection.fault}: {ejection.reason}; out of rotation for {left_s:.0f} s more", not ejection.confirmed

@@ -60,7 +60,7 @@ def translate(error: Exception, flavour: Flavour) -> GatewayError:
         case httpx2.ConnectError():
             return BackendUnreachable("the backend could not be reached", was_sent=False)
         case httpx2.NetworkError():
-            return BackendUnreachable("the connection to the backend broke")
+            return BackendUnreachable("the connection to the backend broke", broke=True)
         case orjson.JSONEncodeError():
             return InvalidRequest("messages: text that is not valid Unicode", param="messages")
         case _:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import structlog
 
 from gateway.backend.client import BackendPool
+from gateway.backend.containment import Containment
 from gateway.backend.flavours import FLAVOURS
 from gateway.backend.limit import ServerLimit, ServerLimits
 from gateway.backend.transport import TraceConfigs
@@ -32,6 +33,7 @@ class BackendPools:
         settings: How to reach a backend; its URLs are those of a policy that names none.
         named: The URLs that the policy in force names, the stable arm's first. No I/O.
         limits: How many draws each server gets at a time.
+        containment: Knows the requests that broke servers, whatever the pool.
         trace_configs: aiohttp's hooks around each call.
     """
 
@@ -41,10 +43,12 @@ class BackendPools:
         named: Callable[[], Sequence[Urls]],
         *,
         limits: ServerLimits | None = None,
+        containment: Containment | None = None,
         trace_configs: TraceConfigs = (),
     ) -> None:
         self._settings = settings
         self._limits = limits or ServerLimits()
+        self._containment = containment or Containment()
         self._trace_configs = trace_configs
         self._flavour = FLAVOURS[settings.kind]
         self._named = named
@@ -73,6 +77,11 @@ class BackendPools:
             yield self._pool(urls)
         finally:
             self._leases[urls] -= 1
+
+    def tend(self) -> None:
+        """Probe the ejected replicas whose time is over; call it every now and then."""
+        for pool in self._pools.values():
+            pool.tend()
 
     async def close_unused(self) -> None:
         """Close pools that no policy names any more and in which nothing runs; call it every now and then."""
@@ -121,5 +130,7 @@ class BackendPools:
         pool = self._pools.get(urls)
         if pool is None:
             settings = self._settings.model_copy(update={"urls": urls})
-            pool = self._pools[urls] = BackendPool(settings, limits=self._limits, trace_configs=self._trace_configs)
+            pool = self._pools[urls] = BackendPool(
+                settings, limits=self._limits, containment=self._containment, trace_configs=self._trace_configs
+            )
         return pool

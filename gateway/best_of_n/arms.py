@@ -6,7 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 
 from gateway.best_of_n.plan import choose_arm
-from gateway.errors import BackendError, BackendOverloaded, BackendRejected, DeadlineExceeded, GatewayError
+from gateway.errors import (
+    BackendError,
+    BackendOverloaded,
+    BackendRejected,
+    DeadlineExceeded,
+    GatewayError,
+    RequestContained,
+)
 from gateway.policy import Arm, Policy
 from gateway.types import ArmName, Message, Plan
 
@@ -35,10 +42,12 @@ class Arms:
         """The stable arm, where a race of the second one ended in an error that the stable one may not meet.
 
         A refused request (too long, a bad grammar) is tried again but sets nothing aside: a caller must not be able to.
-        An overloaded pool that both arms share is not asked twice.
+        An overloaded pool that both arms share is not asked twice, and a request that broke servers breaks no more.
         """
         second = policy.second
         if second is None or plan.arm != second.name or not isinstance(error, (BackendError, DeadlineExceeded)):
+            return None
+        if isinstance(error, RequestContained):
             return None
         if isinstance(error, BackendOverloaded) and second.urls == policy.urls:
             return None

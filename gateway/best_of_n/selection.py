@@ -15,6 +15,7 @@ from gateway.errors import (
     CallerError,
     DeadlineExceeded,
     GatewayError,
+    RequestContained,
 )
 from gateway.types import Candidate, Selection
 
@@ -22,6 +23,7 @@ from gateway.types import Candidate, Selection
 _MOST_TELLING = (
     CallerError,
     BackendRejected,
+    RequestContained,
     BackendOverloaded,
     BackendTimeout,
     BackendFailed,

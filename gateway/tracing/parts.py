@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Any
 
 from opentelemetry.trace import Span, SpanKind, Tracer
 
@@ -79,18 +80,18 @@ class TracedBackend:
         """Refuse what the backend cannot serve."""
         self._backend.check(sampling)
 
-    def choose_replica(self) -> int:
+    def choose_replica(self) -> Any:
         """The backend's choice."""
         return self._backend.choose_replica()
 
-    async def complete(self, prompt: Prompt, *, seed: int, replica: int) -> Answer:
+    async def complete(self, prompt: Prompt, *, seed: int, replica: Any) -> Answer:
         """Draw one whole answer, under a span."""
         with spanning(self._tracer, "candidate", kind=SpanKind.CLIENT, attributes=self._drawn(seed)) as span:
             answer = await self._backend.complete(prompt, seed=seed, replica=replica)
             _finished(span, answer)
             return answer
 
-    async def stream(self, prompt: Prompt, *, seed: int, replica: int) -> AsyncGenerator[Delta]:
+    async def stream(self, prompt: Prompt, *, seed: int, replica: Any) -> AsyncGenerator[Delta]:
         """Draw one answer piece by piece, under a span that ends with it."""
         span = self._tracer.start_span("candidate", kind=SpanKind.CLIENT, attributes=self._drawn(seed))
         with ending(span):

@@ -53,7 +53,9 @@ def test_each_error_is_openais_envelope_with_its_status(kind: type[errors.Gatewa
     assert {"message": "what went wrong", "type": type_, "param": None, "code": code} == orjson.loads(
         bytes(response.body)
     )["error"]
-    assert (status == 429) == ("retry-after" in response.headers)
+    later = status == 429 or kind is errors.RequestContained
+    assert later == ("retry-after" in response.headers)
+    assert ("false" if kind is errors.RequestContained else None) == response.headers.get("x-should-retry")
     assert (status == 401) == ("www-authenticate" in response.headers)
 
 

@@ -14,7 +14,14 @@ from tests.serving import Serve
 from tests.stubs.knobs import Fault, Knobs
 
 # Of the process, of its disk, or of a batch that serves many requests.
-OF_NO_REQUEST = {"started", "stopped", "policy_refresh_failed", "journal_not_shipping", "spool_refuses_records"}
+OF_NO_REQUEST = {
+    "started",
+    "stopped",
+    "policy_refresh_failed",
+    "containment_not_shared",
+    "journal_not_shipping",
+    "spool_refuses_records",
+}
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:

@@ -6,11 +6,21 @@ from typing import cast
 import pytest
 
 from gateway.backend.flavours import Catalogue
+from gateway.backend.health import FAILURES_IN_A_ROW, Fault
 from gateway.backend.hub import HubClient
-from gateway.backend.replicas import _RESTART_S, Replicas
-from gateway.errors import BackendFailed, BackendTimeout, BackendUnreachable
+from gateway.backend.replicas import _ASK_ADAPTER_AGAIN_S, _RESTART_S, Replica, Replicas
+from gateway.errors import (
+    AdapterMissing,
+    BackendFailed,
+    BackendOverloaded,
+    BackendRejected,
+    BackendTimeout,
+    BackendUnreachable,
+    GatewayError,
+)
 
 UNHEALTHY_S = 5.0
+LONG_S = 1000.0
 
 
 class Clock:
@@ -33,60 +43,162 @@ def replicas_of(clock: Clock, *urls: str) -> Replicas:
     return Replicas(urls or ("http://a:1", "http://b:2", "http://c:3"), connect, UNHEALTHY_S, clock)
 
 
-def break_connection(replicas: Replicas, index: int) -> None:
-    with pytest.raises(BackendUnreachable), replicas.all[index].drawing():
-        raise BackendUnreachable("broke")
+def fail(replicas: Replicas, index: int, error: GatewayError, times: int = 1) -> None:
+    """Draws of so many races that end in an error."""
+    for race in range(times):
+        with pytest.raises(type(error)), replicas.drawing(replicas.all[index], f"race {race}"):
+            raise error
+
+
+def answer(replicas: Replicas, index: int) -> None:
+    with replicas.drawing(replicas.all[index]):
+        pass
+
+
+def chosen(replicas: Replicas, count: int) -> list[int]:
+    return [replicas.all.index(cast(Replica, replicas.choose())) for _ in range(count)]
 
 
 def test_idle_replicas_take_turns(clock: Clock) -> None:
-    replicas = replicas_of(clock)
-    assert [0, 1, 2, 0] == [replicas.choose() for _ in range(4)]
+    assert [0, 1, 2, 0] == chosen(replicas_of(clock), 4)
 
 
 def test_the_least_loaded_serves(clock: Clock) -> None:
     replicas = replicas_of(clock)
-    with replicas.all[0].drawing(), replicas.all[1].drawing():
-        assert [2, 2] == [replicas.choose(), replicas.choose()]
+    with replicas.drawing(replicas.all[0]), replicas.drawing(replicas.all[1]):
+        assert [2, 2] == chosen(replicas, 2)
     assert [0, 0, 0] == [replica.in_flight for replica in replicas.all]
 
 
-def test_one_that_broke_a_connection_is_passed_over_for_a_while(clock: Clock) -> None:
+def test_one_that_broke_a_connection_is_passed_over_at_once_until_it_is_readmitted(clock: Clock) -> None:
     replicas = replicas_of(clock, "http://a:1", "http://b:2")
-    break_connection(replicas, 0)
-    assert [1, 1] == [replicas.choose(), replicas.choose()]
-    clock.now_s += UNHEALTHY_S
-    assert 0 == replicas.choose()
+    fail(replicas, 0, BackendUnreachable("broke"))
+    assert [1, 1] == chosen(replicas, 2)
+    clock.now_s += LONG_S
+    assert replicas.all[0].health.probe_due
+    assert [1] == chosen(replicas, 1)
+    replicas.readmit(replicas.all[0])
+    assert [0] == chosen(replicas, 1)
 
 
-def test_a_draw_that_succeeds_makes_it_healthy(clock: Clock) -> None:
-    replicas = replicas_of(clock, "http://a:1", "http://b:2")
-    break_connection(replicas, 0)
-    with replicas.all[0].drawing():
-        pass
-    assert 0 == replicas.choose()
-
-
-def test_an_error_of_its_own_leaves_it_healthy(clock: Clock) -> None:
-    replicas = replicas_of(clock, "http://a:1", "http://b:2")
-    with pytest.raises(BackendFailed), replicas.all[0].drawing():
-        raise BackendFailed("500")
-    assert 0 == replicas.choose()
-
-
-def test_with_all_broken_the_one_broken_longest_ago_serves(clock: Clock) -> None:
-    replicas = replicas_of(clock, "http://a:1", "http://b:2")
-    break_connection(replicas, 1)
-    clock.now_s += 1
-    break_connection(replicas, 0)
-    assert 1 == replicas.choose()
-
-
-def test_a_spare_is_another_healthy_one(clock: Clock) -> None:
+@pytest.mark.parametrize(
+    ("error", "tolerated"),
+    [
+        (BackendFailed("500"), FAILURES_IN_A_ROW - 1),
+        (BackendTimeout("hangs"), FAILURES_IN_A_ROW - 1),
+        (BackendOverloaded("429"), 2 * FAILURES_IN_A_ROW - 1),
+        (BackendRejected("422"), 100),
+        (AdapterMissing("rft-1"), 100),
+    ],
+)
+def test_failures_of_the_servers_own_in_a_row_eject_it(clock: Clock, error: GatewayError, tolerated: float) -> None:
+    """Overload counts half; a caller's mistake and a missing adapter count nothing."""
     replicas = replicas_of(clock)
-    break_connection(replicas, 0)
-    break_connection(replicas, 1)
-    assert replicas.all[2] is replicas.spare(replicas.all[0])
-    assert None is replicas.spare(replicas.all[2])
+    fail(replicas, 0, error, int(tolerated))
+    assert not replicas.all[0].health.ejected
+    fail(replicas, 0, error)
+    assert (tolerated < 100) == replicas.all[0].health.ejected
+
+
+def test_an_answer_ends_the_row(clock: Clock) -> None:
+    replicas = replicas_of(clock)
+    for _ in range(3):
+        fail(replicas, 0, BackendFailed("500"), int(FAILURES_IN_A_ROW) - 1)
+        answer(replicas, 0)
+    assert not replicas.all[0].health.ejected
+
+
+def test_the_draws_of_one_race_count_once_in_the_row(clock: Clock) -> None:
+    """One request must not eject a server by itself."""
+    replicas = replicas_of(clock)
+    for _ in range(8):
+        with pytest.raises(BackendFailed), replicas.drawing(replicas.all[0], "one race"):
+            raise BackendFailed("500")
+    assert not replicas.all[0].health.ejected
+
+
+def test_who_fails_fastest_is_not_the_least_loaded(clock: Clock) -> None:
+    replicas = replicas_of(clock)
+    fail(replicas, 0, BackendFailed("500"))
+    assert [1, 2, 1, 2] == chosen(replicas, 4)
+    clock.now_s += LONG_S
+    assert [0] == chosen(replicas, 1)
+
+
+def test_a_share_of_failures_far_above_the_others_ejects(clock: Clock) -> None:
+    """Every second draw fails: never three in a row."""
+    replicas = replicas_of(clock)
+    for _ in range(10):
+        answer(replicas, 0)
+        answer(replicas, 1)
+        fail(replicas, 0, BackendFailed("500"))
+    assert [True, False] == [replica.health.ejected for replica in replicas.all[:2]]
+
+
+def test_a_share_of_failures_that_all_have_ejects_nobody(clock: Clock) -> None:
+    replicas = replicas_of(clock)
+    for _ in range(10):
+        for index in range(3):
+            answer(replicas, index)
+            fail(replicas, index, BackendFailed("500"))
+    assert not any(replica.health.ejected for replica in replicas.all)
+
+
+@pytest.mark.parametrize(("urls", "most"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2)])
+def test_of_those_that_still_answer_at_most_half_is_ejected(clock: Clock, urls: int, most: int) -> None:
+    replicas = replicas_of(clock, *(f"http://a:{port}" for port in range(urls)))
+    for index in range(urls):
+        fail(replicas, index, BackendFailed("500"), 5)
+    assert most == sum(replica.health.ejected for replica in replicas.all)
+
+
+def test_with_all_out_the_least_sick_serves(clock: Clock) -> None:
+    """One that answers with errors is better than one that cannot be reached."""
+    replicas = replicas_of(clock)
+    fail(replicas, 1, BackendFailed("500"), 3)
+    fail(replicas, 0, BackendUnreachable("broke"))
+    fail(replicas, 2, BackendUnreachable("broke"))
+    assert [1, 1] == chosen(replicas, 2)
+
+
+def test_an_only_replica_serves_whatever_it_does(clock: Clock) -> None:
+    replicas = replicas_of(clock, "http://a:1")
+    fail(replicas, 0, BackendUnreachable("broke"))
+    assert [0] == chosen(replicas, 1)
+
+
+def test_an_answer_to_a_draw_begun_after_the_ejection_ends_it(clock: Clock) -> None:
+    """One begun before proves nothing: the server may have fallen ill since."""
+    replicas = replicas_of(clock, "http://a:1")
+    with replicas.drawing(replicas.all[0]):
+        clock.now_s += 1
+        replicas.eject(replicas.all[0], Fault.ERROR, "500")
+    assert replicas.all[0].health.ejected
+    answer(replicas, 0)
+    assert not replicas.all[0].health.ejected
+
+
+def test_a_replica_without_an_adapter_is_passed_over_for_that_adapter_alone(clock: Clock) -> None:
+    replicas = replicas_of(clock, "http://a:1", "http://b:2")
+    replicas.all[0].set_missing("rft-1", missing=True)
+    assert {replicas.all[1]} == {replicas.choose(adapter="rft-1") for _ in range(3)}
+    assert set(replicas.all) == {replicas.choose(adapter="rft-2") for _ in range(3)}
+    replicas.all[1].set_missing("rft-1", missing=True)
+    assert None is replicas.choose(adapter="rft-1")
+    clock.now_s += _ASK_ADAPTER_AGAIN_S
+    assert None is not replicas.choose(adapter="rft-1")
+
+
+def test_one_without_others_is_a_healthy_one_or_none(clock: Clock) -> None:
+    replicas = replicas_of(clock)
+    fail(replicas, 1, BackendUnreachable("broke"))
+    assert replicas.all[2] is replicas.choose(without=[replicas.all[0]], panic=False)
+    assert None is replicas.choose(without=[replicas.all[0], replicas.all[2]], panic=False)
+
+
+def test_a_choice_can_be_held_to_names(clock: Clock) -> None:
+    replicas = replicas_of(clock)
+    assert {"b:2"} == {cast(Replica, replicas.choose(only=frozenset({"b:2"}))).name for _ in range(3)}
 
 
 def test_a_name_tells_no_password(clock: Clock) -> None:

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from gateway.backend import replicas
 from gateway.backend.client import BackendPool
-from gateway.errors import BackendFailed, BackendProtocolError
+from gateway.errors import AdapterMissing, BackendFailed, BackendProtocolError
 from tests.gateway.backend.conftest import PoolOf, prompt
 
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
@@ -133,7 +133,7 @@ async def test_an_adapter_that_was_unloaded_fails_and_is_looked_up_again(vllm: F
     vllm.load("rft-1")
     await draw(pool, adapter="rft-1")
     vllm.models["data"].pop()
-    with pytest.raises(BackendFailed, match="404"):
+    with pytest.raises(AdapterMissing, match="rft-1"):
         await draw(pool, adapter="rft-1")
     with pytest.raises(BackendFailed, match="not loaded"):
         await draw(pool, adapter="rft-1")

@@ -1,0 +1,217 @@
+"""Calls to one replica: a draw whole or streamed, its list of adapters, its health; errors in the gateway's terms."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+
+import httpx2
+import orjson
+
+from gateway.backend.failures import CALL_ERRORS, error_body, from_status, refused_body, translate
+from gateway.backend.flavours import FLAVOURS, Catalogue, Flavour
+from gateway.backend.hub import BackendHttp, HubClient
+from gateway.backend.limit import ServerLimit, ServerLimits, Turn
+from gateway.backend.reading import StreamReader, read_answer
+from gateway.backend.replicas import Replica
+from gateway.backend.transport import AiohttpTransport, TraceConfigs
+from gateway.errors import AdapterMissing, BackendFailed, BackendProtocolError, BackendUnreachable, GatewayError
+from gateway.metering import tokens_at_most
+from gateway.settings import BackendSettings
+from gateway.tls import client_context
+from gateway.types import Answer, Delta, JsonObject, Prompt
+
+
+class Calls:
+    """Makes calls to the replicas of one backend, over connections that they share.
+
+    Args:
+        settings: How to reach them.
+        limits: How many draws each server gets at a time.
+        trace_configs: aiohttp's hooks around each call.
+    """
+
+    def __init__(self, settings: BackendSettings, limits: ServerLimits, *, trace_configs: TraceConfigs = ()) -> None:
+        self._settings = settings
+        self._limits = limits
+        self.flavour: Flavour = FLAVOURS[settings.kind]
+        self._http = BackendHttp(
+            AiohttpTransport(
+                max_connections=settings.max_connections,
+                tls=client_context(settings.ca_file) if settings.ca_file else None,
+                trace_configs=trace_configs,
+            ),
+            api_key=settings.api_key,
+            connect_timeout_s=settings.connect_timeout_s,
+        )
+
+    def connect(self, url: str) -> HubClient:
+        """Return the client for a replica at a URL; nothing is connected yet."""
+        return HubClient(self._http, url, timeout_s=self._settings.request_timeout_s)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._http.aclose()
+
+    async def complete(self, replica: Replica, prompt: Prompt, seed: int) -> Answer:
+        """Draw one whole answer.
+
+        Raises:
+            BackendError: No answer could be had, and why.
+            InvalidRequest: The messages cannot be sent.
+        """
+        arguments = self.flavour.arguments(prompt, seed, await self._catalogue(replica, prompt.adapter))
+        try:
+            return await self._complete(replica, arguments, prompt)
+        except BackendFailed:
+            await self._check_adapter(replica, prompt.adapter)
+            raise
+
+    async def _complete(self, replica: Replica, arguments: JsonObject, prompt: Prompt) -> Answer:
+        with prompt.meter.call(max_tokens=prompt.sampling.max_tokens) as call:
+            try:
+                whole = await replica.hub.completion(arguments)
+                body = self.flavour.correct(whole.body, whole.headers, prompt)
+            except CALL_ERRORS as error:
+                body = self.flavour.answer_in_refusal(refused_body(error), prompt)
+                if body is None:
+                    raise translate(error, self.flavour) from error
+            try:
+                answer = read_answer(body, self.flavour, prompt)
+            except BackendProtocolError:
+                call.tokens = tokens_at_most(body)
+                raise
+            call.count(answer.prompt_tokens, answer.completion_tokens)
+            return answer
+
+    async def stream(self, replica: Replica, prompt: Prompt, seed: int) -> AsyncGenerator[Delta, None]:
+        """Draw one answer piece by piece.
+
+        Raises:
+            BackendError: No answer could be had, or no more of it, and why.
+            InvalidRequest: The messages cannot be sent.
+        """
+        arguments = self.flavour.arguments(prompt, seed, await self._catalogue(replica, prompt.adapter))
+        try:
+            async with aclosing(self._stream(replica, arguments, prompt)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        except BackendFailed:
+            await self._check_adapter(replica, prompt.adapter)
+            raise
+
+    async def _stream(self, replica: Replica, arguments: JsonObject, prompt: Prompt) -> AsyncGenerator[Delta, None]:
+        reader = StreamReader(self.flavour, prompt)
+        with prompt.meter.call(max_tokens=prompt.sampling.max_tokens) as call:
+            call.count(None, 0)
+            try:
+                async with aclosing(replica.hub.chunks(arguments, self.flavour.stream_options)) as chunks:
+                    async for chunk in chunks:
+                        deltas = list(reader.read(chunk))
+                        call.count(*reader.drawn())
+                        for delta in deltas:
+                            yield delta
+                        if reader.overrun:
+                            break
+            except CALL_ERRORS as error:
+                if not reader.finished:
+                    raise translate(error, self.flavour) from error
+        yield reader.last()
+
+    async def turn(self, replica: Replica) -> Turn:
+        """Begin a draw's way to the replica, which was asked for its capacity where it tells one."""
+        limit = self.limit(replica)
+        path = self.flavour.capacity_path
+        if path is not None:
+            await limit.learn_capacity(partial(self._capacity, replica, path))
+        return limit.turn()
+
+    def limit(self, replica: Replica) -> ServerLimit:
+        """Return the limit of draws at the replica."""
+        return self._limits.of(replica.root_url)
+
+    def has_room(self, replica: Replica) -> bool:
+        """Return whether one more draw could go to the replica at once."""
+        limit = self.limit(replica)
+        return limit.in_flight < limit.limit
+
+    async def _capacity(self, replica: Replica, path: str) -> int | None:
+        """Draws that the replica takes at once, as it says itself; None where its answer has no such number.
+
+        Raises:
+            BackendUnreachable: It cannot be asked.
+        """
+        try:
+            response = await self._get(replica, path)
+        except BackendUnreachable:
+            raise
+        except GatewayError:
+            return None
+        return self.flavour.read_capacity(error_body(response.content)) if response.status_code == 200 else None
+
+    async def health(self, replica: Replica) -> str | None:
+        """Return what the replica's health check finds; None when it is well.
+
+        Raises:
+            GatewayError: It could not be asked.
+        """
+        response = await self._get(replica, self.flavour.health_path)
+        status = response.status_code
+        if status != 200:
+            return f"its health check answers with status {status}"
+        return "it refuses the gateway's API key" if await self._refuses_key(replica) else None
+
+    async def _refuses_key(self, replica: Replica) -> bool:
+        """Ask where the server looks at keys: every server tells its health to anybody."""
+        guarded = await self._get(replica, self.flavour.guarded_path, self.flavour.guarded_body)
+        return guarded.status_code in (401, 403)
+
+    async def _check_adapter(self, replica: Replica, adapter: str | None) -> None:
+        """Ask, after an error, whether the replica still has the adapter: it may have lost it behind our back.
+
+        Raises:
+            AdapterMissing: It has not.
+        """
+        if adapter is None or self.flavour.catalogue_path is None:
+            return
+        replica.catalogue = None
+        try:
+            await self._catalogue(replica, adapter)
+        except AdapterMissing:
+            raise
+        except GatewayError:
+            return  # the first error says more
+
+    async def _catalogue(self, replica: Replica, adapter: str | None) -> Catalogue:
+        """What the replica serves, asked anew when the adapter is not among it: it may have been loaded since."""
+        flavour = self.flavour
+        if flavour.catalogue_path is None or (adapter is None and flavour.base_model):
+            return Catalogue(flavour.base_model)
+        known = replica.catalogue
+        if known is None or (adapter is not None and adapter not in known.adapters):
+            known = await replica.list_once(partial(self._list, replica, flavour.catalogue_path))
+            if adapter is not None:
+                replica.set_missing(adapter, adapter not in known.adapters)
+                if adapter not in known.adapters:
+                    raise AdapterMissing(f"the backend has not loaded the adapter {adapter}")
+        return known
+
+    async def _list(self, replica: Replica, path: str) -> Catalogue:
+        response = await self._get(replica, path)
+        if response.status_code != 200:
+            raise from_status(response.status_code, error_body(response.content), self.flavour)
+        try:
+            return self.flavour.read_catalogue(orjson.loads(response.content))
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise BackendProtocolError("the backend's list of models could not be read") from error
+
+    async def _get(self, replica: Replica, path: str, body: JsonObject | None = None) -> httpx2.Response:
+        """Call one of the server's routes: by GET, or by POST where there is a body."""
+        url, timeout_s = replica.root_url + path, self._settings.connect_timeout_s
+        try:
+            if body is not None:
+                return await self._http.post(url, json=body, timeout=timeout_s)
+            return await self._http.get(url, timeout=timeout_s)
+        except CALL_ERRORS as error:
+            raise translate(error, self.flavour) from error

@@ -1,0 +1,214 @@
+"""A pool over several servers, some of which fail: no caller notices, and the sick one is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from gateway.backend import prober
+from gateway.backend.client import BackendPool
+from gateway.errors import BackendFailed, BackendRejected, BackendUnreachable, RequestContained
+from tests.gateway.backend.conftest import PoolOf, prompt
+from tests.stubs.knobs import Fault, Knobs
+from tests.stubs.tgi import TgiStub
+from tests.waiting import until
+
+
+@pytest.fixture
+async def stubs() -> AsyncIterator[list[TgiStub]]:
+    """Five servers."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(TgiStub(Knobs(record_requests=100_000))) for _ in range(5)]
+
+
+async def race(pool: BackendPool, n: int = 1, text: str = "What floats?", **sampling: Any) -> list[Any]:
+    """The answers and errors of one race's draws."""
+    route = pool.choose_replica()
+    draws = (pool.complete(prompt(text, **sampling), seed=seed, replica=route) for seed in range(n))
+    return await asyncio.gather(*draws, return_exceptions=True)
+
+
+async def streamed(pool: BackendPool, text: str = "What floats?") -> str:
+    stream = pool.stream(prompt(text), seed=1, replica=pool.choose_replica())
+    return "".join([delta.text async for delta in stream])
+
+
+def drawn(*stubs: TgiStub) -> int:
+    """How many draws reached these servers, whatever became of them."""
+    return sum(request.method == "POST" for stub in stubs for request in stub.state.requests)
+
+
+def broken(stubs: list[TgiStub]) -> list[TgiStub]:
+    return [stub for stub in stubs if stub.state.failed]
+
+
+SICK = [
+    {"fault": Fault.STATUS, "fault_status": 500},
+    {"fault": Fault.STATUS, "fault_status": 424},
+    {"fault": Fault.STATUS, "fault_status": 429},
+    {"fault": Fault.HTML, "fault_status": 401},
+    {"fault": Fault.HTML, "fault_status": 200},
+    {"fault": Fault.HTML, "fault_status": 503},
+    {"fault": Fault.HALF_JSON},
+    {"fault": Fault.DISCONNECT},
+]
+
+
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("sick", SICK, ids=lambda knobs: "-".join(str(value) for value in knobs.values()))
+async def test_one_of_three_that_fails_every_draw_fails_nobody(
+    stubs: list[TgiStub], pool_of: PoolOf, sick: dict[str, Any], n: int
+) -> None:
+    """And after a few errors it gets next to nothing."""
+    pool = pool_of(*(stub.url for stub in stubs[:3]))
+    stubs[0].knobs.update({**sick, "fault_probability": 1.0})
+    for number in range(30):
+        answers = await race(pool, n, f"question {number}")
+        assert not [answer for answer in answers if isinstance(answer, BaseException)]
+        assert await streamed(pool, f"stream {number}")
+    assert 1 <= drawn(stubs[0]) <= 8 * n
+
+
+async def test_a_refusal_is_the_callers_and_moves_nowhere(stubs: list[TgiStub], pool_of: PoolOf) -> None:
+    pool = pool_of(*(stub.url for stub in stubs[:2]))
+    stubs[0].knobs.update({"fault": Fault.STATUS, "fault_status": 422, "fault_probability": 1.0})
+    with pytest.raises(BackendRejected):
+        await pool.complete(prompt(), seed=1, replica=0)
+    assert 0 == drawn(stubs[1])
+
+
+async def test_an_outage_is_not_multiplied(stubs: list[TgiStub], pool_of: PoolOf) -> None:
+    """Once the budget is spent, each draw is made little more than once."""
+    pool = pool_of(*(stub.url for stub in stubs[:3]))
+    for stub in stubs[:3]:
+        stub.knobs.update({"fault": Fault.STATUS, "fault_probability": 1.0})
+    for number in range(200):
+        await race(pool, 4, f"question {number}")
+    assert 800 <= drawn(*stubs) <= 800 * 1.2 + 130
+
+
+async def test_a_race_that_breaks_two_servers_goes_to_no_third(stubs: list[TgiStub], pool_of: PoolOf) -> None:
+    pool = pool_of(*(stub.url for stub in stubs))
+    for stub in stubs:
+        stub.knobs.update({"fault": Fault.DISCONNECT, "fault_probability": 1.0})
+    assert {RequestContained} == {type(answer) for answer in await race(pool, 4, "boom")}
+    for _ in range(3):
+        assert {RequestContained} == {type(answer) for answer in await race(pool, 4, "boom")}
+        with pytest.raises(RequestContained):
+            await streamed(pool, "boom")
+    assert 2 == len(broken(stubs))
+    for stub in stubs:
+        stub.knobs.update({"fault_probability": 0.0})
+    assert not [answer for answer in await race(pool, 4, "fine") if isinstance(answer, BaseException)]
+
+
+async def test_streams_that_break_count_as_well(stubs: list[TgiStub], pool_of: PoolOf) -> None:
+    pool = pool_of(*(stub.url for stub in stubs))
+    for stub in stubs:
+        stub.knobs.update({"fault": Fault.DISCONNECT, "fault_probability": 1.0, "fault_after_tokens": 3})
+    for expected in (BackendUnreachable, RequestContained, RequestContained):
+        with pytest.raises(expected):
+            await streamed(pool, "boom")
+    assert 2 == len(broken(stubs))
+
+
+async def test_servers_that_are_gone_make_no_request_a_suspect(stubs: list[TgiStub], pool_of: PoolOf) -> None:
+    """As in a rolling restart: a refused connection says nothing about the request."""
+    pool = pool_of(*(stub.url for stub in stubs[:3]))
+    for stub in stubs[:3]:
+        await stub.stop()
+    [error] = await race(pool)
+    assert BackendUnreachable is type(error)
+    assert pool._containment.idle
+
+
+async def test_a_draw_far_beyond_the_usual_time_is_drawn_elsewhere_too(stubs: list[TgiStub], pool_of: PoolOf) -> None:
+    """All draws of the race on one other replica; the slow ones are cancelled, and the slow server left alone."""
+    pool = pool_of(*(stub.url for stub in stubs[:3]))
+    for number in range(30):
+        await race(pool, 1, f"question {number}")
+    before = drawn(stubs[0])
+    stubs[0].knobs.update({"fault": Fault.HANG, "fault_probability": 1.0})
+    for number in range(12):
+        answers = await race(pool, 4, f"question {number}")
+        assert not [answer for answer in answers if isinstance(answer, BaseException)]
+    assert 1 <= drawn(stubs[0]) - before <= 3 * 4 + 1
+    await stubs[0].state.until(lambda state: state.generating == 0)
+
+
+async def test_a_stream_without_a_first_piece_is_drawn_elsewhere_too(stubs: list[TgiStub], pool_of: PoolOf) -> None:
+    pool = pool_of(*(stub.url for stub in stubs[:2]))
+    for number in range(24):
+        await streamed(pool, f"question {number}")
+    stubs[0].knobs.update({"fault": Fault.HANG, "fault_probability": 1.0})
+    for number in range(4):
+        assert await streamed(pool, f"question {number}")
+
+
+async def test_a_server_that_answers_nothing_is_found_hung_and_comes_back(
+    stubs: list[TgiStub], pool_of: PoolOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its health check says ok all the while; readiness says that it hangs."""
+    monkeypatch.setattr(prober, "_LEAST_WAIT_S", 0.2)
+    monkeypatch.setattr(prober, "_GRACE_S", 0.1)
+    pool = pool_of(stubs[0].url, unhealthy_s=0.2)
+    for number in range(24):
+        await race(pool, 1, f"question {number}")
+    stubs[0].knobs.update({"fault": Fault.HANG, "fault_probability": 1.0})
+    draw = asyncio.create_task(race(pool))
+    replica = pool._replicas.all[0]
+    await until(lambda: replica.health.ejected)
+    found = await pool.readiness()
+    assert not found.ready
+    assert "hangs" in found.detail
+    draw.cancel()
+    stubs[0].knobs.update({"fault_probability": 0.0})
+
+    def well() -> bool:
+        pool.tend()
+        return not replica.health.ejected
+
+    await until(well)
+    assert (await pool.readiness()).ready
+
+
+async def test_a_request_that_hangs_two_servers_goes_to_no_third(
+    stubs: list[TgiStub], pool_of: PoolOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prober, "_LEAST_WAIT_S", 0.2)
+    monkeypatch.setattr(prober, "_GRACE_S", 0.1)
+    pool = pool_of(*(stub.url for stub in stubs))
+    for number in range(24):
+        await race(pool, 1, f"question {number}")
+    for stub in stubs:
+        stub.knobs.update({"fault": Fault.HANG, "fault_probability": 1.0})
+    before = drawn(*stubs)
+    draw = asyncio.create_task(race(pool, 1, "boom"))
+    await until(lambda: pool._containment.contained == 1)
+    draw.cancel()
+    [error] = await race(pool, 1, "boom")
+    assert RequestContained is type(error)
+    assert 4 == drawn(*stubs) - before  # two draws, and two probes
+
+
+async def test_a_single_sick_server_is_told_once_a_probe_confirms_it(stubs: list[TgiStub], pool_of: PoolOf) -> None:
+    """Callers' requests alone must not make a gateway unready; a probe that fails as well does."""
+    pool = pool_of(stubs[0].url, unhealthy_s=0.2)
+    stubs[0].knobs.update({"fault": Fault.STATUS, "fault_status": 500, "fault_probability": 1.0})
+    for number in range(3):
+        [error] = await race(pool, 1, f"question {number}")
+        assert BackendFailed is type(error)
+    found = await pool.readiness()
+    assert (True, True) == (found.ready, "status 500" in found.detail)
+
+    def confirmed() -> bool:
+        pool.tend()
+        ejection = pool._replicas.all[0].health.ejection
+        return ejection is not None and ejection.confirmed
+
+    await until(confirmed)
+    assert not (await pool.readiness()).ready

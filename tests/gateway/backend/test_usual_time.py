@@ -1,0 +1,54 @@
+"""When a draw is overdue: twice the time in which nineteen of twenty such draws finish."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.backend.usual_time import _LEAST_S, _LEAST_SAMPLES, COLD_S, UsualTime
+
+
+def learn(usual: UsualTime, max_tokens: int | None, seconds: float, tokens: int, draws: int = _LEAST_SAMPLES) -> None:
+    for _ in range(draws):
+        usual.add(max_tokens, seconds, tokens)
+
+
+def test_too_few_draws_teach_nothing() -> None:
+    usual = UsualTime()
+    learn(usual, 64, 1.0, 64, _LEAST_SAMPLES - 1)
+    assert COLD_S == usual.overdue_s(64)
+    usual.add(64, 1.0, 64)
+    assert 2.0 == usual.overdue_s(64)
+
+
+def test_long_draws_are_judged_by_long_ones() -> None:
+    usual = UsualTime()
+    learn(usual, 16, 1.0, 16)
+    learn(usual, 4000, 60.0, 4000)
+    assert (2.0, 120.0) == (usual.overdue_s(16), usual.overdue_s(4000))
+
+
+def test_draws_of_an_unknown_length_are_judged_by_the_time_per_token() -> None:
+    usual = UsualTime()
+    learn(usual, 100, 1.0, 100)
+    assert pytest.approx(2 * 1000 * 0.01) == usual.overdue_s(1000)
+    assert COLD_S == usual.overdue_s(None)
+
+
+def test_the_slowest_in_twenty_does_not_count() -> None:
+    usual = UsualTime()
+    learn(usual, 16, 1.0, 16, 190)
+    learn(usual, 16, 50.0, 16, 2)
+    assert 2.0 == usual.overdue_s(16)
+
+
+def test_an_instant_server_is_given_a_moment() -> None:
+    usual = UsualTime()
+    learn(usual, 16, 0.001, 16)
+    assert _LEAST_S == usual.overdue_s(16)
+
+
+def test_what_was_usual_long_ago_is_forgotten() -> None:
+    usual = UsualTime()
+    learn(usual, 16, 10.0, 16)
+    learn(usual, 16, 1.0, 16, 400)
+    assert 2.0 == usual.overdue_s(16)
