@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Self
 
 import orjson
 
@@ -50,22 +49,51 @@ class Pace:
         return math.ceil(tokens_per_s * seconds)
 
 
-@dataclass(slots=True)
 class Call:
-    """One call while it runs. ``tokens``: drawn by now, as the server counts them or as an upper bound."""
+    """A call to a backend, as a context manager from the moment it is sent to its end, whichever that is.
 
-    tokens: int = 0
-    prompt_tokens: int | None = None
-    is_counted: bool = False
-    """Whether ``tokens`` is all that was drawn; otherwise the call's time may tell of more."""
+    Attributes:
+        tokens: Drawn by now, as the server counts them or as an upper bound.
+        prompt_tokens: Of the prompt, once the server has said.
+    """
+
+    __slots__ = ("_is_counted", "_max_tokens", "_meter", "_started_s", "prompt_tokens", "tokens")
+
+    def __init__(self, meter: Meter, max_tokens: int | None) -> None:
+        self._meter = meter
+        self._max_tokens = max_tokens
+        self._is_counted = False
+        self._started_s = 0.0
+        self.tokens = 0
+        self.prompt_tokens: int | None = None
 
     def count(self, prompt_tokens: int | None, tokens: int) -> None:
-        """Take the count of a call: the server's, or that of the pieces of its stream by now."""
-        self.prompt_tokens, self.tokens, self.is_counted = prompt_tokens, tokens, True
+        """Take a count: the server's, or that of a stream's pieces by now. Otherwise the call's time is taken."""
+        self.prompt_tokens, self.tokens, self._is_counted = prompt_tokens, tokens, True
+
+    def __enter__(self) -> Self:
+        self._started_s = self._meter.clock()
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        seconds = self._meter.clock() - self._started_s
+        if error is None:
+            self._meter.pace.saw(self.tokens, seconds)
+        elif not self.tokens and _was_never_begun(error):
+            return
+        if not self._is_counted:
+            self.tokens = max(self.tokens, self._meter.pace.most_tokens(seconds))
+            self.tokens = self.tokens if self._max_tokens is None else min(self.tokens, self._max_tokens)
+        refused = isinstance(error, (BackendRejected, BackendFailed)) and not (self._is_counted and self.tokens)
+        self._meter.take(self.prompt_tokens, self.tokens, read_prompt=not refused)
 
 
 class Meter:
     """What the calls of one race have drawn.
+
+    Args:
+        pace: Shared by all meters of a process.
+        clock: Monotonic seconds.
 
     Attributes:
         tokens: Of all answers, finished or not.
@@ -73,37 +101,24 @@ class Meter:
         prompt_is_uncounted: A server may have read the prompt and has not said how long it is.
     """
 
+    __slots__ = ("clock", "pace", "prompt_is_uncounted", "prompt_tokens", "tokens")
+
     def __init__(self, pace: Pace | None = None, *, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._pace = pace or Pace()
-        self._clock = clock
+        self.pace = pace or Pace()
+        self.clock = clock
         self.tokens = 0
         self.prompt_tokens = 0
         self.prompt_is_uncounted = False
 
-    @contextmanager
-    def call(self, *, max_tokens: int | None) -> Iterator[Call]:
-        """Count a call, from the moment it is sent to its end: an answer, an error, or being cancelled."""
-        call, started = Call(), self._clock()
-        try:
-            yield call
-        except BaseException as error:
-            if call.tokens or not _was_never_begun(error):
-                self._take(call, self._clock() - started, max_tokens)
-                refused = isinstance(error, (BackendRejected, BackendFailed)) and not call.tokens
-                self.prompt_is_uncounted |= call.prompt_tokens is None and not refused
-            raise
-        seconds = self._clock() - started
-        self._pace.saw(call.tokens, seconds)
-        self._take(call, seconds, max_tokens)
-        self.prompt_is_uncounted |= call.prompt_tokens is None
+    def call(self, *, max_tokens: int | None) -> Call:
+        """Count a call that may draw this many tokens."""
+        return Call(self, max_tokens)
 
-    def _take(self, call: Call, seconds: float, max_tokens: int | None) -> None:
-        tokens = call.tokens
-        if not call.is_counted:
-            tokens = max(tokens, self._pace.most_tokens(seconds))
-            tokens = tokens if max_tokens is None else min(tokens, max_tokens)
+    def take(self, prompt_tokens: int | None, tokens: int, *, read_prompt: bool) -> None:
+        """Add what one call has drawn; ``read_prompt``: its server may have read the prompt too."""
         self.tokens += tokens
-        self.prompt_tokens = max(self.prompt_tokens, call.prompt_tokens or 0)
+        self.prompt_tokens = max(self.prompt_tokens, prompt_tokens or 0)
+        self.prompt_is_uncounted |= read_prompt and prompt_tokens is None
 
 
 def _was_never_begun(error: BaseException) -> bool:

@@ -181,7 +181,7 @@ KEYS = (
     Case("key-none-docs", "Nobody reads the pages for people.", words("404"), (get("/docs"),)),
     Case("key-none-models", "Nobody reads the models.", words("401"), (get("/v1/models"),)),
     Case("key-none-huge-body", "Nobody sends 10 MB.", words("401,cut"), (_sent(b"", body=b"a" * 10_000_000),)),
-    Case("key-limit", "A key with one request a minute asks twice.", words("200+429 single"),
+    Case("key-limit", "A key with one request a minute asks twice.", words("200+429 single,429×2"),
          (post(BODY, caller="single", close=b"") + post(BODY, caller="single"),)),
     Case("key-timing", "The time of a refusal tells how near a key came.", words("200"), act=_timing),
     Case("load-at-once", "Two hundred chats at the same moment.", words("200"), act=_at_once),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loadtests.hostile import body_cases, caller_cases, http_cases, redis_cases, upstream_cases
+from loadtests.hostile import body_cases, caller_cases, http_cases, redis_cases, stream_cases, upstream_cases
 from loadtests.hostile.case import Case
 
 GROUPS = {
@@ -14,6 +14,7 @@ GROUPS = {
     "header": "headers of callers",
     "key": "keys, scopes, routes of operators",
     "load": "many at once",
+    "stream": "callers who hang up in mid-stream",
     "feedback": "ratings",
     "backend": "answers of the backend",
     "reward": "answers of the reward server",
@@ -28,6 +29,7 @@ def catalogue(canary_port: int) -> tuple[Case, ...]:
         *http_cases.CASES,
         *body_cases.CASES,
         *caller_cases.cases(canary_port),
+        *stream_cases.CASES,
         *upstream_cases.cases(canary_port),
         *redis_cases.CASES,
     )

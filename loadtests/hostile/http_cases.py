@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
+
 import orjson
 
 from loadtests.hostile.case import CHAT, CLOSE, HOST, JSON, Case, ask, bearer, chat, get, post, words
@@ -127,6 +130,59 @@ HEADERS = (
     _case("encoding-gzip", "A body that says it is compressed.", "400,415,200 single", post(BODY, b"content-encoding: gzip\r\n")),
 )  # fmt: skip
 
+_OFFERS = {
+    "h2c": b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n",
+    "websocket": b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n",
+    "tls": b"connection: upgrade\r\nupgrade: TLS/1.3\r\n",
+    "unknown": b"upgrade: \xff, h2c\r\nconnection: upgrade\r\n",
+}
+_HIDDEN = b"GET /metrics HTTP/1.1\r\n" + HOST + bearer("admin") + b"\r\n"
+_HIDDEN_LENGTH = b"content-length: %d\r\n\r\n" % len(_HIDDEN)
+
+
+def _offers(name: str, offer: bytes) -> tuple[Case, ...]:
+    """A POST with an upgrade offer: in one segment, with its body apart, in chunks, pipelined, and one that hides another."""
+    head = HEAD + offer
+    return (
+        _case(f"offer-{name}", f"A POST offers {name}.", _SERVED, head + LENGTH + b"\r\n" + BODY),
+        _case(f"offer-{name}-apart", f"A POST offers {name}; its body is a segment of its own.", _SERVED,
+              head + LENGTH + b"\r\n", BODY, pause_s=0.1),
+        _case(f"offer-{name}-chunks", f"A POST in chunks offers {name}.", _SERVED, head + CHUNKED + b"\r\n", WHOLE, pause_s=0.1),
+        _case(f"offer-{name}-pipelined", f"A POST offers {name}; another follows.", "200×2 single",
+              KEPT + offer + LENGTH + b"\r\n" + BODY + head + LENGTH + b"\r\n" + BODY),
+        _case(f"offer-{name}-hides", f"A POST offers {name}; its body is a request for metrics.", "400",
+              head + _HIDDEN_LENGTH, _HIDDEN, pause_s=0.1),
+    )  # fmt: skip
+
+
+OFFERS = tuple(case for name, offer in _OFFERS.items() for case in _offers(name, offer))
+
+
+def _bomb(window_bits: int) -> bytes:
+    """Fifty megabytes of zeros."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, window_bits)
+    return b"".join(packer.compress(bytes(1_000_000)) for _ in range(50)) + packer.flush()
+
+
+def _packed(name: str, tried: str, allowed: str, encoding: bytes, body: bytes) -> Case:
+    return _case(f"packed-{name}", tried, allowed, post(body, b"content-encoding: " + encoding + b"\r\n"))
+
+
+_BOMB = _bomb(31)
+PACKED = (
+    _packed("gzip", "A body in gzip.", "200 single", b"gzip", gzip.compress(BODY)),
+    _packed("bomb-gzip", "Fifty megabytes of zeros in gzip.", "413", b"gzip", _BOMB),
+    _packed("bomb-deflate", "Fifty megabytes of zeros in deflate.", "413", b"deflate", _bomb(15)),
+    _packed("bomb-json", "A good body and then fifty megabytes of blanks.", "413", b"gzip",
+            gzip.compress(BODY + b" " * 50_000_000)),
+    _packed("bomb-twice", "A bomb within a bomb.", "415", b"gzip, gzip", gzip.compress(_BOMB)),
+    _packed("bomb-inner", "A bomb within a bomb, of which one layer is told.", "400", b"gzip", gzip.compress(_BOMB)),
+    _packed("members", "Ten thousand empty gzip members.", "400", b"gzip", gzip.compress(b"") * 10_000),
+    _packed("cut", "A body in gzip that is cut.", "400", b"gzip", gzip.compress(BODY)[:-9]),
+    _packed("brotli", "A body in brotli.", "415", b"br", b"\x8b\x00\x80\x03"),
+    _packed("zstd", "A body in zstd.", "415", b"zstd", b"\x28\xb5\x2f\xfd"),
+)  # fmt: skip
+
 _PATHS = {
     "traversal": "/../../../etc/passwd",
     "traversal-encoded": "/%2e%2e/%2e%2e/etc/passwd",
@@ -204,4 +260,4 @@ TIME = (
           *[(LIVE + b"\r\n") * 100] * 200, reads=False),
 )  # fmt: skip
 
-CASES = (*SMUGGLING, *CHUNKS, *HEADERS, *PATHS, *METHODS, *TIME)
+CASES = (*SMUGGLING, *CHUNKS, *HEADERS, *OFFERS, *PACKED, *PATHS, *METHODS, *TIME)

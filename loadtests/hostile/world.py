@@ -36,6 +36,7 @@ SCOPES = {
     "admin": "scopes=admin",
     "limited": "scopes=chat requests_per_minute=1000000 tokens_per_minute=1000000000 races_in_flight=100",
     "single": "scopes=chat requests_per_minute=1",
+    "poor": "scopes=chat tokens_per_minute=100",
 }
 
 # Short patience everywhere, so that a case of a second shows what a minute would.

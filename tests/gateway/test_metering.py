@@ -60,6 +60,11 @@ def test_what_is_counted_is_taken_however_the_call_ends(error: BaseException | N
     assert (80, 0, True) == metered(error, counted=(None, 80), max_tokens=max_tokens)
 
 
+@pytest.mark.parametrize("error", [BackendOverloaded(""), BackendUnreachable("", was_sent=False)])
+def test_a_server_that_has_begun_to_draw_is_paid_whatever_it_says_then(error: BaseException) -> None:
+    assert (1, 0, True) == metered(error, counted=(None, 1))
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
