@@ -101,8 +101,10 @@ def invalid_body(error: ValidationError) -> errors.InvalidRequest:
         fields = (*fields, complaint["ctx"]["discriminator"].strip("'"))
         expected = complaint["ctx"].get("expected_tags")
         message = f"Input should be one of {expected}" if expected else "Field required"
+    if kind == "unknown_field":
+        fields = (*fields, complaint["ctx"]["field"])
     where = _path(fields)
-    if kind == "extra_forbidden":
+    if kind == "unknown_field":
         return errors.InvalidRequest(f"unknown field: {where}", param=where)
     return errors.InvalidRequest(f"{where or 'the body'}: {message}", param=where or None)
 

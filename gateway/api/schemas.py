@@ -1,16 +1,17 @@
 """OpenAI's chat completions on the wire: what callers may send, and what they get back.
 
 Every field of the current chat schema is here. Types are strict and unknown fields are refused, so that a typing
-error is told and not ignored. What a valid field may hold beyond what can be served is refused by
+error is told and not ignored; an unknown field that is null says nothing and is dropped, as are those that clients
+send back because an answer of theirs held them. What a valid field may hold beyond what can be served is refused by
 ``gateway.api.translate``, by name.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -51,7 +52,19 @@ AnyJson = Annotated[dict[str, Any], AfterValidator(_as_json_has_it)]
 
 
 class _Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    """An object in which unknown fields are refused unless they are null or in ``dropped``."""
+
+    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra={"additionalProperties": False})
+    dropped: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="after")
+    def _refuse_unknown(self) -> Self:
+        if extra := self.__pydantic_extra__:
+            for name, value in extra.items():
+                if value is not None and name not in self.dropped:
+                    raise PydanticCustomError("unknown_field", "unknown field", {"field": name})
+            extra.clear()
+        return self
 
 
 class _Open(BaseModel):
@@ -61,10 +74,11 @@ class _Open(BaseModel):
 
 
 class ContentPart(_Open):
-    """One part of a message's content; text is served."""
+    """One part of a message's content; text is served, and an assistant's refusal."""
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 # Lists fail fast: a body of nothing but mistakes would otherwise hold the event loop for seconds.
@@ -74,6 +88,7 @@ Content = str | Annotated[list[ContentPart], Field(fail_fast=True)]
 class FunctionCall(_Wire):
     """The function of a tool call, its arguments as JSON text."""
 
+    dropped = frozenset({"parsed_arguments"})  # openai-python's ``parse`` and ``stream`` put it there
     name: str = Field(min_length=1, max_length=128)
     arguments: str
 
@@ -81,6 +96,7 @@ class FunctionCall(_Wire):
 class ToolCall(_Wire):
     """A tool call in an assistant's message."""
 
+    dropped = frozenset({"index"})  # of a call that was put together from a stream
     id: str
     type: Literal["function"] = "function"
     function: FunctionCall
@@ -102,21 +118,29 @@ class UserMessage(_Wire):
     name: str | None = None
 
 
-class AssistantMessage(_Open):
-    """The model's turn; ``refusal``, ``audio`` and the like, which answers carry, may come back as null."""
+class AssistantMessage(_Wire):
+    """The model's turn. What answers carry beside content may come back; reasoning is not shown to the model again."""
+
+    dropped = frozenset({"annotations", "parsed", "reasoning", "reasoning_content", "reasoning_details"})
 
     role: Literal["assistant"]
     content: Content | None = None
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
+    refusal: str | None = None
+
+    # Refused by name where they say anything.
+    audio: dict[str, Any] | None = None
+    function_call: dict[str, Any] | None = None
 
 
 class ToolMessage(_Wire):
-    """A tool's result."""
+    """A tool's result; ``name`` is the tool's, for templates that want it."""
 
     role: Literal["tool"]
     content: Content
     tool_call_id: str
+    name: str | None = None
 
 
 ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
@@ -156,7 +180,7 @@ class JsonSchema(_Wire):
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     description: str | None = None
-    schema_: AnyJson = Field(alias="schema")
+    schema_: AnyJson | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
@@ -196,7 +220,7 @@ class ChatCompletionRequest(_Wire):
     n: Count | None = Field(default=None, description="How many of the best answers are returned.")
 
     temperature: Finite | None = Field(default=None, ge=0, le=2)
-    top_p: Finite | None = Field(default=None, gt=0, le=1)
+    top_p: Finite | None = Field(default=None, ge=0, le=1)
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
     stop: StopString | Annotated[list[StopString], Field(fail_fast=True)] | None = None

@@ -10,6 +10,10 @@ from gateway.api.schemas import (
     ChatCompletionRequest,
     ChatMessage,
     Content,
+    ContentPart,
+    NamedTool,
+    PlainFormat,
+    SchemaFormat,
     Tool,
     ToolMessage,
 )
@@ -23,8 +27,8 @@ MAX_STOPS = 4
 # Fields that this gateway cannot serve, with the values that ask for nothing.
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "audio": (),
-    "function_call": (),
-    "functions": (),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
     "modalities": (["text"],),
     "moderation": (),
     "prediction": (),
@@ -33,6 +37,9 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
+_HUB_DEFAULT_MODEL = "dummy"
+"""The model that huggingface_hub's client names where its caller names none: whatever is served."""
+
 _INSTEAD = {"function_call": "; use tool_choice", "functions": "; use tools"}
 
 
@@ -60,7 +67,7 @@ def translate(body: ChatCompletionRequest, *, best_of_header: str | None, api: A
         UnsupportedField: A valid field asks for what this gateway does not do.
         InvalidRequest: A value is out of range, or two contradict each other.
     """
-    if body.model not in api.models:
+    if body.model not in api.models and body.model != _HUB_DEFAULT_MODEL:
         raise ModelNotFound(f"the model {_quoted(body.model)} does not exist here; GET /v1/models lists what does")
     if len(body.messages) > api.max_messages:
         raise InvalidRequest(
@@ -76,14 +83,10 @@ def translate(body: ChatCompletionRequest, *, best_of_header: str | None, api: A
     if n > (best_of if best_of is not None else best_of_max):
         bound = "best_of" if best_of is not None else f"the largest best_of here, {best_of_max}"
         raise InvalidRequest(f"n must not be larger than {bound}", param="n")
-    if n > 1 and sampling.temperature == 0:
-        raise InvalidRequest("n must be 1 at temperature 0: all answers would be the same", param="n")
     options = body.stream_options
-    if options is not None and not body.stream:
-        raise InvalidRequest("stream_options is only allowed with stream: true", param="stream_options")
     return Ask(
         model=body.model,
-        messages=[_message(message, index) for index, message in enumerate(body.messages)],
+        messages=_messages(body.messages),
         sampling=sampling,
         best_of=best_of,
         n_returned=n,
@@ -114,12 +117,11 @@ def _sampling(body: ChatCompletionRequest) -> Sampling:
         raise InvalidRequest(f"stop takes at most {MAX_STOPS} strings", param="stop")
     if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
         raise InvalidRequest("max_tokens and max_completion_tokens contradict each other", param="max_tokens")
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-    if body.tool_choice not in (None, "none") and not body.tools:
-        raise InvalidRequest("tool_choice needs tools", param="tool_choice")
     choice = body.tool_choice
-    response_format = body.response_format
+    if not body.tools and choice not in (None, "none") and (body.tools is None or choice != "auto"):
+        raise InvalidRequest("tool_choice needs tools", param="tool_choice")
     return Sampling(
         temperature=body.temperature,
         top_p=body.top_p,
@@ -132,14 +134,19 @@ def _sampling(body: ChatCompletionRequest) -> Sampling:
         logprobs=bool(body.logprobs),
         top_logprobs=body.top_logprobs,
         tools=tuple(_tool(tool) for tool in body.tools or ()),
-        tool_choice=choice.model_dump() if choice is not None and not isinstance(choice, str) else choice,
+        tool_choice=(choice.model_dump() if isinstance(choice, NamedTool) else choice) if body.tools else None,
         parallel_tool_calls=body.parallel_tool_calls,
-        response_format=(
-            response_format.model_dump(by_alias=True, exclude_none=True)
-            if response_format is not None and response_format.type != "text"
-            else None
-        ),
+        response_format=_response_format(body.response_format),
     )
+
+
+def _response_format(wanted: PlainFormat | SchemaFormat | None) -> JsonObject | None:
+    """The format as backends are asked for it: free text needs none, and without a schema any JSON object will do."""
+    if wanted is None or wanted.type == "text":
+        return None
+    if isinstance(wanted, SchemaFormat) and wanted.json_schema.schema_ is None:
+        return {"type": "json_object"}
+    return wanted.model_dump(by_alias=True, exclude_none=True)
 
 
 def _tool(tool: Tool) -> JsonObject:
@@ -149,39 +156,58 @@ def _tool(tool: Tool) -> JsonObject:
     return definition
 
 
+def _messages(messages: Sequence[ChatMessage]) -> list[Message]:
+    """The conversation, in which the model's turn is next.
+
+    Raises:
+        UnsupportedField: The last message is the assistant's. Servers disagree about it: vLLM begins another turn,
+            TGI and llama.cpp continue the message, with or without repeating it, SGLang takes it for the user's.
+    """
+    if isinstance(messages[-1], AssistantMessage):
+        raise UnsupportedField(
+            "messages[-1]: the last message must not be the assistant's; answers are not continued here",
+            param="messages[-1]",
+        )
+    return [_message(message, index) for index, message in enumerate(messages)]
+
+
 def _message(message: ChatMessage, index: int) -> Message:
+    where = f"messages[{index}]"
     role = "system" if message.role == "developer" else message.role
-    out: JsonObject = {"role": role, "content": _text(message.content, f"messages[{index}].content")}
-    if isinstance(message, ToolMessage):
-        out["tool_call_id"] = message.tool_call_id
-        return out  # type: ignore[return-value]
+    out: JsonObject = {"role": role, "content": _text(message.content, f"{where}.content")}
     if message.name is not None:
         out["name"] = message.name
+    if isinstance(message, ToolMessage):
+        out["tool_call_id"] = message.tool_call_id
     if isinstance(message, AssistantMessage):
-        if extra := [key for key, value in (message.model_extra or {}).items() if value not in (None, [], {})]:
-            where = f"messages[{index}].{extra[0][:64]}"
-            raise UnsupportedField(f"{where} is not supported here", param=where)
+        for field in ("audio", "function_call"):
+            if getattr(message, field):
+                raise UnsupportedField(f"{where}.{field} is not supported here", param=f"{where}.{field}")
         if message.tool_calls:
             out["tool_calls"] = [call.model_dump() for call in message.tool_calls]
         elif message.content is None:
-            raise InvalidRequest(
-                "an assistant's message needs content or tool_calls", param=f"messages[{index}].content"
-            )
+            # It refused, or its reasoning took all its tokens; every server wants a text.
+            out["content"] = message.refusal or ""
     return out  # type: ignore[return-value]
 
 
 def _text(content: Content | None, where: str) -> str | None:
-    """Text parts joined to one string, as TGI's chat templates want it."""
-    return content if content is None or isinstance(content, str) else "".join(_parts(content, where))
+    """Text parts joined to one string, with a line break between them, as vLLM and llama.cpp join them.
+
+    vLLM: ``vllm/renderers/chat_utils/chat_message.py``; llama.cpp: ``common_chat_msgs_to_json_oaicompat`` in
+    ``common/chat.cpp``; both for templates that want a string. TGI would put nothing between them. Joined here, a
+    conversation is the same prompt on every server.
+    """
+    return content if content is None or isinstance(content, str) else "\n".join(_parts(content, where))
 
 
-def _parts(content: Sequence[object], where: str) -> Iterator[str]:
+def _parts(content: Sequence[ContentPart], where: str) -> Iterator[str]:
     for index, part in enumerate(content):
-        kind, text = getattr(part, "type", None), getattr(part, "text", None)
-        if kind != "text":
+        if part.type not in ("text", "refusal"):
             raise UnsupportedField("only text content is supported here", param=f"{where}[{index}].type")
-        if not isinstance(text, str):
-            raise InvalidRequest("a text part needs text", param=f"{where}[{index}].text")
+        text = part.text if part.type == "text" else part.refusal
+        if text is None:
+            raise InvalidRequest(f"a {part.type} part needs {part.type}", param=f"{where}[{index}].{part.type}")
         yield text
 
 

@@ -50,14 +50,14 @@ def make_plan(
         arm: Which of its policies answers.
         messages: The conversation; with the caller's seed it decides whether the request explores, so that the same
             seed always gives the same race.
-        sampling: The caller's sampling; temperature 0 needs one draw, for all would be the same.
+        sampling: The caller's sampling; at temperature 0 no more is drawn than is returned, for all would be the same.
         best_of: N as the caller asked for it; None leaves it to the policy.
         n_returned: How many answers the caller wants back.
         arm_failed: The arm that should have answered and cannot.
     """
     seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
     greedy = sampling.temperature == 0
-    n = 1 if greedy else best_of if best_of is not None else max(arm.n, n_returned)
+    n = n_returned if greedy else best_of if best_of is not None else max(arm.n, n_returned)
     may_explore = best_of is None and not greedy and n <= policy.n_max
     explores = may_explore and _uniform(str(seed).encode() + orjson.dumps(messages)) < policy.exploration
     return Plan(
@@ -68,7 +68,7 @@ def make_plan(
         policy_version=policy.version,
         exploration=explores,
         exploration_probability=policy.exploration if may_explore else 0.0,
-        n_returned=1 if greedy else n_returned,
+        n_returned=n_returned,
         n_from_caller=best_of is not None,
         arm=arm.name,
         arm_failed=arm_failed,

@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pydantic
 import pytest
+from huggingface_hub import InferenceClient
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient, DefaultHttpxClient, OpenAI
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolUnionParam
 
@@ -142,9 +143,61 @@ async def test_a_streamed_tool_call_is_put_together(serve: Serve, connect: Conne
     assert final.choices[0].message.tool_calls is not None
     expected, streamed = whole.choices[0].message.tool_calls[0], final.choices[0].message.tool_calls[0]
     assert expected.type == streamed.type == "function"
-    assert (streamed.id, streamed.function.name) == (expected.id, expected.function.name)
+    assert streamed.function.name == expected.function.name
+    assert streamed.id != expected.id  # two answers, which may stand in one conversation
     assert streamed.function.arguments == expected.function.arguments
     assert final.choices[0].finish_reason == "tool_calls"
+
+
+class weather(pydantic.BaseModel):
+    """The weather of a place."""
+
+    place: str
+
+
+async def called_by(client: AsyncOpenAI, way: str) -> tuple[Any, str]:
+    """An assistant's message with a call, as one of the client's own ways gives it back, and the call's id."""
+    request: Any = {"model": "ratchet", "messages": [USER], "tools": [WEATHER], "tool_choice": "required"}
+    own: Any = {**request, "tools": [openai.pydantic_function_tool(weather)]}
+    if way == "create":
+        message: Any = (await client.chat.completions.create(**request)).choices[0].message
+    elif way == "parse":
+        message = (await client.chat.completions.parse(**own)).choices[0].message
+    elif way == "stream":
+        async with client.chat.completions.stream(**own) as stream:
+            message = (await stream.get_final_completion()).choices[0].message
+    else:
+        calls: dict[int, Any] = {}
+        async for chunk in await client.chat.completions.create(**request, stream=True):
+            for piece in chunk.choices[0].delta.tool_calls or []:
+                if piece.index in calls:
+                    calls[piece.index].function.arguments += piece.function.arguments
+                else:
+                    calls[piece.index] = piece
+        return {"role": "assistant", "tool_calls": [call.model_dump() for call in calls.values()]}, calls[0].id
+    return message, message.tool_calls[0].id
+
+
+@pytest.mark.parametrize("way", ["create", "parse", "stream", "by hand"])
+@pytest.mark.parametrize("dumped", [False, True])
+async def test_a_call_can_be_sent_back_as_the_client_gave_it(
+    serve: Serve, connect: Connect, way: str, dumped: bool
+) -> None:
+    client = connect(await serve(policy={"n": 1}))
+    message, call_id = await called_by(client, way)
+    back = message.model_dump() if dumped and not isinstance(message, dict) else message
+    result: Any = {"role": "tool", "tool_call_id": call_id, "name": "weather", "content": "rain"}
+    answer = await client.chat.completions.create(model="ratchet", messages=[USER, back, result], tools=[WEATHER])
+    assert answer.choices[0].message
+
+
+@pytest.mark.parametrize("form", [{"base_url": "{}/v1"}, {"base_url": "{}"}, {"model": "{}"}])
+async def test_huggingface_hubs_client_needs_no_model(serve: Serve, form: dict[str, str]) -> None:
+    served = await serve()
+    where: Any = {name: value.format(served.url) for name, value in form.items()}
+    client: Any = InferenceClient(**where)
+    answer = await asyncio.to_thread(client.chat_completion, [USER], max_tokens=8)
+    assert answer.choices[0].message.content
 
 
 async def test_n_answers_and_logprobs(serve: Serve, connect: Connect) -> None:

@@ -119,13 +119,13 @@ async def test_the_policys_temperature_holds_for_who_sets_none(serve: Serve) -> 
 
 async def test_text_parts_are_one_text_to_the_backend(serve: Serve) -> None:
     served = await serve()
-    parts = [{"type": "text", "text": "What "}, {"type": "text", "text": "floats?"}]
+    parts = [{"type": "text", "text": "What"}, {"type": "text", "text": "floats?"}]
     await served.chat(
         best_of=1, messages=[{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
     )
     assert sent_to_backend(served)[0]["messages"] == [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "What floats?"},
+        {"role": "user", "content": "What\nfloats?"},
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -10,9 +11,9 @@ from openai.types.chat import completion_create_params
 
 from gateway.api.schemas import ChatCompletionRequest
 from gateway.api.translate import NEUTRAL, Ask, translate
-from gateway.errors import CallerError, UnsupportedField
+from gateway.errors import CallerError, ModelNotFound, UnsupportedField
 from gateway.settings import ApiSettings
-from gateway.types import Sampling
+from gateway.types import Message, Sampling
 
 USER = {"role": "user", "content": "Hello"}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
@@ -44,8 +45,8 @@ def test_null_is_not_said() -> None:
 
 REFUSED: dict[str, Any] = {
     "audio": {},
-    "function_call": "none",
-    "functions": [],
+    "function_call": {"name": "look"},
+    "functions": [{"name": "look"}],
     "modalities": ["text", "audio"],
     "moderation": {},
     "prediction": {},
@@ -105,17 +106,105 @@ def test_a_conversation_is_taken_over_turn_by_turn() -> None:
             {"role": "developer", "content": "Be brief."},
             {"role": "user", "content": parts, "name": "ada"},
             {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None, "annotations": []},
-            {"role": "tool", "content": parts, "tool_call_id": "call_1"},
+            {"role": "tool", "content": parts, "tool_call_id": "call_1", "name": "look"},
             {"role": "assistant", "content": "Seen."},
+            {"role": "user", "content": "Sure?"},
         ]
     )
     assert [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Look again", "name": "ada"},
+        {"role": "user", "content": "Look\n again", "name": "ada"},
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
-        {"role": "tool", "content": "Look again", "tool_call_id": "call_1"},
+        {"role": "tool", "content": "Look\n again", "tool_call_id": "call_1", "name": "look"},
         {"role": "assistant", "content": "Seen."},
+        {"role": "user", "content": "Sure?"},
     ] == asked.messages
+
+
+def replayed(**message: Any) -> Message:
+    """An assistant's message as it is sent on when a client sends it back."""
+    return ask(messages=[USER, {"role": "assistant", **message}, USER]).messages[1]
+
+
+@pytest.mark.parametrize(
+    ("message", "content"),
+    [
+        ({"content": "4", "reasoning": "2+2", "reasoning_content": "2+2"}, "4"),
+        ({"content": "4", "reasoning": None, "reasoning_content": "", "refusal": None, "audio": None}, "4"),
+        ({"content": "4", "annotations": [{"type": "url_citation"}], "parsed": {"n": 4}}, "4"),
+        ({"content": "4", "tool_calls": None, "function_call": None, "anything": None}, "4"),
+        ({"content": None, "refusal": "I cannot"}, "I cannot"),
+        ({"content": None, "reasoning": "2+2"}, ""),
+        ({}, ""),
+        ({"content": [{"type": "refusal", "refusal": "no"}, {"type": "text", "text": "sorry"}]}, "no\nsorry"),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": ""}]}, "a\n"),
+        ({"content": []}, ""),
+    ],
+)
+def test_what_answers_carry_may_come_back(message: dict[str, Any], content: str) -> None:
+    assert {"role": "assistant", "content": content} == replayed(**message)
+
+
+def test_calls_come_back_as_clients_keep_them() -> None:
+    """openai-python's ``parse`` adds ``parsed_arguments``; who puts a stream together keeps ``index``."""
+    function = {**CALL["function"], "parsed_arguments": {"a": 1}}  # type: ignore[dict-item]
+    for kept in ({**CALL, "index": 0, "custom": None}, {**CALL, "function": function}):
+        assert {"role": "assistant", "content": None, "tool_calls": [CALL]} == replayed(tool_calls=[kept])
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user", "tool"])
+def test_null_is_not_said_in_messages_either(role: str) -> None:
+    """Typed clients write every field that they know."""
+    needed = {"tool_call_id": "call_1"} if role == "tool" else {}
+    nulls = dict.fromkeys(["tool_calls", "refusal", "name", "audio", "unknown", *([] if needed else ["tool_call_id"])])
+    plain = {"role": role, "content": "hi", **needed}
+    assert ask(messages=[plain]).messages == ask(messages=[nulls | plain]).messages
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"unknown": None},
+        {"top_logprobs": 0},
+        {"logprobs": False, "top_logprobs": 0},
+        {"stream_options": {"include_usage": False}},
+        {"stream": False, "stream_options": {"include_usage": None, "unknown": None}},
+        {"tools": [], "tool_choice": "auto"},
+        {"tools": [], "tool_choice": "none"},
+        {"tool_choice": "none"},
+        {"functions": [], "function_call": "auto"},
+        {"response_format": {"type": "text", "json_schema": None}},
+    ],
+)
+def test_what_asks_for_nothing_is_nothing(fields: dict[str, Any]) -> None:
+    asked = ask(**fields)
+    assert asked.sampling.top_logprobs in (None, 0)
+    assert ask() == replace(asked, sampling=replace(asked.sampling, top_logprobs=None))
+
+
+def test_a_whole_answer_has_its_usage_anyhow() -> None:
+    assert not ask(stream_options={"include_usage": True}).stream
+
+
+@pytest.mark.parametrize("top_p", [0, 0.0, 1])
+def test_top_p_is_taken_over_its_whole_range(top_p: float) -> None:
+    assert top_p == ask(top_p=top_p).sampling.top_p
+
+
+def test_a_format_without_a_schema_is_any_object() -> None:
+    assert {"type": "json_object"} == ask(
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": None}}
+    ).sampling.response_format
+
+
+def test_the_hubs_client_without_a_model_is_served() -> None:
+    assert "dummy" == ask(model="dummy").model
+    with pytest.raises(ModelNotFound):
+        ask(model="dumm")
+
+
+def test_n_answers_at_temperature_0_are_drawn_as_often_as_they_are_returned() -> None:
+    assert 2 == ask(n=2, temperature=0).n_returned
 
 
 def test_tools_are_whole_and_free_text_is_no_format() -> None:

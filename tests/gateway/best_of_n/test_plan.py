@@ -43,6 +43,11 @@ def test_temperature_0_is_one_draw() -> None:
     assert plan(temperature=0, best_of=8).n_asked == 1
 
 
+def test_at_temperature_0_as_many_are_drawn_as_are_returned() -> None:
+    twice = plan(temperature=0, best_of=8, n=2)
+    assert (twice.n_asked, twice.n_returned) == (2, 2)
+
+
 def test_n_answers_need_n_draws_even_when_the_policy_has_fewer() -> None:
     assert plan(n=6).n_asked == 6
 
