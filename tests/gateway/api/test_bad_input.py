@@ -201,10 +201,14 @@ RULES: list[tuple[dict[str, Any], Expected]] = [
     ({"best_of": 2, "n": 3}, (400, INVALID, "n", "n must not be larger than best_of")),
     ({"best_of": None, "n": 17}, (400, INVALID, "n", "n must not be larger than the largest best_of here, 16")),
     ({"stop": ["x"] * 50}, (400, INVALID, "stop", "stop takes at most 4 strings")),
-    ({"max_tokens": 10_000_000}, (400, "context_length_exceeded", "max_tokens",
-                                  "This model's maximum context length is 4096 tokens. However, your messages have 9 "
-                                  "tokens and max_tokens asks for 10000000 more. Please reduce max_tokens or the "
-                                  "messages.")),
+    ({"messages": [{"role": "user", "content": "a " * 3_500}], "max_tokens": 1_000},
+     (400, "context_length_exceeded", "max_tokens",
+      "This model's maximum context length is 4096 tokens. However, your messages have 3505 tokens and max_tokens asks "
+      "for 1000 more. Please reduce max_tokens or the messages.")),
+    ({"messages": [{"role": "user", "content": "a " * 5_000}]},
+     (400, "context_length_exceeded", "messages",
+      "This model's maximum context length is 4096 tokens. However, your messages have 5005 tokens. Please reduce their "
+      "length.")),
     ({"max_tokens": 5, "max_completion_tokens": 6},
      (400, INVALID, "max_tokens", "max_tokens and max_completion_tokens contradict each other")),
     ({"top_logprobs": 2}, (400, INVALID, "top_logprobs", "top_logprobs needs logprobs: true")),
