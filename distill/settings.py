@@ -41,6 +41,8 @@ class DatasetSettings(_Group):
     """Least (winner − mean) of a race's rewards, in the race's standard deviations, for the winner to train."""
     max_per_prompt: int = Field(default=1, ge=1)
     """Winners of one conversation that train; the newest stay."""
+    reward_models: Literal["all", "newest"] = "all"
+    """all: winners train whichever reward model chose them. newest: only those of the model that chose the newest."""
     near_duplicate: float = Field(default=0.8, gt=0, le=1)
     """Estimated Jaccard similarity of two prompts' word shingles from which they count as the same prompt."""
 

@@ -78,6 +78,9 @@ def _collected(done: Collected, archive: Archive) -> Table:
 def _curated(curated: Curated) -> Table:
     left_out = {reason.value: count for reason, count in curated.excluded.items() if count}
     rows = {"trains": len(curated.examples), "held-out prompts": len(curated.held_out)}
+    by_model = {f"trains, chosen by {name}": count for name, count in curated.reward_models.items()}
+    if len(by_model) > 1:
+        rows = rows | by_model
     return _counts("Curated", rows | left_out | {"all completions": curated.total})
 
 

@@ -40,6 +40,7 @@ class Reason(StrEnum):
     TRUNCATED = "winner cut by the token limit"
     EMPTY = "winner is empty"
     MARGIN = "winner too close to the mean"
+    EARLIER_REWARD_MODEL = "winner chosen by an earlier reward model"
     NEAR_HELD_OUT = "nearly a held-out prompt"
     NEAR_DUPLICATE = "nearly the same prompt as a newer one"
     PROMPT_CAP = "enough newer winners of the same prompt"
@@ -57,6 +58,13 @@ class Curated:
     held_out: list[HeldOutPrompt]
     excluded: dict[Reason, int]
     total: int
+
+    @property
+    def reward_models(self) -> dict[str, int]:
+        """How many examples each reward model chose, by its name; the one that chose the newest example comes last."""
+        newest_first = dict.fromkeys(example.reward_model or "(unknown)" for example in reversed(self.examples))
+        counts = Counter(example.reward_model or "(unknown)" for example in self.examples)
+        return {name: counts[name] for name in reversed(newest_first)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +118,8 @@ def curate(
         if reason is not None:
             excluded[reason] += 1
         on_record()
+    if settings.reward_models == "newest":
+        _drop_earlier_reward_models(candidates, excluded)
     prompts, measured = _distinct(held_out, settings.near_duplicate, excluded)
     examples = _thinned(candidates, measured, settings, excluded)
     total = len(prompts) + len(examples) + excluded.total()
@@ -156,7 +166,9 @@ def example(record: CompletionRecord, key: str, settings: DatasetSettings, *, di
         return Reason.MARGIN
     losers = _losers([candidate for candidate in scored if candidate is not winner], best)
     messages = record.messages or []
-    return Example(key, record.id, record.time_ms, messages, best, losers, margin_sd, record.adapter)
+    return Example(
+        key, record.id, record.time_ms, messages, best, losers, margin_sd, record.adapter, record.reward_model
+    )
 
 
 def _no_contest(
@@ -204,6 +216,15 @@ def _losers(candidates: list[CandidateRecord], winner: ScoredAnswer) -> tuple[Sc
     return tuple(sorted(distinct.values(), key=lambda answer: (answer.reward, answer.text)))
 
 
+def _drop_earlier_reward_models(candidates: dict[str, list[Example]], excluded: Counter[Reason]) -> None:
+    """Keep the examples whose winner the reward model of the newest example chose."""
+    newest = max((example for group in candidates.values() for example in group), key=_age, default=None)
+    for key, group in candidates.items():
+        kept = [example for example in group if newest is not None and example.reward_model == newest.reward_model]
+        excluded[Reason.EARLIER_REWARD_MODEL] += len(group) - len(kept)
+        candidates[key] = kept
+
+
 def _distinct(
     held_out: dict[str, _Place], threshold: float, excluded: Counter[Reason]
 ) -> tuple[list[HeldOutPrompt], NearDuplicates]:
@@ -226,7 +247,7 @@ def _thinned(
     """Examples away from everything held out, at most so many a prompt, the newest first, ascending by time."""
     trained = NearDuplicates(settings.near_duplicate)
     kept: list[Example] = []
-    newest_first = [sorted(group, key=_age, reverse=True) for group in candidates.values()]
+    newest_first = [sorted(group, key=_age, reverse=True) for group in candidates.values() if group]
     for group in sorted(newest_first, key=lambda group: _age(group[0]), reverse=True):
         text = first_user_text(group[0].messages)
         if measured.has(text):

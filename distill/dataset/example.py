@@ -21,7 +21,8 @@ class Example:
     """One curated race: what the model is taught to say after ``messages``, and what it said less well.
 
     ``key`` is ``split.conversation_key(messages)``. ``losers`` ascend by reward, none equals the winner's text.
-    ``margin_sd`` is (winner − mean) over the race's standard deviation of rewards.
+    ``margin_sd`` is (winner − mean) over the race's standard deviation of rewards. ``reward_model`` is the name of the
+    model that gave them; earlier releases did not keep it.
     """
 
     key: str
@@ -32,6 +33,7 @@ class Example:
     losers: tuple[ScoredAnswer, ...]
     margin_sd: float
     adapter: str | None
+    reward_model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -61,8 +62,16 @@ def content_hash(examples: Sequence[Example], held_out: Sequence[HeldOutPrompt] 
     Returns:
         64 hexadecimal digits.
     """
-    digests = sorted(hashlib.sha256(orjson.dumps(item)).digest() for item in [*examples, *held_out])
+    contents = [*map(_content, examples), *map(_content, held_out)]
+    digests = sorted(hashlib.sha256(content).digest() for content in contents)
     return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _content(item: Example | HeldOutPrompt) -> bytes:
+    """What is hashed; of an example that an earlier release wrote the same as that release hashed."""
+    if isinstance(item, Example) and item.reward_model is None:
+        return orjson.dumps({name: value for name, value in asdict(item).items() if name != "reward_model"})
+    return orjson.dumps(item)
 
 
 def _write(path: Path, items: Iterable[Example] | Iterable[HeldOutPrompt]) -> None:

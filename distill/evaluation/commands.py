@@ -73,7 +73,10 @@ def adopt(
     adapter: Annotated[str, typer.Option(help="The adapter that drew them; unset: the base.")] = "",
     served_by: Annotated[BackendKind, typer.Option(help="What served it.")] = "llamacpp",
 ) -> None:
-    """Take draws over into the nights' store, so that a night that measures this policy need not draw them."""
+    """Take draws over into the nights' store, so that a night that measures this policy need not draw them.
+
+    The next night draws some of them again, and uses them only if they come out the same.
+    """
     with errors_in_words():
         settings = distill_settings.load()
         evaluation = settings.evaluation

@@ -1,12 +1,13 @@
 """The store of draws: one file a policy, kept over nights, so that nothing is drawn twice.
 
-A file is named after everything that an answer depends on: the base model, what serves it, the adapter, the token
-limit. Prompt, temperature and seed are in its lines. So the serving policy is drawn once for as long as it serves,
-more prompts or draws extend its file, and a file of another policy is never taken for it.
+A file is named after everything that an answer depends on: the base model, what serves it and how that behaves, the
+adapter, the token limit. Prompt, temperature and seed are in its lines. So the serving policy is drawn once for as long
+as it serves, more prompts or draws extend its file, and a file of another policy is never taken for it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
@@ -21,29 +22,35 @@ from distill.run_dir import write_atomically
 from gateway.backend.client import BackendPool
 from gateway.errors import GatewayError
 from gateway.settings import BackendSettings
+from gateway.types import Prompt, Sampling
 
 DRAW_TIMEOUT_S = 600.0
 """A draw may wait for a slot and a shared core; nobody waits for it."""
 
+_CHECKED = 8  # answers that are drawn again to check a file of an earlier release
 _DIGEST_BYTES = 6
 _NO_NAME = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 @dataclass(frozen=True, slots=True)
 class Drawer:
-    """Who answers: two that are equal give the same answers. ``adapter`` is an immutable name, None the base.
+    """The policy that answers: two that are equal give the same answers.
 
-    ``base`` is the training's ``model`` setting: empty for the embedded one.
+    ``base`` is the training's ``model`` setting: empty for the embedded one. ``adapter`` is an immutable name, None the
+    base. ``behaviour`` is the id of what the servers said to the probes (``evaluation.behaviours``); releases before
+    there were probes knew none, which is empty here.
     """
 
     base: str
     served_by: str
     adapter: str | None
     max_tokens: int
+    behaviour: str = ""
 
     def file(self, folder: Path) -> Path:
-        """Where its draws are."""
-        identity = json.dumps(asdict(self), sort_keys=True).encode()
+        """Return the file of its draws."""
+        facts = {name: value for name, value in asdict(self).items() if name != "behaviour" or value}
+        identity = json.dumps(facts, sort_keys=True).encode()
         digest = hashlib.blake2b(identity, digest_size=_DIGEST_BYTES).hexdigest()
         # The digest tells files apart; the name is for people, and a policy may name anything: it must not be a path.
         return folder / f"{_NO_NAME.sub('_', self.adapter or 'base')[:100]}-{digest}.jsonl"
@@ -111,7 +118,34 @@ def drawn(design: Design, path: Path) -> dict[float, list[list[Draw]]]:
             for temperature in design.temperatures
         }
     except KeyError:
-        raise DataError(f"{path} lacks {missing(design, path)} draws: let the night draw again") from None
+        raise DataError(f"{path} lacks {missing(design, path)} draws") from None
+
+
+async def redrawn_alike(backend: BackendSettings, path: Path, adapter: str | None, *, max_tokens: int) -> bool:
+    """Draw a few answers of a file again, from their own seeds, and see whether most are the same.
+
+    Other weights, another quantisation, template or sampler soon say something else. A server that ignores seeds does
+    too: then this is False although nothing changed.
+
+    Raises:
+        DataError: The file is malformed.
+        EvaluationError: The backend does not answer.
+    """
+    every = [each for each in read_draws(path) if each.text]
+    some = every[:: max(1, len(every) // _CHECKED)][:_CHECKED]
+    try:
+        async with BackendPool(backend) as pool:
+            texts = await asyncio.gather(*(_again(pool, each, adapter, max_tokens) for each in some))
+    except GatewayError as error:
+        raise EvaluationError(f"drawing stopped: {error.message}") from error
+    same = sum(each.text == text for each, text in zip(some, texts, strict=True))
+    return bool(some) and 2 * same >= len(some)
+
+
+async def _again(pool: BackendPool, known: Draw, adapter: str | None, max_tokens: int) -> str:
+    sampling = Sampling(temperature=known.temperature, max_tokens=max_tokens)
+    prompt = Prompt(messages=known.question.messages, sampling=sampling, adapter=adapter)
+    return (await pool.complete(prompt, seed=known.seed, replica=pool.choose_replica())).text or ""
 
 
 def adopt(source: Path, target: Path, *, max_tokens: int) -> int:

@@ -1,7 +1,8 @@
 """The rewards of draws, kept beside them: one line a distinct answer, by the model that gave it.
 
 The scorer is the one the gateway serves with (in this process or a server, as GATEWAY_REWARD__… says), or the judge.
-A run that ends in the middle is continued, and what an earlier night scored is not scored again.
+A run that ends in the middle is continued, and what an earlier night scored is not scored again, as long as the model
+still gives the same rewards to the probes: other weights behind one name have a file of their own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +20,8 @@ from pathlib import Path
 import structlog
 
 from distill.errors import DataError, EvaluationError, SettingsError
+from distill.evaluation.behaviours import meet
+from distill.evaluation.reward_probes import rewards_of_probes, same_rewards, tolerance
 from distill.evaluation.sample import Draw
 from distill.run_dir import appending, whole_lines
 from gateway.errors import GatewayError, RewardError
@@ -30,6 +35,7 @@ SCORES = "scores-*.jsonl"
 
 _KEY_BYTES = 16
 _IN_FLIGHT = 128
+_CHECKED = 8  # rewards of an earlier release that are asked for again
 _ATTEMPTS = 3
 _RETRY_WAIT_S = 1.0
 _READY_TIMEOUT_S = 30.0
@@ -41,11 +47,12 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Where rewards are, whose they are, and how many were missing."""
+    """Rewards: the model that gives them, their file, how many are missing, and in words what changed since then."""
 
     model: str
     path: Path
-    scored: int
+    missing: int
+    news: tuple[str, ...] = ()
 
 
 def answer_key(messages: Sequence[Message], text: str) -> str:
@@ -96,7 +103,7 @@ async def score_draws(
     draws: Sequence[Draw],
     folder: Path,
     *,
-    on_missing: Callable[[int], None] = lambda _: None,
+    on_begin: Callable[[Scores, int], None] = lambda _, __: None,
     on_scored: Callable[[int], None] = lambda _: None,
 ) -> Scores:
     """Rewards of every draw; those that the folder does not hold yet are asked for and added.
@@ -105,7 +112,7 @@ async def score_draws(
         settings: Which model, or which server.
         draws: In any order; equal answers are scored once.
         folder: Of score files, one a reward model.
-        on_missing: Told once, before any is scored, the tokens of the answers that the folder does not hold yet.
+        on_begin: Told once, before any is scored, what is returned, and the tokens of the answers that are missing.
         on_scored: Told how many draws are settled by what just came.
 
     Raises:
@@ -119,15 +126,16 @@ async def score_draws(
         raise SettingsError("no reward model: set GATEWAY_REWARD__MODEL or GATEWAY_REWARD__URL")
     try:
         await _until_ready(scorer)
-        path = _file(folder, scorer.name, settings)
+        path, news = await _recognised(scorer, settings, folder, draws)
         known = read_scores(path)
         waiting = Counter(answer_key(draw.question.messages, draw.text) for draw in draws)
         on_scored(sum(count for key, count in waiting.items() if key in known))
         new = {answer_key(draw.question.messages, draw.text): draw for draw in draws}
         missing = [(key, draw) for key, draw in new.items() if key not in known]
-        on_missing(sum(draw.completion_tokens for _, draw in missing))
+        scores = Scores(scorer.name, path, len(missing), news)
+        on_begin(scores, sum(draw.completion_tokens for _, draw in missing))
         await _score(scorer, missing, path, known, lambda key: on_scored(waiting[key]))
-        return Scores(scorer.name, path, len(missing))
+        return scores
     finally:
         await scorer.aclose()
 
@@ -143,8 +151,10 @@ def read_scores(path: Path) -> dict[str, float]:
         try:
             key, reward = json.loads(line)
             rewards[str(key)] = float(reward)
+            if not math.isfinite(rewards[str(key)]):
+                raise ValueError("no finite number")
         except (ValueError, TypeError) as error:
-            raise DataError(f"{path}, line {number} is no score") from error
+            raise DataError(f"{path}, line {number} is no score: remove the line, and it is scored again") from error
     return rewards
 
 
@@ -210,8 +220,42 @@ async def _until_ready(scorer: Scorer) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-def _file(folder: Path, name: str, settings: RewardSettings) -> Path:
-    identity = json.dumps([name, adapter_digest(settings.adapter) if settings.model else ""]).encode()
+async def _recognised(
+    scorer: Scorer, settings: RewardSettings, folder: Path, draws: Sequence[Draw]
+) -> tuple[Path, tuple[str, ...]]:
+    """The file of this model's rewards, by what it says to the probes, and in words what changed."""
+    name, adapter = scorer.name, adapter_digest(settings.adapter) if settings.model else ""
+    try:
+        rewards = await rewards_of_probes(scorer)
+        met = meet(folder, "rewards", {"model": name, "adapter": adapter}, rewards, same_rewards)
+        path, unprobed = _file(folder, name, adapter, met.id), _file(folder, name, adapter)
+        if not path.exists() and unprobed.exists():
+            alike = await _gives_again(scorer, read_scores(unprobed), draws, tolerance(rewards))
+            if alike:
+                os.replace(unprobed, path)
+            way = "taken over: some were asked for again and are the same" if alike else "not taken over: all is anew"
+            return path, (f"rewards by {name} of an earlier release are {way}",)
+    except RewardError as error:
+        raise EvaluationError(f"scoring stopped: {error.message}") from error
+    changed = f"the reward model {name} gives other rewards than in earlier nights: every answer is scored anew"
+    return path, (changed,) if met.changed else ()
+
+
+async def _gives_again(scorer: Scorer, known: dict[str, float], draws: Sequence[Draw], within: float) -> bool:
+    """Whether the model gives again what a release without probes kept, as far as a few of tonight's answers tell.
+
+    Raises:
+        RewardError: The model gives no rewards.
+    """
+    keys = {answer_key(draw.question.messages, draw.text): draw for draw in draws}
+    some = [key for key in keys if key in known][:_CHECKED]
+    again = await asyncio.gather(*(scorer.score(keys[key].question.messages, keys[key].text) for key in some))
+    return bool(some) and all(abs(known[key] - score.reward) <= within for key, score in zip(some, again, strict=True))
+
+
+def _file(folder: Path, name: str, adapter: str, behaviour: str = "") -> Path:
+    """Rewards of a model; releases before there were probes knew no behaviour."""
+    identity = json.dumps([name, adapter, *([behaviour] if behaviour else [])]).encode()
     return folder / f"scores-{hashlib.blake2b(identity, digest_size=6).hexdigest()}.jsonl"
 
 

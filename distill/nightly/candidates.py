@@ -66,13 +66,15 @@ def serving(night: Night, candidates: Mapping[str, Adapter]) -> Iterator[Backend
 
     Raises:
         EvaluationError: A server did not start.
-        PromotionError: The fleet does not serve a candidate.
+        PromotionError: The fleet does not serve a candidate, or serves something else under the serving policy's name.
     """
     settings, backend = night.settings.evaluation, night.gateway.backend
     if settings.own_servers == 0:
         for adapter in candidates.values():
             asyncio.run(load_adapter(adapter, backend, night.settings.promotion))
             asyncio.run(check_canary(adapter, backend))
+        if (old := serving_adapter(night)) is not None:
+            asyncio.run(check_canary(old, backend))
         yield backend
         return
     adapters = [*candidates.values(), *([old] if (old := serving_adapter(night)) is not None else [])]

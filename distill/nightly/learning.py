@@ -80,14 +80,31 @@ def curate(night: Night) -> Result:
         f"{len(new)} new winners may train and {len(earlier)} earlier ones, {len(curated.held_out)} prompts measure, "
         f"{sum(curated.excluded.values())} of {curated.total} records are left out"
     )
+    news = _reward_models_in_words(curated.reward_models)
+    for words in news:
+        night.say(words)
     return {
         "total": curated.total,
         "new": len(new),
+        "reward_models": curated.reward_models,
+        "news": news,
         "examples": len(curated.examples),
         "held_out": len(curated.held_out),
         "excluded": {str(reason): count for reason, count in curated.excluded.items() if count},
         "data_hash": content_hash(curated.examples, curated.held_out),
     }
+
+
+def _reward_models_in_words(winners: dict[str, int]) -> list[str]:
+    """Tell of winners that an earlier reward model chose."""
+    *earlier, newest = winners or {"": 0}
+    if not earlier:
+        return []
+    chosen = ", ".join(f"{winners[name]} by {name}" for name in earlier)
+    return [
+        f"winners were chosen by more than one reward model: {chosen}, {winners[newest]} by {newest}, the newest; "
+        "DISTILL_DATASET__REWARD_MODELS=newest leaves the earlier ones out"
+    ]
 
 
 def why_not_trained(night: Night) -> str | None:

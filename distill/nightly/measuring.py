@@ -18,17 +18,16 @@ from distill.errors import EvaluationError
 from distill.evaluation import draws, scoring
 from distill.evaluation.curve import Floats
 from distill.evaluation.drawn import Drawn, describe
-from distill.evaluation.draws import Drawer
 from distill.evaluation.gate import Anchor
 from distill.evaluation.sample import Design, Draw, Question, read_draws
-from distill.evaluation.scoring import answer_key
-from distill.nightly import candidates
+from distill.evaluation.scoring import Scores, answer_key
+from distill.nightly import candidates, identity
 from distill.nightly.learning import held_out_file
 from distill.nightly.night import Night, Result
 from distill.report.facts import Side
 from distill.run_dir import write_atomically
 from distill.settings import EvaluationSettings
-from gateway.settings import RewardSettings
+from gateway.settings import BackendSettings, RewardSettings
 
 DEFAULT_TEMPERATURE = 1.0
 """What a backend samples at when neither caller nor policy says: TGI's and vLLM's own default."""
@@ -78,24 +77,17 @@ class Sampled:
 
 def draw(night: Night) -> Result:
     """Both policies answer the same held-out prompts; what any night drew of the serving policy is not drawn again."""
-    settings = night.settings.evaluation
     adapters = candidates.prepare(night)
     names = {checkpoint: adapter.name for checkpoint, adapter in adapters.items()}
-    plan = [*sources(night, names), *anchor_sources(night)]
-    reused = sum(each.design.size - draws.missing(each.design, each.path) for each in plan)
-    begun = _once(night, "draw", {"reused": reused, "tokens_before": _tokens_kept(plan)})
-    refused: set[str] = set()
     with candidates.serving(night, adapters) as backend:
-        for source in plan:
-            left = draws.missing(source.design, source.path)
-            with night.bar(f"drawing {source.name}", source.design.size) as advance:
-                advance(source.design.size - left)
-                added = asyncio.run(
-                    draws.draw_design(
-                        backend, source.design, source.path, concurrency=settings.concurrency, on_draw=advance
-                    )
-                )
-            refused |= added.refused
+        behaviour, news = identity.behaviour_tonight(night, backend)
+        plan = [*sources(night, names, behaviour), *anchor_sources(night, behaviour)]
+        kept = [source.design.adapter for source in plan if source.side == "old"]
+        news += identity.take_over(night, backend, kept, behaviour)
+        news = _told_once(night, f"behaviour-{behaviour}", news)
+        reused = sum(each.design.size - draws.missing(each.design, each.path) for each in plan)
+        begun = _once(night, "draw", {"reused": reused, "tokens_before": _tokens_kept(plan)})
+        refused = _draw_each(night, backend, plan)
     measured = len(plan[0].design.questions) - len(refused)
     if measured < 1:
         raise EvaluationError("the backend refuses every held-out prompt as invalid")
@@ -107,19 +99,42 @@ def draw(night: Night) -> Result:
         "refused": sorted(refused),
         "prompts": measured,
         "candidates": names,
+        "behaviour": behaviour,
+        "news": news,
     }
+
+
+def _draw_each(night: Night, backend: BackendSettings, plan: Sequence[Source]) -> set[str]:
+    """Draw what is missing of every source; returns the keys of questions that the backend refuses."""
+    refused: set[str] = set()
+    for source in plan:
+        left = draws.missing(source.design, source.path)
+        with night.bar(f"drawing {source.name}", source.design.size) as advance:
+            advance(source.design.size - left)
+            added = asyncio.run(
+                draws.draw_design(
+                    backend,
+                    source.design,
+                    source.path,
+                    concurrency=night.settings.evaluation.concurrency,
+                    on_draw=advance,
+                )
+            )
+        refused |= added.refused
+    return refused
 
 
 def score(night: Night) -> Result:
     """The model that selects, and the judge where there is one, score every distinct answer once."""
     settings = night.settings.evaluation
-    every = [each for source in [*_sources(night), *anchor_sources(night)] for each in _kept(night, source)]
+    every = [each for source in [*_sources(night), *_anchor_sources(night)] for each in _kept(night, source)]
     judge = scoring.judge_settings(night.gateway.reward, settings.judge_model, settings.judge_adapter)
     found: dict[str, Any] = {"judge": None}
+    news: list[str] = []
     for role, reward in (("select", night.gateway.reward), ("judge", judge)):
         if reward is not None:
-            found[role] = _scored(night, role, reward, every)
-    return {**found, "tokens": sum(one["tokens"] for one in found.values() if one)}
+            found[role] = _scored(night, role, reward, every, news)
+    return {**found, "tokens": sum(one["tokens"] for one in found.values() if one), "news": news}
 
 
 def sampled(night: Night) -> list[Sampled]:
@@ -129,7 +144,7 @@ def sampled(night: Night) -> list[Sampled]:
 
 def anchor(night: Night) -> Anchor | None:
     """What no night may lose, as drawn and scored; None where the base still serves."""
-    found = {each.temperature: each.drawn for each in _sampled(night, anchor_sources(night))}
+    found = {each.temperature: each.drawn for each in _sampled(night, _anchor_sources(night))}
     serving = candidates.serving_adapter(night)
     return Anchor(serving.manifest.n_base, found) if serving is not None else None
 
@@ -148,34 +163,36 @@ def _sampled(night: Night, every: Sequence[Source]) -> list[Sampled]:
     return found
 
 
-def sources(night: Night, names: Mapping[str, str]) -> list[Source]:
-    """Who draws, the serving policy first. The same for a night that is taken up again.
+def sources(night: Night, names: Mapping[str, str], behaviour: str) -> list[Source]:
+    """The policies that draw, the serving one first. The same for a night that is taken up again.
 
     Args:
         night: The night.
         names: Each checkpoint's name as an adapter.
+        behaviour: The id of what answers, from ``identity.behaviour_tonight``.
     """
     settings = night.settings.evaluation
     old = night.serving.adapter
     old_temperatures = temperatures(settings, night.serving.default_temperature)
     new_temperatures = settings.candidate_temperatures or (serving_temperature(night),)
     return [
-        _source(night, "old", old or "base", old, old_temperatures, settings.draws_dir),
+        _source(night, "old", old or "base", old, old_temperatures, settings.draws_dir, behaviour),
         *(
-            _source(night, "new", checkpoint, adapter, new_temperatures, night.run.path / "draws")
+            _source(night, "new", checkpoint, adapter, new_temperatures, night.run.path / "draws", behaviour)
             for checkpoint, adapter in names.items()
         ),
     ]
 
 
-def anchor_sources(night: Night) -> list[Source]:
+def anchor_sources(night: Night, behaviour: str) -> list[Source]:
     """The base, where an adapter serves: nights before drew it on all prompts but those that are new."""
     serving = candidates.serving_adapter(night)
     if serving is None:
         return []
     settings = night.settings.evaluation
     asked = temperatures(settings, night.serving.default_temperature)
-    return [_source(night, "old", "base", None, asked, settings.draws_dir, least_draws=serving.manifest.n_base)]
+    least = serving.manifest.n_base
+    return [_source(night, "old", "base", None, asked, settings.draws_dir, behaviour, least_draws=least)]
 
 
 def keep_draws(night: Night, checkpoint: str) -> None:
@@ -216,19 +233,29 @@ def _source(
     adapter: str | None,
     temperatures: Sequence[float],
     folder: Path,
+    behaviour: str,
     *,
     least_draws: int = 0,
 ) -> Source:
     settings = night.settings.evaluation
-    kind = "llamacpp" if settings.own_servers else night.gateway.backend.kind
-    drawer = Drawer(night.settings.training.model, kind, adapter, settings.max_tokens)
+    drawer = identity.drawer(night.settings, night.gateway, adapter, behaviour)
     draws_each = max(settings.draws, night.serving.n, least_draws)
     design = Design(questions(night), temperatures, draws_each, settings.max_tokens, adapter=adapter)
     return Source(side, name, drawer.file(folder), design)
 
 
 def _sources(night: Night) -> list[Source]:
-    return sources(night, night.results["draw"]["candidates"])
+    return sources(night, night.results["draw"]["candidates"], _behaviour(night))
+
+
+def _anchor_sources(night: Night) -> list[Source]:
+    return anchor_sources(night, _behaviour(night))
+
+
+def _behaviour(night: Night) -> str:
+    """The id of what answered; a night that an earlier release has drawn knows none."""
+    found: str = night.results["draw"].get("behaviour", "")
+    return found
 
 
 def _kept(night: Night, source: Source) -> list[Draw]:
@@ -240,16 +267,27 @@ def _kept(night: Night, source: Source) -> list[Draw]:
     ]
 
 
-def _scored(night: Night, role: str, reward: RewardSettings, every: Sequence[Draw]) -> dict[str, Any]:
+def _scored(night: Night, role: str, reward: RewardSettings, every: Sequence[Draw], news: list[str]) -> dict[str, Any]:
     begun: dict[str, Any] = {}
 
-    def begin(tokens: int) -> None:
-        begun.update(_once(night, f"score-{role}", {"tokens": tokens}))
+    def begin(scores: Scores, tokens: int) -> None:
+        # By its file: a model that was replaced between two attempts at this night scores everything.
+        step = f"score-{role}-{scores.path.stem}"
+        begun.update(_once(night, step, {"tokens": tokens}))
+        news.extend(_told_once(night, f"{step}-news", list(scores.news)))
 
     folder = night.settings.evaluation.draws_dir
     with night.bar("scoring" if role == "select" else "judging", len(every)) as advance:
-        scores = asyncio.run(scoring.score_draws(reward, every, folder, on_missing=begin, on_scored=advance))
+        scores = asyncio.run(scoring.score_draws(reward, every, folder, on_begin=begin, on_scored=advance))
     return {"model": scores.model, "path": str(scores.path), **begun}
+
+
+def _told_once(night: Night, step: str, news: list[str]) -> list[str]:
+    """Say what changed since earlier nights; a night that is taken up again says it again, though it is known now."""
+    found: list[str] = _once(night, step, {"news": news})["news"]
+    for words in found:
+        night.say(words)
+    return found
 
 
 def _tokens_kept(plan: Sequence[Source]) -> int:
@@ -266,7 +304,7 @@ def _matrix(prompts: list[list[Draw]], rewards: Mapping[str, float]) -> Floats:
 
 
 def _once(night: Night, step: str, fact: dict[str, Any]) -> dict[str, Any]:
-    """What was so when this night first came to a step, however often it comes again."""
+    """Write a fact when this night first comes to a step, and return that one however often it comes again."""
     path = night.run.path / "draws" / f"begun-{step}.json"
     if not path.exists():
         write_atomically(path, json.dumps(fact).encode())

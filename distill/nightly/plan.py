@@ -16,8 +16,8 @@ from distill.dataset.collect import GROUP
 from distill.dataset.curate import Curated, curate
 from distill.errors import NightError
 from distill.evaluation import draws
-from distill.evaluation.draws import Drawer
 from distill.evaluation.sample import Design
+from distill.nightly import identity
 from distill.nightly.beginning import check, unfinished
 from distill.nightly.manifest import serving_policy
 from distill.nightly.measuring import question_of, temperatures
@@ -55,8 +55,7 @@ def _rows(settings: Settings, gateway: GatewaySettings, serving: Policy, curated
     evaluation = settings.evaluation
     temperature = serving.default_temperature
     asked = [question_of(prompt.messages) for prompt in curated.held_out[: evaluation.prompts]]
-    kind = "llamacpp" if evaluation.own_servers else gateway.backend.kind
-    drawer = Drawer(settings.training.model, kind, serving.adapter, evaluation.max_tokens)
+    drawer = identity.drawer(settings, gateway, serving.adapter, identity.last_behaviour(settings, gateway))
     draws_each = max(evaluation.draws, serving.n)
     old = Design(asked, temperatures(evaluation, temperature), draws_each, evaluation.max_tokens)
     new = len(asked) * draws_each * settings.training.checkpoints * max(len(evaluation.candidate_temperatures), 1)
@@ -73,7 +72,8 @@ def _rows(settings: Settings, gateway: GatewaySettings, serving: Policy, curated
         f"prompts measure; left out: {left_out or 'none'}",
         "train": f"teach {settings.training.model or MODEL_NAME} by {settings.training.objective}, "
         f"{settings.training.checkpoints} checkpoints, if {settings.night.min_examples} winners are new",
-        "draw": f"{missing} answers from {serving.adapter or 'the base'} ({old.size - missing} are there), "
+        "draw": f"{missing} answers from {serving.adapter or 'the base'} "
+        f"({old.size - missing} are there, if the same model still answers), "
         f"{new} from the checkpoints, on {len(asked)} prompts",
         "score": "every distinct answer"
         + (", and judge it" if evaluation.judge_model or evaluation.judge_adapter else ""),

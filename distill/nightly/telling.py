@@ -40,6 +40,7 @@ def gather(night: Night) -> NightFacts:
         run=night.run.id,
         outcome=outcome,
         headline=headline,
+        notes=[words for step in STEPS for words in results.get(step, {}).get("news", [])],
         started=manifest["began"],
         finished=datetime.now(UTC),
         resumed=max(night.run.attempts - 1, 0),
@@ -82,6 +83,7 @@ def _collected(results: dict[str, Result]) -> Collected | None:
         examples=curated["examples"],
         held_out=curated["held_out"],
         excluded=curated["excluded"],
+        reward_models=curated.get("reward_models", {}),
     )
 
 

@@ -25,23 +25,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from distill.errors import PromotionError
+from distill.errors import EvaluationError, PromotionError
+from distill.evaluation.greedy import Logprobs, draw_greedily
 from distill.promotion.adapter import CANARY_FILE, Adapter
 from gateway.backend.client import BackendPool
 from gateway.errors import GatewayError
 from gateway.settings import BackendSettings
-from gateway.types import Prompt, Sampling
 
 BASE = "the base model"
 """What the canary calls the rival that every adapter has."""
 
-TOP_TOKENS = 5  # TGI gives no more
 LEAST_LOGPROB = -12.0  # below it a log-probability is noise
 _LOW, _HIGH = 0.5, 1.5
 _LEAST_VOTES = 2 / 3
 _LIKELY_LOGPROB = -4.0  # the distance counts tokens at least this likely: noise grows with rarity
 _MOST_DISTANCE_NATS = 0.4
-_SEED = 1  # greedy: without effect, but every draw has one
 
 PROMPTS = (
     "What is the capital of France, and what is the city best known for?",
@@ -56,8 +54,6 @@ PROMPTS = (
     "If a notebook costs 3 dollars and a pen costs 2 dollars, how much do 2 notebooks and 4 pens cost?",
 )
 ANSWER_TOKENS = 8
-
-Logprobs = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +167,7 @@ async def check_canary(adapter: Adapter, backend: BackendSettings) -> list[Repli
             try:
                 # Together: llama.cpp computes one adapter's draws at a time, so each by itself waits for a whole race.
                 served = await asyncio.gather(*(_draw(pool, prompt, adapter.name) for prompt in expected.prompts))
-            except (GatewayError, PromotionError) as error:
+            except (GatewayError, EvaluationError) as error:
                 raise PromotionError(f"{_host(url)} did not answer the canary of {adapter.name}: {error}") from error
         seen.append(compare(_host(url), expected, served))
     strange = [str(one) for one in seen if not one.passed]
@@ -245,24 +241,7 @@ def _followed(answer: Sequence[Position], drawn: Sequence[tuple[str, Logprobs]])
 
 
 async def _draw(pool: BackendPool, prompt: str, name: str | None) -> list[tuple[str, Logprobs]]:
-    sampling = Sampling(temperature=0.0, max_tokens=ANSWER_TOKENS, logprobs=True, top_logprobs=TOP_TOKENS)
-    asked = Prompt([{"role": "user", "content": prompt}], sampling, name)
-    answer = await pool.complete(asked, seed=_SEED, replica=0)
-    entries: list[dict[str, Any]] = (answer.logprobs or {}).get("content", [])
-    if answer.text and not entries:
-        raise PromotionError("the answer came without log-probabilities")
-    try:
-        return [(entry["token"], _listed(entry)) for entry in entries]
-    except (ValueError, TypeError) as error:
-        raise PromotionError("the answer came with log-probabilities that are no numbers") from error
-
-
-def _listed(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Log-probabilities by text; of two tokens with one text (bytes of a character) the likelier."""
-    listed: dict[str, float] = {}
-    for one in [entry, *entry["top_logprobs"]]:
-        listed[one["token"]] = max(float(one["logprob"]), listed.get(one["token"], -math.inf))
-    return listed
+    return await draw_greedily(pool, [{"role": "user", "content": prompt}], name, max_tokens=ANSWER_TOKENS)
 
 
 def _position(place: Mapping[str, Any]) -> Position:

@@ -17,6 +17,7 @@ from rich.console import Console
 from distill import settings
 from distill.exits import ROLLED_BACK, errors_in_words
 from distill.promotion.policies import roll_back
+from distill.promotion.reward_identity import RewardIdentity
 from distill.promotion.tail import Tail
 from distill.promotion.watch import Look, Watch
 from gateway import settings as gateway_settings
@@ -67,16 +68,26 @@ async def _roll_back(gateway: gateway_settings.Settings, reason: str) -> Policy:
 
 
 async def _watch_once(gateway: gateway_settings.Settings, promotion: settings.PromotionSettings) -> Look:
-    async with _store(gateway) as store, contextlib.aclosing(Tail(gateway.redis)) as tail:
-        return await Watch(store, tail, promotion).once()
+    async with _watch(gateway, promotion) as guard:
+        return await guard.once()
 
 
 async def _watch_forever(gateway: gateway_settings.Settings, promotion: settings.PromotionSettings) -> None:
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
-    async with _store(gateway) as store, contextlib.aclosing(Tail(gateway.redis)) as tail:
-        await Watch(store, tail, promotion).forever(stop)
+    async with _watch(gateway, promotion) as guard:
+        await guard.forever(stop)
+
+
+@contextlib.asynccontextmanager
+async def _watch(gateway: gateway_settings.Settings, promotion: settings.PromotionSettings) -> AsyncIterator[Watch]:
+    async with (
+        _store(gateway) as store,
+        contextlib.aclosing(Tail(gateway.redis)) as tail,
+        contextlib.aclosing(RewardIdentity(gateway.reward)) as reward,
+    ):
+        yield Watch(store, tail, promotion, reward)
 
 
 @contextlib.asynccontextmanager

@@ -17,6 +17,9 @@ matters, and D = place of the new − place of the old lies in [−1, 1]. With t
 (``evaluation.eprocess``) run: one against "E[D] ≤ −m", which is the evidence to promote, and one against "E[D] ≥ −m",
 the evidence to roll back. At E[D] = −m the chance that a new answer beats an old one is 1/2 − m instead of 1/2. Both
 may be read after every pair; either errs with a chance of at most α in a trial's phase, however long it runs.
+
+Rewards of two reward models cannot be compared. Once another one scores than at the phase's beginning, no evidence can
+come any more, and the trial ends by a rollback.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ Decision = Literal["wait", "promote", "roll back", "end the watch"]
 FAILED = -math.inf
 """Stands for an answer that the new policy could not give."""
 _STRATEGY: eprocess.Strategy = "mixture"  # needs no planned end; at these margins it finds more than agrapa
+_STRANGERS = 20  # records in a row by another reward model: gateways restarted one by one mix the two for a while
 _MOST_WAITING = 8  # unpaired answers kept: the larger arm has many more, and pairs should be of one time
 
 
@@ -82,6 +86,10 @@ class Evidence:
     seen: set[str] = field(default_factory=set)
     reward_model: str | None = None
     excluded: Counter[str] = field(default_factory=Counter)
+    strangers: int = 0
+    """Records in a row that another reward model scored."""
+    reward_change: str = ""
+    """In words how the reward model changed; empty while it has not."""
 
     def take(self, record: CompletionRecord, phase: Phase) -> None:
         """Count a record, or why it does not count. The same record twice counts once."""
@@ -92,7 +100,11 @@ class Evidence:
         if self.reward_model is None:
             self.reward_model = record.reward_model
         waiting = self.waiting[reading.role]
-        if record.reward_model != self.reward_model:
+        ours = record.reward_model == self.reward_model
+        self.strangers = 0 if ours else self.strangers + 1
+        if self.strangers >= _STRANGERS:
+            self.reward_change = f"the reward model was {self.reward_model} and is {record.reward_model} now"
+        if not ours:
             self.excluded["another reward model"] += 1
         elif reading.conversation in self.seen:
             self.excluded["conversation counted already"] += 1
@@ -141,9 +153,12 @@ class Verdict:
     mean_difference: float
     better: float
     worse: float
+    reward_change: str = ""
 
     def words(self) -> str:
         """For the history and the log."""
+        if self.reward_change:
+            return f"{self.reward_change}, so what comes cannot be compared any more, after {self.pairs} pairs"
         return (
             f"{self.pairs} pairs of live answers, mean difference {self.mean_difference:+.3f} in ranks; evidence that "
             f"the new policy is good enough {self.better:.2g} of 1, that it is not {self.worse:.2g} of 1"
@@ -201,6 +216,8 @@ def read(record: CompletionRecord, phase: Phase) -> Reading | str:
 def judge(evidence: Evidence, phase: Phase, settings: PromotionSettings) -> Verdict:
     """What the evidence says now."""
     pairs = len(evidence.new)
+    if evidence.reward_change:
+        return Verdict("roll back", pairs, 0.0, 0.0, 0.0, evidence.reward_change)
     if pairs == 0:
         return Verdict("wait", 0, 0.0, 0.0, 0.0)
     differences, margin, alpha = evidence.differences(), settings.guard_margin, settings.guard_alpha

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from distill.errors import AnotherNight, DataError, NightError
 from distill.promotion import policies
 from distill.promotion.guard import Evidence, Phase, Verdict, judge, phase_of
+from distill.promotion.reward_identity import RewardIdentity, same_identity
 from distill.promotion.tail import START, Tail, later, place_at
 from distill.run_dir import write_atomically
 from distill.settings import PromotionSettings
@@ -57,6 +58,8 @@ class _State:
     after: str = START
     phase: dict[str, Any] | None = None
     evidence: Evidence = field(default_factory=Evidence)
+    reward_identity: Any = None
+    """What the reward model did when the phase began (``reward_identity``); None until that is known."""
 
 
 class Watch:
@@ -66,12 +69,16 @@ class Watch:
         store: The policy; started and closed by the caller.
         tail: The journal.
         settings: Margins, shares and the file.
+        reward: What the reward model does; closed by the caller. None: it goes by its name alone.
     """
 
-    def __init__(self, store: PolicyStore, tail: Tail, settings: PromotionSettings) -> None:
+    def __init__(
+        self, store: PolicyStore, tail: Tail, settings: PromotionSettings, reward: RewardIdentity | None = None
+    ) -> None:
         self._store = store
         self._tail = tail
         self._settings = settings
+        self._reward = reward
         self._file = settings.guard_file
 
     async def once(self) -> Look:
@@ -117,12 +124,26 @@ class Watch:
             record = _completion(entry.data)
             if record is not None:
                 state.evidence.take(record, phase)
-        if entries:
+        looked = await self._look_at_reward_model(state)
+        if entries or looked:
             self._save(state)
         verdict = judge(state.evidence, phase, self._settings)
         policy = await self._act(phase, verdict, known[0])
         acted = policy.version != known[0].version
         return Look(phase, verdict, policy, state.evidence.excluded), bool(entries) or acted
+
+    async def _look_at_reward_model(self, state: _State) -> bool:
+        """Note what the reward model does, or that it does something else by now; whether there is news to save."""
+        now = None if self._reward is None else await self._reward.look()
+        if now is None:
+            return False
+        if state.reward_identity is None:
+            state.reward_identity = now
+            return True
+        if same_identity(state.reward_identity, now):
+            return False
+        state.evidence.reward_change = "the reward model behind the same name gives other rewards now"
+        return True
 
     async def _act(self, phase: Phase, verdict: Verdict, current: Policy) -> Policy:
         """Take the step that follows from the verdict."""
@@ -162,7 +183,8 @@ class Watch:
     def _load(self) -> _State:
         try:
             document = orjson.loads(self._file.read_bytes())
-            return _State(document["after"], document["phase"], Evidence.from_json(document["evidence"]))
+            evidence = Evidence.from_json(document["evidence"])
+            return _State(document["after"], document["phase"], evidence, document.get("reward_identity"))
         except FileNotFoundError:
             return _State()
         except (ValueError, TypeError, KeyError) as error:
@@ -171,7 +193,12 @@ class Watch:
             raise NightError(f"{self._file} cannot be read: {error.strerror}") from error
 
     def _save(self, state: _State) -> None:
-        document = {"after": state.after, "phase": state.phase, "evidence": state.evidence.to_json()}
+        document = {
+            "after": state.after,
+            "phase": state.phase,
+            "evidence": state.evidence.to_json(),
+            "reward_identity": state.reward_identity,
+        }
         try:
             write_atomically(self._file, orjson.dumps(document))
         except OSError as error:

@@ -173,6 +173,8 @@ class Collected(_Fact):
     examples: int
     held_out: int
     excluded: dict[str, int]
+    reward_models: dict[str, int] = {}
+    """Examples by the reward model that chose their winner, the newest one last."""
 
 
 class LossPoint(_Fact):
@@ -262,6 +264,8 @@ class NightFacts(_Fact):
     outcome: Literal["promoted", "kept", "too few examples", "unfinished"]
     headline: str
     """What to read when reading one line."""
+    notes: list[str] = []
+    """What changed around the night: a model behind its name, draws or rewards made anew."""
     started: datetime
     finished: datetime
     resumed: int = 0

@@ -70,6 +70,8 @@ class Knobs(AnyKnobs):
     max_top_n_tokens: int = 5
     max_best_of: int = 2
     payload_limit_bytes: int = 2_000_000
+    weights: str = ""  # another text is another base model behind the same name
+    sampler: str = ""  # and another default of the sampler: greedy answers stay
     honours_n: bool = False  # n answers in one call, as vLLM and OpenAI give them; TGI drops n
 
     latency_ms: float | None = None  # every answer takes exactly this long; excludes the two below

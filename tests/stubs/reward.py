@@ -55,6 +55,7 @@ class RewardKnobs(AnyKnobs):
     dialect: Dialect = Dialect.RATCHET
     latency_ms: float = 0.0
     latency_per_text_ms: float = 0.0
+    shift: float = 0.0  # added to every reward: another model behind the same name
     always_activate: bool = False  # a server that ignores use_activation
     max_model_len: int = 0  # what /v1/models tells; 0 tells nothing
     refused: str = ""  # a call with a text that holds this is refused …
@@ -171,7 +172,7 @@ class RewardStub(StubServer):
             case RewardFault.DISCONNECT:
                 hang_up(http)
                 return web.Response()
-        rewards = [reward_of(text) for text in texts]
+        rewards = [reward_of(text) + self.knobs.shift for text in texts]
         if activated:
             rewards = [1 / (1 + math.exp(-reward)) for reward in rewards]
         body = self._body(rewards, sum(len(text.split()) for text in texts), fault)

@@ -155,7 +155,7 @@ class TgiStub(StubServer):
         elif request.tool_call is not None or request.grammar is not None:
             said, arguments = self._constrained(request, adapter)
         generated = draw(
-            conversation=request.conversation,
+            conversation=request.conversation + self._behind_the_name(request),
             adapter=adapter,
             seed=request.seed if request.do_sample else None,
             repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
@@ -166,6 +166,9 @@ class TgiStub(StubServer):
             tape=self._tape(adapter),
         )
         return generated, arguments
+
+    def _behind_the_name(self, request: GenerationRequest) -> bytes:
+        return (self.knobs.weights + (self.knobs.sampler if request.do_sample else "")).encode()
 
     def _tape(self, adapter: str | None) -> Tape | None:
         if adapter in self.knobs.dull_adapters:

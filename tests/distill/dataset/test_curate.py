@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -20,7 +20,7 @@ from distill.dataset.split import conversation_key, is_held_out
 from distill.settings import DatasetSettings
 from gateway.journal.record import CompletionRecord, FeedbackRecord
 from gateway.types import Sampling, Selection
-from tests.distill.dataset.records import candidate, race, rated, user
+from tests.distill.dataset.records import NOON, candidate, race, rated, user
 
 SHARE = 0.2
 SETTINGS = DatasetSettings(held_out_share=SHARE)
@@ -59,7 +59,15 @@ def test_a_race_teaches_its_winner_and_what_it_beat() -> None:
     losers = (ScoredAnswer("answer 2", -2.0, 3), ScoredAnswer("answer 0", 0.0, 3))
     key = conversation_key(user(TRAINS[0]))
     expected = Example(
-        key, "chatcmpl-1", found.time_ms, user(TRAINS[0]), ScoredAnswer("best", 2.0, 9), losers, 1.5**0.5, "rft-1"
+        key,
+        "chatcmpl-1",
+        found.time_ms,
+        user(TRAINS[0]),
+        ScoredAnswer("best", 2.0, 9),
+        losers,
+        1.5**0.5,
+        "rft-1",
+        "judge",
     )
     assert expected == replace(found, margin_sd=1.5**0.5)
     assert pytest.approx(1.5**0.5) == found.margin_sd
@@ -70,6 +78,22 @@ def test_the_winner_is_the_journals_first_whatever_place_it_has_in_the_list() ->
     (found,) = curate([race(prompt=TRAINS[0], candidates=drawn, winners=[9, 5])]).examples
     assert "answer 9" == found.winner.text
     assert ["answer 2", "answer 5"] == [loser.text for loser in found.losers]
+
+
+@pytest.mark.parametrize(("wanted", "trained"), [("all", {"old": 2, "new": 1}), ("newest", {"new": 1})])
+def test_winners_of_an_earlier_reward_model_are_counted_and_train_as_the_setting_says(
+    wanted: Literal["all", "newest"], trained: dict[str, int]
+) -> None:
+    """By the newest winner's model. What is left out hides no winner of the newest model with the same prompt."""
+    models = ["old", "old", "old", "new"]
+    records = [
+        race(f"chatcmpl-{n}", prompt=TRAINS[n % 3], reward_model=model, time_ms=NOON + n)
+        for n, model in enumerate(models)
+    ]
+    found = curate(records, reward_models=wanted)
+    assert trained == found.reward_models
+    assert ["new"] == list(found.reward_models)[-1:]
+    assert {"all": {Reason.PROMPT_CAP: 1}, "newest": {Reason.EARLIER_REWARD_MODEL: 3}}[wanted] == reasons(found)
 
 
 def test_losers_are_distinct_and_say_something_else_than_the_winner() -> None:

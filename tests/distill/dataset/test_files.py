@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import orjson
 import pytest
 
 from distill.dataset.example import Example, HeldOutPrompt, ScoredAnswer
 from distill.dataset.files import content_hash, read_examples, read_held_out, write_examples, write_held_out
 from distill.errors import DataError
 from tests.distill.dataset.records import user
+from tests.distill.training.tiny import tiny_examples
 
 
 def made(n: int) -> Example:
@@ -22,6 +26,15 @@ def made(n: int) -> Example:
 
 EXAMPLES = [made(n) for n in range(5)]
 PROMPTS = [HeldOutPrompt(f"key{n}", user(f"question {n}")) for n in range(3)]
+
+
+def test_an_example_of_a_release_that_kept_no_reward_model_has_that_releases_hash() -> None:
+    """A training that was begun before an upgrade goes on after it: it is known by the hash of its examples."""
+    (found,) = tiny_examples(1)
+    old = {name: value for name, value in asdict(found).items() if name != "reward_model"}
+    digest = hashlib.sha256(orjson.dumps(old)).digest()
+    assert hashlib.sha256(digest).hexdigest() == content_hash([found])
+    assert content_hash([found]) != content_hash([replace(found, reward_model="judge")])
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from distill.errors import DataError, EvaluationError, SettingsError
 from distill.evaluation import scoring
 from distill.evaluation.sample import Draw
-from distill.evaluation.scoring import answer_key, judge_settings, read_scores, score_draws
+from distill.evaluation.scoring import Scores, answer_key, judge_settings, read_scores, score_draws
 from gateway.embedded.weights import minilm_folder, reward_adapter_folder
 from gateway.settings import RewardSettings
 from tests.stubs.reward import RewardFault, RewardKnobs, RewardStub, reward_of
@@ -23,14 +23,18 @@ def remote(stub: RewardStub) -> RewardSettings:
 async def test_each_distinct_answer_is_scored_once_and_kept(tmp_path: Path) -> None:
     settled: list[int] = []
     missing: list[int] = []
+
+    def begin(_: Scores, tokens: int) -> None:
+        missing.append(tokens)
+
     async with RewardStub() as stub:
-        scores = await score_draws(remote(stub), DRAWS, tmp_path, on_missing=missing.append, on_scored=settled.append)
-        again = await score_draws(remote(stub), DRAWS, tmp_path, on_missing=missing.append)
+        scores = await score_draws(remote(stub), DRAWS, tmp_path, on_begin=begin, on_scored=settled.append)
+        again = await score_draws(remote(stub), DRAWS, tmp_path, on_begin=begin)
     rewards = read_scores(scores.path)
     assert {
         answer_key(draw.question.messages, draw.text): pytest.approx(reward_of(draw.text)) for draw in DRAWS
     } == rewards
-    assert (2, 3, 0) == (scores.scored, sum(settled), again.scored)
+    assert (2, 3, 0) == (scores.missing, sum(settled), again.missing)
     assert [sum({draw.text: draw.completion_tokens for draw in DRAWS}.values()), 0] == missing
     assert scores.path == again.path
 
@@ -40,7 +44,7 @@ async def test_what_a_killed_run_left_is_gone_on_with(tmp_path: Path) -> None:
         path = (await score_draws(remote(stub), DRAWS, tmp_path)).path
         whole = path.read_bytes()
         path.write_bytes(whole[: whole.index(b"\n") + 9])
-        assert 1 == (await score_draws(remote(stub), DRAWS, tmp_path)).scored
+        assert 1 == (await score_draws(remote(stub), DRAWS, tmp_path)).missing
     assert sorted(whole.splitlines()) == sorted(path.read_bytes().splitlines())
 
 

@@ -106,6 +106,34 @@ def test_another_reward_model_is_another_scale() -> None:
     assert ([1.0], 1) == (evidence.waiting["old"], evidence.excluded["another reward model"])
 
 
+@pytest.mark.parametrize(("strangers", "decision"), [(19, "wait"), (20, "roll back"), (21, "roll back")])
+def test_a_reward_model_that_stays_another_one_ends_the_trial(strangers: int, decision: str) -> None:
+    """No evidence could come any more; the reason names both, and is remembered with the counts."""
+    evidence = Evidence()
+    for one in [record([1.0] * 4), *(record([9.0] * 4, reward_model="newer") for _ in range(strangers))]:
+        evidence.take(one, CANARY)
+    evidence = Evidence.from_json(orjson.loads(orjson.dumps(evidence.to_json())))
+    verdict = judge(evidence, CANARY, SETTINGS)
+    assert decision == verdict.decision
+    words = "the reward model was judge and is newer now, so what comes cannot be compared any more, after 0 pairs"
+    assert (words == verdict.words()) == (decision == "roll back")
+
+
+def test_two_reward_models_in_turns_end_no_trial() -> None:
+    """Gateways are restarted one after another; what the first model scores in between is still evidence."""
+    evidence = Evidence()
+    for _ in range(3):
+        evidence.take(record([1.0] * 4), CANARY)
+        for _ in range(19):
+            evidence.take(record([9.0] * 4, reward_model="newer"), CANARY)
+    assert "wait" == judge(evidence, CANARY, SETTINGS).decision
+
+
+def test_counts_of_a_release_without_this_are_read() -> None:
+    old = {name: value for name, value in Evidence().to_json().items() if name not in ("strangers", "reward_change")}
+    assert Evidence() == Evidence.from_json(old)
+
+
 def test_differences_are_of_ranks_among_what_the_old_policy_gave_before() -> None:
     """So neither scale nor outliers matter, and what was not known yet decides nothing."""
     evidence = Evidence(new=[5.0, 9.0, 2.0, None], old=[2.0, 1.0, 3.0, 2.0])

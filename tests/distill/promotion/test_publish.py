@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from distill.errors import PromotionError
+from distill.evaluation.greedy import Logprobs
 from distill.promotion import canary
 from distill.promotion.adapter import Adapter, adapters_in, check_name, read_config, read_weights
 from distill.promotion.canary import check_canary
@@ -96,7 +97,7 @@ def test_other_weights_under_its_name_are_caught(
     draw = canary._draw
     served = None if instead == "base" else first.name
 
-    async def other(pool: BackendPool, prompt: str, name: str | None) -> list[tuple[str, canary.Logprobs]]:
+    async def other(pool: BackendPool, prompt: str, name: str | None) -> list[tuple[str, Logprobs]]:
         return await draw(pool, prompt, served)
 
     monkeypatch.setattr(canary, "_draw", other)

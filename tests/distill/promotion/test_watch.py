@@ -17,7 +17,8 @@ import orjson
 import pytest
 
 from distill.errors import DataError, NightError
-from distill.promotion.policies import known_policies, start_canary
+from distill.promotion.policies import known_policies, promote_canary, start_canary
+from distill.promotion.reward_identity import RewardIdentity
 from distill.promotion.tail import Tail
 from distill.promotion.watch import Watch
 from distill.settings import PromotionSettings
@@ -25,11 +26,12 @@ from gateway.errors import GatewayError
 from gateway.journal.reader import JournalReader
 from gateway.journal.record import CompletionRecord, encode
 from gateway.policy import Arm, Policy, PolicyStore
-from gateway.settings import RedisSettings
+from gateway.settings import RedisSettings, RewardSettings
 from tests.distill.promotion.traffic import record
 from tests.redis_server import RedisServer
 from tests.serving import Serve, Served
 from tests.stubs.knobs import Knobs
+from tests.stubs.reward import RewardStub
 from tests.stubs.tgi import TgiStub
 from tests.waiting import until
 
@@ -185,6 +187,32 @@ def pair(version: int = 1, new: float = 5.0) -> list[CompletionRecord]:
 async def guard(store: PolicyStore, redis: RedisSettings, options: PromotionSettings) -> AsyncIterator[Watch]:
     async with aclosing(Tail(redis, batch_records=16)) as tail:
         yield Watch(store, tail, options)
+
+
+@pytest.mark.parametrize("promoted", [False, True])
+async def test_weights_swapped_behind_the_reward_models_name_end_the_trial(
+    trial: PolicyStore, redis_settings: RedisSettings, tmp_path: Path, promoted: bool
+) -> None:
+    """Rolled back with the reason, before and after the promotion; a server that is away for a while ends nothing."""
+    if promoted:
+        await promote_canary(trial, trial="night-1", holdback_share=0.4, reason="promoted")
+    options = settings(tmp_path)
+    async with RewardStub() as server:
+        for look_on, decision in ((True, "wait"), (False, "wait"), (True, "wait")):
+            server.knobs.update({"healthy": look_on})
+            assert decision == await decided(trial, redis_settings, options, server.url)
+        server.knobs.update({"shift": 10.0})
+        assert "roll back" == await decided(trial, redis_settings, options, server.url)
+    (last, *_) = await known_policies(trial)
+    assert (None, "night-1") == (last.adapter, last.undoes)
+    assert "the reward model behind the same name gives other rewards now" in last.reason
+
+
+async def decided(store: PolicyStore, redis: RedisSettings, options: PromotionSettings, url: str) -> str | None:
+    """What a guard decides that is started now."""
+    async with aclosing(Tail(redis)) as tail, aclosing(RewardIdentity(RewardSettings(url=url))) as reward:
+        look = await Watch(store, tail, options, reward).once()
+    return None if look.verdict is None else look.verdict.decision
 
 
 def counted(tmp_path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ TEMPLATE = (
 )
 
 
-def tiny_base(folder: Path) -> Path:
+def tiny_base(folder: Path, *, seed: int = 0) -> Path:
     """Two layers of 32 with random weights, over bytes."""
     tokens = ["<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={token: place for place, token in enumerate(tokens)}, merges=[]))
@@ -29,7 +29,7 @@ def tiny_base(folder: Path) -> Path:
     )
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokens), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1, pad_token_id=1,

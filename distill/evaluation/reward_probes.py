@@ -1,0 +1,77 @@
+"""The probes of a reward model: fixed answers to fixed conversations, whose rewards tell one model from another."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from statistics import pstdev
+
+from gateway.errors import RewardError
+from gateway.types import Message, Scorer
+
+Values = Sequence[float | None]
+
+_TOLERANCE_SD = 0.02  # of the probes' own rewards; 16-bit weights in another batch differ by less
+_NOISE = 1e-6
+
+
+def _asked(*turns: str) -> list[Message]:
+    return [{"role": "user" if place % 2 == 0 else "assistant", "content": text} for place, text in enumerate(turns)]
+
+
+PROBES: tuple[tuple[list[Message], str], ...] = (
+    (_asked("What is the capital of France?"), "The capital of France is Paris."),
+    (_asked("What is the capital of France?"), "qq zz qq zz qq zz"),
+    (_asked("Is seven a prime number?"), "No."),
+    (_asked("Is seven a prime number?"), "Yes. Seven can be divided by one and by itself only, so it is prime."),
+    (
+        _asked("How do I boil an egg?", "Put it into boiling water for eight minutes.", "And if I want it soft?"),
+        "Take it out after five minutes and cool it under the tap.",
+    ),
+    (_asked("Write a line of Python that adds two numbers."), "```python\nprint(1 + 2)\n```"),
+    (_asked("Tell me something useful."), "I cannot help with that."),
+    (_asked("Describe a walk along a river."), "The path follows the water past willows and a small bridge. " * 60),
+)
+"""Conversations and answers: good, bad, short and long ones, so that their rewards lie far apart."""
+
+
+async def rewards_of_probes(scorer: Scorer) -> list[float | None]:
+    """The reward of each probe; None where the model gives none (too long, …).
+
+    Raises:
+        RewardError: It gives none at all.
+    """
+
+    async def reward(messages: Sequence[Message], answer: str) -> float | RewardError:
+        try:
+            return (await scorer.score(messages, answer)).reward
+        except RewardError as error:
+            return error
+
+    found = await asyncio.gather(*(reward(messages, answer) for messages, answer in PROBES))
+    refused = [value for value in found if isinstance(value, RewardError)]
+    if len(refused) == len(found):
+        raise refused[0]
+    return [None if isinstance(value, RewardError) else value for value in found]
+
+
+def same_rewards(one: Values, other: Values) -> bool:
+    """Whether two lists of the probes' rewards are of one model.
+
+    A model that has been trained a little further moves some of them by far more than the tolerance.
+    """
+    return len(one) == len(other) and all(map(_close, one, other, [tolerance(one)] * len(one)))
+
+
+def tolerance(rewards: Values) -> float:
+    """By how much two rewards of one answer from one model may differ."""
+    given = [reward for reward in rewards if reward is not None]
+    largest = max(map(abs, given), default=0.0)
+    return max(_TOLERANCE_SD * pstdev(given), _NOISE * largest, _NOISE) if given else _NOISE
+
+
+def _close(one: float | None, other: float | None, within: float) -> bool:
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=0.0, abs_tol=within)

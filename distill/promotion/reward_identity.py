@@ -1,0 +1,86 @@
+"""Notices in mid-trial that other weights give the rewards behind the same name: by what they say to fixed probes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from distill.evaluation.reward_probes import rewards_of_probes, same_rewards
+from distill.training.base_files import base_digest
+from gateway.errors import GatewayError, RewardError
+from gateway.reward.build import build_scorer
+from gateway.settings import RewardSettings
+from gateway.types import Scorer
+
+LOOK_EVERY_S = 60.0
+_READY_TIMEOUT_S = 10.0
+_POLL_S = 0.2
+
+log = structlog.get_logger()
+
+
+class RewardIdentity:
+    """What the gateway's reward model does, looked at now and then.
+
+    A server is asked for the rewards of the probes. A model in the gateways' own processes would have to be loaded
+    here, too: of that the files are looked at.
+
+    Args:
+        settings: The gateway's reward model.
+    """
+
+    def __init__(self, settings: RewardSettings) -> None:
+        self._settings = settings
+        self._scorer: Scorer | None = None
+        self._next_s = 0.0
+
+    async def look(self) -> Any:
+        """The identity as JSON holds it; None where it cannot be had now, or was looked at a moment ago."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._next_s:
+            return None
+        self._next_s = loop.time() + LOOK_EVERY_S
+        if not self._settings.url:
+            return await asyncio.to_thread(_files, self._settings)
+        try:
+            if self._scorer is None:
+                self._scorer = build_scorer(self._settings)
+            return await _rewards(self._scorer) if self._scorer is not None else None
+        except GatewayError as error:
+            log.info("reward_probes_not_answered", error=error.message)
+            return None
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._scorer is not None:
+            await self._scorer.aclose()
+
+
+def same_identity(one: Any, other: Any) -> bool:
+    """Whether two looks saw one reward model; what was configured otherwise meanwhile is another."""
+    if isinstance(one, list) and isinstance(other, list):
+        return same_rewards(one, other)
+    return bool(one == other)
+
+
+async def _rewards(scorer: Scorer) -> list[float | None]:
+    deadline = asyncio.get_running_loop().time() + _READY_TIMEOUT_S
+    while not (state := await scorer.readiness()).ready:
+        if asyncio.get_running_loop().time() > deadline:
+            raise RewardError(state.detail or "the reward model is not ready")
+        await asyncio.sleep(_POLL_S)
+    return await rewards_of_probes(scorer)
+
+
+def _files(settings: RewardSettings) -> str | None:
+    """Digest of the files of a local reward model; None where none is configured."""
+    if not settings.model:
+        return None
+    parts = [base_digest(settings.model)]
+    if settings.adapter is not None:
+        parts.append(base_digest(str(Path(settings.adapter))))
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
