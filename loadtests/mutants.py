@@ -1,0 +1,126 @@
+"""Change the code by hand a thousand times, and count how often the tests notice.
+
+    python -m loadtests.mutants --sample 1500 --seed 1 --out loadtests/results/mutants.json
+
+mutmut makes the mutants (a bound, a sign, a constant, a left-out argument) of the rooms where thresholds and money
+are: ``[tool.mutmut]`` in pyproject.toml names them. All of them would take hours on two cores, so a random sample is
+run; the interval is Wilson's for the whole. A mutant counts as killed when a test fails, when the tests run into their
+time limit or when mypy refuses it. Survivors are listed by name: ``mutmut show NAME`` prints the change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path("mutants")
+KILLED = frozenset({"killed", "timeout", "caught by type check"})
+STATUS = {
+    0: "survived",
+    1: "killed",
+    3: "killed",
+    5: "no tests",
+    33: "no tests",
+    34: "skipped",
+    37: "caught by type check",
+    24: "timeout",
+    -24: "timeout",
+    36: "timeout",
+    152: "timeout",
+    255: "timeout",
+}
+_NONE_YET = "mutmut makes all mutants before it looks for this name"
+
+
+def main() -> None:
+    """Make the mutants, run the tests against a sample of them, and write what survived."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--sample", type=int, default=1500, help="mutants to run, over all rooms")
+    parser.add_argument("--seed", type=int, default=1, help="which sample")
+    parser.add_argument("--only", default="", help="only mutants whose name begins so: gateway.api.limits")
+    parser.add_argument("--children", type=int, default=os.cpu_count() or 2, help="test processes at once")
+    parser.add_argument("--out", type=Path, default=Path("loadtests/results/mutants.json"))
+    options = parser.parse_args()
+    _mutmut("run", _NONE_YET, children=1)
+    names = sorted(name for name in verdicts() if name.startswith(options.only))
+    sample = random.Random(options.seed).sample(names, min(options.sample, len(names)))
+    _mutmut("run", *sample, children=options.children)
+    found = verdicts()
+    if unknown := sum(found[name] is None for name in sample):
+        raise SystemExit(f"mutmut did not run {unknown} of {len(sample)} mutants: see its output above")
+    result = summary({name: found[name] for name in sample}, len(names))
+    result["about"] = "mutants"
+    result["machine"] = {"cores": os.cpu_count(), "python": platform.python_version()}
+    result["when"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
+    result["seed"] = options.seed
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for room in result["rooms"]:
+        sys.stdout.write(f"{room['room']:24} {room['killed']:5} of {room['run']:5} killed, {room['share']:.1%}\n")
+    total = result["total"]
+    sys.stdout.write(
+        f"{'all':24} {total['killed']:5} of {total['run']:5} killed, {total['share']:.1%} "
+        f"[{total['low']:.1%}, {total['high']:.1%}] of {total['made']} mutants; survivors in {options.out}\n"
+    )
+
+
+def verdicts() -> dict[str, str | None]:
+    """Return what became of each mutant so far; None: not run."""
+    found: dict[str, str | None] = {}
+    for meta in FOLDER.rglob("*.py.meta"):
+        codes: dict[str, int | None] = json.loads(meta.read_text(encoding="utf-8"))["exit_code_by_key"]
+        found |= {name: None if code is None else STATUS.get(code, f"exit {code}") for name, code in codes.items()}
+    return found
+
+
+def summary(sampled: dict[str, str | None], made: int) -> dict[str, Any]:
+    """Return the shares killed by room and in all, and the survivors.
+
+    Args:
+        sampled: What became of each mutant of the sample.
+        made: How many mutants there are.
+    """
+    by_room: dict[str, Counter[str]] = {}
+    for name, status in sampled.items():
+        by_room.setdefault(".".join(name.split(".")[:2]), Counter())[status or "not run"] += 1
+    total = sum(by_room.values(), Counter[str]())
+    survivors = sorted(name for name, status in sampled.items() if status not in KILLED)
+    rooms = [{"room": room, **_counted(counts)} for room, counts in sorted(by_room.items())]
+    whole = _counted(total)
+    low, high = wilson(whole["killed"], whole["run"])
+    return {"total": {**whole, "low": low, "high": high, "made": made}, "rooms": rooms, "survivors": survivors}
+
+
+def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Return the Wilson interval of a share (Wilson 1927); ``z`` 1.96 is 95 %."""
+    if not trials:
+        return 0.0, 1.0
+    share = successes / trials
+    centre = share + z * z / (2 * trials)
+    spread = z * ((share * (1 - share) + z * z / (4 * trials)) / trials) ** 0.5
+    return (centre - spread) / (1 + z * z / trials), (centre + spread) / (1 + z * z / trials)
+
+
+def _counted(counts: Counter[str]) -> dict[str, Any]:
+    killed = sum(count for status, count in counts.items() if status in KILLED)
+    return {"run": counts.total(), "killed": killed, "share": killed / counts.total(), "by": dict(counts)}
+
+
+def _mutmut(*arguments: str, children: int) -> None:
+    # It ends with an error where no mutant has the name that was asked for, and where one survived.
+    command = [sys.executable, "-m", "mutmut", arguments[0], "--max-children", str(children), *arguments[1:]]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # for mypy
+    subprocess.run(command, check=False, env={**os.environ, "PATH": path})
+
+
+if __name__ == "__main__":
+    main()
