@@ -240,6 +240,6 @@ async def test_a_client_that_hangs_up_after_the_headers_ends_it_too(serve: Serve
     body = {"model": "ratchet", "messages": MESSAGES, "best_of": 4, "stream": True}
     async with served.http.stream("POST", "/v1/chat/completions", json=body) as response:
         assert response.status_code == 200
-        assert served.tgi.state.generating == 4
+        await served.tgi.state.until(lambda state: state.generating == 4)
     await served.tgi.state.until(lambda state: state.generating == 0)
     assert served.tgi.state.cancelled == 4

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from gateway.api.keyfile import new_key
 from gateway.best_of_n.cost import most_prompt_tokens
 from gateway.journal.record import CompletionRecord
+from gateway.metering import tokens_at_most
 from gateway.policy import PolicyStore
 from gateway.types import Prompt, Sampling, Selection
 from tests.redis_server import RedisServer
@@ -216,6 +217,7 @@ async def paid_by_now(served: Served) -> float:
         return await paid(served) if await redis.keys("ratchet:limits:*:buckets") else 0.0
 
 
+PROMPT_BYTES = most_prompt_tokens(Prompt([{"role": "user", "content": MESSAGES[0]["content"]}], Sampling()))
 SAID = "naïve 🐝 words " * 5
 
 
@@ -229,15 +231,16 @@ def piece(delta: dict[str, Any], finish_reason: str | None = None, **fields: Any
 
 CALL = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": "' + "x" * 80 + '"}'}}
 RUNNING = {"prompt_tokens": 30, "completion_tokens": 41, "total_tokens": 71}
-# What a server without a usage chunk says: its events, the least and the most that they may cost beside the prompt.
-STREAMS: dict[str, tuple[list[str], int, int]] = {
-    "words": ([*[piece({"content": word}) for word in ["word "] * 80], piece({}, "stop")], 80, 401),
-    "one piece": ([piece({"content": SAID}), piece({}, "stop")], len(SAID), len(SAID.encode()) + 1),
-    "reasoning": ([*[piece({"reasoning": "hm "})] * 80, piece({"content": "no"}, "stop")], 81, 243),
-    "a call": ([piece({"tool_calls": [CALL]}), piece({}, "tool_calls")], 80, 250),
-    "breaks": ([*[piece({"content": "word "})] * 80], 80, 400),
-    "an error": ([*[piece({"content": "word "})] * 80, event(error={"message": "broke", "code": 500})], 80, 400),
-    "running counts": ([piece({"content": "a" * 500}, usage=RUNNING)], 71, 71),
+# What a server without a usage chunk says, and what that costs beside the prompt: as many tokens as bytes, and one for
+# a piece without text.
+STREAMS: dict[str, tuple[list[str], int]] = {
+    "words": ([*[piece({"content": "word "})] * 80, piece({}, "stop")], 401),
+    "one piece": ([piece({"content": SAID}), piece({}, "stop")], len(SAID.encode()) + 1),
+    "reasoning": ([*[piece({"reasoning": "hm "})] * 80, piece({"content": "no"}, "stop")], 242),
+    "a call": ([piece({"tool_calls": [CALL]}), piece({}, "tool_calls")], tokens_at_most([[CALL]]) + 1),
+    "breaks": ([*[piece({"content": "word "})] * 80], 400),
+    "an error": ([*[piece({"content": "word "})] * 80, event(error={"message": "broke", "code": 500})], 400),
+    "running counts": ([piece({"content": "a" * 500}, usage=RUNNING)], 71 - PROMPT_BYTES),
 }
 
 
@@ -270,19 +273,15 @@ async def server_that_says(events: Sequence[str] | dict[str, Any]) -> AsyncItera
         await runner.cleanup()
 
 
-PROMPT_BYTES = most_prompt_tokens(Prompt([{"role": "user", "content": MESSAGES[0]["content"]}], Sampling()))
-
-
 @pytest.mark.parametrize("name", STREAMS)
 async def test_a_stream_without_a_usage_chunk_pays(
     serve: Serve, redis_server: RedisServer, tmp_path: Path, name: str
 ) -> None:
-    events, least, most = STREAMS[name]
+    events, cost = STREAMS[name]
     async with server_that_says(events) as url:
         served, bearer = await with_key(serve, tmp_path, backend={"kind": "vllm", "urls": (url,)})
         assert 200 == (await served.chat(best_of=1, stream=True, headers=bearer)).status_code
-        counted = name == "running counts"
-        assert least - SLACK <= await paid(served) <= most + (0 if counted else PROMPT_BYTES)
+        assert cost + PROMPT_BYTES - SLACK < await paid(served) <= cost + PROMPT_BYTES
         await asyncio.sleep(0.05)
         assert 429 == (await served.chat(best_of=1, stream=True, headers=bearer)).status_code
 
@@ -294,7 +293,7 @@ async def test_without_a_count_no_stream_pays_more_than_its_max_tokens(
     async with server_that_says(STREAMS["words"][0]) as url:
         served, bearer = await with_key(serve, tmp_path, backend={"kind": "vllm", "urls": (url,)})
         await served.chat(best_of=1, stream=True, max_tokens=max_tokens, headers=bearer)
-        assert max_tokens - SLACK <= await paid(served) <= max_tokens + PROMPT_BYTES
+        assert max_tokens + PROMPT_BYTES - SLACK < await paid(served) <= max_tokens + PROMPT_BYTES
         [record] = await served.records(1)
         assert isinstance(record, CompletionRecord)
         assert max_tokens == record.usage.generated_tokens
