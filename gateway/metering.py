@@ -76,15 +76,15 @@ class Call:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        seconds = self._meter.clock() - self._started_s
+        seconds, seen = self._meter.clock() - self._started_s, self.tokens > 0
         if error is None:
             self._meter.pace.saw(self.tokens, seconds)
-        elif not self.tokens and _was_never_begun(error):
+        elif not seen and _was_never_begun(error):
             return
         if not self._is_counted:
             self.tokens = max(self.tokens, self._meter.pace.most_tokens(seconds))
             self.tokens = self.tokens if self._max_tokens is None else min(self.tokens, self._max_tokens)
-        refused = isinstance(error, (BackendRejected, BackendFailed)) and not (self._is_counted and self.tokens)
+        refused = not seen and isinstance(error, (BackendRejected, BackendFailed))
         self._meter.take(self.prompt_tokens, self.tokens, read_prompt=not refused)
 
 

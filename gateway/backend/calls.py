@@ -16,7 +16,14 @@ from gateway.backend.limit import ServerLimit, ServerLimits, Turn
 from gateway.backend.reading import StreamReader, read_answer
 from gateway.backend.replicas import Replica
 from gateway.backend.transport import AiohttpTransport, TraceConfigs
-from gateway.errors import AdapterMissing, BackendFailed, BackendProtocolError, BackendUnreachable, GatewayError
+from gateway.errors import (
+    AdapterMissing,
+    BackendError,
+    BackendFailed,
+    BackendProtocolError,
+    BackendUnreachable,
+    GatewayError,
+)
 from gateway.metering import tokens_at_most
 from gateway.settings import BackendSettings
 from gateway.tls import client_context
@@ -79,8 +86,9 @@ class Calls:
                     raise translate(error, self.flavour) from error
             try:
                 answer = read_answer(body, self.flavour, prompt)
-            except BackendProtocolError:
-                call.tokens = tokens_at_most(body)
+            except BackendError:
+                if isinstance(body, dict) and body.get("choices"):
+                    call.tokens = tokens_at_most(body)
                 raise
             call.count(answer.prompt_tokens, answer.completion_tokens)
             return answer

@@ -95,6 +95,10 @@ def test_an_answer_that_cannot_be_read_is_counted_by_its_size(at_least: int, exp
     assert (expected, 0, True) == metered(BackendProtocolError(""), at_least=at_least)
 
 
+def test_an_answer_that_the_server_broke_off_owes_its_prompt_too() -> None:
+    assert (MOST, 0, True) == metered(BackendFailed(""), at_least=1)
+
+
 def test_a_stream_that_is_cut_before_its_first_piece_owes_its_prompt_only() -> None:
     assert (0, 0, True) == metered(asyncio.CancelledError(), counted=(None, 0))
     assert (0, 0, False) == metered(BackendRejected(""), counted=(None, 0))

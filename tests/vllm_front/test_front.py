@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ import httpx2
 import orjson
 import pytest
 
+from gateway.backend.client import BackendPool
+from gateway.settings import BackendSettings
+from gateway.types import Delta, Prompt, Sampling
 from tests.vllm_front.conftest import AskVllm
 from tests.vllm_front.front import Front, script
 
@@ -143,3 +148,25 @@ async def test_a_replica_that_is_told_to_stop_fails_no_race(front: Front, ask_vl
     assert {("a slow heron " * 3).strip()} == {
         answer.json()["choices"][0]["message"]["content"].strip() for answer in answers
     }
+
+
+async def test_a_stream_that_is_cut_has_been_counted_by_vllm_itself(front: Front) -> None:
+    """VLLM tells its counts with every piece: neither prompt nor answer have to be estimated."""
+    asked = Prompt([{"role": "user", "content": script("one two three four five six seven", delay_ms=50)}], Sampling())
+    async with BackendPool(BackendSettings(kind="vllm", urls=(front.url,))) as pool:
+        async with aclosing(pool.stream(asked, seed=1, replica=0)) as deltas:
+            pieces = [delta async for delta in take(deltas, 4)]
+        whole = await pool.complete(Prompt(asked.messages, Sampling()), seed=1, replica=0)
+    assert 4 == len(pieces)
+    assert whole.prompt_tokens == asked.meter.prompt_tokens
+    assert 4 <= asked.meter.tokens < whole.completion_tokens
+    assert not asked.meter.prompt_is_uncounted
+
+
+async def take(deltas: AsyncGenerator[Delta], count: int) -> AsyncGenerator[Delta]:
+    """The first so many pieces."""
+    async for delta in deltas:
+        yield delta
+        count -= 1
+        if not count:
+            return

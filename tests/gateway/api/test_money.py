@@ -300,12 +300,14 @@ async def test_without_a_count_no_stream_pays_more_than_its_max_tokens(
 
 
 @pytest.mark.parametrize("best_of", [1, 3])
+@pytest.mark.parametrize("finish_reason", ["stop", "abort", "error", "nonsense"])
 async def test_whole_answers_without_a_count_pay_for_their_size(
-    serve: Serve, redis_server: RedisServer, tmp_path: Path, best_of: int
+    serve: Serve, redis_server: RedisServer, tmp_path: Path, best_of: int, finish_reason: str
 ) -> None:
     message = {"role": "assistant", "content": "word " * 80}
-    async with server_that_says({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}) as url:
+    body = {"choices": [{"index": 0, "message": message, "finish_reason": finish_reason}]}
+    async with server_that_says(body) as url:
         served, bearer = await with_key(serve, tmp_path, backend={"kind": "vllm", "urls": (url,)})
         assert 502 == (await served.chat(best_of=best_of, headers=bearer)).status_code
-        assert best_of * 400 <= await paid(served)
+        assert best_of * 400 + PROMPT_BYTES - SLACK <= await paid(served)
         assert 429 == (await served.chat(best_of=best_of, headers=bearer)).status_code
