@@ -1,4 +1,7 @@
-"""Examples as token ids, through the chat template that the serving backend renders too. Done once, before training."""
+"""Examples as the token ids that serving sees: the served prompt, then the answer as it was drawn after it.
+
+Done once, before training.
+"""
 
 from __future__ import annotations
 
@@ -82,21 +85,43 @@ def encode_pairs(tokenizer: Any, examples: Sequence[Example], max_length_tokens:
 def encode_turn(tokenizer: Any, messages: Sequence[JsonObject], answer: str) -> tuple[list[int], list[int]]:
     """Token ids of the conversation up to the assistant's opening, and of the answer with its end-of-turn token.
 
-    What a template writes after the end of the turn (a newline, mostly) is cut off: the backend stops before it.
+    The prompt is what the backend renders, and the answer follows it as the model wrote it: a template that writes
+    answers anew (an empty think block, no spaces at the ends) has no say in what is learned. From the template comes
+    only the end of the turn; what it writes after that (a newline, mostly) is cut off, for the backend stops before it.
 
     Raises:
-        ValueError: The rendered conversation is not the beginning of the rendered conversation with its answer.
+        ValueError: The template does not write the answer, or it cannot be tokenized after the prompt.
     """
     prompt_text = _render(tokenizer, messages, opening=True)
-    whole_text = _render(tokenizer, [*messages, {"role": "assistant", "content": answer}], opening=False)
-    if not whole_text.startswith(prompt_text):
-        raise ValueError("the template renders the conversation differently once it is answered")
+    _, mark, end = _render(tokenizer, [*messages, {"role": "assistant", "content": _MARK}], opening=False).rpartition(
+        _MARK
+    )
+    if not mark:
+        raise ValueError("the template does not write the assistant's answer")
+    if tokenizer.eos_token and tokenizer.eos_token in end:
+        end = end[: end.index(tokenizer.eos_token)] + tokenizer.eos_token
     prompt = _ids(tokenizer, prompt_text)
-    ids = _ids(tokenizer, whole_text[len(prompt_text) :])
-    ends = [place for place, token in enumerate(ids) if token == tokenizer.eos_token_id]
-    return prompt, ids[: ends[-1] + 1] if ends else ids
+    return prompt, _ids_after(tokenizer, prompt, prompt_text, answer + end)
 
 
+def _ids_after(tokenizer: Any, prompt: list[int], prompt_text: str, text: str) -> list[int]:
+    """Token ids of a text that follows a prompt whose tokens are fixed.
+
+    Both are tokenized as one: alone, a text gets a space before it from SentencePiece's kind. Where a token would span
+    the seam (a prompt that ends with a space), serving has the prompt's own token there; then the text is tokenized
+    after a special token, which no other token spans.
+    """
+    whole = _ids(tokenizer, prompt_text + text)
+    if whole[: len(prompt)] == prompt:
+        return whole[len(prompt) :]
+    special = tokenizer.eos_token or tokenizer.bos_token or ""
+    alone = _ids(tokenizer, special + text)[len(_ids(tokenizer, special)) :]
+    if tokenizer.decode(prompt + alone) != tokenizer.decode(whole):
+        raise ValueError("the answer cannot be tokenized as it follows the prompt")
+    return alone
+
+
+_MARK = "\ue000"  # of the private use area: stands for the answer
 _REFUSALS = (TemplateError, TypeError, ValueError, KeyError)
 
 

@@ -15,6 +15,7 @@ from distill.training.base import embedded_folder
 from distill.training.encode import IGNORED, LeftOut, encode_pairs, encode_turn, encode_winners
 from gateway.embedded.llama import LlamaServer
 from tests.distill.training.tiny import tiny_examples
+from tests.tokenizers import byte_level, sentence_piece
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +56,47 @@ def test_what_is_left_out_is_counted_under_its_reason(tokenizer: Any) -> None:
     assert {LeftOut.TOO_LONG: 1, LeftOut.TEMPLATE: 1} == encoded.left_out
 
 
-def test_a_template_that_renders_the_answered_conversation_differently_is_refused(tiny: Path) -> None:
-    """Training on a prompt that serving never sees teaches nothing."""
+def test_a_template_that_does_not_write_the_answer_is_refused(tiny: Path) -> None:
+    """Where a turn ends cannot be learned from it."""
     tokenizer = AutoTokenizer.from_pretrained(tiny)
-    tokenizer.chat_template = "{{ messages | length }}{{ messages[-1]['content'] }}"
-    with pytest.raises(ValueError, match="differently"):
+    tokenizer.chat_template = "{{ messages | length }}"
+    with pytest.raises(ValueError, match="does not write"):
         encode_turn(tokenizer, [{"role": "user", "content": "a"}], "b")
+
+
+TURNS = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}EOS\n{% endfor %}"
+OPENINGS = ["<|assistant|>\n", "<|assistant|>", "<|assistant|> ", "### Answer: ", "\n", "", "<|assistant|>\n<think>\n"]
+ANSWERS = ["four", " four", "\nfour\n", "four is two and two", "\n\n", "é", "two and two is four\n</think>\n\nfour"]
+
+
+@pytest.mark.parametrize("opening", OPENINGS)
+@pytest.mark.parametrize("kind", ["bytes", "first", "never"])
+def test_an_answer_is_learned_as_it_follows_the_served_prompt(kind: str, opening: str) -> None:
+    """The prompt's tokens are those of the prompt alone, and what is learned after them reads as it was drawn."""
+    template = TURNS.replace("EOS", "<|end|>" if kind == "bytes" else "</s>")
+    template += "{% if add_generation_prompt %}" + opening + "{% endif %}"
+    tokenizer = byte_level(template) if kind == "bytes" else sentence_piece(template, prepend=kind)
+    question = [{"role": "user", "content": "what is two and two"}]
+    served = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    for text in ANSWERS:
+        prompt, answer = encode_turn(tokenizer, question, text)
+        assert prompt == tokenizer(served, add_special_tokens=False)["input_ids"]
+        assert answer.count(tokenizer.eos_token_id) == 1
+        assert answer[-1] == tokenizer.eos_token_id
+        whole = tokenizer(f"{served}{text}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(whole) == tokenizer.decode(prompt + answer)
+        if whole[: len(prompt)] == prompt:
+            assert whole == prompt + answer
+
+
+def test_a_template_that_writes_answers_anew_has_no_say_in_what_is_learned() -> None:
+    """As hybrid reasoning models have: an empty think block before the last answer, no spaces around it."""
+    tokenizer = byte_level(
+        "{% for m in messages %}[{{ m.role }}]\n{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n"
+        "{% endif %}{{ m.content | trim }}<|end|>\n{% endfor %}{% if add_generation_prompt %}[assistant]\n{% endif %}"
+    )
+    _, answer = encode_turn(tokenizer, [{"role": "user", "content": "what is two and two"}], " four ")
+    assert " four <|end|>" == tokenizer.decode(answer)
 
 
 def test_a_turn_without_an_end_token_is_kept_whole(tiny: Path) -> None:
