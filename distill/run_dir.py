@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from distill.errors import DataError, RunMismatch
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _LAST_STEP = "report"
 _DRAFT_BYTES = 8
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{16}")  # what write_atomically leaves where it is killed
@@ -48,7 +48,7 @@ class RunDir:
         Raises:
             DataError: It is missing or malformed.
         """
-        return _read_json(self.path / _MANIFEST)
+        return _read_json(self.path / MANIFEST)
 
     @property
     def number(self) -> int:
@@ -104,7 +104,7 @@ def new_run(runs_dir: Path, manifest: dict[str, Any]) -> RunDir:
     while path.exists():  # a second one within the second
         path = path.with_name(path.name + "b")
     numbered = {"number": 1 + max((run.number for run in runs(runs_dir)), default=0), **manifest}
-    write_atomically(path / _MANIFEST, json.dumps(numbered, indent=1, default=str).encode() + b"\n")
+    write_atomically(path / MANIFEST, json.dumps(numbered, indent=1, default=str).encode() + b"\n")
     return RunDir(path)
 
 
@@ -116,7 +116,7 @@ def runs(runs_dir: Path) -> list[RunDir]:
     """
     folders = sorted(runs_dir.iterdir()) if runs_dir.is_dir() else []
     return sorted(
-        (RunDir(folder) for folder in folders if (folder / _MANIFEST).is_file()), key=lambda run: (run.number, run.id)
+        (RunDir(folder) for folder in folders if (folder / MANIFEST).is_file()), key=lambda run: (run.number, run.id)
     )
 
 
@@ -127,7 +127,7 @@ def find_run(runs_dir: Path, id: str) -> RunDir:
         RunMismatch: There is none.
     """
     for path in (runs_dir / id, Path(id)):
-        if (path / _MANIFEST).is_file():
+        if (path / MANIFEST).is_file():
             return RunDir(path)
     raise RunMismatch(f"there is no run {id} in {runs_dir}")
 

@@ -43,6 +43,8 @@ class DatasetSettings(_Group):
     """Winners of one conversation that train; the newest stay."""
     reward_models: Literal["all", "newest"] = "all"
     """all: winners train whichever reward model chose them. newest: only those of the model that chose the newest."""
+    max_examples: int = Field(default=20_000, ge=1)
+    """Winners that a night may learn from, earlier nights' included; the newest stay."""
     near_duplicate: float = Field(default=0.8, gt=0, le=1)
     """Estimated Jaccard similarity of two prompts' word shingles from which they count as the same prompt."""
 
@@ -150,6 +152,9 @@ class NightSettings(_Group):
 
     runs_dir: Path = Path("data/night/runs")
     """Folder of run directories, one a night."""
+    keep_runs: int = Field(default=30, ge=1)
+    """Run directories kept. Older ones are deleted as a night ends, but for those that the next night or the serving
+    policy's adapters refer to."""
     min_examples: int = Field(default=32, ge=1)
     """Fewer curated winners than this and the night ends without training."""
     train_launcher: str = ""

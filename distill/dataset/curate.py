@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -31,6 +31,7 @@ class Reason(StrEnum):
     NO_USER_TEXT = "the user said nothing in words"
     HELD_OUT_REPEAT = "held out, the same or nearly the same prompt as another"
     NEGATIVE_FEEDBACK = "negative feedback"
+    ROLLED_BACK = "its adapter was rolled back"
     SINGLE = "one answer, nothing to choose from"
     FALLBACK = "winner not chosen by score"
     FEW_DRAWS = "fewer than two draws"
@@ -44,6 +45,7 @@ class Reason(StrEnum):
     NEAR_HELD_OUT = "nearly a held-out prompt"
     NEAR_DUPLICATE = "nearly the same prompt as a newer one"
     PROMPT_CAP = "enough newer winners of the same prompt"
+    TRAINING_CAP = "enough newer winners in all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ def curate(
     feedback: Iterable[FeedbackRecord],
     settings: DatasetSettings,
     *,
+    rolled_back: Collection[str] = (),
     on_record: Callable[[], None] = lambda: None,
 ) -> Curated:
     """Sort records into examples, held-out prompts and exclusions.
@@ -90,6 +93,7 @@ def curate(
             however often it comes.
         feedback: What callers said of them.
         settings: The share held out, and what an example must be.
+        rolled_back: Adapters that were taken back: what they drew must not train the next one.
         on_record: Called after each completion, for a progress bar.
     """
     disliked = {each.completion_id for each in feedback if each.rating < 0}
@@ -110,7 +114,8 @@ def curate(
                 held_out[key] = place if other is None else min(place, other, key=lambda p: (p.time_ms, p.record_id))
                 reason = None if other is None else Reason.HELD_OUT_REPEAT
             else:
-                found = example(record, key, settings, disliked=record.id in disliked)
+                taken_back = record.adapter in rolled_back
+                found = example(record, key, settings, disliked=record.id in disliked, rolled_back=taken_back)
                 if isinstance(found, Example):
                     candidates[key].append(found)
                 else:
@@ -145,10 +150,14 @@ def unfit(record: CompletionRecord) -> Reason | None:
     return None
 
 
-def example(record: CompletionRecord, key: str, settings: DatasetSettings, *, disliked: bool) -> Example | Reason:
+def example(
+    record: CompletionRecord, key: str, settings: DatasetSettings, *, disliked: bool, rolled_back: bool = False
+) -> Example | Reason:
     """The example that a fit record of a conversation not held out makes, or why it makes none."""
     scored = [candidate for candidate in record.candidates if candidate.reward is not None and candidate.error is None]
     winner = first_winner(record)
+    if rolled_back and not disliked:
+        return Reason.ROLLED_BACK
     if (reason := _no_contest(record, scored, winner, disliked=disliked)) is not None:
         return reason
     assert winner is not None, "no contest without a winner"
@@ -244,7 +253,7 @@ def _distinct(
 def _thinned(
     candidates: dict[str, list[Example]], measured: NearDuplicates, settings: DatasetSettings, excluded: Counter[Reason]
 ) -> list[Example]:
-    """Examples away from everything held out, at most so many a prompt, the newest first, ascending by time."""
+    """Examples away from everything held out, so many a prompt and in all at most, the newest; ascending by time."""
     trained = NearDuplicates(settings.near_duplicate)
     kept: list[Example] = []
     newest_first = [sorted(group, key=_age, reverse=True) for group in candidates.values() if group]
@@ -258,6 +267,9 @@ def _thinned(
             trained.add(text)
             kept += group[: settings.max_per_prompt]
             excluded[Reason.PROMPT_CAP] += len(group[settings.max_per_prompt :])
+    kept = sorted(kept, key=_age, reverse=True)
+    excluded[Reason.TRAINING_CAP] += len(kept[settings.max_examples :])
+    kept = kept[: settings.max_examples]
     return sorted(kept, key=_age)
 
 

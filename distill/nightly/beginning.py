@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from rich.console import Console
 
 from distill.errors import SettingsError
 from distill.evaluation.scoring import adapter_digest, judge_settings
-from distill.nightly.manifest import check_fits, manifest, serving_policy
+from distill.nightly.manifest import check_fits, known_policies, manifest
 from distill.nightly.night import STEPS, Night
+from distill.promotion import policies
 from distill.run_dir import RunDir, find_run, new_run, runs
 from distill.settings import Settings
+from gateway.policy import Policy
 from gateway.settings import Settings as GatewaySettings
 
 
@@ -42,8 +45,9 @@ def begin(
     check(settings, gateway)
     run = find_run(settings.night.runs_dir, resume) if resume else None if new else unfinished(settings)
     if run is None:
-        serving = asyncio.run(serving_policy(gateway))
-        run = new_run(settings.night.runs_dir, manifest(settings, gateway, serving))
+        known = asyncio.run(known_policies(gateway))
+        told = manifest(settings, gateway, known[0], rolled_back=rolled_back(settings, known))
+        run = new_run(settings.night.runs_dir, told)
         console.print(f"night {run.id} begins", markup=False, highlight=False)
     else:
         check_fits(run, settings)
@@ -51,6 +55,14 @@ def begin(
         console.print(f"night {run.id} goes on; done: {done}", markup=False, highlight=False)
     run.begin()
     return Night(settings, gateway, run, console, until)
+
+
+def rolled_back(settings: Settings, known: Sequence[Policy]) -> set[str]:
+    """Adapters that were taken back: as the policy's history says, and as the last run knew where Redis forgot."""
+    last = runs(settings.night.runs_dir)[-1:]
+    remembered = set(last[0].manifest.get("rolled_back", [])) if last else set()
+    serving = {known[0].adapter, None if known[0].canary is None else known[0].canary.adapter}
+    return policies.rolled_back(known) | (remembered - serving)
 
 
 def unfinished(settings: Settings) -> RunDir | None:

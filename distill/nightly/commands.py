@@ -95,7 +95,7 @@ def settings(
 
 def _run(settings: Settings, began: list[RunDir], dry_run: bool, until: str, resume: str | None, new: bool) -> int:
     # Here, not on top: the other commands need none of it.
-    from distill.nightly import beginning, collecting, order, plan
+    from distill.nightly import beginning, collecting, order, plan, retention
     from distill.nightly.lock import only_night
 
     gateway = gateway_settings.load()
@@ -117,6 +117,8 @@ def _run(settings: Settings, began: list[RunDir], dry_run: bool, until: str, res
             told = night.results["report"]
             console.print(f"[bold]{told['headline']}[/]", highlight=False, soft_wrap=True)
             console.print(told["page"], markup=False, highlight=False, soft_wrap=True)
+            if dropped := retention.drop_old_runs(settings, night.serving):
+                console.print(f"{len(dropped)} old runs deleted (DISTILL_NIGHT__KEEP_RUNS)", highlight=False)
     first_pass.result()  # a night that went on without it must not hide that it failed
     return exits.FINISHED
 

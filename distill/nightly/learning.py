@@ -69,7 +69,13 @@ def curate(night: Night) -> Result:
     settings = night.settings.dataset
     archive = Archive(settings.archive_dir)
     with night.bar("curating", archive.count()) as advance:
-        curated = curate_records(archive.completions(), archive.feedback(), settings, on_record=lambda: advance(1))
+        curated = curate_records(
+            archive.completions(),
+            archive.feedback(),
+            settings,
+            rolled_back=night.run.manifest.get("rolled_back", []),
+            on_record=lambda: advance(1),
+        )
     known = _trained_before(night)
     new = [example for example in curated.examples if example.record_id not in known]
     earlier = [example for example in curated.examples if example.record_id in known]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 
 import gateway
 from distill.errors import NightError, RunMismatch
+from distill.promotion import policies
 from distill.run_dir import RunDir
 from distill.settings import Settings
+from gateway.errors import PolicyError
 from gateway.policy import Policy, PolicyStore
 from gateway.settings import Settings as GatewaySettings
 
@@ -27,7 +30,9 @@ _FIXED_GROUPS = ("dataset", "training", "evaluation")
 _REPOSITORY = Path(__file__).parents[2]
 
 
-def manifest(settings: Settings, gateway_settings: GatewaySettings, serving: Policy) -> dict[str, Any]:
+def manifest(
+    settings: Settings, gateway_settings: GatewaySettings, serving: Policy, *, rolled_back: Iterable[str] = ()
+) -> dict[str, Any]:
     """The manifest of a night that begins now. Keys, passwords and URLs are left out."""
     return {
         "began": datetime.now(UTC).isoformat(),
@@ -37,6 +42,7 @@ def manifest(settings: Settings, gateway_settings: GatewaySettings, serving: Pol
         "gateway": _without_secrets(gateway_settings.model_dump(mode="json")),
         "seeds": {"training": settings.training.seed, "draws": 0, "bootstrap": 0},
         "serving": serving.model_dump(mode="json"),
+        "rolled_back": sorted(rolled_back),
     }
 
 
@@ -51,7 +57,8 @@ def check_fits(run: RunDir, settings: Settings) -> None:
         f"{group}.{name}"
         for group in _FIXED_GROUPS
         for name, value in now[group].items()
-        if (group, name) not in _FREE and begun.get(group, {}).get(name) != value
+        # A setting that the version that began the night did not have changes nothing.
+        if (group, name) not in _FREE and begun.get(group, {}).get(name, value) != value
     ]
     if differing:
         raise RunMismatch(
@@ -62,6 +69,14 @@ def check_fits(run: RunDir, settings: Settings) -> None:
 
 async def serving_policy(settings: GatewaySettings, *, folder: Path | None = None) -> Policy:
     """The policy that serves now.
+
+    Args and Raises: as ``known_policies``.
+    """
+    return (await known_policies(settings, folder=folder))[0]
+
+
+async def known_policies(settings: GatewaySettings, *, folder: Path | None = None) -> list[Policy]:
+    """Every policy that is remembered, the one that serves now first.
 
     Args:
         settings: Where Redis is, and the policy before any was published.
@@ -80,7 +95,9 @@ async def serving_policy(settings: GatewaySettings, *, folder: Path | None = Non
         await store.start()
         if store.last_error is not None:
             raise NightError(f"the serving policy cannot be read: Redis said {store.last_error}")
-        return store.current
+        return await policies.known_policies(store)
+    except PolicyError as error:
+        raise NightError(f"the serving policy cannot be read: {error}") from error
     finally:
         await store.aclose()
 

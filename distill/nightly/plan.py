@@ -18,8 +18,8 @@ from distill.errors import NightError
 from distill.evaluation import draws
 from distill.evaluation.sample import Design
 from distill.nightly import identity
-from distill.nightly.beginning import check, unfinished
-from distill.nightly.manifest import serving_policy
+from distill.nightly.beginning import check, rolled_back, unfinished
+from distill.nightly.manifest import known_policies
 from distill.nightly.measuring import question_of, temperatures
 from distill.nightly.night import STEPS
 from distill.settings import Settings
@@ -41,11 +41,13 @@ def show(settings: Settings, gateway: GatewaySettings, console: Console) -> None
     """
     check(settings, gateway)
     with tempfile.TemporaryDirectory() as folder:  # so that not even a copy of the policy is written
-        serving = asyncio.run(serving_policy(gateway, folder=Path(folder)))
+        known = asyncio.run(known_policies(gateway, folder=Path(folder)))
     archive = Archive(settings.dataset.archive_dir)
-    curated = curate(archive.completions(), archive.feedback(), settings.dataset)
+    curated = curate(
+        archive.completions(), archive.feedback(), settings.dataset, rolled_back=rolled_back(settings, known)
+    )
     table = Table("step", "would", title="A night now", title_justify="left")
-    for step, words in _rows(settings, gateway, serving, curated).items():
+    for step, words in _rows(settings, gateway, known[0], curated).items():
         table.add_row(step, words)
     console.print(table)
 

@@ -125,6 +125,22 @@ async def roll_back(store: PolicyStore, *, reason: str, trial: str | None = None
     return await _publish(store, step)
 
 
+def rolled_back(known: Sequence[Policy]) -> set[str]:
+    """Adapters whose trial was taken back, but for one that answers now: it was published again by hand.
+
+    Args:
+        known: Every policy that is remembered, the one in force first.
+    """
+    undone = {policy.undoes for policy in known}
+    found = set()
+    for policy in known:
+        if policy.canary is not None and policy.canary.trial in undone:
+            found.add(policy.adapter if policy.canary.holdback else policy.canary.adapter)
+    now = known[0]
+    serving = {now.adapter, None if now.canary is None else now.canary.adapter}
+    return {adapter for adapter in found - serving if adapter is not None}
+
+
 async def known_policies(store: PolicyStore) -> list[Policy]:
     """Every policy that is remembered, the one in force first; it is there even when Redis lost the history.
 

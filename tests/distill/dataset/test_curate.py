@@ -184,6 +184,28 @@ def test_the_newest_winners_of_a_prompt_stay() -> None:
 LONG = "please explain to me in simple words how the moon makes the tides rise and fall twice a day at the sea"
 
 
+@pytest.mark.parametrize(("cap", "kept"), [(1, [3]), (3, [1, 2, 3]), (4, [0, 1, 2, 3]), (5, [0, 1, 2, 3])])
+def test_the_newest_winners_train_up_to_the_cap(cap: int, kept: list[int]) -> None:
+    records = [race(f"c-{n}", prompt=TRAINS[n], time_ms=NOON + n) for n in range(4)]
+    for ordered in (records, records[::-1]):
+        curated = curate(ordered, max_examples=cap)
+        assert [f"c-{n}" for n in kept] == [example.record_id for example in curated.examples]
+        left_out = {Reason.TRAINING_CAP: 4 - len(kept)} if len(kept) < 4 else {}
+        assert left_out == reasons(curated)
+
+
+def test_winners_of_an_adapter_that_was_rolled_back_do_not_train_but_their_prompts_measure() -> None:
+    records = [
+        race("c-0", prompt=TRAINS[0], adapter="rft-bad"),
+        race("c-1", prompt=TRAINS[1], adapter="rft-good"),
+        race("c-2", prompt=TRAINS[2], adapter=None),
+        race("c-3", prompt=MEASURES[0], adapter="rft-bad"),
+    ]
+    curated = curate_records(records, [], SETTINGS, rolled_back={"rft-bad"})
+    assert ["c-1", "c-2"] == [example.record_id for example in curated.examples]
+    assert (1, {Reason.ROLLED_BACK: 1}) == (len(curated.held_out), reasons(curated))
+
+
 def near(held_out: bool, count: int) -> list[str]:
     """Different prompts that are nearly the same, all on one side of the split."""
     texts = (f"{LONG} {LONG.replace('the', 'a')} and number {n}" for n in range(1000))

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from distill.errors import PromotionError
-from distill.promotion.policies import end_watch, known_policies, promote_canary, roll_back, start_canary
+from distill.promotion.policies import (
+    end_watch,
+    known_policies,
+    promote_canary,
+    roll_back,
+    rolled_back,
+    start_canary,
+)
 from gateway.errors import PolicyError
 from gateway.policy import Arm, Canary, Policy, PolicyStore
 from tests.redis_server import RedisServer
@@ -186,3 +193,24 @@ async def test_a_canary_out_of_range_is_refused(store: PolicyStore) -> None:
     with pytest.raises(PolicyError, match="n_max"):
         await start(store, Arm("canary", "rft-1", 9))
     assert 0 == (await known_policies(store))[0].version
+
+
+async def test_adapters_that_were_taken_back_are_told_whichever_way_they_went(store: PolicyStore) -> None:
+    await promoted(store)
+    assert set() == rolled_back(await known_policies(store))
+    await start(store, SECOND, "night-2")
+    assert set() == rolled_back(await known_policies(store)), "a canary that runs was not taken back"
+    await roll_back(store, reason="a canary that loses")
+    assert {"rft-2"} == rolled_back(await known_policies(store))
+    await roll_back(store, reason="a promotion that was wrong", trial="night-1")
+    assert {"rft-1", "rft-2"} == rolled_back(await known_policies(store))
+    current = (await known_policies(store))[0]
+    await store.publish(current.successor(reason="by hand, again", adapter="rft-1"))
+    assert {"rft-2"} == rolled_back(await known_policies(store))
+
+
+async def test_the_base_is_never_an_adapter_that_was_taken_back(store: PolicyStore) -> None:
+    await store.publish(store.current.successor(reason="by hand", adapter="rft-9"))
+    await start(store, Arm("canary", None, 4), "night-1")
+    await roll_back(store, reason="the adapter is better")
+    assert set() == rolled_back(await known_policies(store))
