@@ -20,6 +20,7 @@ from gateway.errors import Overloaded
 
 _HOLD_WEIGHT = 0.1
 _POLL_S = 0.005
+_CAPACITY_S = 0.01
 _ALONE = Neighbours()
 
 
@@ -80,6 +81,10 @@ class Permits:
         self._queue_timeout_s = queue_timeout_s
         self._backend_capacity = capacity
         self._backend_total = total_capacity
+        self.capacity = limit
+        """Permits that may be given out now; asked of the backend once in ten milliseconds."""
+        self._total_capacity = math.inf
+        self._asked_at_s = -math.inf
         self._ledger = ledger
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self.in_flight = 0
@@ -93,11 +98,6 @@ class Permits:
         self._poll: asyncio.TimerHandle | None = None
 
     @property
-    def capacity(self) -> int:
-        """Permits that may be given out now."""
-        return max(1, int(min(self._limit, self._backend_capacity())))
-
-    @property
     def waiting(self) -> int:
         """Requests waiting for their first permit."""
         return len(self._queue)
@@ -108,6 +108,7 @@ class Permits:
 
     def try_acquire(self, count: int) -> Grant | None:
         """Take exactly ``count`` permits now, or none; never ahead of those who wait."""
+        self._ask_capacity()
         neighbours = self._neighbours()
         if self._queue or neighbours.waiting or count > self._free(neighbours) or not self._take(count):
             return None
@@ -151,6 +152,10 @@ class Permits:
 
     def serve(self) -> None:
         """Give permits to those who wait; call it when the capacity has grown, and every now and then."""
+        self._asked_at_s = -math.inf
+        self._serve()
+
+    def _serve(self) -> None:
         while (waiter := self._queue.head()) is not None:
             if waiter.granted.done():  # cancelled, and about to give up
                 self._queue.pop(0)
@@ -166,6 +171,7 @@ class Permits:
 
     def _offer(self, waiter: _Waiter) -> int:
         """Take as many permits as this waiter gets now, and return how many; 0 while it has to wait."""
+        self._ask_capacity()
         neighbours = self._neighbours()
         free = self._free(neighbours)
         level, entitled = self._share(neighbours)
@@ -197,8 +203,15 @@ class Permits:
         level = water_level(self._total(neighbours) / scale, demand)
         return level, scale * sum(number * min(want, level) for want, number in own.items())
 
+    def _ask_capacity(self) -> None:
+        now_s = self._clock()
+        if now_s - self._asked_at_s >= _CAPACITY_S:
+            self._asked_at_s = now_s
+            self.capacity = max(1, int(min(self._limit, self._backend_capacity())))
+            self._total_capacity = self._backend_total()
+
     def _total(self, neighbours: Neighbours) -> float:
-        return max(1.0, min(self.capacity + neighbours.capacity, self._backend_total()))
+        return max(1.0, min(self.capacity + neighbours.capacity, self._total_capacity))
 
     def _free(self, neighbours: Neighbours) -> int:
         left = self._total(neighbours) - neighbours.held if self._ledger is not None else math.inf
@@ -243,13 +256,14 @@ class Permits:
 
     def _look_again(self) -> None:
         self._poll = None
-        self.serve()
+        self._serve()
 
     def _release(self, grant: Grant, count: int) -> None:
         if not count:
             return
         now_s = self._clock()
-        self._recent.peak(sum(merged(self.demand(), self._neighbours().demand).values()), now_s)
+        if grant.held == grant.count:  # from here on it counts less
+            self._recent.peak(sum(merged(self.demand(), self._neighbours().demand).values()), now_s)
         self.in_flight -= count
         grant.held -= count
         self._running[grant.want] -= count / grant.count
@@ -258,7 +272,8 @@ class Permits:
             self._recent.held(now_s - grant.granted_at_s)
             if not self._n_running:
                 self._running.clear()  # and with it what rounding has left
-        self.serve()
+        if self._queue or self._ledger is not None:
+            self._serve()
 
     def _enqueue(self, waiter: _Waiter) -> None:
         """Let it wait; in a full queue, a key that has more than another one gives up its newest place.
@@ -290,12 +305,12 @@ class Permits:
 
     def _lose_patience(self, waiter: _Waiter) -> None:
         waiter.patient = False
-        self.serve()
+        self._serve()
 
     def _give_up(self, waiter: _Waiter) -> None:
         """Forget a waiter; one that was granted in the instant it gave up must not keep its permits."""
         if self._drop(waiter):
-            self.serve()  # it may have stood at the head of the queue where others would have fitted
+            self._serve()  # it may have stood at the head of the queue where others would have fitted
         elif waiter.granted.done() and not waiter.granted.cancelled() and not waiter.granted.exception():
             grant = waiter.granted.result()
             grant.release(grant.held)

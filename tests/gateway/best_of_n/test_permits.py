@@ -195,6 +195,7 @@ async def test_permits_follow_what_the_servers_take() -> None:
     bound = permits(16, capacity=lambda: takes)
     grants = [await bound.acquire(4) for _ in range(2)]
     takes = 2
+    bound.serve()
     waiting = await waiting_for(bound, 2)
     grants[0].release(4)
     await asyncio.sleep(0)
