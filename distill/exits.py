@@ -28,6 +28,7 @@ FAILED = 1
 BAD_INPUT = 2
 ANOTHER_NIGHT = 3
 ROLLED_BACK = 4
+LOST = 5
 PART_AWAY = 75  # sysexits' EX_TEMPFAIL
 INTERRUPTED = 130
 TERMINATED = 143
@@ -38,6 +39,7 @@ TABLE = {
     BAD_INPUT: "settings, a file of data or the disk need a person; then `run` goes on where it stopped",
     ANOTHER_NIGHT: "another night runs (or, for `watch`, another guard)",
     ROLLED_BACK: "of `watch --once`: it took a new policy back",
+    LOST: "of `collect`: records had left Redis before they were archived",
     PART_AWAY: "Redis, the backend or the reward model is away: `run` again later, it goes on where it stopped",
     INTERRUPTED: "stopped by Ctrl-C: `run` goes on where it stopped",
     TERMINATED: "stopped by SIGTERM: `run` goes on where it stopped",

@@ -16,6 +16,7 @@ from gateway.api.keyfile import new_key
 from gateway.app import build
 from gateway.errors import GatewayError
 from gateway.policy import Arm, Policy, PolicyStore
+from gateway.redis_client import check_redis
 from gateway.settings import Settings, load
 from gateway.telemetry import configure_logging
 
@@ -45,6 +46,7 @@ def serve(
     settings = _settings()
     # What would fail in every worker fails here, once and in one line: building starts no thread and loads no model.
     _told(lambda: build(settings))
+    _told(lambda: asyncio.run(check_redis(settings.redis)))
     workers.serve(settings)
 
 

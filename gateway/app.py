@@ -259,6 +259,8 @@ async def _sample(parts: Parts) -> None:
         metrics.journal_lag_records.set(stats.lag_records)
         metrics.journal_lag_bytes.set(stats.lag_bytes)
         metrics.journal_lost_records.set(stats.lost_records)
+        metrics.journal_stream_ratio.set(stats.stream_share)
+        metrics.journal_stream_full.set(stats.full)
         metrics.redis_connected.set(stats.connected)
         await asyncio.sleep(_SAMPLE_S)
 

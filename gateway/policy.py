@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from redis.asyncio import Redis
-from redis.exceptions import WatchError
+from redis.exceptions import OutOfMemoryError, WatchError
 
+from gateway import redis_client
 from gateway.errors import PolicyError
 from gateway.redis_client import REDIS_ERRORS, connect
 from gateway.settings import PolicySettings, RedisSettings, http_urls
@@ -37,6 +38,16 @@ if TYPE_CHECKING:
 
 _HISTORY = 1_000
 _FILE = "policy.json"
+# KEYS: the policy, its history. ARGV: the policy that must be in force (empty: none), the new one, the last place kept.
+# For a Redis that is out of memory: a rollback must reach a full one, and its few kilobytes are no danger to it.
+_PUBLISH = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+redis.call('LPUSH', KEYS[2], ARGV[2])
+redis.call('LTRIM', KEYS[2], 0, ARGV[3])
+return 1
+"""
+_RESTORE = "return redis.call('SET', KEYS[1], ARGV[1], 'NX')"
 
 log = structlog.get_logger()
 
@@ -187,11 +198,13 @@ class PolicyStore:
         self._file = folder / _FILE
         self._key = f"{redis.key_prefix}:policy"
         self._history_key = f"{redis.key_prefix}:policy:history"
+        self._settings = redis
         self._redis: Redis = connect(redis)
         self._current = self._defaults
         self._task: asyncio.Task[None] | None = None
         self._closing = False
         self._refused: bytes | str | None = None
+        self._supported = False
         self.source: Literal["settings", "disk", "redis"] = "settings"
         self.last_error: str | None = None
 
@@ -201,23 +214,32 @@ class PolicyStore:
         return self._current
 
     async def start(self) -> None:
-        """Load the policy (Redis, else disk, else settings) and begin to refresh it."""
+        """Load the policy (Redis, else disk, else settings) and begin to refresh it.
+
+        Raises:
+            SettingsError: It is a Redis Cluster or a Sentinel.
+        """
         saved = await asyncio.to_thread(self._load)
         if saved is not None:
             self._current, self.source = saved, "disk"
         await self.refresh()
+        if self.last_error == redis_client.UnsupportedRedis.__name__:
+            await redis_client.check_redis(self._settings)
         self._task = asyncio.create_task(self._refresh_loop(), name="policy-refresh")
         self._task.add_done_callback(self._refresh_ended)
 
     async def refresh(self) -> None:
         """Ask Redis once for the policy. Never raises for what Redis is or says."""
         try:
+            if not self._supported:
+                await redis_client.refuse_unsupported(self._redis)
+                self._supported = True
             document = await self._redis.get(self._key)
             if not isinstance(document, bytes | None):
                 raise TypeError("a text was asked for")
             if document is None and self._current.version > 0:
                 log.warning("policy_restored", version=self._current.version)
-                await self._redis.set(self._key, self._current.model_dump_json(), nx=True)
+                await self._restore(self._current.model_dump_json())
         except REDIS_ERRORS as error:
             self._failed(type(error).__name__)
             return
@@ -295,7 +317,23 @@ class PolicyStore:
         pipe.set(self._key, document)
         pipe.lpush(self._history_key, document)
         pipe.ltrim(self._history_key, 0, _HISTORY - 1)
-        await pipe.execute()
+        try:
+            await pipe.execute()
+        except OutOfMemoryError:
+            await self._publish_when_full(found, document)
+
+    async def _publish_when_full(self, found: bytes | str | None, document: str) -> None:
+        before = found.decode() if isinstance(found, bytes) else found or ""
+        keys, args = [self._key, self._history_key], [before, document, str(_HISTORY - 1)]
+        if not await redis_client.run_when_full(self._redis, _PUBLISH, keys=keys, args=args):
+            raise WatchError("another policy was published")
+
+    async def _restore(self, document: str) -> None:
+        """Put the policy back into a Redis that has none, unless another gateway has done so."""
+        try:
+            await self._redis.set(self._key, document, nx=True)
+        except OutOfMemoryError:
+            await redis_client.run_when_full(self._redis, _RESTORE, keys=[self._key], args=[document])
 
     async def _take(self, document: bytes | str) -> None:
         """Make a document from Redis the current policy, if it is a good one."""
@@ -319,6 +357,7 @@ class PolicyStore:
             log.error("policy_not_saved", error=type(error).__name__)
 
     def _failed(self, error: str) -> None:
+        self._supported = False  # after an outage something else may answer there
         if error != self.last_error:
             log.warning("policy_refresh_failed", error=error, version=self._current.version)
         self.last_error = error

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.errors import SettingsError
+from gateway.redis_url import redis_url
 
 Urls = Annotated[tuple[str, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -142,8 +143,8 @@ class RewardSettings(_Group):
 class RedisSettings(_Group):
     """Where records and the policy document live."""
 
-    url: str = "redis://127.0.0.1:6379/0"
-    """redis:// or rediss:// (TLS) URL, with user, password and database."""
+    url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
+    """redis:// or rediss:// (TLS) URL of one Redis (no Cluster, no Sentinel), with user, password and database."""
     username: str = ""
     """ACL user, where the URL names none."""
     password: str = Field(default="", repr=False)
@@ -157,9 +158,11 @@ class RedisSettings(_Group):
     key_prefix: str = "ratchet"
     """Prefix of every key this project writes."""
     stream_max_records: int = Field(default=1_000_000, ge=1)
-    """The stream is trimmed to about this many records."""
+    """The stream takes about this many records that no night has collected; then they wait in the spool."""
     timeout_s: float = Field(default=5.0, gt=0)
     """Longest time one Redis call may take; callers never wait for it."""
+
+    _url = field_validator("url")(redis_url)
 
     @model_validator(mode="after")
     def _tls(self) -> Self:
@@ -359,7 +362,8 @@ def read(of: type[AnySettings], prefix: str, lister: str) -> AnySettings:
         return of()
     except ValidationError as error:
         problems = [f"{variable(item['loc'], prefix)}: {item['msg']}" for item in error.errors(include_url=False)]
-        raise SettingsError("bad settings: " + "; ".join(problems)) from error
+        # From None: pydantic's own message quotes the values, passwords included.
+        raise SettingsError("bad settings: " + "; ".join(problems)) from None
 
 
 def variables(of: type[BaseSettings] | None = None, prefix: str = PREFIX) -> dict[str, tuple[str, str]]:

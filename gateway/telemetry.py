@@ -121,6 +121,12 @@ class Metrics:
         self.journal_lag_bytes = gauge("journal_lag_bytes", "Bytes on disk that Redis has not taken")
         self.journal_not_durable = counter("journal_not_durable_total", "Completions whose record the disk refused")
         self.journal_lost_records = gauge("journal_lost_records", "Records that neither disk nor Redis took")
+        self.journal_stream_ratio = gauge(
+            "journal_stream_ratio", "Share of GATEWAY_REDIS__STREAM_MAX_RECORDS that the stream holds", "mostrecent"
+        )
+        self.journal_stream_full = gauge(
+            "journal_stream_full", "1 while Redis has no room for records, so that they wait on disk", "livemax"
+        )
         self.redis_connected = gauge("redis_connected", "1 while records reach Redis", "min")
 
         self.reward_available = gauge("reward_available", "1 while rewards can be had, 0 while none can", "min")
@@ -138,7 +144,11 @@ class Metrics:
         return Histogram(_PREFIX + name, help_text, labels, buckets=buckets, registry=self.registry)
 
     def _gauge(
-        self, name: str, help_text: str, mode: Literal["livesum", "mostrecent", "min"] = "livesum", *labels: str
+        self,
+        name: str,
+        help_text: str,
+        mode: Literal["livesum", "livemax", "mostrecent", "min"] = "livesum",
+        *labels: str,
     ) -> Gauge:
         return Gauge(_PREFIX + name, help_text, labels, registry=self.registry, multiprocess_mode=mode)
 

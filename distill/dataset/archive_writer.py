@@ -15,7 +15,7 @@ import uuid
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,6 +31,8 @@ from gateway.errors import JournalError
 
 PART_BYTES = 64 * 1024 * 1024  # uncompressed; a full part is left alone for ever
 _ROW_GROUP_ROWS = 4096
+CLOCK_WRONG = timedelta(days=7)
+"""A record's time and that of its collection differ by more only if a clock was wrong: spools empty within days."""
 _REMEMBERED_DAYS = 3  # days whose ids are kept in memory, about 100 bytes a record
 # Least and greatest value are noted of what one filters by; of texts they would be whole texts, twice.
 _STATISTICS = ["id", "kind", "time", "conversation_key", "policy_version", "adapter", "selection", "completion_id"]
@@ -92,11 +94,12 @@ class ArchiveWriter:
                 write_atomically(path, uuid.uuid4().hex.encode())
             return path.read_text()
 
-    def add(self, payloads: Sequence[bytes]) -> Added:
+    def add(self, payloads: Sequence[bytes], collected: datetime | None = None) -> Added:
         """Make these records rows, once each. When this returns they are on disk for sure.
 
         Args:
             payloads: Records as the journal encodes them; unreadable ones are kept as they are, in quarantine.
+            collected: When they were collected, by Redis's clock.
 
         Raises:
             DataError: A part of these days cannot be read, or the disk takes no more. Some of the records may have
@@ -107,7 +110,7 @@ class ArchiveWriter:
         duplicates = 0
         for data in payloads:
             try:
-                row = row_of(data)
+                row = row_of(data, collected)
             except (JournalError, DataError) as error:
                 unreadable.add(self._quarantine(data, str(error)))
                 continue
@@ -142,8 +145,14 @@ class ArchiveWriter:
                 path.unlink()
                 sync_folder(path.parent)
 
-    def drop_before(self, day: str) -> int:
+    def drop_before(self, day: str, today: str) -> int:
         """Remove every part of earlier days, and what came into quarantine before it. Returns how many rows went.
+
+        A part stays as long as it holds a record whose gateway's clock was wrong and that was collected later.
+
+        Args:
+            day: The first day that is kept, as ``2026-11-22``.
+            today: The day it is; records of later days came from a gateway whose clock was ahead.
 
         Raises:
             DataError: A part cannot be read, or the folder cannot be written.
@@ -151,10 +160,12 @@ class ArchiveWriter:
         rows = 0
         for path in self._archive.parts():
             name = path.parent.name.removeprefix("day=")
-            if name >= day:
+            if day <= name <= today:
                 continue
-            with open_part(path) as part:
-                rows += part.metadata.num_rows
+            days = _days(path)
+            if max(days, default="") >= day:
+                continue
+            rows += len(days)
             self._known.pop(name, None)
             with _writable(self._archive.folder):
                 path.unlink()
@@ -222,6 +233,23 @@ def _parquet(rows: pa.Table) -> bytes:
     )
     content: bytes = sink.getvalue().to_pybytes()
     return content
+
+
+def _days(path: Path) -> list[str]:
+    """The day of each row's age: the record's own, or that of its collection where the two cannot both be right.
+
+    Raises:
+        DataError: The part cannot be read.
+    """
+    with open_part(path) as part, readable(path):
+        names = [name for name in ("time", "collected") if name in part.schema_arrow.names]
+        columns = part.read(columns=names).to_pydict()
+    times = columns["time"]
+    days = []
+    for time, collected in zip(times, columns.get("collected") or [None] * len(times), strict=True):
+        wrong = collected is not None and abs(collected - time) > CLOCK_WRONG
+        days.append((collected if wrong else time).date().isoformat())
+    return days
 
 
 @contextlib.contextmanager

@@ -25,7 +25,14 @@ from gateway.journal.reader import Delivery, JournalReader
 from gateway.settings import RedisSettings
 
 GROUP = "night"
+CLOCKS_APART = timedelta(hours=1)
+"""Largest difference between this machine's clock and Redis's with which records may expire."""
+QUIET = timedelta(days=7)
+"""Longest time without a record after which the clock is still trusted."""
+LOST = "{} records left Redis before they were archived: they are lost"
 _POLL_S = 0.2
+_CONSUMER = "archive-"
+_SEEN_S = 7 * 86_400.0
 
 log = structlog.get_logger()
 
@@ -36,6 +43,8 @@ class Collected:
 
     ``duplicates`` were delivered again and have their row; ``unreadable`` names the files that keep what no version up
     to this one can read; ``trimmed`` entries left Redis; ``expired`` rows and entries were older than is kept.
+    ``lost`` entries had left the stream before this or any earlier pass had archived them. ``warnings`` are what an
+    operator should know beside that, one sentence each.
     """
 
     completions: int = 0
@@ -44,6 +53,8 @@ class Collected:
     unreadable: tuple[Path, ...] = ()
     trimmed: int = 0
     expired: int = 0
+    lost: int = 0
+    warnings: tuple[str, ...] = ()
 
     @property
     def collected(self) -> int:
@@ -59,11 +70,13 @@ async def collect(
     batch_records: int = 256,
     flush_bytes: int = 8 * 1024 * 1024,
     on_archived: Callable[[Collected], None] = lambda _: None,
+    trust_clock: bool = False,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Collected:
     """Archive what the stream holds now, acknowledge it, trim Redis by it, and let go of what is too old to keep.
 
     Ends once everything that was in the stream at the start has been seen; what comes meanwhile is for the next pass.
+    Needs no memory of Redis but what it frees: each batch is trimmed once it is acknowledged.
 
     Args:
         redis: Where the journal's stream is.
@@ -72,11 +85,13 @@ async def collect(
         batch_records: Most records of one read.
         flush_bytes: Records are archived once so many bytes of them wait in memory.
         on_archived: Called after each write with the counts so far.
-        now: The time by which records are too old.
+        trust_clock: Expire old records although the clocks disagree or nothing was recorded for long.
+        now: This machine's clock.
 
     Raises:
         DataError: The archive cannot be written or read. Nothing unarchived was acknowledged: mend it and run again.
         NightError: Redis does not answer, or another process collects for too long. Run again later.
+        SettingsError: GATEWAY_REDIS__URL leads to a Redis Cluster or a Sentinel.
     """
     archive = Archive(settings.archive_dir)
     # One thread, and it ends before the archive is let go of: a cancelled pass never writes behind the next one's back.
@@ -85,26 +100,29 @@ async def collect(
             reader = JournalReader(
                 redis,
                 group=GROUP,
-                consumer=f"archive-{writer.identity()}",
+                consumer=f"{_CONSUMER}{writer.identity()}",
                 batch_records=batch_records,
                 claim_idle_s=settings.claim_idle_s,
             )
             done = Collected()
             try:
                 with _redis_in_words(done):
+                    await reader.start()
+                    start = await reader.place()
+                    done.trimmed = await reader.trim()  # a killed pass may have left what it acknowledged
                     await _drain(reader, writer, thread, done, flush_bytes, on_archived)
-                    done.trimmed = await reader.trim()
+                    done.lost = await reader.lost_since(start)
+                    done.warnings = await _warnings(reader)
                     if settings.keep_days is not None:
-                        oldest = now() - timedelta(days=settings.keep_days)
-                        done.expired = await reader.drop_before(int(oldest.timestamp() * 1000))
-                        # Whole days: the day on which a record becomes too old is the last that it is kept.
-                        done.expired += await asyncio.get_running_loop().run_in_executor(
-                            thread, writer.drop_before, oldest.date().isoformat()
-                        )
+                        await _expire(reader, writer, thread, done, settings.keep_days, trust_clock, now())
             finally:
                 await reader.aclose()
             done.duplicates += reader.duplicates
     log.info("collected", completions=done.completions, feedback=done.feedback, unreadable=len(done.unreadable))
+    if done.lost:
+        log.error("records_lost_unread", count=done.lost)
+    for warning in done.warnings:
+        log.warning("collect_warning", problem=warning)
     return done
 
 
@@ -116,8 +134,8 @@ async def _drain(
     flush_bytes: int,
     on_archived: Callable[[Collected], None],
 ) -> None:
-    await reader.start()
     end = await reader.newest()
+    collected = datetime.fromtimestamp(await reader.clock_ms() / 1000, UTC)
     waiting: dict[str, Delivery] = {}
     more = True
     while more:
@@ -129,14 +147,82 @@ async def _drain(
         n_bytes = sum(len(delivery.data) for delivery in waiting.values())
         if waiting and (not more or overdue or n_bytes >= flush_bytes):
             payloads = [delivery.data for delivery in waiting.values()]
-            added = await asyncio.get_running_loop().run_in_executor(thread, writer.add, payloads)
+            added = await asyncio.get_running_loop().run_in_executor(thread, writer.add, payloads, collected)
             done.completions += added.completions
             done.feedback += added.feedback
             done.duplicates += added.duplicates
             done.unreadable = tuple(sorted({*done.unreadable, *added.unreadable}))
             await reader.ack(list(waiting))
+            done.trimmed += await reader.trim()
             waiting = {}
             on_archived(done)
+
+
+async def _warnings(reader: JournalReader) -> tuple[str, ...]:
+    """Say who else keeps Redis from being trimmed, or takes a share of the records."""
+    now_ms = await reader.clock_ms()
+    held = [
+        f"the consumer group {each.group} has not acknowledged what came {(now_ms - each.since_ms) / 3.6e6:.1f} hours "
+        "ago, so Redis keeps it: if nobody reads with this group any more, remove it (XGROUP DESTROY)"
+        for each in await reader.held_back()
+    ]
+    others = [
+        f"{name} collected from this stream too, {idle_s / 3600:.1f} hours ago: that is another archive, and each gets "
+        "a part of the records only. Collect into one; a name that is not in use any more goes by XGROUP DELCONSUMER"
+        for name, idle_s in (await reader.consumers()).items()
+        if name.startswith(_CONSUMER) and idle_s < _SEEN_S
+    ]
+    return (*held, *others)
+
+
+async def _expire(
+    reader: JournalReader,
+    writer: ArchiveWriter,
+    thread: ThreadPoolExecutor,
+    done: Collected,
+    keep_days: int,
+    trust_clock: bool,
+    now: datetime,
+) -> None:
+    """Let go of what is older than ``keep_days``, unless the clocks give reason to doubt that it is."""
+    redis_now = datetime.fromtimestamp(await reader.clock_ms() / 1000, UTC)
+    newest_ms = (await reader.newest())[0]
+    newest = datetime.fromtimestamp(newest_ms / 1000, UTC) if newest_ms else None
+    doubt = None if trust_clock else clock_doubt(now, redis_now, newest)
+    if doubt is not None:
+        done.warnings += (f"nothing was expired (DISTILL_DATASET__KEEP_DAYS): {doubt}",)
+        return
+    oldest = redis_now - timedelta(days=keep_days)
+    done.expired = await reader.drop_before(int(oldest.timestamp() * 1000))
+    # Whole days: the day on which a record becomes too old is the last that it is kept.
+    days = oldest.date().isoformat(), redis_now.date().isoformat()
+    done.expired += await asyncio.get_running_loop().run_in_executor(thread, writer.drop_before, *days)
+
+
+def clock_doubt(now: datetime, redis_now: datetime, newest: datetime | None) -> str | None:
+    """Return why no record's age can be trusted, or None if it can.
+
+    Args:
+        now: By this machine's clock.
+        redis_now: By Redis's clock.
+        newest: When the newest record came to Redis, by Redis's clock; None for a stream that has had none.
+    """
+    apart = abs(now - redis_now)
+    if apart > CLOCKS_APART:
+        return (
+            f"this machine's clock ({now:%Y-%m-%d %H:%M} UTC) and Redis's ({redis_now:%Y-%m-%d %H:%M} UTC) are "
+            f"{_duration(apart)} apart; set them right"
+        )
+    if newest is not None and redis_now - newest > QUIET:
+        return (
+            f"the newest record is {_duration(redis_now - newest)} old, so the clock may be ahead; if it is right, run "
+            "`python -m distill collect --trust-clock`"
+        )
+    return None
+
+
+def _duration(span: timedelta) -> str:
+    return f"{span.days} days" if span.days else f"{span.total_seconds() / 3600:.1f} hours"
 
 
 @contextlib.asynccontextmanager

@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from distill import settings
+from distill import exits, settings
 from distill.dataset.archive import Archive
-from distill.dataset.collect import Collected
+from distill.dataset.collect import LOST, Collected
 from distill.dataset.collect import collect as collect_records
 from distill.dataset.curate import Curated
 from distill.dataset.curate import curate as curate_records
@@ -24,8 +24,15 @@ from gateway import settings as gateway_settings
 console = Console()
 
 
-def collect() -> None:
-    """Archive what the journal's stream holds, acknowledge it, and trim Redis."""
+def collect(
+    trust_clock: Annotated[
+        bool, typer.Option("--trust-clock", help="Expire old records (KEEP_DAYS) although the clocks look wrong.")
+    ] = False,
+) -> None:
+    """Archive what the journal's stream holds, acknowledge it, and trim Redis.
+
+    Ends with 5 where records had left Redis before they were archived.
+    """
     with errors_in_words():
         dataset = settings.load().dataset
         redis = gateway_settings.load().redis
@@ -34,10 +41,15 @@ def collect() -> None:
             def show(done: Collected) -> None:
                 status.update(f"collecting: {done.collected} records archived")
 
-            done = asyncio.run(collect_records(redis, dataset, on_archived=show))
+            done = asyncio.run(collect_records(redis, dataset, on_archived=show, trust_clock=trust_clock))
         console.print(_collected(done, Archive(dataset.archive_dir)))
         for path in done.unreadable:
             console.print(f"unreadable, kept as it came: {path}", style="yellow", markup=False, soft_wrap=True)
+        for warning in done.warnings:
+            console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        if done.lost:
+            console.print(LOST.format(done.lost), style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(exits.LOST)
 
 
 def curate(
@@ -70,6 +82,7 @@ def _collected(done: Collected, archive: Archive) -> Table:
         "unreadable": len(done.unreadable),
         "trimmed from Redis": done.trimmed,
         "too old to keep": done.expired,
+        "lost before they were archived": done.lost,
         "rows in the archive": archive.count(),
     }
     return _counts("Collected", rows)

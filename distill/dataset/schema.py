@@ -37,6 +37,8 @@ SCHEMA = pa.schema(
         ("kind", pa.string()),
         ("time", pa.timestamp("ms", tz="UTC")),
         ("key_id", pa.string()),
+        # By Redis's clock; ``time`` is by the gateway's, which may be wrong. Null in parts of earlier versions.
+        ("collected", pa.timestamp("ms", tz="UTC")),
         # Completions only, from here to generated_tokens.
         ("conversation_key", pa.string()),
         ("prompt", pa.string()),
@@ -81,8 +83,12 @@ class Row:
     columns: dict[str, Any]
 
 
-def row_of(data: bytes) -> Row:
+def row_of(data: bytes, collected: datetime | None = None) -> Row:
     """The archive's row of one record.
+
+    Args:
+        data: The record as the journal encoded it.
+        collected: When it was collected, by Redis's clock.
 
     Raises:
         JournalError: The bytes are not a record.
@@ -93,7 +99,7 @@ def row_of(data: bytes) -> Row:
         day = datetime.fromtimestamp(record.time_ms // 1000, UTC).date().isoformat()
     except (ValueError, OverflowError, OSError) as error:
         raise DataError(f"{record.kind} record of {len(data)} bytes has no day") from error
-    return Row(record.id, record.kind, day, _columns(record) | {"record": data.decode()})
+    return Row(record.id, record.kind, day, _columns(record) | {"collected": collected, "record": data.decode()})
 
 
 def table_of(rows: Sequence[Row]) -> tuple[pa.Table, list[Row]]:

@@ -12,10 +12,12 @@ import redis
 
 from distill.dataset.archive import Archive, open_part, readable
 from distill.dataset.archive_writer import ArchiveWriter
+from distill.dataset.collect import GROUP
 from distill.forget.wanted import Wanted
 from gateway.errors import JournalError
 from gateway.journal.erase import Erased, erase
 from gateway.journal.record import CompletionRecord, Record, decode
+from gateway.journal.retention import delete_entries
 
 _BATCH = 500
 _COLUMNS = ["id", "kind", "key_id", "conversation_key", "completion_id"]
@@ -62,8 +64,7 @@ def forget_in_stream(client: redis.Redis, stream: str, wanted: Wanted) -> int:
         if record is not None and wanted.has(record):
             going[isinstance(record, CompletionRecord)].append(entry_id)
     ids = going[False] + going[True]
-    for start in range(0, len(ids), _BATCH):
-        client.xdel(stream, *ids[start : start + _BATCH])
+    delete_entries(client, stream, GROUP, ids)
     return len(ids)
 
 

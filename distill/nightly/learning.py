@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.dataset.archive import Archive
-from distill.dataset.collect import Collected
+from distill.dataset.collect import LOST, Collected
 from distill.dataset.curate import curate as curate_records
 from distill.dataset.files import content_hash, read_examples, write_examples, write_held_out
 from distill.errors import TrainingError
@@ -58,10 +58,19 @@ def _say_collected(night: Night, done: Collected) -> None:
     for path in done.unreadable:
         night.say(f"a record that no version up to this one can read is kept in {path}")
     night.say(f"{done.collected} new records archived, {done.duplicates} had their row already")
+    if done.lost:
+        night.say(LOST.format(done.lost))
+    for warning in done.warnings:
+        night.say(warning)
 
 
 def _collect_facts(done: Collected) -> Result:
-    return {"archived": done.collected, "duplicates": done.duplicates, "unreadable": len(done.unreadable)}
+    return {
+        "archived": done.collected,
+        "duplicates": done.duplicates,
+        "unreadable": len(done.unreadable),
+        "lost": done.lost,
+    }
 
 
 def curate(night: Night) -> Result:

@@ -32,6 +32,7 @@ def write_metrics(path: Path, run: RunDir | None, exit_code: int) -> None:
     if run is not None:
         results = {step: run.result(step) or {} for step in STEPS}
         gauge("attempts", "How often that night was begun.", run.attempts)
+        gauge("lost_records", "Records that left Redis before they were archived.", results["collect"].get("lost", 0))
         gauge("examples", "Winners that could train.", results["curate"].get("examples", 0))
         gauge("held_out_prompts", "Prompts that measured.", results["draw"].get("prompts", 0))
         gauge("promoted", "Whether a new adapter went live.", bool(results["promote"]))

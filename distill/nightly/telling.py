@@ -79,6 +79,7 @@ def _collected(results: dict[str, Result]) -> Collected | None:
     return Collected(
         archived=collected["archived"],
         unreadable=collected["unreadable"],
+        lost=collected.get("lost", 0),
         total=curated["total"],
         examples=curated["examples"],
         held_out=curated["held_out"],

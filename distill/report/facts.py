@@ -168,6 +168,8 @@ class Collected(_Fact):
     archived: int
     """Records written to the archive this night."""
     unreadable: int
+    lost: int = 0
+    """Records that left Redis before they were archived."""
     total: int
     """Records looked at; ``examples`` + ``held_out`` + all of ``excluded`` add up to it."""
     examples: int

@@ -16,16 +16,19 @@ from typing import Any
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
-from gateway.errors import JournalError
+from gateway.errors import JournalError, SettingsError
+from gateway.journal import retention
 from gateway.journal.record import Record, decode
+from gateway.journal.retention import HeldBack, Place
 from gateway.journal.stream import stream_key
-from gateway.redis_client import REDIS_ERRORS, connect
+from gateway.redis_client import REDIS_ERRORS, UnsupportedRedis, connect, refuse_unsupported, run_when_full
 from gateway.settings import RedisSettings
 
 _FIRST = "0-0"
 _POLL_S = 1.0
+_MAKE_GROUP = "return redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0-0', 'MKSTREAM')"
 
 log = structlog.get_logger()
 _Entry = tuple[bytes, dict[bytes, bytes]]
@@ -42,7 +45,7 @@ class Delivery:
     @property
     def order(self) -> tuple[int, int]:
         """The entry's place in the stream; later entries compare greater."""
-        return _order(self.entry_id)
+        return retention.order(self.entry_id)
 
     def record(self) -> Record:
         """The record.
@@ -77,6 +80,10 @@ class JournalReader:
         window: int = 100_000,
     ) -> None:
         self.duplicates = 0
+        self.delivered = 0
+        """New entries that were delivered, second copies included."""
+        self.lost_pending = 0
+        """Entries that left the stream after their delivery, before anyone had acknowledged them."""
         self._stream = stream_key(redis.key_prefix)
         self._group = group
         self._consumer = consumer
@@ -94,8 +101,13 @@ class JournalReader:
 
         Raises:
             JournalError: Redis does not answer.
+            SettingsError: It is a Redis Cluster or a Sentinel.
         """
         async with self._translated():
+            try:
+                await refuse_unsupported(self._redis)
+            except UnsupportedRedis as error:
+                raise SettingsError(str(error)) from error
             await self._make_group()
 
     async def read(self, *, wait_s: float = 0.0) -> list[Delivery]:
@@ -127,7 +139,7 @@ class JournalReader:
             JournalError: Redis does not answer.
         """
         async with self._translated():
-            return _order((await self._redis.xinfo_stream(self._stream))["last-generated-id"])
+            return retention.order((await self._redis.xinfo_stream(self._stream))["last-generated-id"])
 
     async def ack(self, entry_ids: Sequence[str]) -> None:
         """These entries are safe elsewhere: they will not be delivered to this group again.
@@ -146,14 +158,7 @@ class JournalReader:
             JournalError: Redis does not answer.
         """
         async with self._translated():
-            needed = []
-            for group in await self._redis.xinfo_groups(self._stream):
-                pending = await self._redis.xpending(self._stream, group["name"])
-                oldest = pending["min"] if pending["pending"] else _successor(group["last-delivered-id"])
-                needed.append(_order(oldest))
-            milliseconds, sequence = min(needed, default=(0, 0))
-            removed = await self._redis.xtrim(self._stream, minid=f"{milliseconds}-{sequence}", approximate=False)
-            return int(removed)
+            return await retention.trim_acknowledged(self._redis, self._stream)
 
     async def drop_before(self, time_ms: int) -> int:
         """Remove what came before a moment, acknowledged or not. Returns how many entries went.
@@ -165,7 +170,62 @@ class JournalReader:
             JournalError: Redis does not answer.
         """
         async with self._translated():
-            return int(await self._redis.xtrim(self._stream, minid=f"{time_ms}-0", approximate=False))
+            return await retention.trim_before(self._redis, self._stream, f"{time_ms}-0")
+
+    async def place(self) -> Place:
+        """Return how far this group has come in the stream.
+
+        Raises:
+            JournalError: Redis does not answer.
+        """
+        async with self._translated():
+            return await retention.place_of(self._redis, self._stream, self._group)
+
+    async def lost_since(self, start: Place) -> int:
+        """Return how many entries left the stream unread since a place, and have Redis count on from here.
+
+        Args:
+            start: The group's place before this reader's first ``read``.
+
+        Raises:
+            JournalError: Redis does not answer.
+        """
+        async with self._translated():
+            place = await retention.place_of(self._redis, self._stream, self._group)
+            read = place.read_now(start, self.delivered)
+            if read is not None and read != place.read:
+                await self._redis.xgroup_setid(self._stream, self._group, place.delivered, entries_read=read)
+            return place.lost_since(start, self.delivered) + self.lost_pending
+
+    async def held_back(self) -> list[HeldBack]:
+        """Return the other groups that keep in the stream what this one has acknowledged.
+
+        Raises:
+            JournalError: Redis does not answer.
+        """
+        async with self._translated():
+            return await retention.held_back(self._redis, self._stream, self._group)
+
+    async def consumers(self) -> dict[str, float]:
+        """Return the group's other consumers, and how many seconds ago each was last seen.
+
+        Raises:
+            JournalError: Redis does not answer.
+        """
+        async with self._translated():
+            found = await self._redis.xinfo_consumers(self._stream, self._group)
+        idle_s = {each["name"].decode("utf-8", "replace"): each["idle"] / 1000 for each in found}
+        return {name: seconds for name, seconds in idle_s.items() if name != self._consumer}
+
+    async def clock_ms(self) -> int:
+        """Return the time by Redis's clock, in milliseconds since the epoch.
+
+        Raises:
+            JournalError: Redis does not answer.
+        """
+        async with self._translated():
+            seconds, microseconds = await self._redis.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def aclose(self) -> None:
         """Close the connection; what was not acknowledged stays so."""
@@ -173,9 +233,12 @@ class JournalReader:
 
     async def _make_group(self) -> None:
         try:
-            await self._redis.xgroup_create(self._stream, self._group, id=_FIRST, mkstream=True)
+            try:
+                await self._redis.xgroup_create(self._stream, self._group, id=_FIRST, mkstream=True)
+            except OutOfMemoryError:  # reading is what will free it
+                await run_when_full(self._redis, _MAKE_GROUP, keys=[self._stream], args=[self._group])
         except ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):
+            if "BUSYGROUP" not in str(error):
                 raise
 
     async def _backlog(self) -> list[_Entry]:
@@ -200,11 +263,14 @@ class JournalReader:
             )
             self._claim_from = reply[0].decode()
             entries: list[_Entry] = reply[1]
+            self.lost_pending += len(reply[2]) if len(reply) > 2 else 0  # Redis has dropped these from the group
             if entries or self._claim_from == _FIRST:
                 return entries
 
     async def _new(self, block_s: float) -> list[_Entry]:
-        return await self._read_group(">", block_s=block_s)
+        entries = await self._read_group(">", block_s=block_s)
+        self.delivered += len(entries)
+        return entries
 
     async def _read_group(self, after: str, *, block_s: float) -> list[_Entry]:
         reply = await self._in_group(
@@ -235,6 +301,7 @@ class JournalReader:
         for raw_id, found in entries:
             entry_id = raw_id.decode()
             if not found:  # trimmed from the stream before anyone acknowledged it
+                self.lost_pending += 1
                 done.append(entry_id)
                 continue
             record_id = found.get(b"id", b"").decode("utf-8", "replace")
@@ -255,14 +322,3 @@ class JournalReader:
             yield
         except REDIS_ERRORS as error:
             raise JournalError(f"the journal's stream cannot be read: Redis said {type(error).__name__}") from error
-
-
-def _order(entry_id: bytes | str) -> tuple[int, int]:
-    """Entry ids compare as numbers."""
-    milliseconds, _, sequence = (entry_id.decode() if isinstance(entry_id, bytes) else entry_id).partition("-")
-    return int(milliseconds), int(sequence)
-
-
-def _successor(entry_id: bytes | str) -> str:
-    milliseconds, sequence = _order(entry_id)
-    return f"{milliseconds}-{sequence + 1}"

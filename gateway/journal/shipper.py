@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from gateway.errors import bare
 from gateway.journal.claim import Claim
 from gateway.journal.spool import Position, Tail
-from gateway.journal.stream import StreamLink
+from gateway.journal.stream import StreamFull, StreamLink
 from gateway.redis_client import REDIS_ERRORS
 from gateway.settings import RedisSettings
 
@@ -33,6 +33,7 @@ _ADOPT_S = 30.0
 _BACKOFF_S = 0.1
 _BACKOFF_MAX_S = 5.0
 _DIRECT_BYTES = 64 * 1024 * 1024
+_FULL = (StreamFull, OutOfMemoryError)
 
 log = structlog.get_logger()
 P = ParamSpec("P")
@@ -45,6 +46,8 @@ class JournalStats:
 
     ``lag_*`` is what Redis has not acknowledged yet. ``direct_records`` went to Redis from memory because the disk
     refused them; ``lost_records`` went nowhere. ``last_error`` is an error's class name, None while all is well.
+    ``stream_records`` is how many the stream holds, ``stream_share`` the share of its limit that this is; ``full``: it
+    takes no more, for its limit or Redis's memory is reached, and they wait on disk.
     ``aof``: whether Redis's acknowledgement means its append-only file (True) or only its memory (False).
     """
 
@@ -57,6 +60,9 @@ class JournalStats:
     lag_records: int = 0
     lag_bytes: int = 0
     connected: bool = False
+    stream_records: int = 0
+    stream_share: float = 0.0
+    full: bool = False
     aof: bool | None = None
     last_error: str | None = None
 
@@ -186,6 +192,10 @@ class Shipper:
         if taken and await self._link.confirm():
             for source in taken:
                 await self._acknowledge(source)
+        if not moved:
+            await self._link.measure()  # others add and the night trims, also while nothing is sent from here
+        self._stats.stream_records = self._link.n_records
+        self._stats.stream_share = self._link.n_records / self._link.max_records
         self._stats.aof = self._link.aof
         if refusal is not None:
             raise refusal
@@ -215,7 +225,8 @@ class Shipper:
         records = list(self._direct)[: self._batch_records]
         if not records:
             return 0
-        n_taken, refusal = await self._link.add(records)
+        # Beyond the stream's limit, too: no disk holds them, so they would be lost.
+        n_taken, refusal = await self._link.add(records, limited=False)
         for _ in range(n_taken):
             self._direct_bytes -= len(self._direct.popleft()[1])
         self._stats.direct_records += n_taken
@@ -272,6 +283,7 @@ class Shipper:
         if self._stats.last_error != name:
             log.warning("journal_not_shipping", error=name, lag_records=self._stats.lag_records)
         self._stats.last_error = name
+        self._stats.full = isinstance(error, _FULL)
         self._stats.connected = self._link.connected
         await self._link.close()
         for source in [self._own, *self._orphans]:
@@ -291,5 +303,6 @@ class Shipper:
         if self._stats.last_error is not None:
             log.info("journal_shipping_again", lag_records=self._stats.lag_records)
         self._stats.last_error = None
+        self._stats.full = False
         self._stats.connected = True
         self._failures = 0

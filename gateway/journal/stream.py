@@ -13,13 +13,18 @@ from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from gateway.errors import bare
-from gateway.redis_client import connection_options
+from gateway.redis_client import connection_options, refuse_modes
 from gateway.settings import RedisSettings
 
 _ENTRY_ID = re.compile(rb"\d+-\d+")
+_MODE = re.compile(rb"(?m)^(redis_mode|server_mode|cluster_enabled):(\w+)")
+
+
+class StreamFull(RedisError):
+    """The stream holds as many records as the settings allow: nobody has collected them."""
 
 
 def stream_key(key_prefix: str) -> str:
@@ -28,7 +33,10 @@ def stream_key(key_prefix: str) -> str:
 
 
 class StreamLink:
-    """Adds records to the stream.
+    """Adds records to the stream, up to the number that the settings allow. It never removes one.
+
+    ``n_records`` is the stream's length as this connection last saw it; other gateways add to it as well, so the limit
+    is kept to within a batch of each.
 
     ``aof`` says whether Redis acknowledges what its append-only file has (WAITAOF: Valkey and Redis 7.2 on, with
     ``appendonly yes``) or only what its memory has; None before that is known.
@@ -48,6 +56,12 @@ class StreamLink:
         )
         self._connection: AbstractConnection | None = None
         self.aof: bool | None = None
+        self.n_records = 0
+
+    @property
+    def max_records(self) -> int:
+        """The number of records that the stream may hold."""
+        return self._max_records
 
     @property
     def connected(self) -> bool:
@@ -59,30 +73,56 @@ class StreamLink:
 
         Raises:
             RedisError: Redis does not answer.
+            UnsupportedRedis: It is a node of a cluster, or a Sentinel.
         """
         if not self.connected:
             connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             await connection.connect()
             self._connection = connection
             self.aof = None
+            await self._refuse_unsupported(connection)
+            await self.measure()
 
-    async def add(self, records: Sequence[tuple[bytes, bytes]]) -> tuple[int, ResponseError | None]:
-        """Add records (id, bytes) in one round trip.
+    async def measure(self) -> None:
+        """Look how many records the stream holds.
+
+        Raises:
+            RedisError: The connection broke, or Redis does not say.
+        """
+        connection = self._standing()
+        await connection.send_command("XLEN", self._stream, check_health=False)
+        self.n_records = await self._length(connection)
+
+    async def add(
+        self, records: Sequence[tuple[bytes, bytes]], *, limited: bool = True
+    ) -> tuple[int, RedisError | None]:
+        """Add records (id, bytes) in one round trip, as far as there is room.
+
+        Args:
+            records: What to add, in this order.
+            limited: Whether the stream's limit holds for them.
 
         Returns:
-            How many Redis took before it first refused one, and why it did.
+            How many Redis took before it first refused one, and why it did; fewer than given, and no refusal, where
+            only so many had room.
 
         Raises:
             RedisError: The connection broke; Redis may have taken any of them.
         """
         connection = self._standing()
-        commands = [
-            ("XADD", self._stream, "MAXLEN", "~", self._max_records, "*", "id", record_id, "data", data)
-            for record_id, data in records
+        if limited:
+            if self.n_records >= self._max_records:
+                await self.measure()
+            records = records[: max(0, self._max_records - self.n_records)]
+            if not records:
+                return 0, StreamFull(f"the stream holds {self.n_records} records")
+        commands: list[tuple[str | bytes, ...]] = [
+            ("XADD", self._stream, "*", "id", record_id, "data", data) for record_id, data in records
         ]
+        commands.append(("XLEN", self._stream))
         await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
         n_taken, refusal = 0, None
-        for _ in commands:
+        for _ in records:
             try:
                 entry_id = await connection.read_response(disable_decoding=True)
             except ResponseError as error:
@@ -91,6 +131,7 @@ class StreamLink:
                 if not isinstance(entry_id, bytes) or not _ENTRY_ID.fullmatch(entry_id):
                     raise RedisConnectionError("what answers took a record and does not say where: it is no Redis")
                 n_taken += refusal is None
+        self.n_records = await self._length(connection)
         return n_taken, refusal
 
     async def confirm(self) -> bool:
@@ -125,6 +166,25 @@ class StreamLink:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.disconnect(nowait=True)
+
+    async def _length(self, connection: AbstractConnection) -> int:
+        """Read the answer to XLEN; 0 where Redis does not say, so that its own memory is the only limit."""
+        try:
+            reply = await connection.read_response(disable_decoding=True)
+        except ResponseError:
+            return 0
+        if not isinstance(reply, int):
+            raise RedisConnectionError("what answers does not say how long the stream is: it is no Redis")
+        return reply
+
+    async def _refuse_unsupported(self, connection: AbstractConnection) -> None:
+        await connection.send_command("INFO", check_health=False)
+        try:
+            reply = await connection.read_response(disable_decoding=True)
+        except ResponseError:
+            return  # a user or a proxy that may not ask
+        if isinstance(reply, bytes):
+            refuse_modes({name.decode(): value.decode() for name, value in _MODE.findall(reply)})
 
     def _standing(self) -> AbstractConnection:
         if self._connection is None or not self._connection.is_connected:

@@ -25,6 +25,11 @@ from gateway.settings import JournalSettings, RedisSettings
 from gateway.types import Readiness
 
 _COMMIT_BYTES = 8 * 1024 * 1024
+_PROBLEMS = {
+    "StreamFull": "the stream in Redis is full until the night collects",
+    "OutOfMemoryError": "Redis is out of memory until the night collects",
+    "UnsupportedRedis": "this Redis is a Cluster's or a Sentinel, which is not supported",
+}
 
 log = structlog.get_logger()
 
@@ -139,14 +144,21 @@ class Journal:
         stats = self.stats
         details = []
         if stats.last_error is not None:
-            details.append(f"Redis takes no records ({stats.last_error})")
+            words = _PROBLEMS.get(stats.last_error, "Redis takes no records")
+            details.append(f"{words} ({stats.last_error})")
         if stats.lag_bytes > self._settings.max_spool_bytes:
             details.append(f"the spool holds {stats.lag_bytes} bytes, over its limit")
         if self._disk_failing:
             details.append("the spool's disk refuses records")
         if self._redaction is not None and self._redaction.failures:
             details.append(f"{self._redaction.failures} records are without content, for their redaction failed")
-        facts = {"connected": stats.connected, "lag_records": stats.lag_records, "lag_bytes": stats.lag_bytes}
+        facts = {
+            "connected": stats.connected,
+            "lag_records": stats.lag_records,
+            "lag_bytes": stats.lag_bytes,
+            "stream_records": stats.stream_records,
+            "stream_full": stats.full,
+        }
         if self._loop is None:
             return Readiness(ready=False, detail="the journal is not running", facts=facts)
         return Readiness(ready=True, detail="; ".join(details), facts=facts)

@@ -13,7 +13,7 @@ import pytest
 import uvloop
 from structlog.testing import capture_logs
 
-from gateway.errors import PolicyError
+from gateway.errors import PolicyError, SettingsError
 from gateway.policy import Policy, PolicyStore
 from gateway.settings import PolicySettings, RedisSettings
 from tests.redis_server import RedisServer
@@ -77,10 +77,10 @@ async def test_a_refresh_that_dies_of_what_nobody_foresaw_is_told(
     store = make_store()
     await store.start()
 
-    async def unforeseen(_: object) -> bytes:
+    async def unforeseen() -> bytes:
         raise ArithmeticError
 
-    monkeypatch.setattr(store._redis, "get", unforeseen)
+    monkeypatch.setattr(store._redis, "info", unforeseen)
     with capture_logs() as logs:
         await until(lambda: store.last_error == "ArithmeticError")
     assert ["policy_refresh_died"] == [line["event"] for line in logs if line["log_level"] == "critical"]
@@ -243,14 +243,14 @@ async def test_closing_ends_even_when_a_cancellation_is_swallowed(
     """asyncio.wait_for, which the Redis client uses, can do that before Python 3.12."""
     entered = asyncio.Event()
 
-    async def swallow(key: str) -> None:
+    async def swallow() -> None:
         entered.set()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
 
     store = make_store()
     await store.start()
-    monkeypatch.setattr(store._redis, "get", swallow)
+    monkeypatch.setattr(store._redis, "info", swallow)
     await entered.wait()
     async with asyncio.timeout(30):
         await store.aclose()
@@ -293,3 +293,60 @@ async def test_without_redis_publishing_and_history_are_policy_errors(
         await store.publish(store.current.successor(reason=""))
     with pytest.raises(PolicyError, match="no history: Redis said ConnectionError"):
         await store.history()
+
+
+async def test_a_full_redis_takes_a_policy_all_the_same(make_store: MakeStore, redis_server: RedisServer) -> None:
+    """A rollback must not wait for memory; versions follow each other as ever."""
+    store, other = make_store(), make_store()
+    await store.publish(store.current.successor(reason="before", n=5))
+    await other.refresh()
+    redis_server.fill()
+    await store.publish(store.current.successor(reason="full", n=2))
+    with pytest.raises(PolicyError, match="version 2 does not follow the published version 2"):
+        await other.publish(other.current.successor(reason="late"))
+    assert ["full", "before"] == [policy.reason for policy in await other.history()]
+    await other.refresh()
+    assert (2, 2) == (other.current.version, other.current.n)
+
+
+async def test_of_two_at_once_a_full_redis_takes_one(
+    make_store: MakeStore, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other is told, as without the lack of memory."""
+    store = make_store()
+    redis_server.fill()
+    through = store._publish_when_full
+
+    async def overtaken(found: bytes | str | None, document: str) -> None:
+        await through(found, store.current.successor(reason="first").model_dump_json())
+        await through(found, document)
+
+    monkeypatch.setattr(store, "_publish_when_full", overtaken)
+    with pytest.raises(PolicyError, match="another policy was published at the same time"):
+        await store.publish(store.current.successor(reason="second"))
+    assert ["first"] == [policy.reason for policy in await store.history()]
+
+
+async def test_a_full_redis_that_lost_the_document_gets_it_back(
+    make_store: MakeStore, redis_server: RedisServer
+) -> None:
+    store = make_store()
+    await store.publish(store.current.successor(reason="good", n=3))
+    redis_server.restart(empty=True)
+    redis_server.fill()
+    await store.refresh()  # over the old connection, which the restart broke
+    await store.refresh()
+    assert store.last_error is None
+    again = make_store()
+    await again.refresh()
+    assert (1, 3) == (again.current.version, again.current.n)
+
+
+async def test_a_cluster_is_refused_in_words(make_store: MakeStore, stopped_redis_server: RedisServer) -> None:
+    """At start, and later where another Redis answers at the same address."""
+    stopped_redis_server.start(cluster_enabled="yes", cluster_config_file="nodes.conf")
+    store = make_store()
+    with pytest.raises(SettingsError, match="GATEWAY_REDIS__URL leads to a node of a Redis Cluster"):
+        await store.start()
+    await store.refresh()
+    assert "policy not refreshed: UnsupportedRedis" == (await store.readiness()).detail

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ import redis
 
 from distill.dataset.archive import Archive
 from distill.dataset.archive_writer import writing
-from distill.dataset.collect import GROUP, Collected, collect
+from distill.dataset.collect import CLOCKS_APART, GROUP, QUIET, Collected, clock_doubt, collect
 from distill.errors import DataError, NightError
 from distill.run_dir import write_atomically
 from distill.settings import DatasetSettings
@@ -29,7 +30,7 @@ from gateway.journal.record import CompletionRecord
 from gateway.journal.stream import stream_key
 from gateway.settings import RedisSettings
 from tests.distill.dataset.collector import POINTS
-from tests.distill.dataset.records import publish, race, races, rated
+from tests.distill.dataset.records import DAY_MS, publish, race, races, rated
 from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[3]
@@ -146,8 +147,177 @@ async def test_another_group_that_has_not_read_keeps_its_records(
     with redis_server.client() as client:
         publish(client, redis_settings, races(5))
         client.xgroup_create(STREAM, "audit", id="0")
-        assert Collected(5, 0, 0, (), 0) == await collect(redis_settings, dataset)
-        assert 5 == client.xlen(STREAM)
+        done = await collect(redis_settings, dataset)
+        assert (5, 0, 5) == (done.completions, done.trimmed, client.xlen(STREAM))
+        (warning,) = done.warnings
+        assert "the consumer group audit has not acknowledged what came 0.0 hours ago" in warning
+        client.xreadgroup("audit", "one", {STREAM: ">"}, noack=True)
+        assert Collected(trimmed=5) == await collect(redis_settings, dataset)
+
+
+async def test_a_second_archive_on_one_stream_is_told(
+    redis_server: RedisServer, redis_settings: RedisSettings, tmp_path: Path
+) -> None:
+    """Each gets a part; nothing is lost, but neither has all."""
+    one, two = (DatasetSettings(archive_dir=tmp_path / name) for name in ("one", "two"))
+    with redis_server.client() as client:
+        for settings, told in ((one, 0), (one, 0), (two, 1), (one, 1)):
+            publish(client, redis_settings, races(2))
+            done = await collect(redis_settings, settings)
+            assert told == len(done.warnings)
+    assert "is another archive" in done.warnings[0]
+
+
+@pytest.mark.parametrize("read_before", [False, True], ids=["a first night", "a later night"])
+async def test_a_full_redis_is_collected_and_so_freed(
+    read_before: bool, redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    """With or without a group: reading needs no memory, and each batch leaves Redis once it is archived."""
+    with redis_server.client() as client:
+        if read_before:
+            await collect(redis_settings, dataset)
+        publish(client, redis_settings, races(200))
+        redis_server.fill()
+        left: list[int] = []
+        done = await collect(
+            redis_settings, dataset, batch_records=20, flush_bytes=1, on_archived=lambda _: left.append(trimmed(client))
+        )
+        assert (200, 200, 0) == (done.collected, done.trimmed, client.xlen(STREAM))
+    assert list(range(180, -1, -20)) == left[:10]
+
+
+def trimmed(client: redis.Redis) -> int:
+    return int(client.xlen(STREAM))
+
+
+@pytest.mark.parametrize("trimmed_away", [0, 1, 70])
+async def test_what_left_the_stream_unread_is_told_once(
+    trimmed_away: int, redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    """Before the first pass, and between two; entries that nobody lost do not count."""
+    with redis_server.client() as client:
+        for first in (0, 1000):
+            publish(client, redis_settings, races(100, start=first))
+            client.xtrim(STREAM, maxlen=100 - trimmed_away, approximate=False)
+            done = await collect(redis_settings, dataset, batch_records=7)
+            assert (100 - trimmed_away, trimmed_away) == (done.collected, done.lost)
+            assert 0 == (await collect(redis_settings, dataset)).lost
+            publish(client, redis_settings, races(10, start=first + 500))
+            assert (10, 0) == ((done := await collect(redis_settings, dataset)).collected, done.lost)
+
+
+async def test_records_that_come_or_go_in_mid_pass_are_counted_right(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    """More come while it reads: not lost. The oldest unread ones go while it reads: lost."""
+    with redis_server.client() as client:
+        publish(client, redis_settings, races(40))
+
+        def meanwhile(done: Collected) -> None:
+            if done.collected == 10:
+                publish(client, redis_settings, races(25, start=100))
+                client.xtrim(STREAM, maxlen=25, approximate=False)
+
+        done = await collect(redis_settings, dataset, batch_records=10, flush_bytes=1, on_archived=meanwhile)
+        later = await collect(redis_settings, dataset)
+    assert (30, 0) == (done.lost, later.lost)
+    assert 35 == done.collected + later.collected
+
+
+async def test_what_was_taken_and_left_before_it_was_archived_is_lost_too(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    """A pass was killed with records in its hands, and somebody trimmed them before the next."""
+    with redis_server.client() as client:
+        publish(client, redis_settings, races(10))
+        with pytest.raises(NightError):
+            await collect(redis_settings, dataset, on_archived=lambda _: redis_server.kill())
+        redis_server.start()
+        publish(client, redis_settings, races(10, start=20))
+        dead = JournalReader(redis_settings, group=GROUP, consumer="dead")
+        await dead.start()
+        assert 10 == len(await dead.read())
+        await dead.aclose()
+        client.xtrim(STREAM, maxlen=4, approximate=False)
+        done = await collect(redis_settings, dataset.model_copy(update={"claim_idle_s": 0.001}))
+        assert (4, 6) == (done.collected, done.lost)
+
+
+NOW = datetime(2026, 11, 28, 3, 30, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "quiet", "doubted"),
+    [
+        (CLOCKS_APART - SECOND, SECOND, ""),
+        (CLOCKS_APART, SECOND, ""),
+        (CLOCKS_APART + SECOND, SECOND, "1.0 hours apart"),
+        (-CLOCKS_APART - SECOND, SECOND, "1.0 hours apart"),
+        (timedelta(days=40), SECOND, "40 days apart"),
+        (-timedelta(days=400), SECOND, "400 days apart"),
+        (SECOND, QUIET - SECOND, ""),
+        (SECOND, QUIET, ""),
+        (SECOND, QUIET + SECOND, "the newest record is 7 days old"),
+        (SECOND, None, ""),
+    ],
+)
+def test_clocks_are_trusted_within_bounds(ahead: timedelta, quiet: timedelta | None, doubted: str) -> None:
+    doubt = clock_doubt(NOW + ahead, NOW, None if quiet is None else NOW - quiet)
+    assert doubted in (doubt or "") if doubted else doubt is None
+
+
+async def test_a_clock_that_is_wrong_by_days_expires_nothing(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    """Whichever of the two is wrong; and it can be told that the clock is right."""
+    keeping = dataset.model_copy(update={"keep_days": 30})
+    fresh = [race(f"chatcmpl-{n}", time_ms=int(time.time() * 1000) - n * DAY_MS) for n in range(3)]
+    with redis_server.client() as client:
+        publish(client, redis_settings, fresh)
+        client.xgroup_create(STREAM, "audit", id="0")  # keeps entries in the stream
+        for days in (40, -40):
+            wrong = datetime.now(UTC) + timedelta(days=days)
+            done = await collect(redis_settings, keeping, now=lambda wrong=wrong: wrong)  # type: ignore[misc]
+            assert (0, 3, 3) == (done.expired, client.xlen(STREAM), len(archived(dataset)))
+            assert "nothing was expired (DISTILL_DATASET__KEEP_DAYS): this machine's clock" in done.warnings[-1]
+        wrong = datetime.now(UTC) + timedelta(days=40)
+        done = await collect(redis_settings, keeping, now=lambda: wrong, trust_clock=True)
+        assert (0, 3) == (done.expired, len(archived(dataset)))  # by Redis's clock none is too old
+
+
+async def test_the_records_of_a_gateway_whose_clock_is_wrong_are_kept_from_their_collection_on(
+    redis_server: RedisServer,
+    redis_settings: RedisSettings,
+    dataset: DatasetSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """400 days late or ahead: not deleted as they come, nor kept for ever. Those of a right clock go by their own."""
+    keeping = dataset.model_copy(update={"keep_days": 30})
+    now = datetime.now(UTC)
+    now_ms = int(now.timestamp() * 1000)
+    ages = {"late": 400, "ahead": -400, "right": 0, "waited": 6}
+    with redis_server.client() as client:
+        publish(client, redis_settings, [race(name, time_ms=now_ms - days * DAY_MS) for name, days in ages.items()])
+    assert (4, 0) == ((done := await collect(redis_settings, keeping)).collected, done.expired)
+    assert sorted(ages) == archived(dataset)
+    for days, left in (
+        (24, sorted(ages)),
+        (25, ["ahead", "late", "right"]),
+        (30, ["ahead", "late", "right"]),
+        (31, []),
+    ):
+        later = now + timedelta(days=days)
+        monkeypatch.setattr(JournalReader, "clock_ms", _clock(later))
+        await collect(redis_settings, keeping, now=lambda later=later: later, trust_clock=True)  # type: ignore[misc]
+        assert left == archived(dataset), days
+
+
+def _clock(now: datetime) -> Callable[[JournalReader], Awaitable[int]]:
+    async def clock_ms(_: JournalReader) -> int:
+        return int(now.timestamp() * 1000)
+
+    return clock_ms
 
 
 async def test_redis_gone_is_a_clear_error_and_the_next_pass_goes_on(

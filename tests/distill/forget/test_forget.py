@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -214,22 +215,45 @@ def _has_alice(kept: Kept) -> bool:
 
 
 async def test_what_is_too_old_leaves_redis_and_the_archive_with_a_collect(
-    redis_server: RedisServer, redis_settings: RedisSettings, tmp_path: Path
+    redis_server: RedisServer, redis_settings: RedisSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    today = datetime.fromtimestamp(NOON / 1000, UTC)
+    now_ms = int(time.time() * 1000)
     settings = DatasetSettings(archive_dir=tmp_path / "archive", keep_days=2)
     archive = Archive(settings.archive_dir)
     with redis_server.client() as client:
-        publish(client, redis_settings, [race(id_of(n), time_ms=NOON - n * DAY_MS) for n in range(5)] + [b"junk"])
+        publish(client, redis_settings, [race(id_of(n), time_ms=now_ms - n * DAY_MS) for n in range(5)] + [b"junk"])
         slow = JournalReader(redis_settings, group="slow", consumer="one")  # holds back ordinary trimming
         await slow.start()
         await slow.aclose()
-        done = await collect(redis_settings, settings, now=lambda: today)
+        done = await collect(redis_settings, settings)
         assert (5, 2) == (done.completions, done.expired)
         assert [id_of(2), id_of(1), id_of(0)] == [record.id for record in archive.completions()]
         assert 6 == client.xlen("ratchet:journal")  # by Redis's clock they came only now
         later = datetime.now(UTC) + timedelta(days=3)
+
+        async def clock_ms(_: JournalReader) -> int:
+            return int(later.timestamp() * 1000)
+
+        monkeypatch.setattr(JournalReader, "clock_ms", clock_ms)
         done = await collect(redis_settings, settings, now=lambda: later)
         assert (0, 9) == (done.completions, done.expired)
         assert 0 == client.xlen("ratchet:journal") == archive.count()
     assert [] == list((settings.archive_dir / "_quarantine").glob("*.json"))
+
+
+async def test_what_is_forgotten_in_the_stream_is_not_told_as_lost(
+    kept: Kept, redis_server: RedisServer, redis_settings: RedisSettings
+) -> None:
+    """Unread, or taken by a pass that was killed: it left on purpose."""
+    settings = DatasetSettings(archive_dir=kept.archive.folder)
+    await collect(redis_settings, settings)
+    with redis_server.client() as client:
+        publish(client, redis_settings, [race(id_of(n)) for n in range(100, 110)])
+        dead = JournalReader(redis_settings, group="night", consumer="dead", batch_records=3)
+        await dead.start()
+        assert 3 == len(await dead.read())
+        await dead.aclose()
+        forgotten = kept.forget(completions={id_of(n) for n in (100, 102, 105, 109)})
+        assert 4 == forgotten.stream
+        done = await collect(redis_settings, settings.model_copy(update={"claim_idle_s": 0.001}))
+        assert (6, 0) == (done.collected, done.lost)

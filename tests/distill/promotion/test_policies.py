@@ -214,3 +214,14 @@ async def test_the_base_is_never_an_adapter_that_was_taken_back(store: PolicySto
     await start(store, Arm("canary", None, 4), "night-1")
     await roll_back(store, reason="the adapter is better")
     assert set() == rolled_back(await known_policies(store))
+
+
+async def test_a_full_redis_is_rolled_back_as_any_other(store: PolicyStore, redis_server: RedisServer) -> None:
+    """A canary, and a promotion: what is bad does not wait for somebody to free memory."""
+    await start(store)
+    redis_server.fill()
+    assert None is (await roll_back(store, reason="bad")).canary
+    redis_server.drain()
+    await promoted(store, SECOND, "night-2")
+    redis_server.fill()
+    assert (None, 8) == served(await roll_back(store, reason="bad"))[:2]

@@ -237,16 +237,47 @@ async def test_records_from_memory_survive_a_refusal_too(make_journal: MakeJourn
     assert ["a"] == arrived(redis_server)
 
 
-async def test_the_stream_is_trimmed_to_about_its_limit(
-    make_journal: MakeJournal, redis_server: RedisServer, redis_settings: RedisSettings
+@pytest.mark.parametrize(("appended", "waiting"), [(99, 0), (100, 0), (101, 1)])
+async def test_a_full_stream_drops_nothing_and_records_wait_in_the_spool(
+    appended: int,
+    waiting: int,
+    make_journal: MakeJournal,
+    redis_server: RedisServer,
+    redis_settings: RedisSettings,
 ) -> None:
-    """Redis trims whole nodes of a hundred entries."""
+    """Readiness says so; once somebody has read and trimmed, the rest follows."""
     limited = redis_settings.model_copy(update={"stream_max_records": 100})
     journal = make_journal(redis=limited)
     await journal.start()
-    await append(journal, *map(str, range(1_000)))
+    await append(journal, *map(str, range(appended)))
+    await until(lambda: journal.stats.shipped_records == appended - waiting)
+    if waiting:
+        await until_failing(journal, "StreamFull")
+        assert (True, True) == (journal.stats.full, journal.stats.connected)
+        assert "the stream in Redis is full until the night collects (StreamFull)" == (
+            (await journal.readiness()).detail
+        )
+    assert (appended - waiting, waiting) == (len(arrived(redis_server)), journal.stats.lag_records)
+    with redis_server.client() as client:
+        client.xtrim(STREAM, maxlen=10, approximate=False)
     assert await journal.drained(PATIENCE_S)
-    assert 100 <= len(arrived(redis_server)) <= 300
+    assert 10 + waiting == len(arrived(redis_server))
+    await until(lambda: journal.stats.stream_records == 10 + waiting and not journal.stats.full)
+
+
+async def test_a_record_that_the_disk_refused_goes_beyond_the_streams_limit(
+    make_journal: MakeJournal, redis_server: RedisServer, redis_settings: RedisSettings
+) -> None:
+    """Nothing else holds it."""
+    journal = make_journal(redis=redis_settings.model_copy(update={"stream_max_records": 1}), sync=_refuses)
+    await journal.start()
+    assert [False, False] == await asyncio.gather(*(journal.append(completion(name)) for name in "ab"))
+    await until(lambda: journal.stats.direct_records == 2)
+    assert ["a", "b"] == sorted(arrived(redis_server))
+
+
+def _refuses(_: int) -> None:
+    raise OSError(28, "no space left on device")
 
 
 async def test_two_workers_share_a_spool(make_journal: MakeJournal, redis_server: RedisServer, tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""Decides what may leave the journal's stream, removes it in small steps, and counts what left without a reader.
+
+Nothing but this module trims the stream. An entry may go once every consumer group has acknowledged it. One XTRIM of a
+hundred thousand entries would block Redis for a second, so trimming goes in steps of a few milliseconds.
+
+Redis counts the entries ever added to a stream (``entries-added``) and, for each group, those added up to the last one
+delivered (``entries-read``). What left the stream beyond that place, and was not delivered since, no reader has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis as sync_redis
+from redis.asyncio import Redis
+
+_STEP_ENTRIES = 500
+
+EntryOrder = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """A consumer group that keeps entries in the stream that this one has acknowledged.
+
+    Attributes:
+        group: The group's name.
+        since_ms: When the oldest entry that it needs was added, by Redis's clock, since the epoch.
+    """
+
+    group: str
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far a group has come in the stream.
+
+    Attributes:
+        gone: Entries that have left the stream; None where Redis does not count them (before version 7).
+        read: Entries added up to the last one that was delivered; None where Redis does not know.
+        behind: Whether entries up to the last delivered one are still in the stream.
+    """
+
+    gone: int | None
+    read: int | None
+    behind: bool
+    delivered: str
+
+    def lost_since(self, start: Place, n_delivered: int) -> int:
+        """Return how many entries left the stream undelivered since an earlier place.
+
+        Args:
+            start: The place at the beginning.
+            n_delivered: New entries that were delivered since then.
+        """
+        # Whatever trims the stream trims its beginning: while entries behind the place are there, none beyond it left.
+        if self.behind or self.gone is None or start.read is None:
+            return 0
+        return max(0, self.gone - start.read - n_delivered)
+
+    def read_now(self, start: Place, n_delivered: int) -> int | None:
+        """Return how many entries were added up to the last delivered one, lost ones included."""
+        if self.behind:
+            return None if start.read is None else start.read + n_delivered
+        return self.gone
+
+
+async def place_of(redis: Redis, stream: str, group: str) -> Place:
+    """Return how far the group has come."""
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.xinfo_stream(stream)
+        pipe.xinfo_groups(stream)
+        found, groups = await pipe.execute()
+    ours = next(each for each in groups if each["name"] == group.encode())
+    added, first = found.get("entries-added"), found.get("first-entry")
+    return Place(
+        gone=None if added is None else added - found["length"],
+        read=0 if ours["last-delivered-id"] == b"0-0" else ours.get("entries-read"),
+        behind=first is not None and order(first[0]) <= order(ours["last-delivered-id"]),
+        delivered=ours["last-delivered-id"].decode(),
+    )
+
+
+async def trim_acknowledged(redis: Redis, stream: str) -> int:
+    """Remove from the stream's beginning what every group has acknowledged. Return how many entries went."""
+    milliseconds, sequence = min((await _needed(redis, stream)).values(), default=(0, 0))
+    return await trim_before(redis, stream, f"{milliseconds}-{sequence}")
+
+
+async def trim_before(redis: Redis, stream: str, entry_id: str) -> int:
+    """Remove the entries before an id, a bounded number in one call. Return how many went."""
+    removed = 0
+    # Steps go by whole nodes of the stream (a hundred entries at most); the last call removes the rest of one node.
+    while step := await redis.xtrim(stream, minid=entry_id, approximate=True, limit=_STEP_ENTRIES):
+        removed += int(step)
+    return removed + int(await redis.xtrim(stream, minid=entry_id, approximate=False))
+
+
+async def held_back(redis: Redis, stream: str, group: str) -> list[HeldBack]:
+    """Return the other groups that need older entries than this one, the oldest first."""
+    needed = await _needed(redis, stream)
+    first = (await redis.xinfo_stream(stream)).get("first-entry")
+    if first is None:
+        return []
+    since = {name: max(place, order(first[0])) for name, place in needed.items() if name != group}
+    older = {name: place for name, place in since.items() if place < needed[group]}
+    return [HeldBack(name, place[0]) for name, place in sorted(older.items(), key=lambda item: item[1])]
+
+
+def delete_entries(redis: sync_redis.Redis, stream: str, group: str, entry_ids: Sequence[bytes]) -> None:
+    """Remove entries on purpose, so that the group takes none of them for lost.
+
+    Args:
+        redis: A client that blocks.
+        stream: The stream.
+        group: The group that counts what it loses; it may be missing.
+        entry_ids: The entries, in any order.
+    """
+    for start in range(0, len(entry_ids), _STEP_ENTRIES):
+        chunk = entry_ids[start : start + _STEP_ENTRIES]
+        groups: Any = redis.xinfo_groups(stream)
+        ours = next((each for each in groups if each["name"] == group.encode()), None)
+        gone: Any = redis.xdel(stream, *chunk)
+        if ours is None:
+            continue
+        redis.xack(stream, group, *chunk)
+        unread = sum(order(entry_id) > order(ours["last-delivered-id"]) for entry_id in chunk)
+        read = ours.get("entries-read")
+        if unread and gone and read is not None:
+            redis.xgroup_setid(stream, group, ours["last-delivered-id"], entries_read=read + min(unread, gone))
+
+
+def order(entry_id: bytes | str) -> EntryOrder:
+    """Return an entry's place in the stream; later entries compare greater."""
+    milliseconds, _, sequence = (entry_id.decode() if isinstance(entry_id, bytes) else entry_id).partition("-")
+    return int(milliseconds), int(sequence)
+
+
+async def _needed(redis: Redis, stream: str) -> dict[str, EntryOrder]:
+    """The oldest entry that each group may still ask for: unacknowledged, or not delivered yet."""
+    needed = {}
+    for group in await redis.xinfo_groups(stream):
+        pending = await redis.xpending(stream, group["name"])
+        name = group["name"].decode("utf-8", "replace")
+        if pending["pending"]:
+            needed[name] = order(pending["min"])
+        else:
+            milliseconds, sequence = order(group["last-delivered-id"])
+            needed[name] = (milliseconds, sequence + 1)
+    return needed
