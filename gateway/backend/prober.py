@@ -15,6 +15,7 @@ from gateway.backend.replicas import Replica, Replicas
 from gateway.errors import BackendRejected, GatewayError
 
 _LEAST_WAIT_S = 5.0
+_PATIENCE = 4.0  # a replica in rotation may only be busy: so many times longer than after an ejection
 _GRACE_S = 1.0  # a silent replica may only be a moment late
 
 
@@ -24,7 +25,7 @@ class Prober:
     Args:
         replicas: What is probed, and told of the outcome.
         draw: Draws one token from a replica.
-        usual_s: After how long a draw is overdue; a probe waits at least this long.
+        usual_s: After how long a draw is overdue; a probe waits longer.
         on_hung: Called with a replica that hangs and the requests that it has left unanswered.
     """
 
@@ -82,13 +83,14 @@ class Prober:
 
     async def _probe(self, replica: Replica) -> None:
         started_s = self._replicas.clock()
+        wait_s = max(_LEAST_WAIT_S, self._usual_s())
         if not replica.health.ejected:
+            wait_s *= _PATIENCE
             await asyncio.sleep(_GRACE_S)
             if self._answered_since(replica, started_s):
                 self._unanswered.pop(replica, None)
                 return
         started_s = self._replicas.clock()
-        wait_s = max(_LEAST_WAIT_S, self._usual_s())
         timed_out = False
         try:
             async with asyncio.timeout(wait_s):

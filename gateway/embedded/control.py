@@ -1,12 +1,14 @@
 """A socket in the stack's folder through which another process has the backend restarted, and learns how it went.
 
-A signal could not answer; and the signal for it, SIGHUP, is what a closed terminal sends to end the stack.
+The same thread looks after the backend every now and then, because child processes end with the thread that started
+them. A signal could not answer; and the signal for it, SIGHUP, is what a closed terminal sends to end the stack.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import threading
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from typing import Self
 
 from gateway.errors import NotReady
 
+LOOK_EVERY_S = 5.0
 _FILE = "control.sock"
 _LONGEST_PATH_BYTES = 100  # Linux takes 107, others fewer
 _DONE = b"done "
@@ -30,12 +33,24 @@ class Control:
     Args:
         folder: Where the socket lies.
         restart: What a request asks for; returns what to answer, or raises ``NotReady``.
+        look_after: Called every ``look_every_s`` in which no request came.
+        look_every_s: How often.
     """
 
-    def __init__(self, folder: Path, restart: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        restart: Callable[[], str],
+        look_after: Callable[[], None] = lambda: None,
+        *,
+        look_every_s: float = LOOK_EVERY_S,
+    ) -> None:
         self._folder = folder
         self._restart = restart
+        self._look_after = look_after
         self._listener = socket.socket(socket.AF_UNIX)
+        self._look_every_s = look_every_s
+        self._ending, self._end = socket.socketpair()
         self._thread = threading.Thread(target=self._serve, name="embedded-control", daemon=True)
         self._busy = threading.Lock()
         self._open = False
@@ -51,8 +66,9 @@ class Control:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
+        self._end.close()
         self._thread.join()
+        self._ending.close()
         self._listener.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_socket_path(self._folder))
@@ -68,10 +84,15 @@ class Control:
 
     def _serve(self) -> None:
         while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return  # shut down
+            readable, _, _ = select.select([self._listener, self._ending], [], [], self._look_every_s)
+            if self._ending in readable:
+                return
+            if not readable:
+                with self._busy:
+                    if self._open:
+                        self._look_after()
+                continue
+            connection, _ = self._listener.accept()
             with connection, self._busy, contextlib.suppress(OSError):  # the asker may be gone; that is his affair
                 connection.sendall(self._answer() if self._open else _FAILED + b"the stack is starting or stopping")
 

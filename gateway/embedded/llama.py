@@ -18,10 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
 
+import httpx2
 import structlog
 import typer
 
@@ -74,6 +76,14 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Whether a server has draws to work on, and how often it has computed by now."""
+
+    busy: bool
+    decodes: float
+
+
 class LlamaServer:
     """Starts the server, waits until it serves, stops it; a context manager.
 
@@ -124,6 +134,23 @@ class LlamaServer:
     def pid(self) -> int | None:
         """The child's process id while there is one."""
         return None if self._child is None else self._child.pid
+
+    @property
+    def ended(self) -> bool:
+        """Return whether the child was started and has ended by itself."""
+        return self._child is not None and self._child.exit_status is not None
+
+    def progress(self, timeout_s: float) -> Progress | None:
+        """Return what the server's main loop says of its work; None when it does not answer.
+
+        Its health check would not do: it says ok while the main loop hangs.
+        """
+        try:
+            text = httpx2.get(f"{self.url}/metrics", timeout=timeout_s, trust_env=False).raise_for_status().text
+        except (httpx2.HTTPError, NotReady):
+            return None
+        values = {name: float(value) for name, value in re.findall(r"^llamacpp:(\w+) ([0-9.e+]+)$", text, re.MULTILINE)}
+        return Progress(values.get("requests_processing", 0) > 0, values.get("n_decode_total", 0))
 
     def start(self) -> Self:
         """Start the child and return once it serves.

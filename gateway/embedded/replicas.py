@@ -15,13 +15,14 @@ from urllib.parse import urlsplit
 import httpx2
 import structlog
 
-from gateway.embedded.llama import LlamaServer, usable_cores
+from gateway.embedded.llama import LlamaServer, Progress, usable_cores
 from gateway.errors import NotReady
 
 _MOST = 2
 _CONTEXT_TOKENS = 1024
 _DRAIN_S = 120.0
 _TIMEOUT_S = 10.0
+_STUCK_LOOKS = 4
 
 log = structlog.get_logger()
 
@@ -43,6 +44,7 @@ class Replicas:
         self._adapters_dir = adapters_dir
         self._drain_s = drain_s
         self._running = contextlib.ExitStack()
+        self._last: dict[LlamaServer, tuple[Progress | None, int]] = {}
         count = min(_MOST, usable_cores())
         self._servers = [
             LlamaServer(
@@ -100,6 +102,30 @@ class Replicas:
                 server.restart(before, drain_s=self._drain_s)
                 raise NotReady(f"{error.message}\nIt serves what it served before.") from error
             await_found_well(urlsplit(server.url).netloc)
+
+    def mend(self) -> None:
+        """Restart what ended by itself or hangs, with the adapters it had; call it every few seconds."""
+        for server in self._servers:
+            if server.ended:
+                problem = "ended"
+            elif self._hangs(server):
+                problem = "hangs"
+            else:
+                continue
+            self._last.pop(server, None)
+            log.error("llama_restarted", url=server.url, problem=problem)
+            try:
+                server.restart(server.adapters, drain_s=0.0)
+            except NotReady as error:
+                log.error("llama_restart_failed", problem=error.message)
+
+    def _hangs(self, server: LlamaServer) -> bool:
+        """Return whether the server has got nowhere at several looks in a row, though it had something to do."""
+        before, looks = self._last.get(server, (None, 0))
+        now = server.progress(_TIMEOUT_S / 2)
+        stuck = now is None or (now.busy and now == before)
+        self._last[server] = (now, looks + 1 if stuck else 0)
+        return looks + 1 >= _STUCK_LOOKS if stuck else False
 
     def _found(self) -> tuple[Path, ...]:
         """Oldest first: an adapter keeps its number when a newer one comes, for those who remember numbers."""

@@ -70,7 +70,7 @@ class EmbeddedStack:
         self._start_timeout_s = start_timeout_s
         self._redis = RedisServer(self._data_dir / "redis")
         self._llama = Replicas(self._data_dir / "adapters", slots=_SLOTS, log_dir=self._data_dir / "logs")
-        self._control = Control(self._data_dir, self.restart_backends)
+        self._control = Control(self._data_dir, self.restart_backends, self._llama.mend)
         self._gateway: ChildProcess | None = None
         self._running = ExitStack()
 

@@ -57,6 +57,18 @@ def test_it_says_what_is_served_in_one_line_again_and_again(tmp_path: Path) -> N
     assert [(0, f"{SERVED}\n")] * 2 == [(one.exit_code, one.stdout) for one in ended]
 
 
+def test_between_requests_it_looks_after_the_backend_while_it_is_open(tmp_path: Path) -> None:
+    looked = threading.Event()
+    with Control(tmp_path, lambda: SERVED, looked.set, look_every_s=0.01) as control:
+        assert not looked.wait(0.1)
+        control.open()
+        assert looked.wait(10)
+        assert 0 == restart_backend(tmp_path).exit_code
+        control.close()
+        looked.clear()
+        assert not looked.wait(0.1)
+
+
 @pytest.mark.parametrize(
     "error", [NotReady("It serves what it served before."), OSError(28, "No space left on device")]
 )
