@@ -278,7 +278,11 @@ async def test_a_failing_backend_is_an_internal_server_error(
 
 
 async def test_a_rate_limit_says_when_to_come_back_and_the_client_does(serve: Serve, connect: Connect) -> None:
-    served = await serve(tgi=Knobs(fault=Fault.STATUS, fault_status=429, fault_next=2))
+    served = await serve(
+        tgi=Knobs(latency_ms=1_000), race={"max_in_flight": 1, "max_waiting": 0, "queue_timeout_s": 0.5}
+    )
+    in_the_way = asyncio.create_task(served.chat(best_of=1))
+    await served.tgi.state.until(lambda state: state.generating == 1)
     request: Any = {"model": "ratchet", "messages": [USER], "extra_body": {"best_of": 1}}
     with pytest.raises(openai.RateLimitError) as limited:
         await connect(served).chat.completions.create(**request)
@@ -288,6 +292,7 @@ async def test_a_rate_limit_says_when_to_come_back_and_the_client_does(serve: Se
     raw = await patient.chat.completions.with_raw_response.create(**request)
     assert (200, 1) == (raw.status_code, raw.retries_taken)
     assert time.monotonic() - began >= 1
+    assert 200 == (await in_the_way).status_code
 
 
 async def test_an_error_in_mid_stream_is_raised_there(serve: Serve, connect: Connect) -> None:
