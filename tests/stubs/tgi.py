@@ -23,6 +23,7 @@ from tests.stubs.tgi_errors import BodyError, TgiError, overloaded
 from tests.stubs.tgi_faults import WHOLE_FAULTS, FaultPicker, break_off, dripped, whole_fault
 from tests.stubs.tgi_generation import TAPES, Generated, Tape, draw, split
 from tests.stubs.tgi_pace import Generation
+from tests.stubs.tgi_schema import StackOverflow
 from tests.stubs.tgi_validation import GenerationRequest, check, read_chat, read_completion, read_generate
 from tests.stubs.tgi_wire import (
     DONE,
@@ -52,6 +53,7 @@ class TgiStub(StubServer):
         self.state = TgiState()
         self._faults = FaultPicker(self.knobs)
         self._request_count = 0
+        self._end: asyncio.Future[None] | None = None
         super().__init__(host=host, port=port)
 
     def routes(self) -> dict[tuple[str, str], Handler]:
@@ -70,6 +72,15 @@ class TgiStub(StubServer):
             ("GET", "/metrics"): self._metrics,
             ("GET", "/v1/models"): self._models,
         }
+
+    async def _dispatch(self, http: web.BaseRequest) -> web.StreamResponse:
+        """Answer; a schema that overflows the stack ends the server, and breaks every connection."""
+        try:
+            return await super()._dispatch(http)
+        except StackOverflow:
+            self._end = asyncio.ensure_future(self.stop())
+            hang_up(http)
+            return web.Response()
 
     async def _chat(self, http: web.BaseRequest) -> web.StreamResponse:
         self._request_count += 1  # TGI counts once here and once where it generates

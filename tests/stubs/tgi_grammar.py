@@ -13,6 +13,7 @@ import orjson
 from tests.stubs import tgi_body as body_of
 from tests.stubs.tgi_errors import TgiError, invalid
 from tests.stubs.tgi_generation import split
+from tests.stubs.tgi_schema import compile_schema
 from tests.stubs.tgi_script import Script
 
 SAID = ("wheel", "ratchet", "lantern", "harbour", "spring", "copper", "meadow", "compass")
@@ -29,14 +30,14 @@ class Grammar:
         """Refuse what TGI cannot compile.
 
         Raises:
-            TgiError: The schema has no properties.
+            TgiError: The schema is none, or one that its compiler does not know.
+            StackOverflow: The schema ends the process.
         """
         if self.regex is not None:
             return  # the router passes it on as it is
         if not isinstance(self.schema, dict):
             raise invalid("grammar is not supported")
-        elif "properties" not in self.schema:
-            raise invalid("grammar is not valid: Grammar must have a 'properties' field")
+        compile_schema(self.schema)
 
     def obey(self, key: bytes) -> str:
         """A text that matches, chosen by ``key``."""
@@ -193,6 +194,11 @@ def _instance(schema: Any, choice: _Choice) -> Any:
     """A value that fits the plain parts of a JSON schema."""
     if not isinstance(schema, dict):
         return None
+    for keyword in ("anyOf", "oneOf"):
+        if schema.get(keyword) and "properties" not in schema:
+            return _instance(schema[keyword][choice.below(len(schema[keyword]))], choice)
+    if "prefixItems" in schema:
+        return [_instance(place, choice) for place in schema["prefixItems"]]
     if "const" in schema:
         return schema["const"]
     if schema.get("enum"):
@@ -201,7 +207,9 @@ def _instance(schema: Any, choice: _Choice) -> Any:
         case "object":
             return {name: _instance(inner, choice) for name, inner in schema.get("properties", {}).items()}
         case "array":
-            return [_instance(schema.get("items", {}), choice) for _ in range(1 + choice.below(2))]
+            least, most = schema.get("minItems", 0), schema.get("maxItems", 100)
+            count = max(least, min(most, 1 + choice.below(2)))
+            return [_instance(schema.get("items", {}), choice) for _ in range(count)]
         case "integer":
             return choice.below(100)
         case "number":
@@ -211,7 +219,19 @@ def _instance(schema: Any, choice: _Choice) -> Any:
         case "null":
             return None
         case _:
-            return SAID[choice.below(len(SAID))]
+            return _text(schema, choice)
+
+
+def _text(schema: dict[str, Any], choice: _Choice) -> str:
+    """A string: the compiler looks at the length first, then at the pattern, then at the format."""
+    if "minLength" in schema or "maxLength" in schema:
+        least = schema.get("minLength", 0)
+        return str("a" * least + SAID[choice.below(len(SAID))])[: max(least, schema.get("maxLength", 100))]
+    if "pattern" in schema:
+        return "".join(_matching(regex_parser.parse(schema["pattern"]), choice))
+    moment = {"date-time": "2026-01-02T03:04:05Z", "date": "2026-01-02", "time": "03:04:05"}
+    moment["uuid"] = "0b2a4a1e-6c1d-4d4e-9d5a-1f2e3d4c5b6a"
+    return moment.get(schema.get("format", ""), SAID[choice.below(len(SAID))])
 
 
 def _matching(parsed: Any, choice: _Choice) -> list[str]:
@@ -237,6 +257,8 @@ def _matching(parsed: Any, choice: _Choice) -> list[str]:
 
 
 def _member(items: Any, choice: _Choice) -> str:
+    if str(items[0][0]) == "NEGATE":
+        return "x"
     operation, argument = items[choice.below(len(items))]
     match str(operation):
         case "LITERAL":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -13,6 +13,7 @@ from tests.stubs.knobs import Knobs
 from tests.stubs.tgi_errors import TgiError, invalid
 from tests.stubs.tgi_generation import count_tokens
 from tests.stubs.tgi_grammar import Grammar, ToolCall, choose_tool, read_response_format, read_tools
+from tests.stubs.tgi_schema import compile_tools
 from tests.stubs.tgi_script import Script, read_script, unparsed
 
 PIECE_TOKENS = 1024
@@ -43,6 +44,8 @@ class GenerationRequest:
     best_of: int | None = None
     grammar: Grammar | None = None
     tool_call: ToolCall | None = None
+    functions: list[dict[str, Any]] = field(default_factory=list)
+    """The tools that one schema is made of: all, or the one that must be called."""
     inputs: str = ""
     n: int = 1
     chose_no_tool: bool = False
@@ -101,6 +104,9 @@ def read_chat(body: dict[str, Any], knobs: Knobs) -> GenerationRequest:
         request.tool_call = choose_tool(tools, body.get("tool_choice"), messages, " ".join(texts), request.script)
         if not tools and request.tool_call is None:
             raise unparsed("expected value at line 1 column 1", "any text")
+        if body.get("tool_choice") != "none":
+            named = request.tool_call.name if isinstance(get("tool_choice"), dict) and request.tool_call else None
+            request.functions = [tool for tool in tools if named in (None, tool["name"])]
         request.chose_no_tool = request.tool_call is None and body.get("tool_choice") != "none"
     return request
 
@@ -184,6 +190,8 @@ def check(request: GenerationRequest, knobs: Knobs) -> None:
     _check_length(request, knobs)
     if request.grammar is not None:
         request.grammar.check()
+    if request.functions:
+        compile_tools(request.functions)
     if request.seed is None:
         request.seed = random.getrandbits(64)
 

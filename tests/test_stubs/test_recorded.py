@@ -24,23 +24,8 @@ TGI_STARTED: dict[str, dict[str, Any]] = {
 AFTER_A_DEATH = "health after the recursive "
 
 
-# The stub does not know these rules of TGI's schema compiler yet.
-UNKNOWN_RULES = {
-    "tool schema: type list",
-    "tool schema: $ref to own $defs",
-    "tool schema: title only",
-    "tool schema: format email",
-    "tool schema: not",
-    "tool schema: const object",
-    "response_format: not a schema",
-    "recursive schema",
-    "recursive tool",
-}
-
-
 def named(rows: list[dict[str, Any]]) -> Any:
-    marks = {True: [pytest.mark.xfail(strict=True)], False: []}
-    return [pytest.param(row, id=row["name"], marks=marks[row["name"] in UNKNOWN_RULES]) for row in rows]
+    return [pytest.param(row, id=row["name"]) for row in rows]
 
 
 @pytest.mark.parametrize("row", named([row for row in replay.rows("tgi") if not row["name"].startswith(AFTER_A_DEATH)]))
