@@ -290,6 +290,27 @@ class ApiSettings(_Group):
         return models
 
 
+class SchemaSettings(_Group):
+    """How large the JSON schemas of one request may be: a server compiles them while its other requests wait."""
+
+    max_bytes: int = Field(default=400_000, ge=1)
+    """Bytes of all schemas of a request together, as JSON."""
+    max_depth: int = Field(default=64, ge=1, le=100)
+    """Levels of nesting of a schema, references followed. OpenAI allows 10; text-generation-inference ends at 120."""
+    max_values: int = Field(default=50_000, ge=1)
+    """JSON values in all schemas of a request together."""
+    max_properties: int = Field(default=5_000, ge=1)
+    """Properties in all schemas of a request together."""
+    max_enum_values: int = Field(default=2_000, ge=1)
+    """Values in enums of all schemas of a request together."""
+    max_expanded: int = Field(default=20_000, ge=1)
+    """Values in all schemas of a request together, once every reference is replaced by what it points to."""
+    max_repeats: int = Field(default=1_000_000_000, ge=1)
+    """Counts (items, lengths) multiplied along a path of a schema."""
+    max_pattern: int = Field(default=10_000, ge=1)
+    """Parts of all patterns of a schema, once their repeats are written out."""
+
+
 class TracingSettings(_Group):
     """Where OpenTelemetry's spans go. The rest is OpenTelemetry's own variables' to say, once they go anywhere."""
 
@@ -332,6 +353,7 @@ class Settings(BaseSettings):
     policy: PolicySettings = PolicySettings()
     race: RaceSettings = RaceSettings()
     api: ApiSettings = ApiSettings()
+    schemas: SchemaSettings = SchemaSettings()
     tracing: TracingSettings = TracingSettings()
 
     @model_validator(mode="after")

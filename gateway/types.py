@@ -67,6 +67,8 @@ class Prompt:
     sampling: Sampling
     adapter: str | None = None
     meter: Meter = field(default_factory=Meter, compare=False, repr=False)
+    lowered: dict[str, tuple[Any, Any]] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """Tools and response format by kind of server, as it takes them: worked out once for all draws of a race."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,22 @@ class Selection(StrEnum):
 
     SCORED = "scored"  # the highest reward of at least two scored candidates
     FALLBACK = "fallback"  # several answers, too few rewards to compare them: the first one, never training data
-    SINGLE = "single"  # there was one answer to choose from
+    SINGLE = "single"  # there was one answer to choose from, or one that can be used
+
+
+class Unusable(StrEnum):
+    """Why a finished answer is not what its request asked for."""
+
+    EMPTY = "empty"  # no text and no tool call
+    FILTERED = "filtered"  # the server's content filter ended it
+    CUT = "length"  # max_tokens ended it
+    NO_CALL = "no_tool_call"  # tool_choice asks for one
+    UNWANTED_CALL = "unwanted_tool_call"  # tool_choice is none
+    UNKNOWN_TOOL = "unknown_tool"  # never offered, or not the one that tool_choice names
+    ARGUMENTS_NOT_JSON = "arguments_not_json"  # no JSON object
+    ARGUMENTS = "arguments_break_schema"
+    NOT_JSON = "not_json"
+    SCHEMA = "breaks_schema"
 
 
 @dataclass(slots=True)
@@ -128,7 +145,7 @@ class Candidate:
     """One draw of a race, filled in as the race goes on.
 
     ``latency_ms`` runs from the draw's start to its last token; ``cut_at_tokens`` says how many tokens had been drawn,
-    at most, when a stream ended before its answer did.
+    at most, when a stream ended before its answer did. ``unusable`` is why a finished answer cannot be used.
     """
 
     index: int
@@ -138,6 +155,7 @@ class Candidate:
     prompt_truncated: bool = False
     latency_ms: float | None = None
     cut_at_tokens: int | None = None
+    unusable: Unusable | None = None
     error: GatewayError | None = None
 
 

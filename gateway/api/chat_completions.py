@@ -25,6 +25,7 @@ from gateway.best_of_n.arms import Arms
 from gateway.best_of_n.cost import race_cost
 from gateway.best_of_n.plan import make_plan
 from gateway.best_of_n.race import BestOfN, Entry, Live
+from gateway.contract.bounds import check_bounds
 from gateway.errors import GatewayError
 from gateway.journal.record import completion_record
 from gateway.journal.writer import Journal
@@ -138,6 +139,7 @@ class ChatCompletions:
             api=api,
             best_of_max=self._settings.race.best_of_max,
         )
+        check_bounds(ask.sampling, self._settings.schemas)
         self._backends.check(ask.sampling)
         policy = self._policies.current
         caller = f"{key_id or ''} {ask.user or ''}"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import orjson
 
+from gateway.contract.lowering import lower_tools
 from gateway.errors import UnsupportedField
 from gateway.types import FinishReason, JsonObject, Prompt, Sampling
 
@@ -96,6 +97,7 @@ class Flavour:
             KeyError: The catalogue does not hold the prompt's adapter.
         """
         sampling = prompt.sampling
+        tools, response_format = self.contract(prompt)
         return {
             "messages": prompt.messages,
             "model": self.model(prompt.adapter, catalogue),
@@ -108,9 +110,9 @@ class Flavour:
             "presence_penalty": sampling.presence_penalty,
             "logprobs": sampling.logprobs or None,
             "top_logprobs": sampling.top_logprobs if sampling.logprobs else None,
-            "tools": verbatim(sampling.tools) if sampling.tools else None,
+            "tools": tools,
             "tool_choice": sampling.tool_choice,
-            "response_format": self.response_format(sampling.response_format),
+            "response_format": response_format,
             "extra_body": {
                 "logit_bias": sampling.logit_bias or None,
                 "parallel_tool_calls": sampling.parallel_tool_calls,
@@ -129,8 +131,22 @@ class Flavour:
         """The ``model`` that addresses the adapter, or the base where there is none."""
         return self.base_model if adapter is None else adapter
 
+    def contract(self, prompt: Prompt) -> tuple[Any, Any]:
+        """Tools and response format as this server takes them, lowered once for all draws of a race."""
+        sampling, kind = prompt.sampling, type(self).__name__
+        if not sampling.tools and sampling.response_format is None:
+            return None, None
+        if kind not in prompt.lowered:
+            tools = verbatim(lower_tools(sampling.tools, self.parameters)) if sampling.tools else None
+            prompt.lowered[kind] = tools, self.response_format(sampling.response_format)
+        return prompt.lowered[kind]
+
+    def parameters(self, schema: JsonObject) -> JsonObject:
+        """A tool's parameters as this server can take them."""
+        return schema
+
     def response_format(self, wanted: JsonObject | None) -> Any:
-        """The response format as this server writes it."""
+        """The response format as this server writes it, its schema as it can take it."""
         return None if wanted is None else verbatim(wanted)
 
     def read_catalogue(self, listing: Any) -> Catalogue:
@@ -165,13 +181,6 @@ class Flavour:
 def verbatim(value: object) -> orjson.Fragment:
     """Write JSON as it is: the hub's client rewrites response formats for TGI and drops every null it finds."""
     return orjson.Fragment(orjson.dumps(value))
-
-
-def schema_of(response_format: JsonObject) -> JsonObject:
-    """The JSON schema in OpenAI's ``json_schema`` response format; any object where it names none."""
-    named = response_format.get("json_schema")
-    schema = named.get("schema") if isinstance(named, dict) else None
-    return cast(JsonObject, schema) if isinstance(schema, dict) else {"type": "object"}
 
 
 def refuse(field_name: str, reason: str) -> UnsupportedField:

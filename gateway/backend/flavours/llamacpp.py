@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-from gateway.backend.flavours.base import Catalogue, Flavour, Refusal, context_exceeded, schema_of, verbatim
+from gateway.backend.flavours.base import Catalogue, Flavour, Refusal, context_exceeded, verbatim
+from gateway.contract.lowering import lower, schema_of
 from gateway.types import JsonObject, Prompt
 
 _NEEDS_JINJA = ("tools param requires --jinja", "tool_choice param requires --jinja")
@@ -38,11 +39,16 @@ class LlamaCpp(Flavour):
         """The name is not looked at."""
         return self.base_model
 
+    def parameters(self, schema: JsonObject) -> JsonObject:
+        """llama.cpp hangs for ever on some patterns, and takes an empty schema for an object."""
+        return lower(schema, "llamacpp")
+
     def response_format(self, wanted: JsonObject | None) -> Any:
         """A schema stands beside ``json_object``."""
-        if wanted is not None and wanted.get("type") == "json_schema":
-            return verbatim({"type": "json_object", "schema": schema_of(wanted)})
-        return super().response_format(wanted)
+        schema = None if wanted is None else schema_of(wanted)
+        if schema is not None:
+            return verbatim({"type": "json_object", "schema": lower(schema, "llamacpp")})
+        return None if wanted is None else verbatim({"type": "json_object"})
 
     def read_catalogue(self, listing: Any) -> Catalogue:
         """An adapter's name is its file's, without the ending."""

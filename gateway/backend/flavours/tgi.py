@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from gateway.backend.flavours.base import Catalogue, Flavour, Refusal, context_exceeded, refuse, schema_of, verbatim
+from gateway.backend.flavours.base import Catalogue, Flavour, Refusal, context_exceeded, refuse, verbatim
 from gateway.backend.flavours.tgi_tools import NO_TOOL, cut_call, history, without_hidden_draw
+from gateway.contract.lowering import schema_of, tgi_parameters, tgi_response_format
 from gateway.types import JsonObject, Prompt, Sampling
 
 _MAX_STOPS = 4
@@ -49,7 +50,7 @@ class Tgi(Flavour):
         for index, tool in enumerate(sampling.tools):
             if tool["function"]["name"] == NO_TOOL:
                 raise refuse(f"tools[{index}].function.name", f"TGI takes a call of {NO_TOOL} for no call at all")
-        if sampling.tools and self.response_format(sampling.response_format) is not None:
+        if sampling.tools and (sampling.response_format or {}).get("type", "text") != "text":
             raise refuse("response_format", "TGI cannot combine it with tools")
 
     def arguments(self, prompt: Prompt, seed: int, catalogue: Catalogue) -> JsonObject:
@@ -64,11 +65,15 @@ class Tgi(Flavour):
         del arguments["extra_body"]
         return arguments
 
+    def parameters(self, schema: JsonObject) -> JsonObject:
+        """TGI puts all tools' parameters into one schema of its own, in which their references lead nowhere."""
+        return tgi_parameters(schema)
+
     def response_format(self, wanted: JsonObject | None) -> Any:
-        """TGI constrains by a schema under ``value``; free text is what it does unasked."""
+        """TGI constrains by a schema or an expression under ``value``; free text is what it does unasked."""
         if wanted is None or wanted.get("type") == "text":
             return None
-        return verbatim({"type": "json_object", "value": schema_of(wanted)})
+        return verbatim(tgi_response_format(schema_of(wanted)))
 
     def read_capacity(self, info: JsonObject) -> int | None:
         """Return ``--max-concurrent-requests``: one draw more than that is refused."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
-from gateway.backend.flavours.base import Catalogue, Flavour, Refusal
+from gateway.backend.flavours.base import Catalogue, Flavour, Refusal, verbatim
+from gateway.contract.lowering import lower, schema_of
 from gateway.types import JsonObject
 
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\[\]]{0,63}")
@@ -33,6 +34,18 @@ class Vllm(Flavour):
     def model(self, adapter: str | None, catalogue: Catalogue) -> str:
         """Every name must be one that the server lists: it answers 404 to any other."""
         return catalogue.base_model if adapter is None else str(catalogue.adapters[adapter])
+
+    def parameters(self, schema: JsonObject) -> JsonObject:
+        """The schema without what vLLM's grammars do not know: it refuses a request for one such keyword."""
+        return lower(schema, "vllm")
+
+    def response_format(self, wanted: JsonObject | None) -> Any:
+        """OpenAI's own, with a schema that its grammars know."""
+        schema = None if wanted is None else schema_of(wanted)
+        if wanted is None or schema is None:
+            return super().response_format(wanted)
+        named = {**wanted["json_schema"], "schema": lower(schema, "vllm")}
+        return verbatim({**wanted, "json_schema": named})
 
     def read_catalogue(self, listing: Any) -> Catalogue:
         """The model without a parent is the base; the others are adapters."""

@@ -259,7 +259,7 @@ GOOD: dict[str, bytes] = {
     "NUL, escaped": json.dumps(chat_body(messages=[{"role": "user", "content": "a\0b"}])).encode(),
     "the last of Unicode": json.dumps(chat_body(messages=[{"role": "user", "content": "\U0010ffff\u200f"}])).encode(),
     "duplicate keys: the last holds": b'{"model":"x","model":"ratchet",' + json.dumps(chat_body()).encode()[1:],
-    "nesting of 150": nested(150, b'{"a":', b"}"),
+    "nesting of 100": nested(100, b'{"a":', b"}"),
     "both kinds of max_tokens, in agreement": json.dumps(chat_body(max_tokens=5, max_completion_tokens=5)).encode(),
     "whole numbers with a point": json.dumps(chat_body(n=1.0, max_tokens=5.0, seed=-3.0)).encode(),
     "a tool without parameters": json.dumps(

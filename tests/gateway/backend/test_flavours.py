@@ -7,6 +7,7 @@ import pytest
 
 from gateway.backend.failures import from_status
 from gateway.backend.flavours import FLAVOURS, Catalogue, Flavour, Refusal
+from gateway.contract.json_regex import ANY_OBJECT
 from gateway.errors import BackendMisconfigured, BackendRejected, ContextLengthExceeded, UnsupportedField
 from gateway.types import JsonObject, Sampling
 from tests.gateway.backend.conftest import prompt
@@ -16,7 +17,8 @@ CATALOGUES = {
     "vllm": Catalogue("base-7b", {"rft-1": "rft-1"}),
     "llamacpp": Catalogue("default", {"rft-1": 3}),
 }
-TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"properties": {"city": {"default": None}}}}}
+CITY = {"type": "object", "properties": {"city": {"type": "string", "default": None}}}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
 SCHEMA = {"type": "object", "properties": {"city": {"const": None}}}
 JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
 
@@ -120,7 +122,7 @@ def test_tgi_serves_tools_beside_plain_text() -> None:
     ("kind", "wanted", "expected"),
     [
         ("tgi", JSON_SCHEMA, {"type": "json_object", "value": SCHEMA}),
-        ("tgi", {"type": "json_object"}, {"type": "json_object", "value": {"type": "object"}}),
+        ("tgi", {"type": "json_object"}, {"type": "regex", "value": ANY_OBJECT}),
         ("vllm", JSON_SCHEMA, JSON_SCHEMA),
         ("vllm", {"type": "json_object"}, {"type": "json_object"}),
         ("llamacpp", JSON_SCHEMA, {"type": "json_object", "schema": SCHEMA}),

@@ -1,0 +1,173 @@
+"""Bounds on schemas: each just at its limit and just over it, and no schema that takes long to measure."""
+
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from gateway.contract.bounds import check_bounds
+from gateway.errors import InvalidRequest
+from gateway.settings import SchemaSettings
+from gateway.types import JsonObject, Sampling
+
+INTEGER = {"type": "integer"}
+
+
+def form(schema: JsonObject) -> Sampling:
+    return Sampling(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+
+
+def tool(*schemas: JsonObject) -> Sampling:
+    return Sampling(
+        tools=tuple({"type": "function", "function": {"name": "f", "parameters": schema}} for schema in schemas)
+    )
+
+
+def refusal(sampling: Sampling, **limits: int) -> str | None:
+    """The words of a refusal, which begin with the field."""
+    try:
+        check_bounds(sampling, SchemaSettings(**limits))
+    except InvalidRequest as error:
+        return error.message if error.message.startswith(f"{error.param}: ") else "the field is missing"
+    return None
+
+
+def inside(schema: Any, **more: Any) -> JsonObject:
+    return {"type": "object", "properties": {"a": schema}, **more}
+
+
+def doubled(times: int) -> JsonObject:
+    """Each definition names the one before twice: 2 ** times in all."""
+    part = {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i - 1}"}] * 2} for i in range(1, times + 1)}
+    return {"$ref": f"#/$defs/d{times}", "$defs": {**part, "d0": INTEGER}}
+
+
+def nested(levels: int) -> JsonObject:
+    schema: JsonObject = INTEGER
+    for _ in range(levels - 1):
+        schema = inside(schema)
+    return schema
+
+
+def arrays(*counts: int) -> JsonObject:
+    schema: JsonObject = INTEGER
+    for count in counts:
+        schema = {"type": "array", "items": schema, "maxItems": count}
+    return schema
+
+
+PROPERTIES: JsonObject = {"properties": {"a": {}, "b": {"properties": {"c": {}}}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "limit", "at", "words"),
+    [
+        (INTEGER, "max_bytes", 18, "bytes"),
+        (nested(5), "max_depth", 5, "levels of nesting"),
+        ({"enum": [1, [2, 3]]}, "max_values", 6, "values"),
+        (PROPERTIES, "max_properties", 3, "properties"),
+        (inside({"enum": [1, 2]}, enum=[{}, {}, {}]), "max_enum_values", 5, "enum values"),
+        (doubled(3), "max_expanded", 30, "values once references are put in place"),
+        (arrays(2, 3, 4), "max_repeats", 24, "repeats multiplied along a path"),
+        ({"items": {"type": "string", "minLength": 5}, "minItems": 6}, "max_repeats", 30, "repeats multiplied"),
+        ({"pattern": "(a{3}){4}"}, "max_pattern", 12, "repeats in a pattern"),
+        ({"properties": {"a": {"pattern": "abc"}, "b": {"pattern": "abcd"}}}, "max_pattern", 7, "parts in patterns"),
+        ({"patternProperties": {"^a{9}$": {}}}, "max_pattern", 9, "repeats in a pattern"),
+    ],
+)
+def test_each_bound_holds_exactly(schema: JsonObject, limit: str, at: int, words: str) -> None:
+    assert None is refusal(form(schema), **{limit: at})
+    assert None is refusal(tool(schema), **{limit: at})
+    found = refusal(form(schema), **{limit: at - 1})
+    assert found is not None
+    assert words in found
+    assert f"over this server's limit of {at - 1:,}" in found
+    assert "response_format.json_schema.schema: " in found
+    assert "tools[0].function.parameters: " in (refusal(tool(schema), **{limit: at - 1}) or "")
+
+
+def test_all_schemas_of_a_request_count_together() -> None:
+    both = tool(PROPERTIES, PROPERTIES)
+    assert None is refusal(both, max_properties=6)
+    assert "tools[1].function.parameters: properties: 6, over" in (refusal(both, max_properties=5) or "")
+
+
+def test_thirty_doublings_are_a_billion_and_take_no_time() -> None:
+    started = time.perf_counter()
+    assert "4,294,967,294" in (refusal(form(doubled(30)), max_depth=100) or "")
+    assert 0.1 > time.perf_counter() - started
+
+
+@pytest.mark.parametrize("sampling", [form(doubled(31)), tool(doubled(31)), form(doubled(60)), tool(nested(80))])
+def test_bombs_are_refused_with_the_ordinary_settings(sampling: Sampling) -> None:
+    assert refusal(sampling)
+
+
+def test_recursion_is_no_bomb() -> None:
+    node = inside({"anyOf": [{"$ref": "#/$defs/N"}, {"type": "null"}]})
+    assert None is refusal(form({"$ref": "#/$defs/N", "$defs": {"N": node}}))
+    assert None is refusal(form(inside({"$ref": "#"})))
+    assert None is refusal(form({"$ref": "#/$defs/N", "$defs": {"N": {"$ref": "#/$defs/N"}}}))
+
+
+def test_all_that_points_to_all_is_counted_without_following_each_path() -> None:
+    names = [f"d{i}" for i in range(30)]
+    part = {name: {"anyOf": [{"$ref": f"#/$defs/{other}"} for other in names]} for name in names}
+    started = time.perf_counter()
+    assert "values once references" in (refusal(form({"$ref": "#/$defs/d0", "$defs": part}), max_depth=100) or "")
+    assert 0.2 > time.perf_counter() - started
+
+
+@pytest.mark.parametrize("reference", ["http://127.0.0.1:9/x", "file:///etc/passwd", "other.json#/a", "//host/x"])
+def test_a_reference_to_elsewhere_is_refused_by_name(reference: str) -> None:
+    found = refusal(tool(inside({"$ref": reference})))
+    assert found == (
+        "tools[0].function.parameters: a $ref must point into the schema itself; nothing is fetched from elsewhere"
+    )
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        inside({"$ref": "#name"}, **{"$defs": {"A": {"$anchor": "name", **INTEGER}}}),
+        inside({"$ref": "Tree"}, **{"$id": "Tree"}),
+        inside({"$ref": "#/definitions/a~1b"}, definitions={"a/b": INTEGER}),
+        inside({"$ref": "#/$defs/missing"}),
+    ],
+)
+def test_references_within_the_schema_are_taken_however_they_are_written(schema: JsonObject) -> None:
+    assert None is refusal(form(schema))
+
+
+def test_five_thousand_properties_and_a_long_text_are_honest() -> None:
+    many = {"type": "object", "properties": {f"p{i}": {"type": "string", "maxLength": 100_000} for i in range(5_000)}}
+    assert None is refusal(form(many))
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(
+        st.sampled_from(
+            ["$ref", "$defs", "properties", "items", "anyOf", "allOf", "enum", "const", "type", "pattern", "maxItems",
+             "required", "additionalProperties", "$id", "$anchor", "minLength", "prefixItems", "not", "a", "b"]
+        ),
+        inner | st.sampled_from(["#", "#/properties/a", "#/$defs/a", "object", "string", "^a{2}$"]),
+        max_size=5,
+    ),
+    max_leaves=25,
+)  # fmt: skip
+ANY_SCHEMA = st.dictionaries(
+    st.sampled_from(["properties", "$defs", "items", "anyOf", "type", "$ref", "allOf"]), JSON_VALUES
+)
+
+
+@hypothesis_settings(max_examples=200, deadline=None)
+@given(ANY_SCHEMA)
+def test_whatever_stands_in_a_schema_it_is_taken_or_refused_in_words(schema: JsonObject) -> None:
+    started = time.perf_counter()
+    refusal(form(schema))
+    assert 0.5 > time.perf_counter() - started
