@@ -85,6 +85,9 @@ class Metrics:
         )
         self.deadlines = counter("deadlines_total", "Completions answered at deadline or quorum, with draws cut")
         self.candidates = counter("candidates_total", "Candidates by what became of them", "outcome")
+        self.unusable = counter(
+            "unusable_candidates_total", "Finished candidates that are not what was asked for, by why", "reason"
+        )
         self.generated_tokens = counter("generated_tokens_total", "Tokens of all finished candidates")
         self.returned_tokens = counter("returned_tokens_total", "Tokens of the answers that were returned")
         self.winner_reward = histogram(
@@ -165,6 +168,8 @@ class Metrics:
         self.deadlines.inc(outcome.deadline_hit)
         for candidate in outcome.candidates:
             self.candidates.labels("finished" if candidate.answer else type(candidate.error).__name__).inc()
+            if candidate.unusable is not None:
+                self.unusable.labels(candidate.unusable.value).inc()
         if (reward := outcome.winners[0].reward) is not None:
             labels = (str(outcome.plan.policy_version), outcome.plan.arm)
             self.winner_reward.labels(*labels).observe(reward)

@@ -40,6 +40,7 @@ class Reason(StrEnum):
     NO_SPREAD = "no spread of scores"
     TRUNCATED = "winner cut by the token limit"
     EMPTY = "winner is empty"
+    UNUSABLE = "winner is not what was asked for"
     MARGIN = "winner too close to the mean"
     EARLIER_REWARD_MODEL = "winner chosen by an earlier reward model"
     NEAR_HELD_OUT = "nearly a held-out prompt"
@@ -154,10 +155,15 @@ def example(
     record: CompletionRecord, key: str, settings: DatasetSettings, *, disliked: bool, rolled_back: bool = False
 ) -> Example | Reason:
     """The example that a fit record of a conversation not held out makes, or why it makes none."""
-    scored = [candidate for candidate in record.candidates if candidate.reward is not None and candidate.error is None]
     winner = first_winner(record)
     if rolled_back and not disliked:
         return Reason.ROLLED_BACK
+    # What is not what was asked for never trains, and its reward is no measure of what is.
+    scored = [
+        candidate
+        for candidate in record.candidates
+        if candidate.reward is not None and candidate.error is None and (candidate.usable or candidate is winner)
+    ]
     if (reason := _no_contest(record, scored, winner, disliked=disliked)) is not None:
         return reason
     assert winner is not None, "no contest without a winner"
@@ -169,6 +175,8 @@ def example(
         return Reason.TRUNCATED
     if not (winner.text or "").strip():
         return Reason.EMPTY
+    if not winner.usable:
+        return Reason.UNUSABLE
     best = _answer(winner)
     margin_sd = (best.reward - mean) / sd
     if margin_sd < settings.min_margin_sd:

@@ -71,12 +71,15 @@ def _texts(record: CompletionRecord) -> list[str]:
         return []
     by_index = {candidate.index: candidate for candidate in record.candidates}
     returned = by_index.get(record.winners[0])
-    if returned is None or not (returned.text or "").strip() or returned.n_tool_calls:
+    if returned is None or not (returned.text or "").strip() or returned.n_tool_calls or not returned.usable:
         return []
     others = [
         candidate
         for candidate in record.candidates
-        if candidate.reward is not None and (candidate.text or "").strip() and candidate.text != returned.text
+        if candidate.reward is not None
+        and candidate.usable
+        and (candidate.text or "").strip()
+        and candidate.text != returned.text
     ]
     others.sort(key=_reward, reverse=True)
     return [str(returned.text), *(str(candidate.text) for candidate in others)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from urllib.parse import quote
 
@@ -62,7 +63,9 @@ def report(outcome: Outcome, timings: Timings) -> JsonObject:
         "selection": outcome.selection.value,
         "rewards": outcome.rewards,
         "scoring_error": outcome.scoring_error,
+        "unusable": [None if c.unusable is None else c.unusable.value for c in outcome.candidates],
         "winners": [candidate.index for candidate in outcome.winners],
+        "shortfall": shortfall(outcome),
         "generated_tokens": outcome.generated_tokens,
         "policy": plan.policy_version,
         "adapter": plan.adapter,
@@ -82,9 +85,20 @@ def report(outcome: Outcome, timings: Timings) -> JsonObject:
     }
 
 
+def shortfall(outcome: Outcome) -> str | None:
+    """Why fewer answers are returned than were asked for, in words; None where none is missing."""
+    returned, asked = len(outcome.winners), outcome.plan.n_returned
+    if returned >= asked:
+        return None
+    others = [candidate for candidate in outcome.candidates if candidate not in outcome.winners]
+    reasons = Counter("failed" if c.answer is None else c.unusable.value if c.unusable else "usable" for c in others)
+    told = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+    return f"{returned} of {asked} answers: of {outcome.n_run} candidates the others are no use ({told})"
+
+
 def headers(outcome: Outcome, timings: Timings) -> dict[str, str]:
     """The same facts as ``x-bon-*`` headers."""
-    reward = _reward(outcome.winners)
+    reward, missing = _reward(outcome.winners), shortfall(outcome)
     return {
         "x-bon-n": str(outcome.n_run),
         "x-bon-n-asked": str(outcome.plan.n_asked),
@@ -97,6 +111,7 @@ def headers(outcome: Outcome, timings: Timings) -> dict[str, str]:
         "x-bon-overhead-ms": f"{timings.overhead_ms:.3f}",
         **({"x-bon-reward-model": _header_text(outcome.reward_model)} if outcome.reward_model else {}),
         **({"x-bon-reward": f"{reward:.6g}"} if reward is not None else {}),
+        **({"x-bon-shortfall": missing} if missing is not None else {}),
     }
 
 

@@ -345,7 +345,11 @@ class BestOfNReport(BaseModel):
     scoring_error: str | None = Field(
         description="Why rewards are missing; RewardUnavailable: none could be had, so no more was drawn than wanted."
     )
+    unusable: list[str | None] = Field(
+        description="Why an answer is not what was asked for, in the order of the draws; null where it is."
+    )
     winners: list[int] = Field(description="Which draws were returned, best first.")
+    shortfall: str | None = Field(description="Why fewer answers are returned than n; null where none is missing.")
     generated_tokens: int
     policy: int = Field(description="Version of the policy that decided the race.")
     adapter: str | None

@@ -19,6 +19,7 @@ from gateway.best_of_n.permits import Grant, Permits
 from gateway.best_of_n.plan import draw_seed
 from gateway.best_of_n.selection import most_telling, select
 from gateway.best_of_n.transcript import Transcript
+from gateway.contract.check import Contract
 from gateway.errors import (
     BackendError,
     CallerError,
@@ -42,6 +43,7 @@ from gateway.types import (
     Scorer,
     Selection,
     Timings,
+    Unusable,
 )
 
 
@@ -177,6 +179,7 @@ class BestOfN:
     ) -> list[asyncio.Task[None]]:
         replica = backend.choose_replica()
         scored = (len(candidates) > 1 and not entry.unjudged) or entry.plan.score_single
+        contract = Contract(prompt.sampling)
 
         async def draw(candidate: Candidate) -> None:
             started = self._clock()
@@ -187,7 +190,8 @@ class BestOfN:
                 return
             finally:
                 candidate.latency_ms = (self._clock() - started) * 1e3
-            if scored and answer.judged_text not in scores:
+            candidate.unusable = contract.broken_by(answer)
+            if scored and candidate.unusable is not Unusable.EMPTY and answer.judged_text not in scores:
                 score = self._score(prompt.messages, answer.judged_text)
                 scores[answer.judged_text] = group.create_task(score)
 
@@ -244,6 +248,7 @@ class BestOfN:
                     said.add(delta)
                     yield delta
             candidate.answer = said.answer()
+            candidate.unusable = Contract(prompt.sampling).broken_by(candidate.answer)
         finally:
             entry.grant.release()
             candidate.latency_ms = (self._clock() - started) * 1e3
@@ -252,7 +257,7 @@ class BestOfN:
                 generate_ms=candidate.latency_ms,
                 total_ms=outcome.timings.queue_ms + candidate.latency_ms,
             )
-        if entry.plan.score_single:
+        if entry.plan.score_single and candidate.unusable is not Unusable.EMPTY:
             await self._score_live(prompt, candidate, candidate.answer, outcome)
 
     async def _score_live(self, prompt: Prompt, candidate: Candidate, answer: Answer, outcome: Outcome) -> None:

@@ -41,6 +41,7 @@ class CandidateRecord:
     """One draw. ``text`` and ``tool_calls`` are absent where the draw failed and where ``store`` is false.
 
     ``error`` is the error's class name. ``tokens`` are completion tokens; ``latency_ms`` runs to the last token.
+    ``unusable`` is why a finished answer is not what was asked for (``gateway.types.Unusable``); such ones never train.
     """
 
     index: int
@@ -55,6 +56,13 @@ class CandidateRecord:
     cut_at_tokens: int | None = None
     latency_ms: float | None = None
     error: str | None = None
+    unusable: str | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether the draw finished as asked; of a record older than ``unusable``, as far as it tells."""
+        cut = self.finish_reason in ("length", "content_filter") or self.cut_at_tokens is not None
+        return not cut and self.error is None and self.unusable is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +291,7 @@ def _candidate(candidate: Candidate, *, store: bool) -> CandidateRecord:
         cut_at_tokens=candidate.cut_at_tokens,
         latency_ms=candidate.latency_ms,
         error=None if candidate.error is None else type(candidate.error).__name__,
+        unusable=None if candidate.unusable is None else candidate.unusable.value,
     )
 
 

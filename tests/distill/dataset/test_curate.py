@@ -145,10 +145,22 @@ def test_each_reason_keeps_its_record_out(reason: Reason, record: CompletionReco
     assert [] == curated.examples
 
 
-def test_a_plain_text_format_and_a_truncated_loser_are_fine() -> None:
-    drawn = [candidate(0, 1.0), candidate(1, 0.0, finish_reason="length")]
-    record = race(prompt=TRAINS[0], candidates=drawn, sampling=Sampling(response_format={"type": "text"}))
+def test_a_plain_text_format_is_fine() -> None:
+    record = race(prompt=TRAINS[0], sampling=Sampling(response_format={"type": "text"}))
     assert 1 == len(curate([record]).examples)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"finish_reason": "length"}, {"finish_reason": "content_filter"}, {"unusable": "not_json"}]
+)
+def test_an_answer_that_is_not_what_was_asked_for_neither_loses_nor_wins(changes: dict[str, Any]) -> None:
+    """Nor does its reward move the mean that the winner is measured by."""
+    drawn = [candidate(0, 2.0), candidate(1, 0.0), candidate(2, 1.0, **changes), candidate(3, 9.0, **changes)]
+    record = race(prompt=TRAINS[0], candidates=drawn, winners=[0])
+    [found] = curate([record]).examples
+    assert (2.0, [0.0], 1.0) == (found.winner.reward, [loser.reward for loser in found.losers], found.margin_sd)
+    [lost] = [reason for reason, count in curate([replace(record, winners=[3])]).excluded.items() if count]
+    assert (Reason.TRUNCATED if changes.get("finish_reason") == "length" else Reason.UNUSABLE) == lost
 
 
 def test_negative_feedback_keeps_an_answer_out_and_other_feedback_does_not() -> None:
