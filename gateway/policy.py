@@ -88,6 +88,10 @@ class Canary(_Served):
     holdback: bool = False
 
 
+class Base(_Served):
+    """The last policy that had no adapter: it answers where no server has the adapter of its successors any more."""
+
+
 class Policy(_Served):
     """One version of the policy. Fields of a newer program are ignored, so that a mixed fleet keeps serving.
 
@@ -98,6 +102,7 @@ class Policy(_Served):
     n_max: int = Field(ge=1)
     exploration: float = Field(default=0.0, ge=0, le=1)
     canary: Canary | None = None
+    base: Base | None = None
     undoes: str | None = None
     reason: str = ""
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
@@ -119,6 +124,15 @@ class Policy(_Served):
         if self.canary is None:
             return None
         return self.canary.arm("holdback" if self.canary.holdback else "canary")
+
+    def base_arm(self, n: int) -> Arm:
+        """Return the base model at its own N, for when no server has the stable policy's adapter.
+
+        Args:
+            n: Its N where the document does not say: those of older programs don't.
+        """
+        base = self.base or Base(n=n, default_temperature=self.default_temperature)
+        return Arm("base", None, min(base.n, self.n_max), base.urls, base.default_temperature)
 
     def arm_at(self, place: float) -> Arm:
         """Who answers the conversation at this place in [0, 1)."""
@@ -156,7 +170,10 @@ class Policy(_Served):
         if unknown:
             raise PolicyError("unknown policy fields: " + ", ".join(unknown))
         fields = (
-            self.model_dump(exclude={"created", "undoes"}) | changes | {"version": self.version + 1, "reason": reason}
+            self.model_dump(exclude={"created", "undoes"})
+            | ({"base": self.model_dump(include=set(Base.model_fields))} if self.adapter is None else {})
+            | changes
+            | {"version": self.version + 1, "reason": reason}
         )
         try:
             return type(self).model_validate(fields)

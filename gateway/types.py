@@ -18,8 +18,9 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 Ending = Literal["answered", "cut", "failed"]
 """How a request ended: with its answer; cut off in mid-stream, for its caller hung up or the gateway stopped; failed in
 mid-stream."""
-ArmName = Literal["stable", "canary", "holdback"]
-"""Which of the policies served side by side; see ``gateway.policy``."""
+ArmName = Literal["stable", "canary", "holdback", "base"]
+"""Which of the policies served side by side, or the base model where no server has their adapter; see
+``gateway.policy``."""
 JsonObject = dict[str, Any]
 
 

@@ -97,7 +97,7 @@ class ChatCompletions:
         self._limiter = limiter
         self._metrics = metrics
         self._settings = settings
-        self._arms = Arms(aside_s=settings.backend.unhealthy_s)
+        self._arms = Arms(aside_s=settings.backend.unhealthy_s, base_n=settings.policy.n)
         self._pace = Pace()
 
     async def respond(self, request: Request) -> Response:
@@ -148,31 +148,30 @@ class ChatCompletions:
         return _Job(ask, policy, plan, prompt, key_id, visit, started)
 
     async def _whole(self, job: _Job) -> Response:
-        try:
-            outcome = await self._run(await self._race.admit(job.plan, key=job.key_id), job)
-        except GatewayError as error:
-            if not self._fall_back(job, error):
-                raise
-            outcome = await self._run(await self._race.admit(job.plan, key=job.key_id), job)
+        while True:
+            try:
+                outcome = await self._run(await self._race.admit(job.plan, key=job.key_id), job)
+                break
+            except GatewayError as error:
+                if not self._fall_back(job, error):
+                    raise
         timings = await self._record(outcome, job)
         body = render.completion(outcome, timings, completion_id=job.id, created=job.created, model=job.ask.model)
         return errors.json_response(body, headers=render.headers(outcome, timings) | job.visit.headers())
 
     async def _events(self, job: _Job) -> AsyncGenerator[bytes]:
-        """The events of a streamed request; before the first one the stable policy may still take over."""
-        begun = False
-        try:
-            async with aclosing(self._events_of(job)) as events:
-                async for event in events:
-                    begun = True
-                    yield event
-            return
-        except GatewayError as error:
-            if begun or not self._fall_back(job, error):
-                raise
-        async with aclosing(self._events_of(job)) as events:
-            async for event in events:
-                yield event
+        """The events of a streamed request; before the first one another policy may still take over."""
+        while True:
+            begun = False
+            try:
+                async with aclosing(self._events_of(job)) as events:
+                    async for event in events:
+                        begun = True
+                        yield event
+                return
+            except GatewayError as error:
+                if begun or not self._fall_back(job, error):
+                    raise
 
     async def _events_of(self, job: _Job) -> AsyncGenerator[bytes]:
         """A race's winner in one burst of chunks, or a single draw as it comes."""
@@ -217,13 +216,13 @@ class ChatCompletions:
             raise
 
     def _fall_back(self, job: _Job, error: GatewayError) -> bool:
-        """Let the stable policy answer where the second one could not; False where that is no remedy."""
+        """Let another policy answer where this one could not; False where that is no remedy."""
         arm = self._arms.instead(job.policy, job.plan, error)
         if arm is None:
             return False
         _log.warning("arm_failed", arm=job.plan.arm, error=type(error).__name__, policy=job.policy.version)
         job.raced.append(job.prompt)
-        job.plan, job.prompt = self._plan(job.ask, job.policy, arm, job.plan.arm)
+        job.plan, job.prompt = self._plan(job.ask, job.policy, arm, job.plan.arm_failed or job.plan.arm)
         return True
 
     async def _run(self, entry: Entry, job: _Job) -> Outcome:

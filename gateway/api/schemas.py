@@ -353,8 +353,8 @@ class BestOfNReport(BaseModel):
     generated_tokens: int
     policy: int = Field(description="Version of the policy that decided the race.")
     adapter: str | None
-    arm: Literal["stable", "canary", "holdback"] = Field(description="Which of its policies answered.")
-    arm_failed: Literal["stable", "canary", "holdback"] | None = Field(
+    arm: Literal["stable", "canary", "holdback", "base"] = Field(description="Which of its policies answered.")
+    arm_failed: Literal["stable", "canary", "holdback", "base"] | None = Field(
         description="The arm that should have answered and could not."
     )
     reward_model: str | None

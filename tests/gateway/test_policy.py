@@ -89,6 +89,18 @@ def test_a_successor_is_one_version_on_with_its_reason() -> None:
     assert second.created >= first.created
 
 
+def test_a_policy_remembers_how_the_base_was_served_before_its_adapters() -> None:
+    base = Policy(version=0, n=6, n_max=8, default_temperature=0.7)
+    first = base.successor(adapter="rft-1", n=3, reason="night")
+    second = Policy.parse(first.successor(adapter="rft-2", n=1, reason="night").model_dump_json(), n_limit=8)
+    assert [(None, 6, 0.7)] * 2 == [
+        (arm.adapter, arm.n, arm.default_temperature) for arm in (first.base_arm(1), second.base_arm(1))
+    ]
+    again = second.successor(adapter=None, n=5, reason="by hand").successor(adapter="rft-3", reason="night")
+    assert 5 == again.base_arm(1).n
+    assert 2 == second.model_copy(update={"n_max": 2}).base_arm(1).n
+
+
 def test_a_successor_with_a_mistake_is_a_policy_error() -> None:
     """The field is named."""
     policy = Policy(version=0, n=4, n_max=8)

@@ -5,6 +5,7 @@ import pytest
 from gateway.best_of_n.arms import Arms
 from gateway.best_of_n.plan import make_plan
 from gateway.errors import (
+    AdapterMissing,
     BackendFailed,
     BackendOverloaded,
     BackendRejected,
@@ -13,8 +14,9 @@ from gateway.errors import (
     GatewayError,
     InvalidRequest,
     Overloaded,
+    RequestContained,
 )
-from gateway.policy import Arm, Canary, Policy
+from gateway.policy import Arm, Base, Canary, Policy
 from gateway.types import Message, Plan, Sampling
 
 POLICY = Policy(version=3, n=4, n_max=8, canary=Canary(adapter="new", n=2, share=0.999))
@@ -79,3 +81,46 @@ def test_an_overloaded_backend_is_not_asked_twice() -> None:
     own_pool = POLICY.model_copy(update={"canary": Canary(n=2, share=0.999, urls=("http://new",))})
     assert Arms(aside_s=5).instead(POLICY, plan(), BackendOverloaded("full")) is None
     assert Arms(aside_s=5).instead(own_pool, plan(policy=own_pool), BackendOverloaded("full")) == own_pool.stable
+
+
+LOST = AdapterMissing("no replica has it")
+TUNED = Policy(version=4, adapter="old", n=2, n_max=8, base=Base(n=6, default_temperature=0.7))
+BOTH = TUNED.model_copy(update={"canary": Canary(adapter="new", n=1, share=0.999)})
+
+
+def test_the_base_answers_at_its_own_n_for_a_policy_whose_adapter_no_server_has() -> None:
+    arms = Arms(aside_s=5)
+    base = Arm("base", None, 6, (), 0.7)
+    assert arms.instead(TUNED, plan(TUNED.stable, TUNED), LOST) == base
+    assert arms.choose(TUNED, messages=HELLO, caller="") == (base, "stable")
+
+
+@pytest.mark.parametrize("error", [BackendFailed("500"), BackendUnreachable("down"), DeadlineExceeded("slow")])
+def test_the_base_answers_for_nothing_else(error: GatewayError) -> None:
+    assert Arms(aside_s=5).instead(TUNED, plan(TUNED.stable, TUNED), error) is None
+
+
+def test_a_document_without_a_base_has_the_settings_n() -> None:
+    """Those of older programs say nothing of it."""
+    older = TUNED.model_copy(update={"base": None})
+    answering = Arms(aside_s=5, base_n=4).instead(older, plan(older.stable, older), LOST)
+    assert answering is not None
+    assert (None, 4) == (answering.adapter, answering.n)
+
+
+def test_with_both_adapters_lost_the_base_answers_and_the_first_failure_is_told() -> None:
+    arms = Arms(aside_s=5)
+    assert arms.instead(BOTH, plan(BOTH.second, BOTH), LOST) == BOTH.stable
+    base = arms.instead(BOTH, plan(BOTH.stable, BOTH), LOST)
+    assert base is not None
+    assert arms.choose(BOTH, messages=HELLO, caller="") == (base, "canary")
+
+
+def test_the_base_has_nobody_behind_it() -> None:
+    base = TUNED.base_arm(1)
+    assert Arms(aside_s=5).instead(TUNED, plan(base, TUNED), LOST) is None
+
+
+@pytest.mark.parametrize("policy", [POLICY, BOTH])
+def test_a_request_that_broke_servers_breaks_no_other_policys(policy: Policy) -> None:
+    assert Arms(aside_s=5).instead(policy, plan(policy.second, policy), RequestContained("broke two")) is None
