@@ -82,7 +82,12 @@ class BackendPool:
     ) -> None:
         self._settings = settings
         self._calls = Calls(settings, limits or ServerLimits(), trace_configs=trace_configs)
-        self._replicas = Replicas(settings.urls, self._calls.connect, settings.unhealthy_s)
+        self._replicas = Replicas(
+            settings.urls,
+            self._calls.connect,
+            settings.unhealthy_s,
+            places=lambda replica: self._calls.limit(replica).limit,
+        )
         self._containment = containment or Containment()
         self._prober = Prober(self._replicas, self._probe, lambda: self._usual.overdue_s(None), self._hung)
         self._usual = UsualTime()

@@ -120,6 +120,7 @@ class Replicas:
         connect: Makes the client for one URL.
         unhealthy_s: How long the first ejection of a replica lasts.
         clock: Seconds that only move forward.
+        places: Draws that may be in flight at a replica; load is counted in parts of them.
     """
 
     def __init__(
@@ -128,7 +129,9 @@ class Replicas:
         connect: Callable[[str], HubClient],
         unhealthy_s: float,
         clock: Callable[[], float] = time.monotonic,
+        places: Callable[[Replica], int] = lambda _: 1,
     ) -> None:
+        self._places = places
         self.all = tuple(Replica(url, connect(url), Health(unhealthy_s, clock), clock) for url in urls)
         self.clock = clock
         self._choices = 0
@@ -156,7 +159,7 @@ class Replicas:
         ]
         chosen = min(
             (replica for replica in able if not replica.health.ejected),
-            key=lambda replica: (replica.load, replica.chosen),
+            key=lambda replica: (replica.load / self._places(replica), replica.chosen),
             default=None,
         )
         if chosen is None and panic:

@@ -37,10 +37,10 @@ def clock() -> Clock:
     return Clock()
 
 
-def replicas_of(clock: Clock, *urls: str) -> Replicas:
+def replicas_of(clock: Clock, *urls: str, places: Callable[[Replica], int] = lambda _: 1) -> Replicas:
     """Replicas that are chosen among, never called."""
     connect = cast(Callable[[str], HubClient], lambda url: None)
-    return Replicas(urls or ("http://a:1", "http://b:2", "http://c:3"), connect, UNHEALTHY_S, clock)
+    return Replicas(urls or ("http://a:1", "http://b:2", "http://c:3"), connect, UNHEALTHY_S, clock, places)
 
 
 def fail(replicas: Replicas, index: int, error: GatewayError, times: int = 1) -> None:
@@ -233,3 +233,14 @@ def test_a_draw_that_failed_says_nothing_of_a_restart(clock: Clock) -> None:
     replica.catalogue = Catalogue("base")
     with replica.drawing():
         assert None is replica.catalogue
+
+
+@pytest.mark.parametrize(("loads", "expected"), [((3, 8, 8), 0), ((4, 8, 8), 1), ((5, 8, 9), 1)])
+def test_a_server_that_takes_half_as_many_draws_gets_half_as_many(
+    clock: Clock, loads: tuple[int, int, int], expected: int
+) -> None:
+    replicas = replicas_of(clock, places=lambda replica: 64 if replica.name == "a:1" else 128)
+    chosen(replicas, 1)  # of equals the longest unchosen is next, which is the second
+    for replica, load in zip(replicas.all, loads, strict=True):
+        replica.in_flight = load
+    assert [expected] == chosen(replicas, 1)
