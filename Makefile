@@ -46,7 +46,13 @@ bench: $(READY) ## What the gateway adds, by stage and beside other gateways; re
 load: $(READY) ## Load as applications make it, and limits it must keep to (OPTIONS="--embedded", "--help", …)
 	@$(BIN)/python -m loadtests.load $(OPTIONS)
 
-faults: $(READY) ## Break every part under load and count what is lost; it must be nothing (OPTIONS="--only redis-killed")
+# Fakes a process's clock. A tool beside the environment, for its licence is the GPL's.
+FAKETIME := data/faults/libfaketime
+$(FAKETIME): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps --target $@ libfaketime==3.0.1
+	@touch $@
+
+faults: $(READY) $(FAKETIME) ## Break every part under load and count what is lost; it must be nothing (OPTIONS="--only redis-killed")
 	@$(BIN)/python -m loadtests.faults $(OPTIONS)
 
 soak: $(READY) ## Twenty minutes at 70 % of what this machine can do: nothing may grow, fail or go missing

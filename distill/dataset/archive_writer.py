@@ -81,6 +81,8 @@ class ArchiveWriter:
         self._archive = archive
         self._part_bytes = part_bytes
         self._known: OrderedDict[str, set[str]] = OrderedDict()  # day → ids in its parts
+        self.damaged: dict[Path, DataError] = {}
+        """Parts that cannot be read. Records are added beside them; copies of what they hold get a second row."""
         with _writable(archive.folder):
             # What a killed writer left half-written; nothing refers to it.
             for leftover in [*archive.folder.glob("day=*/.part-*"), *archive.folder.glob("_quarantine/.*")]:
@@ -102,8 +104,7 @@ class ArchiveWriter:
             collected: When they were collected, by Redis's clock.
 
         Raises:
-            DataError: A part of these days cannot be read, or the disk takes no more. Some of the records may have
-                become rows: adding them all again is right.
+            DataError: The disk takes no more. Some of the records may have become rows: adding them all again is right.
         """
         unreadable = set()
         days: defaultdict[str, dict[str, Row]] = defaultdict(dict)
@@ -182,8 +183,11 @@ class ArchiveWriter:
         if day not in self._known:
             ids: set[str] = set()
             for path in self._archive.parts(day):
-                with open_part(path) as part, readable(path):
-                    ids.update(part.read(columns=["id"]).column("id").to_pylist())
+                try:
+                    with open_part(path) as part, readable(path):
+                        ids.update(part.read(columns=["id"]).column("id").to_pylist())
+                except DataError as error:
+                    self.damaged[path] = error
             self._known[day] = ids
         self._known.move_to_end(day)
         while len(self._known) > _REMEMBERED_DAYS:
@@ -193,7 +197,9 @@ class ArchiveWriter:
     def _append(self, day: str, rows: pa.Table) -> None:
         parts = self._archive.parts(day)
         number = int(parts[-1].stem.removeprefix("part-")) if parts else 0
-        if parts:
+        if parts and not self._reads_whole(parts[-1]):
+            number += 1
+        elif parts:
             with open_part(parts[-1]) as part, readable(parts[-1]):
                 groups = range(part.metadata.num_row_groups)
                 size = sum(part.metadata.row_group(group).total_byte_size for group in groups)
@@ -207,6 +213,16 @@ class ArchiveWriter:
                 folder.mkdir()
                 sync_folder(self._archive.folder)
             write_atomically(folder / f"part-{number:05d}.parquet", _parquet(rows))
+
+    def _reads_whole(self, path: Path) -> bool:
+        """Whether the part can be read to its end; one that cannot is noted as damaged."""
+        try:
+            with open_part(path) as part, readable(path):
+                for _ in part.iter_batches():
+                    pass
+        except DataError as error:
+            self.damaged[path] = error
+        return path not in self.damaged
 
     def _quarantine(self, data: bytes, problem: str) -> Path:
         """Keep an unreadable record; the same bytes again make no second file."""

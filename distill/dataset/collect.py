@@ -18,7 +18,7 @@ import structlog
 
 from distill.dataset.archive import Archive
 from distill.dataset.archive_writer import ArchiveWriter, writing
-from distill.errors import NightError
+from distill.errors import DataError, NightError
 from distill.settings import DatasetSettings
 from gateway.errors import JournalError
 from gateway.journal.reader import Delivery, JournalReader
@@ -89,7 +89,8 @@ async def collect(
         now: This machine's clock.
 
     Raises:
-        DataError: The archive cannot be written or read. Nothing unarchived was acknowledged: mend it and run again.
+        DataError: The archive cannot be written: nothing unarchived was acknowledged. Or a part of it cannot be read,
+            which is told once everything else is done. Mend it and run again.
         NightError: Redis does not answer, or another process collects for too long. Run again later.
         SettingsError: GATEWAY_REDIS__URL leads to a Redis Cluster or a Sentinel.
     """
@@ -123,6 +124,8 @@ async def collect(
         log.error("records_lost_unread", count=done.lost)
     for warning in done.warnings:
         log.warning("collect_warning", problem=warning)
+    for error in writer.damaged.values():
+        raise DataError(f"{error} (what came meanwhile is archived beside it: {done.collected} records)")
     return done
 
 

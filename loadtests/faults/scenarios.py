@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
+from loadtests.faults import night_side
 from loadtests.faults.world import DEADLINE_S, World, clock_can_be_faked, freeze, thaw
 
 AN_HOUR_S = 3600
@@ -26,6 +27,7 @@ class Scenario:
     is well counts from the fault's end; otherwise from its beginning. ``least_answered``: share of the requests that
     must be answered. ``slowest_s``: no request may take longer. ``even``: under the fault N takes at most two
     neighbouring values. ``scarred``: what broke stays broken, so readiness need not say "ready" in the end.
+    ``archived``: the night collects, so what was acknowledged is looked for in its archive.
     ``callers``: requests in flight, where it is not for the command line to say. ``settings`` are the gateway's,
     ``knobs`` the backends'.
     """
@@ -44,6 +46,7 @@ class Scenario:
     replicas: int = 1
     proxied: str = ""
     faked_clock: bool = False
+    archived: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     knobs: Mapping[str, object] = field(default_factory=dict)
 
@@ -347,6 +350,34 @@ SCENARIOS = (
         "clock-jumps",
         "the wall clock jumps an hour ahead and back: no client notices",
         clock_jumps,
+        faked_clock=True,
+    ),
+    Scenario(
+        "redis-full-collected",
+        "Redis reaches maxmemory: a rollback and collect work on it, what was acknowledged is archived",
+        night_side.redis_full_and_collected,
+        told="degraded",
+        archived=True,
+    ),
+    Scenario(
+        "stream-full-unread",
+        "the stream is full and nobody reads it: records wait in the spool, then all are archived",
+        night_side.stream_full_unread,
+        told="degraded",
+        archived=True,
+        settings={"GATEWAY_REDIS__STREAM_MAX_RECORDS": "100"},
+    ),
+    Scenario(
+        "trimmed-under-traffic",
+        "the night collects and trims while records come: all are archived",
+        night_side.trimmed_under_traffic,
+        archived=True,
+    ),
+    Scenario(
+        "collect-clock-wrong",
+        "the night's clock is 40 days wrong, with KEEP_DAYS: nothing is expired",
+        night_side.collect_clock_wrong,
+        archived=True,
         faked_clock=True,
     ),
 )

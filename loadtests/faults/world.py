@@ -9,17 +9,21 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import aclosing
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import psutil
 import redis.asyncio
 
+from distill.dataset.archive import Archive
 from gateway.embedded.process import ChildProcess, free_port
 from gateway.embedded.redis import RedisServer
+from gateway.journal.stream import stream_key
 from loadtests.faults.arrivals import Arrivals
 from loadtests.faults.callers import Callers
 from loadtests.faults.proxy import TcpProxy
@@ -30,6 +34,7 @@ LATENCY_MS = 50.0
 DEADLINE_S = 4.0
 _START_TIMEOUT_S = 120.0
 _POLL_S = 0.05
+_COLLECTS = 5
 _CLOCK_LOOKS = 20
 _CLOCK_TOLERANCE_S = 60.0
 
@@ -44,7 +49,19 @@ SETTINGS = {
     "GATEWAY_RACE__DEADLINE_S": str(DEADLINE_S),
 }
 
-_FAKETIME = tuple(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+# Debian's, or what `make faults` brings.
+_FAKETIME = (
+    *Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"),
+    *Path("data/faults").absolute().glob("**/libfaketime.so.1"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended, and what it said."""
+
+    code: int
+    output: str
 
 
 class Redis(RedisServer):
@@ -69,10 +86,18 @@ class Redis(RedisServer):
         """Throw its data away; it must not run."""
         shutil.rmtree(self.folder / "appendonlydir")
 
-    async def command(self, *words: str) -> None:
+    async def command(self, *words: str) -> Any:
         """Have it do something."""
         async with aclosing(redis.asyncio.Redis(port=self.port)) as client:
-            await client.execute_command(*words)  # type: ignore[no-untyped-call]
+            return await client.execute_command(*words)  # type: ignore[no-untyped-call]
+
+    async def used_bytes(self) -> int:
+        """What its data takes now."""
+        return int((await self.command("INFO", "memory"))["used_memory"])
+
+    async def length(self) -> int:
+        """Records in the journal's stream."""
+        return int(await self.command("XLEN", stream_key("ratchet")))
 
 
 class Stub(StubProcess):
@@ -200,11 +225,50 @@ class World(Assembled):
         self._faked_clock = faked_clock
         self._settings = {**SETTINGS, **(settings or {})}
         self._folder = Path()
+        self._environment: dict[str, str] = {}
+
+    @property
+    def archive(self) -> Archive:
+        """Where ``run`` has records collected."""
+        return Archive(self._folder / "archive")
 
     async def hold(self) -> None:
         """Let the fault last, and ask the gateway near its end how it is."""
         await asyncio.sleep(self.fault_s)
         self.told = await self.gateway.readiness()
+
+    async def run(self, *words: str, clock_days: int = 0) -> Ended:
+        """Run ``python -m`` with these words and the gateway's own settings.
+
+        Args:
+            words: The module and its arguments.
+            clock_days: How far this command's clock is ahead.
+        """
+        environment = self._environment | {
+            "COLUMNS": "200",
+            "DISTILL_DATASET__ARCHIVE_DIR": str(self.archive.folder),
+            "DISTILL_DATASET__KEEP_DAYS": "30",
+        }
+        if clock_days:
+            environment |= {"LD_PRELOAD": str(_FAKETIME[0]), "FAKETIME": f"{clock_days:+d}d"}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", *words),
+            env=environment,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await process.communicate()
+        assert process.returncode is not None
+        return Ended(process.returncode, output.decode())
+
+    async def archive_all(self, wanted: Set[str]) -> set[str]:
+        """Collect until the archive holds these ids, or too often; returns those that it does not hold."""
+        for _ in range(_COLLECTS):
+            self.as_meant &= (await self.run("distill", "collect")).code == 0
+            ids = await asyncio.to_thread(lambda: {record.id for record in self.archive.completions()})
+            if not (missing := set(wanted) - ids):
+                break
+        return missing
 
     def limit_files(self, n_bytes: int) -> None:
         """No file of the gateway may grow beyond this any more; -1 lifts that. What a full disk is to a process."""
@@ -263,6 +327,7 @@ class World(Assembled):
             "GATEWAY_JOURNAL__SPOOL_DIR": str(self._folder / "spool"),
             **self._settings,
         }
+        self._environment = dict(environment)
         if self._faked_clock:
             self.set_clock(0)
             environment |= {
@@ -275,7 +340,7 @@ class World(Assembled):
 
 
 def clock_can_be_faked() -> bool:
-    """Whether libfaketime (a Debian package) is here."""
+    """Whether libfaketime is here."""
     return bool(_FAKETIME)
 
 

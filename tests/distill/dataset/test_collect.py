@@ -362,21 +362,28 @@ async def test_a_full_disk_acknowledges_nothing(
     assert ids(records) == archived(dataset)
 
 
-async def test_a_damaged_part_stops_the_pass_and_nothing_is_lost(
-    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-100], lambda _: b"", lambda whole: b"?" * len(whole)])
+async def test_a_damaged_part_is_told_and_keeps_no_record_in_redis(
+    damage: Callable[[bytes], bytes],
+    redis_server: RedisServer,
+    redis_settings: RedisSettings,
+    dataset: DatasetSettings,
 ) -> None:
+    """What comes meanwhile goes beside it; with the part restored all is there."""
     with redis_server.client() as client:
         publish(client, redis_settings, [race("old")])
         await collect(redis_settings, dataset)
         (part,) = Archive(dataset.archive_dir).parts()
         whole = part.read_bytes()
-        part.write_bytes(whole[:-100])
-        publish(client, redis_settings, [race("new")])
-        with pytest.raises(DataError, match=f"{part} cannot be read"):
-            await collect(redis_settings, dataset)
+        part.write_bytes(damage(whole))
+        for name in ("new", "newer"):
+            publish(client, redis_settings, [race(name)])
+            with pytest.raises(DataError, match=f"{part} cannot be read.*is archived beside it: 1 records"):
+                await collect(redis_settings, dataset)
+            assert (0, 0) == (pending(client), client.xlen(STREAM))
         part.write_bytes(whole)
-        assert 1 == (await collect(redis_settings, dataset)).collected
-    assert ["new", "old"] == archived(dataset)
+        assert Collected() == await collect(redis_settings, dataset)
+    assert ["new", "newer", "old"] == archived(dataset)
 
 
 async def test_two_collectors_at_once_share_the_work(

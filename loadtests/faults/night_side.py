@@ -1,0 +1,67 @@
+"""Faults between the gateway and the night: a full Redis, trimming under traffic, a wrong clock for ``collect``.
+
+The other side of the account is the archive here: what clients were answered must be in it in the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from loadtests.faults.world import World
+
+_COLLECTS = 10
+_DAYS_WRONG = 40
+
+
+async def redis_full_and_collected(world: World) -> None:
+    """Redis reaches its ``maxmemory`` under load; a canary is rolled back and ``collect`` frees it, both while full."""
+    canary = await world.run("gateway", "policy", "set", "--canary-share", "0.2", "--reason", "try")
+    await world.redis.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    await world.redis.command("CONFIG", "SET", "maxmemory", str(await world.redis.used_bytes()))
+    await world.hold()
+    rolled_back = await world.run("distill", "rollback", "--reason", "bad")
+    before = await world.redis.length()
+    collected = await world.run("distill", "collect")
+    world.as_meant = [canary.code, rolled_back.code, collected.code] == [0, 0, 0] and _archived(
+        collected.output
+    ) >= before
+    await world.redis.command("CONFIG", "SET", "maxmemory", "0")
+
+
+async def stream_full_unread(world: World) -> None:
+    """The stream reaches its limit and nobody reads it; then the night collects, again while spools empty into it."""
+    await world.hold()
+    world.as_meant = await world.redis.length() > 0
+    for _ in range(_COLLECTS):
+        collected = await world.run("distill", "collect")
+        world.as_meant &= collected.code == 0
+        if await world.gateway.readiness() == "ready":
+            return
+
+
+async def trimmed_under_traffic(world: World) -> None:
+    """The night collects, acknowledges and trims without a pause while records come."""
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + world.fault_s
+    archived = 0
+    while loop.time() < end_s:
+        collected = await world.run("distill", "collect")
+        archived += _archived(collected.output)
+        world.as_meant &= collected.code == 0
+    world.as_meant &= archived > 0
+    world.told = await world.gateway.readiness()
+
+
+async def collect_clock_wrong(world: World) -> None:
+    """``collect`` runs on a machine whose clock is 40 days ahead, then 40 days late, and may keep records for 30."""
+    await world.hold()
+    for days in (_DAYS_WRONG, -_DAYS_WRONG):
+        collected = await world.run("distill", "collect", clock_days=days)
+        words = f"{_DAYS_WRONG} days apart" in " ".join(collected.output.split())
+        world.as_meant &= collected.code == 0 and words and "too old to keep │ 0" in re.sub(" +", " ", collected.output)
+
+
+def _archived(output: str) -> int:
+    found = re.search(r"completions archived\D*([\d,]+)", output)
+    return int(found[1].replace(",", "")) if found else -1
