@@ -63,6 +63,62 @@ async def test_body_and_headers_tell_the_same_facts(serve: Serve) -> None:
     assert float(headers["x-bon-reward"]) == pytest.approx(max(report["rewards"]), rel=1e-5)
 
 
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 50}}, "required": ["a"]}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+
+
+async def test_what_the_backend_cannot_enforce_is_checked_and_usable_answers_come_first(
+    serve: Serve, redis_server: RedisServer
+) -> None:
+    """TGI ignores ``maximum``; the stub draws whole numbers below 100."""
+    served = await serve()
+    response = await served.chat(best_of=8, n=8, seed=5, response_format=FORMAT)
+    body, report = response.json(), response.json()["best_of_n"]
+    fitting = [index for index, reason in enumerate(report["unusable"]) if reason is None]
+    assert 0 < len(fitting) < 8
+    assert sorted(fitting) == sorted(report["winners"])
+    assert len(fitting) == len(body["choices"])
+    assert all(orjson.loads(choice["message"]["content"])["a"] <= 50 for choice in body["choices"])
+    wanting = f"{len(fitting)} of 8 answers: of 8 candidates the others are no use ({8 - len(fitting)} breaks_schema)"
+    assert (wanting, wanting) == (report["shortfall"], response.headers["x-bon-shortfall"])
+    [record] = await served.records(1)
+    assert isinstance(record, CompletionRecord)
+    assert report["unusable"] == [candidate.unusable for candidate in record.candidates]
+    assert SCHEMA == (record.sampling.response_format or {})["json_schema"]["schema"]
+    metrics = (await served.http.get("/metrics")).text
+    assert f'ratchet_unusable_candidates_total{{reason="breaks_schema"}} {8.0 - len(fitting)}' in metrics
+
+
+async def test_a_streamed_draw_is_recorded_with_its_use(serve: Serve, redis_server: RedisServer) -> None:
+    served = await serve()
+    for seed in range(12):
+        _, frames = await events(served, best_of=1, seed=seed, response_format=FORMAT)
+        text, [*_, last] = said(chunks(frames)), chunks(frames)
+        expected = "breaks_schema" if orjson.loads(text)["a"] > 50 else None
+        assert [expected] == last["best_of_n"]["unusable"]
+    records = await served.records(12)
+    assert {None, "breaks_schema"} == {
+        candidate.unusable
+        for record in records
+        if isinstance(record, CompletionRecord)
+        for candidate in record.candidates
+    }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_schema_over_a_bound_is_refused_before_anything_is_drawn(serve: Serve, stream: bool) -> None:
+    served = await serve(schemas={"max_properties": 1})
+    two = {"type": "object", "properties": {"a": {}, "b": {}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": two}}
+    response = await served.chat(tools=[tool], stream=stream)
+    assert (400, "tools[0].function.parameters", "invalid_request_error") == (
+        response.status_code,
+        response.json()["error"]["param"],
+        response.json()["error"]["type"],
+    )
+    assert [] == sent_to_backend(served)
+
+
 async def test_usage_counts_what_was_returned_and_the_report_what_was_drawn(serve: Serve) -> None:
     served = await serve()
     body = (await served.chat(best_of=4, n=2)).json()

@@ -21,7 +21,7 @@ from gateway.errors import (
     RewardError,
 )
 from gateway.settings import RaceSettings
-from gateway.types import Answer, Delta, Outcome, Plan, Prompt, Sampling, Selection
+from gateway.types import Answer, Delta, Outcome, Plan, Prompt, Sampling, Selection, Unusable
 from tests.gateway.best_of_n.fakes import FakeBackend, FakeScorer, answer
 
 PROMPT = Prompt([{"role": "user", "content": "hello"}], Sampling())
@@ -353,3 +353,20 @@ async def test_leaving_a_live_draw_closes_the_backends_stream_and_gives_its_perm
     await anext(live.deltas)
     await live.deltas.aclose()
     assert (track.backend.closed_streams, track.permits.in_flight) == (1, 0)
+
+
+async def test_an_empty_answer_is_neither_scored_nor_chosen() -> None:
+    scorer = FakeScorer(lambda text: -1.0 if text else 5.0)
+    track = Track(FakeBackend([answer(""), answer("no")]), scorer)
+    outcome = await track.run(2)
+    assert ([1], [None, -1.0]) == ([winner.index for winner in outcome.winners], outcome.rewards)
+    assert [Unusable.EMPTY, None] == [each.unusable for each in outcome.candidates]
+
+
+async def test_a_streamed_draw_is_told_usable_or_not() -> None:
+    cut = [Delta(text="Hel"), Delta(finish_reason="length", prompt_tokens=1, completion_tokens=1)]
+    track = Track(FakeBackend([], deltas=cut))
+    entry = await track.race.admit(plan(1))
+    live = track.race.live(entry, PROMPT, track.backend)
+    assert 2 == len([delta async for delta in live.deltas])
+    assert Unusable.CUT is live.outcome.candidates[0].unusable

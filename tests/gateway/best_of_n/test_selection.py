@@ -16,12 +16,14 @@ from gateway.errors import (
     DeadlineExceeded,
     GatewayError,
 )
-from gateway.types import Answer, Candidate, Selection
+from gateway.types import Answer, Candidate, Selection, Unusable
 
 
-def candidate(index: int, reward: float | None, *, finished: bool = True) -> Candidate:
+def candidate(
+    index: int, reward: float | None, *, finished: bool = True, unusable: Unusable | None = None
+) -> Candidate:
     answer = Answer(text=f"answer {index}", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
-    return Candidate(index, seed=index, answer=answer if finished else None, reward=reward)
+    return Candidate(index, seed=index, answer=answer if finished else None, reward=reward, unusable=unusable)
 
 
 def picked(*rewards: float | None, n: int = 1) -> tuple[list[int], Selection]:
@@ -49,6 +51,37 @@ def test_one_answer_is_a_single_whatever_its_reward() -> None:
 @pytest.mark.parametrize("rewards", [(None, None, None), (None, 9.0, None)])
 def test_without_two_rewards_the_first_answer_is_taken_and_flagged(rewards: tuple[float | None, ...]) -> None:
     assert picked(*rewards) == ([0], Selection.FALLBACK)
+
+
+CUT, BROKEN = Unusable.CUT, Unusable.SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("draws", "n", "winners", "selection"),
+    [
+        ([(9.0, BROKEN), (1.0, None)], 1, [1], Selection.SINGLE),
+        ([(9.0, CUT), (1.0, None)], 1, [1], Selection.SINGLE),
+        ([(9.0, BROKEN), (1.0, CUT)], 1, [1], Selection.SINGLE),
+        ([(9.0, BROKEN), (1.0, None), (2.0, None)], 1, [2], Selection.SCORED),
+        ([(9.0, BROKEN), (1.0, None), (2.0, None)], 3, [2, 1], Selection.SCORED),
+        ([(9.0, BROKEN), (1.0, None), (None, None)], 2, [1, 2], Selection.FALLBACK),
+        ([(None, Unusable.EMPTY), (-5.0, None)], 2, [1], Selection.SINGLE),
+        ([(1.0, CUT), (2.0, CUT), (9.0, BROKEN)], 3, [1, 0], Selection.SCORED),
+        ([(1.0, BROKEN), (2.0, Unusable.FILTERED)], 2, [1, 0], Selection.SCORED),
+    ],
+)
+def test_only_the_most_usable_answers_compete(
+    draws: list[tuple[float | None, Unusable | None]], n: int, winners: list[int], selection: Selection
+) -> None:
+    candidates = [candidate(i, reward, unusable=unusable) for i, (reward, unusable) in enumerate(draws)]
+    found, why = select(candidates, n)
+    assert (winners, selection) == ([winner.index for winner in found], why)
+
+
+@pytest.mark.parametrize("reason", Unusable)
+def test_an_answer_of_no_use_never_beats_one_of_use(reason: Unusable) -> None:
+    [winner], _ = select([candidate(0, 9.0, unusable=reason), candidate(1, None)], 1)
+    assert 1 == winner.index
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=8))
