@@ -29,6 +29,13 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    """Start vLLM with a key and without a tool parser."""
+    with Front(tmp_path_factory.mktemp("plain"), ("--api-key", "secret")) as running:
+        yield running
+
+
 @pytest.fixture
 def ask_vllm(serve: Serve) -> AskVllm:
     """Return what starts a gateway in front of vLLM servers, with the settings of any group."""

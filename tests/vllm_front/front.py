@@ -98,6 +98,7 @@ class Front:
             "VLLM_TARGET_DEVICE": "cpu",
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
             "SCRIPTED_ENGINE_LOG": str(self._home / "engine.jsonl"),
         }
         address = ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048"]

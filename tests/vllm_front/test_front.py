@@ -12,9 +12,14 @@ import httpx2
 import orjson
 import pytest
 
+from distill.errors import PromotionError
+from distill.promotion.adapter import Adapter, BaseFacts, Manifest
+from distill.promotion.load import load, unload
+from distill.settings import PromotionSettings
 from gateway.backend.client import BackendPool
-from gateway.settings import BackendSettings
-from gateway.types import Delta, Prompt, Sampling
+from gateway.reward.remote import RemoteScorer
+from gateway.settings import BackendSettings, RewardSettings
+from gateway.types import Delta, Message, Prompt, Sampling, Score
 from tests.vllm_front.conftest import AskVllm
 from tests.vllm_front.front import Front, script
 
@@ -170,3 +175,48 @@ async def take(deltas: AsyncGenerator[Delta], count: int) -> AsyncGenerator[Delt
         count -= 1
         if not count:
             return
+
+
+async def test_tools_without_a_parser_are_the_operators_mistake(plain: Front, ask_vllm: AskVllm) -> None:
+    gateway = await ask_vllm(plain, backend={"api_key": "secret"})
+    response = await gateway.chat(messages=says("ok"), tools=[WEATHER])
+    assert 502 == response.status_code
+    assert "--tool-call-parser" in response.json()["error"]["message"]
+
+
+async def test_a_key_that_vllm_refuses_makes_the_gateway_not_ready(plain: Front, ask_vllm: AskVllm) -> None:
+    gateway = await ask_vllm(plain, backend={"api_key": "wrong"})
+    ready = (await gateway.http.get("/health/ready")).json()
+    assert not ready["parts"]["backend"]["ready"]
+    assert "key" in ready["parts"]["backend"]["detail"]
+
+
+async def test_an_adapter_that_vllm_does_not_see_is_told_from_a_missing_route(front: Front, tmp_path: Path) -> None:
+    folder = tmp_path / "rft-20261122-0123456789ab"
+    base = BaseFacts("base", "llama", layers=2, heads=4, kv_heads=2)
+    adapter = Adapter(folder, Manifest(folder.name, base, "run", 4, "2026-11-22T00:00:00+00:00", {}, 8))
+    backend = BackendSettings(kind="vllm", urls=(front.url,))
+    with pytest.raises(PromotionError, match="does not see an adapter in"):
+        await load(adapter, backend, PromotionSettings())
+    folder.mkdir()
+    await load(adapter, backend, PromotionSettings())
+    await unload(folder.name, backend, drain_s=0)
+
+
+async def test_one_text_that_is_too_long_costs_only_its_own_reward(tmp_path: Path) -> None:
+    """The setting allows more than the server's 2,048 tokens; the server refuses a whole batch for one long text."""
+    with Front(tmp_path / "reward", classifier=True) as server:
+        model = str(tmp_path / "reward" / "model")
+        scorer = RemoteScorer(RewardSettings(url=server.url, tokenizer=model, max_length_tokens=4096))
+        question: list[Message] = [{"role": "user", "content": "hi"}]
+        try:
+            async with asyncio.timeout(60):
+                while not (await scorer.readiness()).ready:
+                    await asyncio.sleep(0.1)
+            texts = ["short", "word " * 3_000, "longer text"]
+            scores = await asyncio.gather(*(scorer.score(question, text) for text in texts), return_exceptions=True)
+        finally:
+            await scorer.aclose()
+    assert isinstance(scores[0], Score)
+    assert isinstance(scores[2], Score)
+    assert scores[0].reward < scores[2].reward

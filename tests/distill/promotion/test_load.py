@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,18 +15,23 @@ from distill.promotion.adapter import Adapter, BaseFacts, Manifest
 from distill.promotion.load import load, unload
 from distill.settings import PromotionSettings
 from gateway.settings import BackendSettings
-from tests.distill.promotion.vllm import VllmStub
 from tests.stubs.knobs import Knobs
 from tests.stubs.tgi import TgiStub
+from tests.stubs.vllm import VllmKnobs, VllmStub
 
 NAME = "rft-20261122-0123456789ab"
 
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Adapter:
-    """One whose folder nobody reads here."""
+    """An adapter whose folder is empty: no stub reads it."""
+    (tmp_path / NAME).mkdir()
     base = BaseFacts("base", "llama", layers=2, heads=4, kv_heads=2)
     return Adapter(tmp_path / NAME, Manifest(NAME, base, "run", 4, "2026-11-22T00:00:00+00:00", {}, 8))
+
+
+def calls(stub: VllmStub) -> list[tuple[str, Any]]:
+    return [(request.path.rpartition("/")[2], json.loads(request.body)) for request in stub.state.requests]
 
 
 def python(code: str, *arguments: str) -> str:
@@ -37,7 +44,7 @@ async def test_vllm_takes_it_under_its_own_name_once(adapter: Adapter) -> None:
         for _ in range(2):
             await load(adapter, backend, PromotionSettings())
         for stub in (one, two):
-            assert [("load", {"lora_name": NAME, "lora_path": str(adapter.folder)})] == stub.calls
+            assert [("load_lora_adapter", {"lora_name": NAME, "lora_path": str(adapter.folder)})] == calls(stub)
 
 
 async def test_an_unused_adapter_leaves_vllm_once(adapter: Adapter) -> None:
@@ -46,21 +53,22 @@ async def test_an_unused_adapter_leaves_vllm_once(adapter: Adapter) -> None:
         await load(adapter, backend, PromotionSettings())
         for _ in range(2):
             await unload(NAME, backend, drain_s=0)
-        assert ({}, ("unload", {"lora_name": NAME})) == (stub.adapters, stub.calls[-1])
-        assert 2 == len(stub.calls)
+        assert ({}, ("unload_lora_adapter", {"lora_name": NAME})) == (stub.adapters, calls(stub)[-1])
+        assert 2 == len(calls(stub))
         await unload(NAME, backend.model_copy(update={"kind": "tgi"}), drain_s=0)
 
 
 async def test_vllm_that_does_not_see_the_folder_is_told_from_one_without_its_switch(adapter: Adapter) -> None:
     """Both answer 404: the volume is not shared, or the route is not there."""
-    async with VllmStub(sees_folders=False) as stub:
+    adapter.folder.rmdir()
+    async with VllmStub() as stub:
         with pytest.raises(PromotionError, match="does not see an adapter in") as refused:
             await load(adapter, BackendSettings(kind="vllm", urls=(stub.url,)), PromotionSettings())
     assert str(adapter.folder.absolute()) in str(refused.value)
 
 
 async def test_vllm_without_its_switch_is_told_so(adapter: Adapter) -> None:
-    async with VllmStub(updatable=False) as stub:
+    async with VllmStub(VllmKnobs(runtime_adapters=False)) as stub:
         with pytest.raises(PromotionError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
             await load(adapter, BackendSettings(kind="vllm", urls=(stub.url,)), PromotionSettings())
 
@@ -71,7 +79,7 @@ async def test_a_replica_that_is_gone_is_named_and_those_after_it_are_left_alone
     async with VllmStub() as stub:
         with pytest.raises(PromotionError, match=gone.url.removeprefix("http://")):
             await load(adapter, BackendSettings(kind="vllm", urls=(gone.url, stub.url)), PromotionSettings())
-        assert [] == stub.calls
+        assert [] == calls(stub)
 
 
 async def test_tgi_is_restarted_replica_by_replica_with_the_values_filled_in(adapter: Adapter, tmp_path: Path) -> None:
