@@ -31,11 +31,13 @@ class Impostor:
 
     Attributes:
         script: Played to every request that it is for; all others still reach the server behind.
-        played: How often it was played.
+        prelude: Played likewise to what it is for, and not counted: it brings about that the script's request comes.
+        played: How often the script was played.
     """
 
     def __init__(self, target_port: int) -> None:
         self.script: Script | None = None
+        self.prelude: Script | None = None
         self.played = 0
         self.port = 0
         self._target_port = target_port
@@ -44,7 +46,7 @@ class Impostor:
 
     def honest(self) -> None:
         """Forward again, and hang up on all that heard something else."""
-        self.script = None
+        self.script = self.prelude = None
         for task in self._tasks:
             task.cancel()
 
@@ -72,6 +74,8 @@ class Impostor:
                     if self.script is not None and self.script.when in request:
                         self.played += 1
                         await _play(self.script, writer)
+                    elif self.prelude is not None and self.prelude.when in request:
+                        await _play(self.prelude, writer)
                     else:
                         back.write(request)
                         await back.drain()

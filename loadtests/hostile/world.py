@@ -22,7 +22,7 @@ from gateway.embedded.redis import RedisServer
 from gateway.journal.stream import stream_key
 from gateway.policy import Policy
 from loadtests.faults.world import Gateway, Stub
-from loadtests.hostile.case import Answer, Case, ask, bearer, chat, get, key, post
+from loadtests.hostile.case import Answer, Case, bearer, chat, get, key, post
 from loadtests.hostile.impostor import Impostor, Script
 from loadtests.hostile.verdict import gauge
 from loadtests.stack import Assembled
@@ -128,8 +128,7 @@ class World(Assembled):
         before = await self._store(case)
         impostors = {self.backend: case.backend, self.reward: case.reward, self.wire: case.redis}
         if case.forgets:
-            self.reward.script = _FORGET
-            await self.say(ask(best_of=2))
+            self.reward.prelude = _FORGET
         for impostor, script in impostors.items():
             impostor.script, impostor.played = script, 0
         try:
