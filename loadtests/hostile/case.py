@@ -52,8 +52,8 @@ def get(path: str, *headers: bytes, method: str = "GET") -> bytes:
 
 
 def chat(**fields: Any) -> dict[str, Any]:
-    """A good request of one draw, with ``fields`` on top."""
-    return {"model": "ratchet", "messages": MESSAGES, "best_of": 1, "max_tokens": 32, **fields}
+    """A good request of one draw, which needs fewer tokens than it may take, with ``fields`` on top."""
+    return {"model": "ratchet", "messages": MESSAGES, "best_of": 1, "max_tokens": 200, **fields}
 
 
 def ask(**fields: Any) -> bytes:
