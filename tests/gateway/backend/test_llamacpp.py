@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import pytest
 
 from gateway.backend.client import BackendPool
 from gateway.embedded.llama import LlamaServer
-from gateway.errors import BackendFailed, ContextLengthExceeded
+from gateway.errors import BackendFailed, ContextLengthExceeded, UnsupportedField
 from gateway.settings import BackendSettings
 from tests.gateway.backend.conftest import prompt
 from tests.gateway.embedded.adapters import random_adapter
@@ -88,6 +89,49 @@ async def test_too_long_a_prompt_is_told_in_numbers(pool: BackendPool) -> None:
 async def test_an_adapter_that_is_not_loaded_is_named(pool: BackendPool) -> None:
     with pytest.raises(BackendFailed, match="rft-9"):
         await pool.complete(prompt(adapter="rft-9"), seed=1, replica=0)
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Rome", "Paris"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+NOW = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+
+
+async def test_tools_that_the_template_would_drop_are_refused_by_name(pool: BackendPool) -> None:
+    for choice in (None, "required"):
+        with pytest.raises(UnsupportedField) as refused:
+            await pool.complete(prompt(tools=(WEATHER,), tool_choice=choice), seed=1, replica=0)
+        assert "tools" == refused.value.param
+
+
+async def test_the_embedded_server_shows_tools_and_calls_what_must_be_called() -> None:
+    named = {"type": "function", "function": {"name": "weather"}}
+    with LlamaServer(slots=1, context_tokens=512, threads=1) as server:
+        async with BackendPool(BackendSettings(kind="llamacpp", urls=(server.url,))) as pool:
+            plain = await pool.complete(prompt("Weather?", max_tokens=1), seed=1, replica=0)
+            for choice, names in (("required", {"weather", "now"}), (named, {"weather"})):
+                asked = prompt("Weather?", tools=(WEATHER, NOW), tool_choice=choice, max_tokens=100)
+                answer = await pool.complete(asked, seed=1, replica=0)
+                assert answer.prompt_tokens > plain.prompt_tokens + 50
+                assert ("tool_calls", None) == (answer.finish_reason, answer.text)
+                assert {answer.tool_calls[0]["function"]["name"]} <= names
+                deltas = [delta async for delta in pool.stream(asked, seed=1, replica=0)]
+                pieces = [piece["function"] for delta in deltas for piece in delta.tool_calls]
+                arguments = [answer.tool_calls[0]["function"]["arguments"], "".join(one["arguments"] for one in pieces)]
+                assert all(isinstance(orjson.loads(one), dict) for one in arguments)
+                assert "tool_calls" == deltas[-1].finish_reason
+            auto = await pool.complete(prompt("Weather?", tools=(WEATHER,), max_tokens=1), seed=1, replica=0)
+    assert {orjson.loads(one)["city"] for one in arguments} <= {"Rome", "Paris"}
+    assert auto.prompt_tokens > plain.prompt_tokens + 50
 
 
 async def test_it_is_ready(pool: BackendPool) -> None:
