@@ -65,13 +65,28 @@ class RunDir:
         return sum(line.get("step") is None for line in self._log())
 
     def result(self, step: str) -> dict[str, Any] | None:
-        """What a step left, or None while it is not through."""
-        path = self._marker(step)
-        return _read_json(path) if path.exists() else None
+        """What a step left, or None while it is not through.
+
+        Raises:
+            DataError: Its marker is malformed; says what to do.
+        """
+        path = self.marker(step)
+        try:
+            return _read_json(path) if path.exists() else None
+        except DataError as error:
+            raise DataError(f"{error}: remove it, and the step is run again") from error
 
     def mark(self, step: str, result: dict[str, Any]) -> None:
         """The step is through: from now on it is never run again in this night."""
-        write_atomically(self._marker(step), json.dumps(result, ensure_ascii=False, indent=1).encode() + b"\n")
+        write_atomically(self.marker(step), json.dumps(result, ensure_ascii=False, indent=1).encode() + b"\n")
+
+    def unmark(self, step: str) -> None:
+        """The step is to be run again."""
+        self.marker(step).unlink(missing_ok=True)
+
+    def marker(self, step: str) -> Path:
+        """The file that says that a step is through, and what it left."""
+        return self.path / "steps" / f"{step}.json"
 
     def begin(self) -> None:
         """Note that the night begins, or is taken up again."""
@@ -83,18 +98,20 @@ class RunDir:
 
     def seconds(self, step: str) -> float:
         """What all attempts at a step took; one that was killed leaves no note."""
-        return float(sum(line["seconds"] for line in self._log() if line.get("step") == step))
-
-    def _marker(self, step: str) -> Path:
-        return self.path / "steps" / f"{step}.json"
+        found = (line.get("seconds") for line in self._log() if line.get("step") == step)
+        return float(sum(seconds for seconds in found if isinstance(seconds, int | float)))
 
     def _note(self, **fields: Any) -> None:
         with appending(self.path / "attempts.jsonl") as sink:
             sink.write(json.dumps({"at": time.time(), **fields}).encode() + b"\n")
 
     def _log(self) -> list[dict[str, Any]]:
-        path = self.path / "attempts.jsonl"
-        return [json.loads(line) for line in whole_lines(path)] if path.exists() else []
+        """The notes of all attempts; they only tell of time spent, so that a line which is none is passed over."""
+        path, found = self.path / "attempts.jsonl", []
+        for line in whole_lines(path) if path.exists() else []:
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return [line for line in found if isinstance(line, dict)]
 
 
 def new_run(runs_dir: Path, manifest: dict[str, Any]) -> RunDir:

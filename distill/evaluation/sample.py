@@ -130,7 +130,8 @@ def read_draws(path: Path) -> list[Draw]:
         for line in whole_lines(path):
             draws.append(Draw(**json.loads(line)))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path}, line {len(draws) + 1} is no draw") from error
+        number = len(draws) + 1
+        raise DataError(f"{path}, line {number} is no draw: remove the line, and it is drawn again") from error
     return draws
 
 

@@ -19,6 +19,7 @@ from distill.nightly.night import Night, Result
 from distill.run_dir import RunDir, write_atomically
 from distill.settings import EvaluationSettings
 
+_MEND = "remove steps/gate.json beside it, and the gate decides again"
 _VERDICT = TypeAdapter(Verdict)
 
 
@@ -72,9 +73,9 @@ def read_verdict(run: RunDir) -> Verdict:
     try:
         return _VERDICT.validate_json(path.read_bytes())
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}): {_MEND}") from error
     except ValidationError as error:
-        raise DataError(f"{path} is no verdict") from error
+        raise DataError(f"{path} is no verdict: {_MEND}") from error
 
 
 def conversations(every: list[Sampled]) -> list[str]:

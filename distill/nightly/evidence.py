@@ -14,7 +14,7 @@ from distill.evaluation.quality import Scale, scale_at
 from distill.evaluation.resample import Bootstrap, conversation_index
 from distill.evaluation.verdict import CurvePoint, Judged, Verdict
 from distill.nightly.deciding import bounds, conversations, read_verdict
-from distill.nightly.measuring import Sampled, sampled
+from distill.nightly.measuring import Sampled
 from distill.nightly.night import Night
 from distill.report.facts import (
     Answer,
@@ -39,12 +39,17 @@ _FLOORS = ("distinct answers", "distinct word pairs", "token entropy")
 
 
 class Evidence:
-    """Reads a night whose gate is through; each method is one part of its facts."""
+    """Reads a night whose gate is through; each method is one part of its facts.
 
-    def __init__(self, night: Night) -> None:
+    Args:
+        night: The night.
+        every: Its draws and rewards.
+    """
+
+    def __init__(self, night: Night, every: list[Sampled]) -> None:
         self._night = night
         self._verdict: Verdict = read_verdict(night.run)
-        self._sampled = sampled(night)
+        self._sampled = every
         self._served = next(each for each in self._old if each.temperature == self._verdict.serving_temperature)
         self._scale: Scale = scale_at(self._served.rewards_PM)
         self._best = _best_candidate(self._verdict)

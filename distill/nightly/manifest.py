@@ -13,8 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 import gateway
-from distill.errors import NightError, RunMismatch
+from distill.errors import DataError, NightError, RunMismatch
 from distill.promotion import policies
 from distill.run_dir import RunDir
 from distill.settings import Settings
@@ -27,6 +29,8 @@ _SECRETS = ("api_key", "url", "urls", "endpoint", "username", "password", "key_f
 # What changes no result may change between two attempts at one night.
 _FREE = {("dataset", "keep_days"), ("evaluation", "concurrency")}
 _FIXED_GROUPS = ("dataset", "training", "evaluation")
+_FIXED = (("night", "min_examples"),)
+_MEND = "restore it, or move the run's folder away and run again"
 _REPOSITORY = Path(__file__).parents[2]
 
 
@@ -46,25 +50,67 @@ def manifest(
     }
 
 
-def check_fits(run: RunDir, settings: Settings) -> None:
-    """Refuse to go on with a night under settings that would have made another one of it.
+class _Manifest(BaseModel):
+    """What later steps read of a manifest."""
+
+    began: datetime
+    commit: str | None
+    versions: dict[str, str]
+    settings: dict[str, dict[str, Any]]
+    gateway: dict[str, Any] = {}
+    serving: Policy
+
+
+def check_fits(run: RunDir, settings: Settings, gateway_settings: GatewaySettings) -> None:
+    """Refuse to go on with a night whose manifest is damaged, or under settings that would have made another one of it.
 
     Raises:
-        RunMismatch: Names what differs.
+        RunMismatch: Names what is wrong, or what differs.
     """
-    begun, now = run.manifest["settings"], settings.model_dump(mode="json")
+    begun = _read(run)
+    now = settings.model_dump(mode="json")
+    fixed = [(group, name) for group in _FIXED_GROUPS for name in now[group]]
     differing = [
         f"{group}.{name}"
-        for group in _FIXED_GROUPS
-        for name, value in now[group].items()
-        # A setting that the version that began the night did not have changes nothing.
-        if (group, name) not in _FREE and begun.get(group, {}).get(name, value) != value
+        for group, name in [*fixed, *_FIXED]
+        if (group, name) not in _FREE and now[group][name] != _begun_with(begun, settings, group, name)
     ]
+    redis, key_prefix = begun.gateway.get("redis"), gateway_settings.redis.key_prefix
+    if isinstance(redis, dict) and redis.get("key_prefix", key_prefix) != key_prefix:
+        differing.append("GATEWAY_REDIS__KEY_PREFIX")
     if differing:
         raise RunMismatch(
             f"run {run.id} was begun with other settings ({', '.join(differing)}): "
             "set them back, or begin anew with --new"
         )
+
+
+def check_legible(run: RunDir) -> None:
+    """Refuse a run whose manifest is no JSON object.
+
+    Raises:
+        RunMismatch: Names the run, and says what to do.
+    """
+    try:
+        _ = run.manifest
+    except DataError as error:
+        raise RunMismatch(f"{error}: {_MEND}") from error
+
+
+def _read(run: RunDir) -> _Manifest:
+    check_legible(run)
+    try:
+        return _Manifest.model_validate(run.manifest)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise RunMismatch(f"the manifest of run {run.id} is damaged ({where}: {problem['msg']}): {_MEND}") from None
+
+
+def _begun_with(begun: _Manifest, settings: Settings, group: str, name: str) -> object:
+    """The value of a setting that a night was begun with; its default, where a release did not know it yet."""
+    defaults = type(getattr(settings, group))().model_dump(mode="json")
+    return begun.settings.get(group, {}).get(name, defaults[name])
 
 
 async def serving_policy(settings: GatewaySettings, *, folder: Path | None = None) -> Policy:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from distill.evaluation.scoring import Scores, answer_key
 from distill.nightly import candidates, identity
 from distill.nightly.learning import held_out_file
 from distill.nightly.night import Night, Result
+from distill.nightly.results import check_result
 from distill.report.facts import Side
 from distill.run_dir import write_atomically
 from distill.settings import EvaluationSettings
@@ -137,9 +138,57 @@ def score(night: Night) -> Result:
     return {**found, "tokens": sum(one["tokens"] for one in found.values() if one), "news": news}
 
 
+def run_again_what_lost_files(night: Night) -> None:
+    """Before the gate, have draws or rewards made again that are not there any more: deleted, forgotten or edited."""
+    drawn, scored = night.run.result("draw"), night.run.result("score")
+    if drawn is None or night.run.result("gate") is not None:
+        return
+    check_result("draw", drawn, night.run.marker("draw"))
+    if scored is not None:
+        check_result("score", scored, night.run.marker("score"))
+    night.results["draw"] = drawn
+    every = [*_sources(night), *_anchor_sources(night)]
+    lost = sum(draws.missing(_without_refused(night, source), source.path) for source in every)
+    if lost:
+        night.say(f"{lost} draws are not there any more: they are drawn again")
+        night.run.unmark("draw")
+        night.run.unmark("score")
+    elif scored is not None and (lost := _rewards_missing(night, scored, every)):
+        night.say(f"{lost} draws have no reward any more: they are scored again")
+        night.run.unmark("score")
+
+
+def _rewards_missing(night: Night, scored: Result, every: Sequence[Source]) -> int:
+    keys = [answer_key(each.question.messages, each.text) for source in every for each in _kept(night, source)]
+    return sum(key not in rewards for rewards in map(_rewards, _scored_by(scored)) for key in keys)
+
+
+def _scored_by(scored: Result) -> list[dict[str, Any]]:
+    """What each reward model left: the one that selects, and the judge where there is one."""
+    return [scored[role] for role in ("select", "judge") if scored.get(role)]
+
+
+def _rewards(scored: Mapping[str, Any]) -> dict[str, float]:
+    return scoring.read_scores(Path(scored["path"]))
+
+
 def sampled(night: Night) -> list[Sampled]:
     """Both policies' draws with their rewards, once they are drawn and scored: by source, then temperature."""
     return _sampled(night, _sources(night))
+
+
+def sampled_still(night: Night) -> list[Sampled]:
+    """The same for the report, without prompts that lost draws or rewards since the gate decided."""
+    every, rewards = _sources(night), [_rewards(each) for each in _scored_by(night.results["score"])]
+    whole = {question.key for question in every[0].design.questions}
+    for source in every:
+        cells = {
+            each.cell
+            for each in _kept(night, source)
+            if all(answer_key(each.question.messages, each.text) in known for known in rewards)
+        }
+        whole -= {question.key for question, *place in source.design.cells() if (question.key, *place) not in cells}
+    return _sampled(night, every, whole) if len(whole) > 1 else []
 
 
 def anchor(night: Night) -> Anchor | None:
@@ -149,15 +198,16 @@ def anchor(night: Night) -> Anchor | None:
     return Anchor(serving.manifest.n_base, found) if serving is not None else None
 
 
-def _sampled(night: Night, every: Sequence[Source]) -> list[Sampled]:
+def _sampled(night: Night, every: Sequence[Source], keys: Collection[str] | None = None) -> list[Sampled]:
+    """Read draws with their rewards, of the questions with these keys; of all where none are given."""
     scores = night.results["score"]
-    rewards = scoring.read_scores(Path(scores["select"]["path"]))
-    judged = scores["judge"] and scoring.read_scores(Path(scores["judge"]["path"]))
-    refused = set(night.results["draw"]["refused"])
+    rewards = _rewards(scores["select"])
+    judged = scores["judge"] and _rewards(scores["judge"])
     found = []
     for source in every:
-        kept = [question for question in source.design.questions if question.key not in refused]
-        design = Design(kept, source.design.temperatures, source.design.draws, source.design.max_tokens)
+        design = _without_refused(night, source)
+        if keys is not None:
+            design = replace(design, questions=[each for each in design.questions if each.key in keys])
         by_temperature = draws.drawn(design, source.path)
         found += [Sampled(source, t, prompts, rewards, judged) for t, prompts in by_temperature.items()]
     return found
@@ -256,6 +306,13 @@ def _behaviour(night: Night) -> str:
     """The id of what answered; a night that an earlier release has drawn knows none."""
     found: str = night.results["draw"].get("behaviour", "")
     return found
+
+
+def _without_refused(night: Night, source: Source) -> Design:
+    """A source's design without the questions that the backend refused."""
+    refused = set(night.results["draw"]["refused"])
+    kept = [question for question in source.design.questions if question.key not in refused]
+    return replace(source.design, questions=kept)
 
 
 def _kept(night: Night, source: Source) -> list[Draw]:

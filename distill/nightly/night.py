@@ -13,6 +13,7 @@ import structlog
 from rich.console import Console
 
 from distill.nightly.collecting import FirstPass
+from distill.nightly.results import check_result
 from distill.progress import counting
 from distill.run_dir import RunDir
 from distill.settings import Settings
@@ -76,9 +77,12 @@ class Night:
 
         Raises:
             UntilReached: The night was asked to go no further than this step.
+            DataError: An earlier attempt's marker is malformed.
         """
         result = self.run.result(name)
-        if result is None:
+        if result is not None:
+            check_result(name, result, self.run.marker(name))
+        else:
             self.console.print(f"[bold]{name}[/]", highlight=False)
             began = time.monotonic()
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distill.nightly.deciding import gate
 from distill.nightly.learning import collect, collect_again, curate, train, why_not_trained
-from distill.nightly.measuring import draw, score
+from distill.nightly.measuring import draw, run_again_what_lost_files, score
 from distill.nightly.night import Night, UntilReached
 from distill.nightly.promoting import canary, load, promote, publish
 from distill.nightly.telling import report
@@ -24,6 +24,7 @@ def _steps(night: Night) -> None:
     night.step("curate", curate)
     if why_not_trained(night) is None:
         night.step("train", train)
+        run_again_what_lost_files(night)
         night.step("draw", draw)
         night.step("score", score)
         decided = night.step("gate", gate)

@@ -18,7 +18,7 @@ from distill.errors import NightError
 from distill.evaluation import draws
 from distill.evaluation.sample import Design
 from distill.nightly import identity
-from distill.nightly.beginning import check, rolled_back, unfinished
+from distill.nightly.beginning import check, check_adapter, rolled_back, unfinished
 from distill.nightly.manifest import known_policies
 from distill.nightly.measuring import question_of, temperatures
 from distill.nightly.night import STEPS
@@ -37,11 +37,12 @@ def show(settings: Settings, gateway: GatewaySettings, console: Console) -> None
     Raises:
         SettingsError: The night could not come to its end with these settings.
         NightError: Redis does not answer.
-        DataError: The archive cannot be read.
+        DataError: The archive cannot be read, or the serving adapter's folder is not there.
     """
     check(settings, gateway)
     with tempfile.TemporaryDirectory() as folder:  # so that not even a copy of the policy is written
         known = asyncio.run(known_policies(gateway, folder=Path(folder)))
+    check_adapter(known[0], settings)
     archive = Archive(settings.dataset.archive_dir)
     curated = curate(
         archive.completions(), archive.feedback(), settings.dataset, rolled_back=rolled_back(settings, known)

@@ -9,6 +9,7 @@ from typing import Any
 from distill.errors import NightError
 from distill.nightly.evidence import Evidence
 from distill.nightly.learning import why_not_trained
+from distill.nightly.measuring import sampled_still
 from distill.nightly.night import STEPS, Night, Result
 from distill.report.facts import (
     Collected,
@@ -35,7 +36,8 @@ def gather(night: Night) -> NightFacts:
     """Everything that is known of the night, as far as it came."""
     results, manifest = night.results, night.run.manifest
     outcome, headline = _outcome(night)
-    evidence = Evidence(night) if "gate" in results else None
+    every = sampled_still(night) if "gate" in results else []
+    evidence = Evidence(night, every) if every else None
     return NightFacts(
         run=night.run.id,
         outcome=outcome,

@@ -43,7 +43,7 @@ def test_a_night_that_an_older_version_began_goes_on_with_the_settings_that_it_d
     told = manifest(Settings(), GatewaySettings(), Policy.from_settings(PolicySettings()))
     del told["settings"]["dataset"]["max_examples"]
     run = new_run(tmp_path, told)
-    check_fits(run, Settings())
+    check_fits(run, Settings(), GatewaySettings())
     told["settings"]["dataset"]["max_per_prompt"] = 7
     with pytest.raises(RunMismatch, match=r"dataset\.max_per_prompt"):
-        check_fits(new_run(tmp_path, told), Settings())
+        check_fits(new_run(tmp_path, told), Settings(), GatewaySettings())

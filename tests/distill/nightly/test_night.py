@@ -30,12 +30,12 @@ def test_a_step_that_is_through_is_not_run_again(night: Night) -> None:
 
     def action(_: Night) -> Result:
         calls.append("ran")
-        return {"found": 3}
+        return {"urls": 3}
 
-    assert {"found": 3} == night.step("collect", action)
+    assert {"urls": 3} == night.step("load", action)
     later = again(night)
-    assert {"found": 3} == later.step("collect", action)
-    assert (["ran"], {"collect": {"found": 3}}) == (calls, later.results)
+    assert {"urls": 3} == later.step("load", action)
+    assert (["ran"], {"load": {"urls": 3}}) == (calls, later.results)
 
 
 def test_a_step_that_fails_is_run_again_and_its_time_counts(night: Night) -> None:
@@ -51,11 +51,11 @@ def test_a_step_that_fails_is_run_again_and_its_time_counts(night: Night) -> Non
 
 
 def test_the_last_step_asked_for_ends_the_attempt_each_time(night: Night) -> None:
-    night.until = "curate"
+    night.until = "load"
     assert {} == night.step("collect", lambda _: {})
     for _ in range(2):
         with pytest.raises(UntilReached):
-            night.step("curate", lambda _: {})
+            night.step("load", lambda _: {"urls": 1})
 
 
 def test_the_policy_it_is_measured_against_is_the_one_of_its_beginning(night: Night) -> None:
