@@ -48,7 +48,14 @@ def test_a_completion_is_counted_under_what_happened() -> None:
 
 @pytest.mark.parametrize(
     ("scoring_error", "n_run", "unjudged", "reduced"),
-    [("RewardUnavailable", 1, 1, 0), ("RewardUnavailable", 3, 0, 1), ("RewardTimeout", 1, 0, 1), (None, 1, 0, 1)],
+    [
+        ("RewardUnavailable", 1, 1, 0),
+        ("RewardUnavailable", 3, 0, 1),
+        ("RewardTimeout", 1, 0, 1),
+        (None, 1, 0, 1),
+        (None, 3, 0, 1),
+        (None, 4, 0, 0),
+    ],
 )
 def test_a_race_without_rewards_to_expect_is_not_one_without_permits(
     scoring_error: str | None, n_run: int, unjudged: int, reduced: int

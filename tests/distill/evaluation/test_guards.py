@@ -74,6 +74,17 @@ def test_a_guard_stops_exactly_what_is_beyond_its_bound(changed: Answers, broken
     assert ([broken] if broken else []) == [guard.name for guard in guards.values() if not guard.passed]
 
 
+@pytest.mark.parametrize(("mean_rise", "passed"), [(0.029, True), (0.031, False)])
+@pytest.mark.parametrize("name", ["truncation", "repetition"])
+def test_a_rise_is_judged_by_its_mean_not_by_what_chance_may_explain(name: str, mean_rise: float, passed: bool) -> None:
+    """Few conversations leave a wide interval: its lower end would let a real rise through."""
+    rise_P1 = np.where(INDEX % 2 == 0, mean_rise + 0.2, mean_rise - 0.2)[:, None]
+    field = {"truncation": "truncated_PM", "repetition": "repetition_PM"}[name]
+    guard = check(answers(truncated=0.5, repetition=0.5), replace(answers(), **{field: constant(0.5) + rise_P1}))[name]
+    assert guard.low < 0.03 < guard.high
+    assert passed == guard.passed
+
+
 def test_a_bound_can_be_set() -> None:
     assert check(answers(), answers(tokens=130), Bounds(max_length_change=0.4))["length"].passed
     assert not check(answers(), answers(tokens=110), Bounds(max_length_change=0.05))["length"].passed

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from distill.errors import PromotionError
 from distill.promotion import canary
 from distill.promotion.adapter import CANARY_FILE, Adapter, BaseFacts, Manifest
-from distill.promotion.canary import BASE, PROMPTS, Expectation, Position, check_canary, compare
+from distill.promotion.canary import BASE, PROMPTS, Expectation, Position, ReplicaCanary, check_canary, compare
 from gateway.backend.client import BackendPool
 from gateway.settings import BackendSettings
 from tests.gateway.backend.rawserver import listening, ok, saying
@@ -217,3 +217,42 @@ def test_a_stranger_beside_the_line_is_too_far_off(served: dict[str, float]) -> 
     expected = Expectation(["p"], [[Position("a", {"": own, BASE: {"a": -1.5, "b": -0.5}})]])
     assert compare("here", expected, [[("a", own)]]).passed
     assert not compare("here", expected, [[("a", served)]]).passed
+
+
+def answered(*shares: float) -> ReplicaCanary:
+    """What a replica shows that is so far on the way from the base to the adapter, prompt by prompt."""
+    own, base = {"a": -0.5, "b": -1.5}, {"a": -1.0, "b": -1.0}
+    expected = Expectation(
+        [f"p{i}" for i in range(len(shares))], [[Position("a", {"": own, BASE: base})] for _ in shares]
+    )
+    return compare(
+        "here",
+        expected,
+        [[("a", {token: base[token] + share * (own[token] - base[token]) for token in own})] for share in shares],
+    )
+
+
+@pytest.mark.parametrize(
+    ("shares", "passed"),
+    [((1.4, 0.6, 0.4), True), ((1.4, 0.4, 0.4), False), ((0.6, 0.6, 0.6), True), ((1.4, 1.4, 0.4, 0.4), False)],
+)
+def test_two_prompts_of_three_must_be_nearer_to_the_adapter(shares: tuple[float, ...], passed: bool) -> None:
+    """One prompt far on the adapter's side would carry the mean alone."""
+    assert 0.5 < answered(*shares).likenesses[0].place < 1.5
+    assert passed == answered(*shares).passed
+
+
+@pytest.mark.parametrize(("place", "passed"), [(0.49, False), (0.51, True), (1.49, True), (1.51, False)])
+def test_half_an_adapter_passes_and_less_or_double_do_not(place: float, passed: bool) -> None:
+    assert passed == answered(place, place, place).passed
+
+
+@pytest.mark.parametrize(("off_nats", "passed"), [(0.39, True), (0.41, False)])
+def test_a_replica_may_differ_by_so_much_from_the_adapter(off_nats: float, passed: bool) -> None:
+    """Beside the line between adapter and base, where the place says nothing."""
+    own, base = {"a": -1.0, "b": -3.0, "c": -1.0}, {"a": -3.0, "b": -1.0, "c": -1.0}
+    expected = Expectation(["p"], [[Position("a", {"": own, BASE: base})]])
+    served = {"a": -1.0, "b": -3.0, "c": -1.0 - off_nats * math.sqrt(3)}
+    seen = compare("here", expected, [[("a", served)]])
+    assert off_nats == pytest.approx(seen.distance_nats)
+    assert passed == seen.passed

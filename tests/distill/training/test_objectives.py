@@ -33,6 +33,16 @@ def test_of_many_draws_the_one_two_deviations_below_the_mean_is_rejected() -> No
     assert -50.0 != nearest.reward
 
 
+@pytest.mark.parametrize(("draws", "worst"), [(15, True), (16, False)])
+def test_the_outlier_is_passed_over_from_sixteen_draws_on(draws: int, worst: bool) -> None:
+    (example,) = tiny_examples(1, losers=draws - 1)
+    rewards = [-50.0, -20.0, *[2.0] * (draws - 3)]
+    losers = tuple(ScoredAnswer(str(place), reward, 5) for place, reward in enumerate(rewards))
+    chosen = rejected(replace(example, losers=losers))
+    assert chosen is not None
+    assert worst == (chosen.reward == -50.0)
+
+
 def test_an_example_without_losers_has_no_rejected_answer() -> None:
     """It can teach by imitation only."""
     (example,) = tiny_examples(1, losers=0)

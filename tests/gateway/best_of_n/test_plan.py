@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,6 +61,12 @@ def test_exploration_draws_n_max_and_remembers_what_it_would_have_drawn() -> Non
     explored = plan(exploring(1.0))
     assert (explored.exploration, explored.n_asked, explored.n_ordinary) == (True, 8, 4)
     assert explored.exploration_probability == 1.0
+
+
+@pytest.mark.parametrize(("wanted", "explores"), [(7, True), (8, True), (9, False)])
+def test_a_request_explores_up_to_as_many_answers_as_exploration_draws(wanted: int, explores: bool) -> None:
+    """More answers than n_max draws cannot come out of an exploration of n_max."""
+    assert explores == plan(exploring(1.0), n=wanted).exploration
 
 
 def test_who_says_n_never_explores() -> None:

@@ -155,6 +155,13 @@ def test_entries_of_like_length_share_a_batch_and_one_that_would_pad_them_all_do
     assert slice(6, 7) == choose_window(lengths, 6, max_batch_tokens=10_000, launch_tokens=16)
 
 
+@pytest.mark.parametrize(("budget", "entries"), [(29, 2), (30, 3), (31, 3)])
+def test_a_batch_may_fill_its_budget_to_the_last_token(budget: int, entries: int) -> None:
+    for oldest in (0, 2):
+        taken = choose_window([10] * 3, oldest, max_batch_tokens=budget, launch_tokens=16)
+        assert entries == taken.stop - taken.start
+
+
 def test_where_a_start_is_dear_padding_is_accepted() -> None:
     lengths = [10] * 6 + [100]
     assert slice(0, 7) == choose_window(lengths, 0, max_batch_tokens=10_000, launch_tokens=10_000)
