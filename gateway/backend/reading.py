@@ -19,6 +19,9 @@ _MOST_TOKENS = 10_000_000
 _REASONING = ("reasoning", "reasoning_content")
 """Fields in which servers put a model's reasoning, beside ``content``: vLLM's, and that of most others."""
 
+_LONG_TOKEN_CHARS = 32
+"""Few tokens are longer: a longer piece may be several."""
+
 
 def read_answer(body: Any, flavour: Flavour, prompt: Prompt) -> Answer:
     """Understand a whole chat completion.
@@ -179,8 +182,8 @@ def _tokens_of_piece(delta: JsonObject, flavour: Flavour) -> int:
     calls = delta.get("tool_calls")
     if calls:
         return tokens_at_most([*texts, calls])
-    if flavour.token_a_piece and all(text.isascii() for text in texts):
-        return 1  # several tokens may make one character that is not ASCII
+    if flavour.token_a_piece and all(text.isascii() and len(text) <= _LONG_TOKEN_CHARS for text in texts):
+        return 1  # several tokens may make one character that is not ASCII, or were held back and come at once
     return max(1, sum(map(tokens_at_most, texts)))
 
 
