@@ -30,7 +30,7 @@ from rich.table import Table
 from distill.report.svg import Margins, Plot, Spot, ticks
 from loadtests.closed_loop import closed_loop
 from loadtests.faults.arrivals import Arrivals
-from loadtests.faults.callers import outcome_of_answer, outcome_of_stream
+from loadtests.faults.callers import MAX_TOKENS, outcome_of_answer, outcome_of_stream
 from loadtests.growth import Allowance, Growth, growth
 from loadtests.load.plot import PANEL, panels
 from loadtests.load.summary import percentile
@@ -84,7 +84,7 @@ class Client:
         streamed = self._number % STREAMED_EVERY == 0
         question = f"Question {self._number}: what floats on the harbour?"
         messages = [{"role": "user", "content": question}]
-        body = {"model": "ratchet", "messages": messages, "max_tokens": 64, "best_of": N, "stream": streamed}
+        body = {"model": "ratchet", "messages": messages, "max_tokens": MAX_TOKENS, "best_of": N, "stream": streamed}
         started_s = time.perf_counter()
         outcome, identity = await self._outcome(orjson.dumps(body), streamed)
         self.ms.append((time.perf_counter() - started_s) * 1e3)

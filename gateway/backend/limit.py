@@ -19,13 +19,14 @@ from urllib.parse import urlsplit
 from gateway.errors import BackendOverloaded, BackendUnreachable
 
 _FIRST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 0.4
 
 
 class ServerLimit:
     """Places for draws at one server, given out first come, first served.
 
-    Draws beyond the limit wait here. A refused draw leaves its place, waits for another one and is sent again.
+    Draws beyond the limit wait here. A refused draw leaves its place, waits for another one, ahead of those that were
+    not sent yet, and is sent again.
 
     Args:
         name: The server's host and port, for metrics.
@@ -79,8 +80,12 @@ class ServerLimit:
         """Begin one draw's way to this server."""
         return Turn(self, self._queue_timeout_s)
 
-    async def acquire(self, until_s: float) -> int:
+    async def acquire(self, until_s: float, *, ahead: bool = False) -> int:
         """Take a place, waiting for it until ``until_s`` on the event loop's clock.
+
+        Args:
+            until_s: When to give up.
+            ahead: Wait ahead of all others: for a draw that had a place and was refused.
 
         Returns:
             How often the limit had been halved when the place was given; ``refused`` needs it.
@@ -92,7 +97,10 @@ class ServerLimit:
             self.in_flight += 1
             return self._halvings
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(place)
+        if ahead:
+            self._waiters.appendleft(place)
+        else:
+            self._waiters.append(place)
         try:
             async with asyncio.timeout_at(until_s):
                 await place
@@ -185,13 +193,14 @@ class ServerLimit:
 class Turn:
     """One draw's attempts at one server: ``async with`` holds a place, ``again`` says whether to try once more."""
 
-    __slots__ = ("_halvings", "_limit", "_pause_s", "_until_s")
+    __slots__ = ("_halvings", "_limit", "_pause_s", "_refused", "_until_s")
 
     def __init__(self, limit: ServerLimit, timeout_s: float) -> None:
         self._limit = limit
         self._until_s = asyncio.get_running_loop().time() + timeout_s
         self._pause_s = _FIRST_PAUSE_S
         self._halvings = 0
+        self._refused = False
 
     async def __aenter__(self) -> None:
         """Wait for a place.
@@ -199,7 +208,7 @@ class Turn:
         Raises:
             BackendOverloaded: None became free in time.
         """
-        self._halvings = await self._limit.acquire(self._until_s)
+        self._halvings = await self._limit.acquire(self._until_s, ahead=self._refused)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
@@ -208,6 +217,7 @@ class Turn:
         if kind is None:
             self._limit.succeeded()
         elif isinstance(error, BackendOverloaded):
+            self._refused = True
             self._limit.refused(self._halvings)
         elif isinstance(error, BackendUnreachable):
             self._limit.forget_capacity()

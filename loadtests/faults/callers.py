@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -15,10 +15,12 @@ import orjson
 
 STREAMED_EVERY = 4  # one request in four is streamed
 _TIMEOUT_S = 30.0
+MAX_TOKENS = 128  # longer than any answer of the stub: one that is cut competes with no other
 _PAUSE_S = 0.05  # between a caller's requests, so that one that is refused does not spin
 Outcome = tuple[str, str | None, int | None]
 """One request in a word; its completion's id and its N where it was answered."""
 
+NORMAL = frozenset({"scored"})
 _ANSWERED = frozenset({"scored", "fallback", "single"})
 
 
@@ -110,7 +112,7 @@ class Callers:
         body: dict[str, Any] = {
             "model": "ratchet",
             "messages": [{"role": "user", "content": f"Question {number}: what floats on the harbour?"}],
-            "max_tokens": 64,
+            "max_tokens": MAX_TOKENS,
             "best_of": self._n,
             "stream": streamed,
         }
@@ -154,12 +156,12 @@ def counts(seen: Sequence[Seen]) -> dict[str, int]:
     return dict(Counter(one.outcome for one in seen).most_common())
 
 
-def normal_after_s(seen: Sequence[Seen], since_s: float) -> float | None:
-    """How long after ``since_s`` the last request that had no scored answer ended; 0 where none did later.
+def normal_after_s(seen: Sequence[Seen], since_s: float, normal: Set[str] = NORMAL) -> float | None:
+    """How long after ``since_s`` the last request that had no normal outcome ended; 0 where none did later.
 
     None where no request that began after it was answered well: then nobody knows.
     """
-    bad_s = max((one.ended_s for one in seen if one.outcome != "scored"), default=since_s)
-    if not any(one.outcome == "scored" and one.started_s >= max(bad_s, since_s) for one in seen):
+    bad_s = max((one.ended_s for one in seen if one.outcome not in normal), default=since_s)
+    if not any(one.outcome in normal and one.started_s >= max(bad_s, since_s) for one in seen):
         return None
     return max(0.0, bad_s - since_s)

@@ -73,14 +73,24 @@ def test_outcomes_that_a_fault_allows_are_no_failures_but_still_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "under", "even"), [(4, (2, 2), True), (4, (2, 3), True), (2, (2, 4), False), (2, (1, 3), False)]
+    ("under", "even"),
+    [
+        ({2: 100}, True),
+        ({2: 60, 3: 40}, True),
+        ({2: 60, 3: 38, 4: 2}, True),
+        ({2: 60, 3: 37, 4: 3}, False),
+        ({2: 50, 4: 50}, False),
+        ({1: 3, 2: 60, 3: 37}, False),
+        ({}, False),
+    ],
 )
 def test_where_n_must_be_even_it_takes_two_neighbouring_values_under_the_fault(
-    before: int, under: tuple[int, int], even: bool
+    under: dict[int, int], even: bool
 ) -> None:
-    """What was given before the fault does not count, and nothing of it where the scenario does not ask for it."""
-    given_n = [before, *under]
-    seen = [replace(one, n=n) for one, n in zip(FACTS.seen, given_n, strict=True)]
+    """One race in fifty may have another; what was given before the fault does not count."""
+    before, *_, after = FACTS.seen
+    given_n = [n for n, count in under.items() for _ in range(count)]
+    seen = [replace(before, n=4), *(Seen(1.0, 1.5, "scored", "b", n) for n in given_n), after]
     failures = judge(replace(SCENARIO, even=True), replace(FACTS, seen=seen)).failures
     assert even == (failures == []), failures
     assert [] == judge(SCENARIO, replace(FACTS, seen=seen)).failures

@@ -21,8 +21,12 @@ async def draw(turn: Turn, error: GatewayError | None = None) -> None:
 
 
 async def refuse(limit: ServerLimit) -> None:
+    await refuse_with(limit.turn())
+
+
+async def refuse_with(turn: Turn) -> None:
     with pytest.raises(BackendOverloaded):
-        await draw(limit.turn(), BackendOverloaded("full"))
+        await draw(turn, BackendOverloaded("full"))
 
 
 async def answering(capacity: int | None) -> int | None:
@@ -34,6 +38,26 @@ async def test_a_refusal_halves_the_limit_and_leaves_at_least_one(before: int, a
     limit = limit_of(before)
     await refuse(limit)
     assert after == limit.limit
+
+
+async def test_from_a_limit_of_one_the_first_success_leads_to_two() -> None:
+    limit = limit_of(8)
+    for _ in range(4):
+        await refuse(limit)
+    assert 1 == limit.limit
+    await draw(limit.turn())
+    assert 2 == limit.limit
+
+
+async def test_growth_stops_at_the_ceiling_so_that_the_next_refusal_halves_that() -> None:
+    limit = limit_of(4)
+    limit.share(2)
+    for _ in range(50):
+        await draw(limit.turn())
+    limit.share(4)
+    assert 4 == limit.limit
+    await refuse(limit)
+    assert 2 == limit.limit
 
 
 async def test_a_burst_that_is_refused_as_one_halves_the_limit_once() -> None:
@@ -174,6 +198,24 @@ async def test_a_refused_draw_may_try_again_until_its_time_is_over() -> None:
     took_s = asyncio.get_running_loop().time() - started
     assert 0.3 <= took_s < 1.0
     assert 3 <= attempts <= 8  # pauses of about 50, 100 and 200 ms
+
+
+async def test_a_refused_draw_waits_ahead_of_those_that_were_not_sent_yet() -> None:
+    limit = limit_of(2)
+    refused, order = limit.turn(), list[str]()
+    await refuse_with(refused)  # the limit is 1 from now on
+    running = limit.turn()
+    await running.__aenter__()
+
+    async def wait(turn: Turn, name: str) -> None:
+        async with turn:
+            order.append(name)
+
+    waiting = [asyncio.create_task(wait(limit.turn(), "new")), asyncio.create_task(wait(refused, "refused"))]
+    await asyncio.sleep(0)
+    await running.__aexit__(None, None, None)
+    await asyncio.gather(*waiting)
+    assert ["refused", "new"] == order
 
 
 async def test_refusals_are_reported_by_server() -> None:
