@@ -31,6 +31,7 @@ QUIET = timedelta(days=7)
 """Longest time without a record after which the clock is still trusted."""
 LOST = "{} records left Redis before they were archived: they are lost"
 _POLL_S = 0.2
+_REFILL_S = 6.0  # a gateway that was refused tries again within five
 _CONSUMER = "archive-"
 _SEEN_S = 7 * 86_400.0
 
@@ -76,6 +77,7 @@ async def collect(
     """Archive what the stream holds now, acknowledge it, trim Redis by it, and let go of what is too old to keep.
 
     Ends once everything that was in the stream at the start has been seen; what comes meanwhile is for the next pass.
+    Where the stream was full, that holds once spools no longer fill it again: they held what it had no room for.
     Needs no memory of Redis but what it frees: each batch is trimmed once it is acknowledged.
 
     Args:
@@ -111,7 +113,12 @@ async def collect(
                     await reader.start()
                     start = await reader.place()
                     done.trimmed = await reader.trim()  # a killed pass may have left what it acknowledged
-                    await _drain(reader, writer, thread, done, flush_bytes, on_archived)
+                    full = True
+                    while full:
+                        full = await reader.full(redis.stream_max_records)
+                        await _drain(reader, writer, thread, done, flush_bytes, on_archived)
+                        # What had no room waits in spools; they empty into what was freed.
+                        full = full and await _filled_again(reader, redis.stream_max_records)
                     done.lost = await reader.lost_since(start)
                     done.warnings = await _warnings(reader)
                     if settings.keep_days is not None:
@@ -159,6 +166,16 @@ async def _drain(
             done.trimmed += await reader.trim()
             waiting = {}
             on_archived(done)
+
+
+async def _filled_again(reader: JournalReader, max_records: int) -> bool:
+    """Wait until the stream is full again; False if it is not within the time in which gateways try again."""
+    deadline = asyncio.get_running_loop().time() + _REFILL_S
+    while not await reader.full(max_records):
+        if asyncio.get_running_loop().time() >= deadline:
+            return False
+        await asyncio.sleep(_POLL_S)
+    return True
 
 
 async def _warnings(reader: JournalReader) -> tuple[str, ...]:

@@ -197,6 +197,18 @@ class JournalReader:
                 await self._redis.xgroup_setid(self._stream, self._group, place.delivered, entries_read=read)
             return place.lost_since(start, self.delivered) + self.lost_pending
 
+    async def full(self, max_records: int) -> bool:
+        """Whether the stream is close to its limit, or Redis to its memory with the stream in it.
+
+        Args:
+            max_records: The stream's limit.
+
+        Raises:
+            JournalError: Redis does not answer.
+        """
+        async with self._translated():
+            return await retention.is_full(self._redis, self._stream, max_records)
+
     async def held_back(self) -> list[HeldBack]:
         """Return the other groups that keep in the stream what this one has acknowledged.
 

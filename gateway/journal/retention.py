@@ -15,8 +15,11 @@ from typing import Any
 
 import redis as sync_redis
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 _STEP_ENTRIES = 500
+_NEARLY = 0.9
+_WORTH_FREEING_ENTRIES = 1_000
 
 EntryOrder = tuple[int, int]
 
@@ -97,6 +100,21 @@ async def trim_before(redis: Redis, stream: str, entry_id: str) -> int:
     while step := await redis.xtrim(stream, minid=entry_id, approximate=True, limit=_STEP_ENTRIES):
         removed += int(step)
     return removed + int(await redis.xtrim(stream, minid=entry_id, approximate=False))
+
+
+async def is_full(redis: Redis, stream: str, max_records: int) -> bool:
+    """Whether the stream is close to its limit, or Redis to its memory while the stream has something to free."""
+    length = await redis.xlen(stream)
+    if length >= _NEARLY * max_records:
+        return True
+    if length < _WORTH_FREEING_ENTRIES:
+        return False
+    try:
+        memory = await redis.info("memory")
+    except ResponseError:
+        return False  # a user that may not ask
+    limit, used = int(memory.get("maxmemory", 0)), int(memory.get("used_memory", 0))
+    return limit > 0 and used >= _NEARLY * limit
 
 
 async def held_back(redis: Redis, stream: str, group: str) -> list[HeldBack]:

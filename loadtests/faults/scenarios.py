@@ -367,7 +367,7 @@ SCENARIOS = (
         night_side.stream_full_unread,
         told="degraded",
         archived=True,
-        settings={"GATEWAY_REDIS__STREAM_MAX_RECORDS": "100"},
+        settings={"GATEWAY_REDIS__STREAM_MAX_RECORDS": "200"},
     ),
     Scenario(
         "trimmed-under-traffic",

@@ -28,10 +28,12 @@ from distill.settings import DatasetSettings
 from gateway.journal.reader import JournalReader
 from gateway.journal.record import CompletionRecord
 from gateway.journal.stream import stream_key
-from gateway.settings import RedisSettings
+from gateway.journal.writer import Journal
+from gateway.settings import JournalSettings, RedisSettings
 from tests.distill.dataset.collector import POINTS
 from tests.distill.dataset.records import DAY_MS, publish, race, races, rated
 from tests.redis_server import RedisServer
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[3]
 STREAM = stream_key("ratchet")
@@ -153,6 +155,26 @@ async def test_another_group_that_has_not_read_keeps_its_records(
         assert "the consumer group audit has not acknowledged what came 0.0 hours ago" in warning
         client.xreadgroup("audit", "one", {STREAM: ">"}, noack=True)
         assert Collected(trimmed=5) == await collect(redis_settings, dataset)
+
+
+async def test_a_full_stream_is_collected_with_what_waited_for_room(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings, tmp_path: Path
+) -> None:
+    """A gateway's spool holds six times what the stream may: one pass archives all of it."""
+    limited = redis_settings.model_copy(update={"stream_max_records": 50})
+    journal = Journal(JournalSettings(spool_dir=tmp_path / "spool"), limited)
+    await journal.start()
+    try:
+        records = races(350)
+        assert all(await asyncio.gather(*(journal.append(record) for record in records)))
+        await until(lambda: journal.stats.full)
+        with redis_server.client() as client:
+            assert 50 == client.xlen(STREAM)
+        done = await collect(limited, dataset)
+        assert (350, 350, 0) == (done.collected, done.trimmed, done.lost)
+    finally:
+        await journal.aclose()
+    assert ids(records) == archived(dataset)
 
 
 async def test_a_second_archive_on_one_stream_is_told(
