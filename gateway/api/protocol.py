@@ -2,12 +2,6 @@
 
 uvicorn's fast parser takes headers without end, waits for them without end, and keeps what a caller does not read
 for as long as the caller likes. A body's size and time are bounded by ``gateway.api.connection``.
-
-Upgrade offers (``Upgrade: h2c``, as Java's HttpClient and ``curl --http2`` send with every request; ``websocket``) are
-ignored, as RFC 9110 7.8 allows: the request is served as if the offer were not there. The parser cannot do so itself.
-It takes what follows the headers for another protocol: uvicorn then answers without the body, and reads a body that
-comes in its own segment as a second request. So the head of such a request is parsed again without the offer, by a new
-parser, and the body goes to that one.
 """
 
 from __future__ import annotations
@@ -16,16 +10,14 @@ import asyncio
 from functools import partial
 from typing import Any
 
-import httptools
 import orjson
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from gateway.api.errors import envelope
 from gateway.settings import ApiSettings, Settings
-
-_OFFER_HEADERS = frozenset({b"upgrade", b"http2-settings"})
+from gateway.upgrades import NoUpgradesProtocol
 
 _log = structlog.get_logger()
 
@@ -34,11 +26,7 @@ class _TooManyHeaders(Exception):
     """Ends the parsing; httptools turns it into an error of its own."""
 
 
-class _NoTunnelsError(Exception):
-    """Ends the parsing in the same way."""
-
-
-class BoundedProtocol(HttpToolsProtocol):
+class BoundedProtocol(NoUpgradesProtocol):
     """One connection.
 
     Args:
@@ -55,7 +43,6 @@ class BoundedProtocol(HttpToolsProtocol):
         self._n_headers = 0
         self._line_bytes = 0
         self._too_many = False
-        self._head_without_offer: bytes | None = None
         self._headers_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -71,12 +58,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, and see that headers and trailers come to an end."""
-        self._unset_keepalive_if_required()
-        try:
-            self._parse(data)
-        except httptools.HttpParserError:
-            self.send_400_response("")
-            return
+        super().data_received(data)
         # The parser holds an unfinished line itself: only what came in can be counted.
         line = data.rfind(b"\n") + 1
         self._line_bytes = len(data) - line if line else self._line_bytes + len(data)
@@ -109,23 +91,19 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """A request's last byte; the parser also says so of a head with an upgrade offer, whose body is to come."""
+        """A request's last byte."""
         self._in_trailers = False
-        if self._head_without_offer is None:
-            super().on_message_complete()
+        super().on_message_complete()
 
     def on_headers_complete(self) -> None:
-        """Refuse too many or too large headers before anything is made of them; set an upgrade offer aside."""
+        """Refuse too many or too large headers before anything is made of them."""
         self._in_headers = False
         if self._headers_timer is not None:
             self._headers_timer.cancel()
             self._headers_timer = None
         self._header_bytes += len(self.url)
         self._refuse_too_many()
-        if self.parser.should_upgrade():
-            self._head_without_offer = self._render_head()
-        else:
-            super().on_headers_complete()
+        super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, or has too many headers, in OpenAI's envelope; then close."""
@@ -159,33 +137,6 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
-
-    def _parse(self, data: bytes) -> None:
-        """Feed the parser; start each request that came with an upgrade offer anew, without the offer."""
-        rest: bytes | memoryview = data
-        while True:
-            try:
-                self.parser.feed_data(rest)
-                return
-            except httptools.HttpParserUpgrade as offer:
-                rest = memoryview(rest)[offer.args[0] :]
-            head, self._head_without_offer = self._head_without_offer or b"", None
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn sets them
-            self.parser.feed_data(head)
-
-    def _render_head(self) -> bytes:
-        """The request line and the headers as they came, without the upgrade offer.
-
-        Raises:
-            _NoTunnelsError: The method is CONNECT, to which there is no request but the tunnel.
-        """
-        method = self.parser.get_method()
-        if method == b"CONNECT":
-            raise _NoTunnelsError
-        lines = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
-        lines += [b"%b: %b" % header for header in self.headers if header[0] not in _OFFER_HEADERS]
-        return b"\r\n".join([*lines, b"", b""])
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if cycle.scope["http_version"] == "1.0":

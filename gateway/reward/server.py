@@ -12,6 +12,7 @@ import hmac
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import orjson
 import structlog
@@ -28,8 +29,11 @@ from gateway.reward.batcher import QueueFull
 from gateway.reward.local import Conversation, LocalScorer, Model, Scored
 from gateway.reward.server_metrics import ServerMetrics
 from gateway.settings import RewardSettings, Settings
+from gateway.upgrades import NoUpgradesProtocol
 
 MAX_BODY_BYTES = 32_000_000
+UVICORN: dict[str, Any] = {"http": NoUpgradesProtocol, "ws": "none", "log_config": None, "access_log": False}
+"""How uvicorn is to serve, wherever it is started."""
 CLIENT_GONE = 499  # nobody reads it; it is for the metrics
 
 _ERROR_TYPES = {
@@ -101,8 +105,7 @@ async def _serve(settings: Settings) -> None:
         create_app(scorer, settings.reward, metrics),
         host=settings.reward.host,
         port=settings.reward.port,
-        log_config=None,
-        access_log=False,
+        **UVICORN,
         timeout_graceful_shutdown=int(settings.shutdown_s),
     )
     server = uvicorn.Server(config)

@@ -22,7 +22,7 @@ from transformers import Qwen3ForSequenceClassification as Qwen3Classifier
 from gateway.reward.batcher import BatchStats
 from gateway.reward.local import LocalScorer, Model
 from gateway.reward.remote import RemoteScorer
-from gateway.reward.server import create_app
+from gateway.reward.server import UVICORN, create_app
 from gateway.reward.server_metrics import ServerMetrics
 from gateway.settings import RewardSettings
 from tests.gateway.reward.served import Served, Start
@@ -129,7 +129,7 @@ async def start() -> AsyncIterator[Start]:
             metrics = ServerMetrics()
             load = None if model is None else lambda: model
             scorer = LocalScorer(options, observe=metrics.batch, load=load)
-            config = uvicorn.Config(create_app(scorer, options, metrics), port=0, log_config=None)
+            config = uvicorn.Config(create_app(scorer, options, metrics), port=0, **UVICORN)
             running = uvicorn.Server(config)
             serving = asyncio.create_task(running.serve())
 

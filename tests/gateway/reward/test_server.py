@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +118,25 @@ async def test_our_client_gets_the_models_own_rewards_through_our_server(
     assert model.name == scorer.name
     assert (await scorer.readiness()).ready
     await scorer.aclose()
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["body in the same segment", "in its own"])
+async def test_an_upgrade_offer_is_ignored_and_the_body_read(start: Start, apart: bool) -> None:
+    """``curl --http2`` and Java's HttpClient make one with every request."""
+    served = await start(FakeModel())
+    url = served.http.base_url
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    body = b'{"model":"fake","input":"three"}'
+    head = b"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n" % len(body)
+    offer = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n\r\n"
+    writer.write(head + offer + (b"" if apart else body))
+    if apart:
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.write(body)
+    writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    async with asyncio.timeout(20):
+        heard = await reader.read()
+    writer.close()
+    assert [b"200", b"200"] == re.findall(rb"HTTP/1.1 (\d+)", heard)
+    assert b'"probs":' in heard
