@@ -188,7 +188,7 @@ async def _warnings(reader: JournalReader) -> tuple[str, ...]:
     ]
     others = [
         f"{name} collected from this stream too, {idle_s / 3600:.1f} hours ago: that is another archive, and each gets "
-        "a part of the records only. Collect into one; a name that is not in use any more goes by XGROUP DELCONSUMER"
+        "a part of the records only. Collect into one; XGROUP DELCONSUMER removes a name that is no longer in use"
         for name, idle_s in (await reader.consumers()).items()
         if name.startswith(_CONSUMER) and idle_s < _SEEN_S
     ]

@@ -7,6 +7,7 @@ import resource
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import datasets
@@ -20,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.dataset.archive import Archive
-from distill.dataset.archive_writer import Added, writing
+from distill.dataset.archive_writer import CLOCK_WRONG, Added, writing
 from distill.errors import DataError, NightError
 from gateway.journal.record import Record, encode
 from tests.distill.dataset.records import DAY_MS, NOON, candidate, race, races, rated, user
@@ -285,3 +286,25 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
         writing(Archive(tmp_path / "file" / "archive")),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("apart", "kept"),
+    [
+        (timedelta(0), False),
+        (CLOCK_WRONG, False),
+        (CLOCK_WRONG + timedelta(milliseconds=1), True),
+        (-CLOCK_WRONG - timedelta(milliseconds=1), False),
+    ],
+)
+def test_a_row_expires_by_its_own_time_unless_that_cannot_be_right(
+    apart: timedelta, kept: bool, tmp_path: Path
+) -> None:
+    """It came over a week later than it says: its gateway's clock was late."""
+    archive = Archive(tmp_path)
+    with writing(archive) as writer:
+        recorded = datetime.fromtimestamp(NOON / 1000, UTC)
+        writer.add([encode(race())], recorded + apart)
+        day_after = (recorded + timedelta(days=1)).date().isoformat()
+        assert (0 if kept else 1) == writer.drop_before(day_after, "2026-11-28")
+    assert kept == bool(archive.count())

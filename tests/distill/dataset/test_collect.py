@@ -37,6 +37,7 @@ from tests.waiting import until
 
 ROOT = Path(__file__).parents[3]
 STREAM = stream_key("ratchet")
+WEEK_S = 7 * 86_400
 
 
 @pytest.fixture
@@ -188,6 +189,24 @@ async def test_a_second_archive_on_one_stream_is_told(
             done = await collect(redis_settings, settings)
             assert told == len(done.warnings)
     assert "is another archive" in done.warnings[0]
+
+
+@pytest.mark.parametrize(("idle_s", "told"), [(WEEK_S - 1, 1), (WEEK_S, 0), (WEEK_S + 1, 0)])
+async def test_an_archive_that_has_not_collected_for_a_week_is_not_told(
+    idle_s: float,
+    told: int,
+    redis_server: RedisServer,
+    redis_settings: RedisSettings,
+    dataset: DatasetSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has moved, or is gone. Consumers that are no archives do not count."""
+
+    async def consumers(_: JournalReader) -> dict[str, float]:
+        return {"archive-other": idle_s, "dead": 0.0}
+
+    monkeypatch.setattr(JournalReader, "consumers", consumers)
+    assert told == len((await collect(redis_settings, dataset)).warnings)
 
 
 @pytest.mark.parametrize("read_before", [False, True], ids=["a first night", "a later night"])

@@ -94,3 +94,24 @@ def test_entries_are_removed_on_purpose_with_or_without_a_group(redis_server: Re
 def _entries(client: redis.Redis) -> list[Any]:
     found: Any = client.xrange(STREAM)
     return list(found)
+
+
+@pytest.mark.parametrize(("length", "full"), [(89, False), (90, True), (91, True)])
+async def test_a_stream_is_full_close_to_its_limit(length: int, full: bool, client: Redis) -> None:
+    await fill(client, length)
+    assert full is await retention.is_full(client, STREAM, 100)
+
+
+@pytest.mark.parametrize(
+    ("length", "share", "full"),
+    [(999, 1.2, False), (1_000, 1.2, True), (1_000, 0.95, True), (1_000, 0.8, False), (1_000, None, False)],
+)
+async def test_a_redis_is_full_close_to_its_memory_if_the_stream_can_free_some(
+    length: int, share: float | None, full: bool, client: Redis
+) -> None:
+    """Without a limit it never is; what other data takes cannot be freed by collecting."""
+    await fill(client, length)
+    if share is not None:
+        used = (await client.info("memory"))["used_memory"]
+        await client.config_set("maxmemory", int(used / share))
+    assert full is await retention.is_full(client, STREAM, 1_000_000)
