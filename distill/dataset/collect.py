@@ -113,12 +113,14 @@ async def collect(
                     await reader.start()
                     start = await reader.place()
                     done.trimmed = await reader.trim()  # a killed pass may have left what it acknowledged
-                    full = True
-                    while full:
-                        full = await reader.full(redis.stream_max_records)
+                    more = True
+                    while more:
+                        full, before = await reader.full(redis.stream_max_records), reader.delivered
                         await _drain(reader, writer, thread, done, flush_bytes, on_archived)
-                        # What had no room waits in spools; they empty into what was freed.
-                        full = full and await _filled_again(reader, redis.stream_max_records)
+                        # What had no room waits in spools; they empty into what was freed. Nothing was, where another
+                        # group holds it back.
+                        more = full and reader.delivered > before
+                        more = more and await _filled_again(reader, redis.stream_max_records)
                     done.lost = await reader.lost_since(start)
                     done.warnings = await _warnings(reader)
                     if settings.keep_days is not None:

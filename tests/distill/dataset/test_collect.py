@@ -178,6 +178,20 @@ async def test_a_full_stream_is_collected_with_what_waited_for_room(
     assert ids(records) == archived(dataset)
 
 
+async def test_a_pass_ends_although_another_group_keeps_the_stream_full(
+    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
+) -> None:
+    """It has read what there is, and says who holds it back."""
+    limited = redis_settings.model_copy(update={"stream_max_records": 5})
+    with redis_server.client() as client:
+        publish(client, redis_settings, races(5))
+        client.xgroup_create(STREAM, "audit", id="0")
+        for expected in (5, 0):
+            async with asyncio.timeout(30):
+                done = await collect(limited, dataset)
+            assert (expected, 1, 5) == (done.collected, len(done.warnings), client.xlen(STREAM))
+
+
 async def test_a_second_archive_on_one_stream_is_told(
     redis_server: RedisServer, redis_settings: RedisSettings, tmp_path: Path
 ) -> None:
