@@ -26,6 +26,7 @@ from gateway.api.keyfile import Scope
 from gateway.api.limits import Limiter, Visit
 from gateway.api.observe import Observe
 from gateway.backend.containment import Containment
+from gateway.backend.health import Fault
 from gateway.backend.limit import ServerLimits
 from gateway.backend.pools import BackendPools
 from gateway.backend.shared_containment import SharedContainment
@@ -170,6 +171,7 @@ def build(settings: Settings) -> Parts:
         lambda: policies.current.pools,
         limits=limits,
         containment=containment,
+        on_move=lambda how: metrics.backend_moves.labels(how).inc(),
         trace_configs=tracing.calls if tracing else (),
     )
     permits = Permits(
@@ -251,6 +253,7 @@ async def _sample(parts: Parts) -> None:
             metrics.backend_limit.labels(limit.name).set(limit.limit)
         metrics.reward_available.set(parts.scorer.available)
         metrics.reward_away.set(parts.scorer.n_away)
+        _sample_replicas(parts)
         metrics.tasks.set(len(asyncio.all_tasks()))
         metrics.hub_held.set(parts.backends.held())
         metrics.policy_n.set(policy.n)
@@ -263,6 +266,15 @@ async def _sample(parts: Parts) -> None:
         metrics.journal_stream_full.set(stats.full)
         metrics.redis_connected.set(stats.connected)
         await asyncio.sleep(_SAMPLE_S)
+
+
+def _sample_replicas(parts: Parts) -> None:
+    metrics = parts.metrics
+    metrics.requests_contained.set(parts.containment.contained)
+    for state in parts.backends.states():
+        for fault in Fault:
+            metrics.backend_ejected.labels(state.name, fault.value).set(state.fault == fault.value)
+        metrics.backend_without_adapter.labels(state.name).set(state.lacks_adapter)
 
 
 def _handle_errors(app: FastAPI, metrics: Metrics) -> None:

@@ -30,7 +30,7 @@ from redis.exceptions import OutOfMemoryError, WatchError
 from gateway import redis_client
 from gateway.errors import PolicyError
 from gateway.redis_client import REDIS_ERRORS, connect
-from gateway.settings import PolicySettings, RedisSettings, http_urls
+from gateway.settings import PolicySettings, RedisSettings, server_urls
 from gateway.types import ArmName, Readiness
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class _Served(BaseModel):
     urls: tuple[str, ...] = ()
     default_temperature: float | None = Field(default=None, ge=0, le=2)
 
-    _http_only = field_validator("urls")(http_urls)
+    _http_only = field_validator("urls")(server_urls)
 
     def arm(self, name: ArmName) -> Arm:
         """The arm of this name that answers like this."""

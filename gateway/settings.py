@@ -52,13 +52,23 @@ def http_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(url.rstrip("/") for url in urls)
 
 
+def server_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
+    """``http_urls`` that may also be ``dns+http://``: one server for each address of the host.
+
+    Raises:
+        ValueError: One is neither.
+    """
+    bare = http_urls(tuple(url.removeprefix("dns+") if url.startswith("dns+http://") else url for url in urls))
+    return tuple(f"dns+{url}" if given.startswith("dns+") else url for given, url in zip(urls, bare, strict=True))
+
+
 class BackendSettings(_Group):
     """Where candidates are drawn."""
 
-    kind: Literal["tgi", "vllm", "llamacpp"] = "tgi"
-    """Which server answers at the URLs."""
+    kind: Literal["auto", "tgi", "vllm", "llamacpp"] = "auto"
+    """Which server answers at the URLs; auto asks it, and takes it for TGI until it has said (SGLang is vllm)."""
     urls: Urls = ("http://127.0.0.1:8080",)
-    """Base URLs of the replicas, separated by commas; the least loaded healthy one serves a race."""
+    """Base URLs of the replicas, separated by commas; dns+http://host:port is one for each of the host's addresses."""
     api_key: str = ""
     """Sent to the backend as a bearer token. HF_TOKEN is never sent."""
     request_timeout_s: float = Field(default=120.0, gt=0)
@@ -69,6 +79,8 @@ class BackendSettings(_Group):
     """Connections kept in each replica's pool."""
     unhealthy_s: float = Field(default=5.0, ge=0)
     """How long a replica that broke a connection is passed over."""
+    adapters_dir: str = ""
+    """Folder of the adapters as vLLM's replicas see it: one that lost the adapter in use is told to load it again."""
     ca_file: Path | None = None
     """Certificates (PEM) that vouch for https:// replicas, instead of the system's."""
 
@@ -79,7 +91,7 @@ class BackendSettings(_Group):
     def _http_only(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         if not urls:
             raise ValueError("one or more http:// or https:// URLs are needed")
-        return http_urls(urls)
+        return server_urls(urls)
 
 
 class RewardSettings(_Group):

@@ -105,6 +105,20 @@ class Metrics:
         self.in_flight = gauge("candidates_in_flight", "Candidates being drawn now")
         self.waiting = gauge("requests_waiting", "Requests waiting for their first permit")
         self.backend_limit = gauge("backend_limit", "Draws that may be in flight at a server", "livesum", "server")
+        self.backend_ejected = gauge(
+            "backend_ejected",
+            "Workers that pass a server over, by why",
+            "livesum",
+            "server",
+            "fault",
+        )
+        self.backend_without_adapter = gauge(
+            "backend_without_adapter", "Workers that found a server without an adapter in use", "livesum", "server"
+        )
+        self.backend_moves = counter(
+            "backend_moves_total", "Draws that another server answered too: retries and hedged races", "how"
+        )
+        self.requests_contained = gauge("requests_contained", "Requests that broke two servers within a minute")
         self.backend_refusals = counter(
             "backend_refusals_total",
             "Draws that a server refused for lack of capacity; each waits and is sent again",

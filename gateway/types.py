@@ -252,6 +252,15 @@ class Readiness:
     facts: JsonObject = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """One server as a pool sees it: the kind of failure for which it is ejected, and whether it lacks an adapter."""
+
+    name: str
+    fault: str | None
+    lacks_adapter: bool
+
+
 class Backend(Protocol):
     """Where draws come from. Implementations raise only errors of ``gateway.errors``."""
 
@@ -294,6 +303,10 @@ class Backends(Protocol):
 
     def lease(self, urls: tuple[str, ...]) -> AbstractContextManager[Backend]:
         """The backend at these URLs (none: the settings'), kept open while it is in use."""
+        ...
+
+    def states(self) -> Sequence[ReplicaState]:
+        """The servers of all pools, each once."""
         ...
 
     def capacity(self) -> int:

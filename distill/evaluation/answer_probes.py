@@ -15,6 +15,7 @@ from typing import Any
 from distill.errors import EvaluationError
 from distill.evaluation.greedy import Logprobs, draw_greedily
 from gateway.backend.client import BackendPool
+from gateway.backend.discovery import expand
 from gateway.errors import BackendRejected, GatewayError
 from gateway.settings import BackendSettings
 from gateway.types import Message, Prompt, Sampling
@@ -55,7 +56,7 @@ async def answers_to_probes(backend: BackendSettings) -> list[dict[str, Any]]:
         EvaluationError: A replica does not answer.
     """
     found = []
-    for url in backend.urls:
+    for url in await expand(backend.urls):
         async with BackendPool(backend.model_copy(update={"urls": (url,)})) as pool:
             try:
                 greedy = await asyncio.gather(*(_greedy(pool, messages) for messages in PROBES))

@@ -29,6 +29,7 @@ from distill.errors import EvaluationError, PromotionError
 from distill.evaluation.greedy import Logprobs, draw_greedily
 from distill.promotion.adapter import CANARY_FILE, Adapter
 from gateway.backend.client import BackendPool
+from gateway.backend.discovery import expand
 from gateway.errors import GatewayError
 from gateway.settings import BackendSettings
 
@@ -162,7 +163,7 @@ async def check_canary(adapter: Adapter, backend: BackendSettings) -> list[Repli
     except OSError as error:
         raise PromotionError(f"{path} cannot be read: {error.strerror}") from error
     seen = []
-    for url in backend.urls:
+    for url in await expand(backend.urls):
         async with BackendPool(backend.model_copy(update={"urls": (url,)})) as pool:
             try:
                 # Together: llama.cpp computes one adapter's draws at a time, so each by itself waits for a whole race.

@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import structlog
@@ -20,7 +22,8 @@ from distill.errors import PromotionError
 from distill.promotion.adapter import Adapter, check_name
 from distill.promotion.export import export_gguf
 from distill.settings import PromotionSettings
-from gateway.backend.flavours import FLAVOURS
+from gateway.backend.discovery import expand
+from gateway.backend.identify import FALLBACK, flavour_of, identify
 from gateway.settings import BackendSettings
 from gateway.tls import client_context
 
@@ -42,6 +45,7 @@ async def load(adapter: Adapter, backend: BackendSettings, settings: PromotionSe
         PromotionError: It could not be loaded, or a replica is not well or does not list it afterwards; replicas
             after that one were left alone.
     """
+    backend = await _with_kind(backend)
     path = adapter.folder.absolute()
     if backend.kind == "llamacpp":
         path = export_gguf(adapter, settings.gguf_dir).absolute()
@@ -50,7 +54,7 @@ async def load(adapter: Adapter, backend: BackendSettings, settings: PromotionSe
         each = command is not None and any("{url}" in part for part in command)
         if command is not None and not each and not await _all_serve(client, backend, adapter.name):
             await _run(_filled(command, adapter.name, path, url=""), settings.load_timeout_s)
-        for url in backend.urls:
+        for url in await expand(backend.urls):
             if command is None:
                 await _load_into_vllm(client, url, adapter.name, path)
             elif each and await _missing(client, backend, url, adapter.name):
@@ -71,13 +75,35 @@ async def unload(name: str, backend: BackendSettings, *, drain_s: float) -> None
         PromotionError: A replica refused.
     """
     check_name(name)
+    backend = await _with_kind(backend)
     if backend.kind != "vllm":
         return
     await asyncio.sleep(drain_s)
     async with _client(backend, backend.request_timeout_s) as client:
-        for url in backend.urls:
+        for url in await expand(backend.urls):
             if await _missing(client, backend, url, name) is None:
                 await _post(client, url, "/v1/unload_lora_adapter", {"lora_name": name})
+
+
+async def _with_kind(backend: BackendSettings) -> BackendSettings:
+    """Return the settings with the kind that the fleet says it is, where they leave it open."""
+    if backend.kind != "auto":
+        return backend
+    async with _client(backend, backend.connect_timeout_s) as client:
+        for url in await expand(backend.urls):
+            found = await identify(partial(_json, client, url.removesuffix("/v1")))
+            if found is not None:
+                return backend.model_copy(update={"kind": found.kind})
+    return backend.model_copy(update={"kind": FALLBACK})
+
+
+async def _json(client: httpx2.AsyncClient, root: str, path: str) -> Any:
+    """Return the JSON at a path; None where there is none."""
+    try:
+        response = await client.get(root + path)
+        return response.json() if response.status_code == 200 else None
+    except (httpx2.HTTPError, ValueError):
+        return None
 
 
 def _command(backend: BackendSettings, settings: PromotionSettings) -> list[str] | None:
@@ -170,14 +196,14 @@ def _found_nothing(response: httpx2.Response) -> bool:
 
 async def _all_serve(client: httpx2.AsyncClient, backend: BackendSettings, name: str) -> bool:
     """Whether the command need not be run; never so for TGI, which does not tell."""
-    return all([await _missing(client, backend, url, name) is None for url in backend.urls])
+    return all([await _missing(client, backend, url, name) is None for url in await expand(backend.urls)])
 
 
 async def _await_served(
     client: httpx2.AsyncClient, backend: BackendSettings, url: str, name: str, timeout_s: float
 ) -> None:
     """Return once the replica is well and, where it tells, lists the adapter."""
-    told = FLAVOURS[backend.kind].catalogue_path is not None
+    told = flavour_of(backend.kind).catalogue_path is not None
     missing: str | None = None
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
@@ -191,7 +217,7 @@ async def _await_served(
 
 async def _missing(client: httpx2.AsyncClient, backend: BackendSettings, url: str, name: str) -> str | None:
     """Why the replica cannot be said to serve the adapter; None when it lists it."""
-    flavour = FLAVOURS[backend.kind]
+    flavour = flavour_of(backend.kind)
     unwell = await _unwell(client, backend, url)
     if unwell is not None or flavour.catalogue_path is None:
         return unwell or "it does not tell its adapters"
@@ -205,7 +231,7 @@ async def _missing(client: httpx2.AsyncClient, backend: BackendSettings, url: st
 
 async def _unwell(client: httpx2.AsyncClient, backend: BackendSettings, url: str) -> str | None:
     try:
-        response = await client.get(url.removesuffix("/v1") + FLAVOURS[backend.kind].health_path)
+        response = await client.get(url.removesuffix("/v1") + flavour_of(backend.kind).health_path)
     except httpx2.HTTPError as error:
         return f"it cannot be reached ({type(error).__name__})"
     return None if response.status_code == 200 else f"its health check answers with status {response.status_code}"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
+from typing import Any
 
 import httpx2
 import orjson
+import structlog
 
 from gateway.backend.failures import CALL_ERRORS, error_body, from_status, refused_body, translate
-from gateway.backend.flavours import FLAVOURS, Catalogue, Flavour
+from gateway.backend.flavours import Catalogue, Flavour
 from gateway.backend.hub import BackendHttp, HubClient
+from gateway.backend.identify import Identity, contradiction, flavour_of, identify
 from gateway.backend.limit import ServerLimit, ServerLimits, Turn
 from gateway.backend.reading import StreamReader, read_answer
 from gateway.backend.replicas import Replica
@@ -30,6 +36,15 @@ from gateway.settings import BackendSettings
 from gateway.tls import client_context
 from gateway.types import Answer, Delta, JsonObject, Prompt
 
+# A name that comes out of a policy document becomes a path on the server.
+_ADAPTER_NAME = re.compile(r"rft-[0-9-]{8,10}-[0-9a-f]{8,64}")
+_LOAD_TIMEOUT_S = 60.0
+_KIND_WAIT_S = 1.0
+_ASK_KIND_AGAIN_S = 2.0
+_IDENTITY_HOLDS_S = 30.0
+
+log = structlog.get_logger()
+
 
 class Calls:
     """Makes calls to the replicas of one backend, over connections that they share.
@@ -43,8 +58,12 @@ class Calls:
     def __init__(self, settings: BackendSettings, limits: ServerLimits, *, trace_configs: TraceConfigs = ()) -> None:
         self._settings = settings
         self._limits = limits
-        self.flavour: Flavour = FLAVOURS[settings.kind]
         self._tool_replicas: set[Replica] = set()
+        self.flavour: Flavour = flavour_of(settings.kind)
+        self._identified = False
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._asked_kind_at_s: float | None = None
+        self._asking_kind: asyncio.Task[Identity | None] | None = None
         self._http = BackendHttp(
             AiohttpTransport(
                 max_connections=settings.max_connections,
@@ -61,6 +80,8 @@ class Calls:
 
     async def aclose(self) -> None:
         """Close every connection."""
+        for task in (*self._loading.values(), *([self._asking_kind] if self._asking_kind else [])):
+            task.cancel()
         await self._http.aclose()
 
     async def complete(self, replica: Replica, prompt: Prompt, seed: int) -> Answer:
@@ -145,6 +166,55 @@ class Calls:
             raise UnsupportedField("tools: the chat template of this backend's model has none", param="tools")
         self._tool_replicas.add(replica)
 
+    async def know(self, replica: Replica) -> None:
+        """Find out the servers' kind where the settings leave it open; a draw waits a moment for it, once."""
+        if self._settings.kind != "auto" or self._identified:
+            return
+        now_s = asyncio.get_running_loop().time()
+        if self._asking_kind is None:
+            if self._asked_kind_at_s is not None and now_s - self._asked_kind_at_s < _ASK_KIND_AGAIN_S:
+                return
+            self._asked_kind_at_s = now_s
+            self._asking_kind = asyncio.create_task(self.identify(replica), context=contextvars.Context())
+            self._asking_kind.add_done_callback(self._kind_answered)
+        await asyncio.wait([self._asking_kind], timeout=_KIND_WAIT_S)
+
+    async def identify(self, replica: Replica) -> Identity | None:
+        """Ask a replica what it is, again after a while; with kind auto it is spoken to accordingly from then on."""
+        now_s = asyncio.get_running_loop().time()
+        if replica.identity is not None and now_s - replica.identified_at_s < _IDENTITY_HOLDS_S:
+            return replica.identity
+        replica.identified_at_s = now_s
+        found = await identify(partial(self._json, replica))
+        replica.identity = found
+        if found is not None and self._settings.kind == "auto" and not self._identified:
+            self._identified = True
+            self.flavour = flavour_of(found.kind)
+            log.info("backend_identified", replica=replica.name, kind=found.kind, server=found.name)
+        return found
+
+    def _kind_answered(self, asking: asyncio.Task[Identity | None]) -> None:
+        self._asking_kind = None
+        if not asking.cancelled():
+            asking.exception()
+
+    async def _json(self, replica: Replica, path: str) -> Any:
+        """Return the JSON at a path; None where there is none."""
+        try:
+            response = await self._get(replica, path)
+            return orjson.loads(response.content) if response.status_code == 200 else None
+        except (GatewayError, ValueError):
+            return None
+
+    def strangeness(self, replica: Replica) -> str | None:
+        """Return in words how a replica differs from what the settings say, or from the other replicas."""
+        if replica.identity is None:
+            return None
+        wrong = contradiction(self._settings.kind, replica.identity)
+        if wrong is None and self._identified and flavour_of(replica.identity.kind) is not self.flavour:
+            return f"it is {replica.identity.name}, and other replicas are of another kind: one policy needs one kind"
+        return wrong
+
     async def turn(self, replica: Replica) -> Turn:
         """Begin a draw's way to the replica, which was asked for its capacity where it tells one."""
         limit = self.limit(replica)
@@ -220,8 +290,32 @@ class Calls:
             if adapter is not None:
                 replica.set_missing(adapter, adapter not in known.adapters)
                 if adapter not in known.adapters:
+                    self._load_again(replica, adapter)
                     raise AdapterMissing(f"the backend has not loaded the adapter {adapter}")
         return known
+
+    def _load_again(self, replica: Replica, adapter: str) -> None:
+        """Have a server that lost an adapter load it again, where it can and the settings say where it lies."""
+        path, folder = self.flavour.load_adapter_path, self._settings.adapters_dir
+        if path is None or not folder or _ADAPTER_NAME.fullmatch(adapter) is None or replica.root_url in self._loading:
+            return
+        body = {"lora_name": adapter, "lora_path": f"{folder.rstrip('/')}/{adapter}"}
+        task = asyncio.create_task(self._load(replica, adapter, path, body), context=contextvars.Context())
+        self._loading[replica.root_url] = task
+        task.add_done_callback(lambda _: self._loading.pop(replica.root_url, None))
+
+    async def _load(self, replica: Replica, adapter: str, path: str, body: JsonObject) -> None:
+        try:
+            response = await self._http.post(replica.root_url + path, json=body, timeout=_LOAD_TIMEOUT_S)
+        except CALL_ERRORS as error:
+            log.error("adapter_not_loaded", replica=replica.name, adapter=adapter, error=type(error).__name__)
+            return
+        if response.status_code != 200:
+            log.error("adapter_not_loaded", replica=replica.name, adapter=adapter, status=response.status_code)
+            return
+        log.info("adapter_loaded_again", replica=replica.name, adapter=adapter)
+        replica.catalogue = None
+        replica.set_missing(adapter, missing=False)
 
     async def _list(self, replica: Replica, path: str) -> Catalogue:
         response = await self._get(replica, path)

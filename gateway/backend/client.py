@@ -8,8 +8,8 @@ budget). A request that broke two servers goes to no further one (``gateway.back
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Self, TypeVar
 
 import structlog
@@ -17,6 +17,8 @@ import structlog
 from gateway.backend.budget import Budget
 from gateway.backend.calls import Calls
 from gateway.backend.containment import Containment
+from gateway.backend.discovery import expand, is_name
+from gateway.backend.draws import TAKEOVERS, Draws, Opened
 from gateway.backend.health import Fault
 from gateway.backend.hedging import Call, hedged
 from gateway.backend.limit import ServerLimit, ServerLimits
@@ -36,9 +38,9 @@ from gateway.errors import (
     RequestContained,
 )
 from gateway.settings import BackendSettings
-from gateway.types import Answer, Delta, Prompt, Readiness, Sampling
+from gateway.types import Answer, Delta, Prompt, Readiness, ReplicaState, Sampling
 
-_TAKEOVERS = 2
+_RESOLVE_EVERY_S = 5.0
 _RETRY_SHARE = 0.2
 _HEDGE_SHARE = 0.05
 _FLOOR_PER_S = 2.0
@@ -53,8 +55,6 @@ _PROBE = Prompt([{"role": "user", "content": "Hi"}], Sampling(temperature=0.0, m
 _ANYWHERE: frozenset[str] = frozenset()
 
 T = TypeVar("T")
-Opened = tuple[Delta, AsyncGenerator[Delta, None]]
-"""A stream's first piece, and the rest of it."""
 
 log = structlog.get_logger()
 
@@ -69,6 +69,7 @@ class BackendPool:
         settings: Where the replicas are, and how to reach them.
         limits: How many draws each server gets at a time; pools that share servers share these.
         containment: Knows the requests that broke servers; shared by all pools.
+        on_move: Called with ``retry`` or ``hedge`` when a draw or a race also goes to another replica.
         trace_configs: aiohttp's hooks around each call.
     """
 
@@ -78,20 +79,24 @@ class BackendPool:
         *,
         limits: ServerLimits | None = None,
         containment: Containment | None = None,
+        on_move: Callable[[str], None] = lambda how: None,
         trace_configs: TraceConfigs = (),
     ) -> None:
         self._settings = settings
         self._calls = Calls(settings, limits or ServerLimits(), trace_configs=trace_configs)
+        self._names = any(is_name(url) for url in settings.urls)
         self._replicas = Replicas(
-            settings.urls,
+            () if self._names else settings.urls,
             self._calls.connect,
             settings.unhealthy_s,
             places=lambda replica: self._calls.limit(replica).limit,
         )
+        self._resolving: asyncio.Task[None] | None = None
+        self._resolved_at_s: float | None = None
         self._containment = containment or Containment()
-        self._prober = Prober(self._replicas, self._probe, lambda: self._usual.overdue_s(None), self._hung)
-        self._usual = UsualTime()
-        self._usual_first = UsualTime()
+        self._on_move = on_move
+        self._prober = Prober(self._replicas, self._probe, lambda: self._draws.usual.overdue_s(None), self._hung)
+        self._draws = Draws(self._calls, self._replicas, self._containment, self._prober)
         self._retries = Budget(_RETRY_SHARE, floor_per_s=_FLOOR_PER_S, burst=_RETRY_BURST)
         self._hedges = Budget(_HEDGE_SHARE, floor_per_s=_FLOOR_PER_S, burst=_HEDGE_BURST)
 
@@ -125,6 +130,8 @@ class BackendPool:
             BackendError: No answer could be had, and why.
             InvalidRequest: The messages cannot be sent.
         """
+        if self._names and not self._replicas.all:
+            await self._resolve()
         route, tried = self._route(replica), list[Replica]()
         chosen, only = self._first_choice(route, prompt)
         while True:
@@ -143,6 +150,8 @@ class BackendPool:
             BackendError: No answer could be had, or no more of it, and why.
             InvalidRequest: The messages cannot be sent.
         """
+        if self._names and not self._replicas.all:
+            await self._resolve()
         route, tried = self._route(replica), list[Replica]()
         chosen, only = self._first_choice(route, prompt)
         while True:
@@ -161,14 +170,45 @@ class BackendPool:
 
     async def readiness(self) -> Readiness:
         """Ask every replica for its health; ready when at least one is well. Names those that are not."""
+        if self._names:
+            await self._resolve()
+            if not self._replicas.all:
+                return Readiness(ready=False, detail="no server has the backend's name")
         found = await asyncio.gather(*(self._problem(replica) for replica in self._replicas.all))
         facts = {replica.name: problem or "ok" for replica, (problem, _) in zip(self._replicas.all, found, strict=True)}
         detail = "; ".join(f"{name}: {state}" for name, state in facts.items() if state != "ok")
-        return Readiness(ready=any(serves for _, serves in found), detail=detail, facts={"replicas": facts})
+        limits = {one.name: one.identity.limits for one in self._replicas.all if one.identity and one.identity.limits}
+        all_facts = {"replicas": facts} | ({"limits": limits} if limits else {})
+        return Readiness(ready=any(serves for _, serves in found), detail=detail, facts=all_facts)
 
     def tend(self) -> None:
-        """Probe the ejected replicas whose time is over; call it every now and then."""
+        """Probe the ejected replicas whose time is over, and look names up again; call it every now and then."""
         self._prober.tend()
+        last_s = self._resolved_at_s
+        if (
+            self._names
+            and self._resolving is None
+            and (last_s is None or self._replicas.clock() - last_s >= _RESOLVE_EVERY_S)
+        ):
+            self._resolving = asyncio.create_task(self._resolve(), name="backend-names")
+            self._resolving.add_done_callback(lambda _: setattr(self, "_resolving", None))
+
+    async def _resolve(self) -> None:
+        """Follow the addresses that the backend's names have now."""
+        self._resolved_at_s = self._replicas.clock()
+        known = tuple(replica.url for replica in self._replicas.all)
+        self._replicas.follow(await expand(self._settings.urls, known))
+
+    def states(self) -> list[ReplicaState]:
+        """Return each replica's state now, for metrics."""
+        return [
+            ReplicaState(
+                replica.name,
+                None if replica.health.ejection is None else replica.health.ejection.fault.value,
+                any(replica.lacks(adapter) for adapter in replica.missing()),
+            )
+            for replica in self._replicas.all
+        ]
 
     def limits(self) -> list[ServerLimit]:
         """Return the limits of the replicas in rotation, or of all where none is."""
@@ -181,6 +221,8 @@ class BackendPool:
 
     async def aclose(self) -> None:
         """Close every connection."""
+        if self._resolving is not None:
+            self._resolving.cancel()
         await self._prober.aclose()
         await self._calls.aclose()
 
@@ -196,7 +238,7 @@ class BackendPool:
             AdapterMissing: No replica has the adapter.
         """
         self._prober.tend()
-        only = _ANYWHERE if self._containment.idle else self._containment.admit(self._fingerprint(route, prompt))
+        only = _ANYWHERE if self._containment.idle else self._containment.admit(self._draws.fingerprint(route, prompt))
         chosen, adapter = route.replica, prompt.adapter
         if only:
             chosen = self._replicas.choose(adapter=adapter, only=only, panic=False)
@@ -206,6 +248,8 @@ class BackendPool:
             chosen = route.replica = self._replicas.choose(adapter=adapter)
         elif chosen.health.ejected or chosen.lacks(adapter):
             chosen = route.replica = self._replicas.choose(adapter=adapter, panic=False) or chosen
+        if not self._replicas.all:
+            raise BackendUnreachable("no server has the backend's name", was_sent=False)
         if chosen is None:
             raise AdapterMissing(f"no replica of the backend has loaded the adapter {adapter}")
         return chosen, only
@@ -222,9 +266,9 @@ class BackendPool:
         if not isinstance(error, _MOVABLE):
             return None
         if not self._containment.idle:
-            self._containment.check(self._fingerprint(route, prompt))
+            self._containment.check(self._draws.fingerprint(route, prompt))
         missing = isinstance(error, AdapterMissing)
-        if len(tried) > _TAKEOVERS and not missing:
+        if len(tried) > TAKEOVERS and not missing:
             return None
         spare = route.replica
         if spare is None or spare in tried or spare.health.ejected or spare.lacks(prompt.adapter):
@@ -235,6 +279,7 @@ class BackendPool:
             log.warning("backend_retry_budget_spent", broken=broken.name, reason=error.message)
             return None
         route.replica = spare
+        self._on_move("retry")
         log.warning("backend_replica_replaced", broken=broken.name, by=spare.name, reason=error.message)
         return spare
 
@@ -242,17 +287,17 @@ class BackendPool:
         """Draw from a replica; once the draw is overdue, another one competes with it."""
 
         def second() -> Call[Answer] | None:
-            other = self._overdue(route, replica, prompt, tried, self._usual)
+            other = self._overdue(route, replica, prompt, tried, self._draws.usual)
             if other is None:
                 return None
             return self._compete(
-                lambda: self._complete(route, other, prompt, seed, tried), route, prompt, replica, other
+                lambda: self._draws.complete(route, other, prompt, seed, tried), route, prompt, replica, other
             )
 
         return await hedged(
-            self._complete(route, replica, prompt, seed, tried),
+            self._draws.complete(route, replica, prompt, seed, tried),
             second,
-            lambda: self._usual.overdue_s(prompt.sampling.max_tokens),
+            lambda: self._draws.usual.overdue_s(prompt.sampling.max_tokens),
         )
 
     async def _open_stream(
@@ -261,15 +306,17 @@ class BackendPool:
         """Return a stream's first piece and the rest of it; once that is overdue, another replica competes."""
 
         def second() -> Call[Opened] | None:
-            other = self._overdue(route, replica, prompt, tried, self._usual_first)
+            other = self._overdue(route, replica, prompt, tried, self._draws.usual_first)
             if other is None:
                 return None
-            return self._compete(lambda: self._first(route, other, prompt, seed, tried), route, prompt, replica, other)
+            return self._compete(
+                lambda: self._draws.first(route, other, prompt, seed, tried), route, prompt, replica, other
+            )
 
         return await hedged(
-            self._first(route, replica, prompt, seed, tried),
+            self._draws.first(route, replica, prompt, seed, tried),
             second,
-            lambda: self._usual_first.overdue_s(None),
+            lambda: self._draws.usual_first.overdue_s(None),
             lambda opened: asyncio.ensure_future(opened[1].aclose()),
         )
 
@@ -278,10 +325,10 @@ class BackendPool:
     ) -> Replica | None:
         """Return the replica that competes with an overdue draw; None where there is to be no hedge now."""
         answered_at_s = replica.health.answered_at_s
-        limit_s = usual.overdue_s(prompt.sampling.max_tokens if usual is self._usual else None)
+        limit_s = usual.overdue_s(prompt.sampling.max_tokens if usual is self._draws.usual else None)
         silent = answered_at_s is None or self._replicas.clock() - answered_at_s > limit_s
         if silent:
-            self._prober.suspect(replica, self._fingerprint(route, prompt))
+            self._prober.suspect(replica, self._draws.fingerprint(route, prompt))
         elif route.answered:
             return None  # only a longer answer than the race's others
         if route.hedge is None:
@@ -290,6 +337,7 @@ class BackendPool:
             if other is None or not (hung or self._hedges.withdraw()):
                 return None
             route.hedge = other
+            self._on_move("hedge")
             log.warning("backend_draw_hedged", slow=replica.name, by=other.name, after_s=round(limit_s, 2))
         hedge = route.hedge
         return None if hedge is replica or hedge in tried else hedge
@@ -298,8 +346,8 @@ class BackendPool:
         self, call: Callable[[], Call[T]], route: Route, prompt: Prompt, slow: Replica, other: Replica
     ) -> T:
         """Make the second call; its success is the slow replica's failure, and its silence is looked into as well."""
-        request = self._fingerprint(route, prompt)
-        limit_s = self._usual.overdue_s(prompt.sampling.max_tokens)
+        request = self._draws.fingerprint(route, prompt)
+        limit_s = self._draws.usual.overdue_s(prompt.sampling.max_tokens)
         timer = asyncio.get_running_loop().call_later(limit_s, self._prober.suspect, other, request)
         try:
             result = await call()
@@ -307,87 +355,6 @@ class BackendPool:
             timer.cancel()
         self._replicas.failed(slow, Fault.TIMEOUT, "its draws take far longer than usual", route)
         return result
-
-    async def _complete(
-        self, route: Route, replica: Replica, prompt: Prompt, seed: int, tried: list[Replica]
-    ) -> Answer:
-        """Draw one whole answer from this replica; a refused draw waits for its turn, unless another has room."""
-        started_s = self._replicas.clock()
-        with self._drawing(route, replica, prompt):
-            turn = await self._calls.turn(replica)
-            while True:
-                try:
-                    async with turn:
-                        answer = await self._calls.complete(replica, prompt, seed)
-                    break
-                except BackendOverloaded:
-                    if self._room_elsewhere(replica, prompt, tried) or not await turn.again():
-                        raise
-        took_s = self._replicas.clock() - started_s
-        self._usual.add(prompt.sampling.max_tokens, took_s, answer.completion_tokens)
-        return answer
-
-    async def _first(self, route: Route, replica: Replica, prompt: Prompt, seed: int, tried: list[Replica]) -> Opened:
-        started_s = self._replicas.clock()
-        deltas = self._stream(route, replica, prompt, seed, tried)
-        try:
-            first = await anext(deltas)
-        except BaseException:
-            await deltas.aclose()
-            raise
-        self._usual_first.add(None, self._replicas.clock() - started_s, 1)
-        return first, deltas
-
-    async def _stream(
-        self, route: Route, replica: Replica, prompt: Prompt, seed: int, tried: list[Replica]
-    ) -> AsyncGenerator[Delta, None]:
-        """Stream one answer from this replica; a draw refused before its first piece waits, or goes where room is."""
-        with self._drawing(route, replica, prompt):
-            turn = await self._calls.turn(replica)
-            begun = False
-            while True:
-                try:
-                    async with turn, aclosing(self._calls.stream(replica, prompt, seed)) as deltas:
-                        async for delta in deltas:
-                            begun = True
-                            replica.health.answered_at_s = self._replicas.clock()
-                            yield delta
-                    break
-                except BackendOverloaded:
-                    if begun or self._room_elsewhere(replica, prompt, tried) or not await turn.again():
-                        raise
-
-    def _room_elsewhere(self, replica: Replica, prompt: Prompt, tried: list[Replica]) -> bool:
-        """Return whether a refused draw would be served at once by another replica."""
-        return len(tried) < _TAKEOVERS and any(
-            other is not replica
-            and other not in tried
-            and not other.health.ejected
-            and not other.lacks(prompt.adapter)
-            and self._calls.has_room(other)
-            for other in self._replicas.all
-        )
-
-    @contextmanager
-    def _drawing(self, route: Route, replica: Replica, prompt: Prompt) -> Iterator[None]:
-        """Count one draw; one that breaks the connection makes its request a suspect, an answer clears it."""
-        with self._replicas.drawing(replica, route):
-            try:
-                yield
-            except BackendUnreachable as error:
-                if error.broke and replica.health.trusted:
-                    self._containment.broke(self._fingerprint(route, prompt), replica.name)
-                raise
-        route.answered = True
-        if not self._containment.idle:
-            self._containment.answered(self._fingerprint(route, prompt))
-        if not self._prober.idle:
-            self._prober.answered(self._fingerprint(route, prompt))
-
-    def _fingerprint(self, route: Route, prompt: Prompt) -> str:
-        if route.fingerprint is None:
-            route.fingerprint = self._containment.fingerprint(prompt)
-        return route.fingerprint
 
     async def _probe(self, replica: Replica) -> object:
         return await self._calls.complete(replica, _PROBE, seed=1)
@@ -404,6 +371,9 @@ class BackendPool:
         """Return what is wrong with a replica (None: nothing), and whether it serves all the same."""
         try:
             problem = await self._calls.health(replica)
+            if problem is None:
+                await self._calls.identify(replica)
+                problem = self._calls.strangeness(replica)
         except GatewayError as error:
             self._replicas.failed(replica, Fault.UNREACHABLE, error.message)
             return error.message, False

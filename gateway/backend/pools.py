@@ -15,11 +15,10 @@ import structlog
 
 from gateway.backend.client import BackendPool
 from gateway.backend.containment import Containment
-from gateway.backend.flavours import FLAVOURS
 from gateway.backend.limit import ServerLimit, ServerLimits
 from gateway.backend.transport import TraceConfigs
 from gateway.settings import BackendSettings
-from gateway.types import Readiness, Sampling
+from gateway.types import Readiness, ReplicaState, Sampling
 
 log = structlog.get_logger()
 
@@ -34,6 +33,7 @@ class BackendPools:
         named: The URLs that the policy in force names, the stable arm's first. No I/O.
         limits: How many draws each server gets at a time.
         containment: Knows the requests that broke servers, whatever the pool.
+        on_move: Called with ``retry`` or ``hedge`` when a draw or a race also goes to another replica.
         trace_configs: aiohttp's hooks around each call.
     """
 
@@ -44,13 +44,14 @@ class BackendPools:
         *,
         limits: ServerLimits | None = None,
         containment: Containment | None = None,
+        on_move: Callable[[str], None] = lambda how: None,
         trace_configs: TraceConfigs = (),
     ) -> None:
         self._settings = settings
         self._limits = limits or ServerLimits()
         self._containment = containment or Containment()
+        self._on_move = on_move
         self._trace_configs = trace_configs
-        self._flavour = FLAVOURS[settings.kind]
         self._named = named
         self._pools: dict[Urls, BackendPool] = {}
         self._leases: Counter[Urls] = Counter()
@@ -61,7 +62,7 @@ class BackendPools:
         Raises:
             UnsupportedField: Names the field.
         """
-        self._flavour.check(sampling)
+        self._pool(self._settings.urls).check(sampling)
 
     @property
     def leased(self) -> int:
@@ -91,6 +92,16 @@ class BackendPools:
             pool = self._pools.pop(urls)
             log.info("backend_pool_closed", replicas=len(urls))
             await pool.aclose()
+
+    def states(self) -> list[ReplicaState]:
+        """Return the state of every server, each once, whichever pool it is in."""
+        known: dict[str, ReplicaState] = {}
+        for state in (state for pool in self._pools.values() for state in pool.states()):
+            before = known.get(state.name, state)
+            known[state.name] = ReplicaState(
+                state.name, state.fault or before.fault, state.lacks_adapter or before.lacks_adapter
+            )
+        return list(known.values())
 
     def capacity(self) -> int:
         """Return how many draws the servers of the policy in force take now from this process, together."""
@@ -131,6 +142,10 @@ class BackendPools:
         if pool is None:
             settings = self._settings.model_copy(update={"urls": urls})
             pool = self._pools[urls] = BackendPool(
-                settings, limits=self._limits, containment=self._containment, trace_configs=self._trace_configs
+                settings,
+                limits=self._limits,
+                containment=self._containment,
+                on_move=self._on_move,
+                trace_configs=self._trace_configs,
             )
         return pool

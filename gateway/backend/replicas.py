@@ -14,6 +14,7 @@ import structlog
 from gateway.backend.flavours import Catalogue
 from gateway.backend.health import Fault, Health, fault_of
 from gateway.backend.hub import HubClient
+from gateway.backend.identify import Identity
 from gateway.errors import AdapterMissing, BackendError, BackendFailed, BackendUnreachable, RequestContained
 
 # Shorter than any restart: one that breaks no connection, because none is in use, is seen as silence of this length.
@@ -32,11 +33,15 @@ class Replica:
     """
 
     def __init__(self, url: str, hub: HubClient, health: Health, clock: Callable[[], float]) -> None:
+        self.url = url
         self.root_url = url.removesuffix("/v1")
         self.name = urlsplit(url).netloc.rpartition("@")[2]
         self.hub = hub
         self.health = health
         self.catalogue: Catalogue | None = None
+        self.identity: Identity | None = None
+        """What it says it is, as asked last."""
+        self.identified_at_s = 0.0
         self.in_flight = 0
         self.chosen = 0
         self._clock = clock
@@ -132,9 +137,24 @@ class Replicas:
         places: Callable[[Replica], int] = lambda _: 1,
     ) -> None:
         self._places = places
-        self.all = tuple(Replica(url, connect(url), Health(unhealthy_s, clock), clock) for url in urls)
+        self._connect = connect
+        self._unhealthy_s = unhealthy_s
         self.clock = clock
+        self._urls: tuple[str, ...] = ()
+        self.all: tuple[Replica, ...] = ()
+        self.follow(urls)
         self._choices = 0
+
+    def follow(self, urls: Sequence[str]) -> None:
+        """Have a replica for each URL: those that stay are kept, and those that go finish what they draw."""
+        if tuple(urls) == self._urls:
+            return
+        known = dict(zip(self._urls, self.all, strict=True))
+        self._urls = tuple(urls)
+        self.all = tuple(known.get(url) or self._replica(url) for url in urls)
+
+    def _replica(self, url: str) -> Replica:
+        return Replica(url, self._connect(url), Health(self._unhealthy_s, self.clock), self.clock)
 
     def choose(
         self,

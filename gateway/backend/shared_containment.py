@@ -46,6 +46,11 @@ class SharedContainment:
         self._closing = False
         self._lost = False
 
+    @property
+    def contained(self) -> int:
+        """Return how many requests are contained now."""
+        return self._containment.contained
+
     def start(self) -> None:
         """Begin to follow the stream, and to add to it."""
         self._containment.tell = self._tell

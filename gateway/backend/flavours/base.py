@@ -67,6 +67,8 @@ class Flavour:
     """Where the server tells whether its template knows tools; None where it refuses them itself, or always does."""
     catalogue_path: ClassVar[str | None] = None
     """Where the server lists what it serves; None where it need not be asked."""
+    load_adapter_path: ClassVar[str | None] = None
+    """Where the server takes an adapter while it serves; None where it takes them at its start only."""
     capacity_path: ClassVar[str | None] = None
     """Where the server says how many draws it takes at once; None where it queues any number by itself."""
     seeds: ClassVar[int] = 2**63

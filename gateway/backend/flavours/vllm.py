@@ -29,6 +29,7 @@ class Vllm(Flavour):
     """vLLM follows OpenAI's API; base model and adapters are models of their own, to be looked up."""
 
     catalogue_path = "/v1/models"
+    load_adapter_path = "/v1/load_lora_adapter"
     stream_options: ClassVar = {"include_usage": True, "continuous_usage_stats": True}
 
     def model(self, adapter: str | None, catalogue: Catalogue) -> str:

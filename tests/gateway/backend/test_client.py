@@ -314,7 +314,9 @@ async def test_readiness_names_the_replicas_that_are_not_well(
 ) -> None:
     pool = pool_of(stub.url, other_stub.url + "/v1")
     names = [url.removeprefix("http://") for url in (stub.url, other_stub.url)]
-    assert Readiness(True, "", {"replicas": dict.fromkeys(names, "ok")}) == await pool.readiness()
+    limits = {name: {"max_tokens": 4096, "max_draws": 128} for name in names}
+    facts = {"replicas": dict.fromkeys(names, "ok"), "limits": limits}
+    assert Readiness(True, "", facts) == await pool.readiness()
     other_stub.knobs.update({"healthy": False})
     sick = await pool.readiness()
     assert (True, f"{names[1]}: its health check answers with status 503") == (sick.ready, sick.detail)
