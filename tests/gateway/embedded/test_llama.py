@@ -43,6 +43,16 @@ def test_it_serves_as_soon_as_it_is_started(server: LlamaServer) -> None:
     assert [llama.MODEL_NAME] == [model["id"] for model in httpx2.get(f"{server.url}/v1/models").json()["data"]]
 
 
+def test_only_a_draw_that_sets_no_max_tokens_ends_before_the_context_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama, "_ANSWER_TOKENS", 8)
+    running = llama.serve(0, 1, 256, 1, None, ())
+    try:
+        answers = [ask(running.listening_address, max_tokens=most, ignore_eos=True).json() for most in (None, 7, 9)]
+    finally:
+        del running
+    assert [8, 7, 9] == [answer["usage"]["completion_tokens"] for answer in answers]
+
+
 def test_more_draws_than_slots_are_all_answered(server: LlamaServer) -> None:
     with ThreadPoolExecutor(4) as pool:
         answers = [answer.json() for answer in pool.map(lambda seed: ask(server.url, seed=seed), range(4))]
