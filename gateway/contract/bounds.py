@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import orjson
 
 from gateway.contract.patterns import Unreadable, read_pattern
-from gateway.contract.references import References, reference_of, subschemas
+from gateway.contract.references import References, circular, reference_of, subschemas
 from gateway.errors import InvalidRequest
 from gateway.settings import SchemaSettings
 from gateway.types import JsonObject, Sampling
@@ -125,9 +125,16 @@ class Measurer:
         """The schema's measure.
 
         Raises:
-            InvalidRequest: The schema is too deep, points outside itself, or has a pattern that is too much.
+            InvalidRequest: The schema is too deep, points outside itself or round in a circle, or has a pattern that is
+                too much.
         """
-        return self._measure(self._root, 1)
+        measure = self._measure(self._root, 1)
+        if measure.recursive and circular(self._root, self._references):
+            raise InvalidRequest(
+                f"{self._where}: a part of the schema contains itself for the same value, so that nothing can keep it",
+                param=self._where,
+            )
+        return measure
 
     def _measure(self, schema: object, level: int) -> Measure:
         if not isinstance(schema, dict):

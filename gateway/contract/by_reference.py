@@ -172,14 +172,6 @@ class _Rewriter:
     def _refer(self, schema: JsonObject, out: JsonObject) -> None:
         """The schema's reference as a pointer into ``$defs``; one that points nowhere allows anything."""
         target = self._references.target(reference_of(schema))
-        passed: set[int] = set()
-        while isinstance(target, dict) and not any(keyword in target for keyword in _STRUCTURE if keyword != "$ref"):
-            if (onward := reference_of(target)) is None:
-                break
-            if id(target) in passed:
-                return  # it leads to itself and nowhere else: anything will do
-            passed.add(id(target))
-            target = self._references.target(onward)
         if not isinstance(target, dict):
             return
         name = self._names.get(id(target))

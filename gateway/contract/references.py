@@ -92,3 +92,50 @@ def subschemas(schema: JsonObject, *, definitions: bool = False) -> Iterator[obj
             yield from inner
         elif inner is not None:
             yield inner
+
+
+def circular(root: JsonObject, references: References) -> bool:
+    """Whether a part of the schema contains itself for the same value: no end of checking it, by the standard's word.
+
+    A part that contains itself for a value within its value, as a tree does, is none of these.
+    """
+    waiting: list[JsonObject] = [root]
+    known: dict[int, JsonObject] = {}
+    while waiting:
+        schema = waiting.pop()
+        if id(schema) not in known:
+            known[id(schema)] = schema
+            reached = (*subschemas(schema, definitions=True), references.target(reference_of(schema)))
+            waiting += [inner for inner in reached if isinstance(inner, dict)]
+    done: set[int] = set()
+    for start in known.values():
+        path: list[tuple[int, Iterator[JsonObject]]] = [(id(start), _in_place(start, references))]
+        open_ids = {id(start)}
+        while path:
+            identity, rest = path[-1]
+            inner = next((schema for schema in rest if id(schema) not in done), None)
+            if inner is None:
+                done.add(identity)
+                open_ids.discard(identity)
+                path.pop()
+            elif id(inner) in open_ids:
+                return True
+            else:
+                open_ids.add(id(inner))
+                path.append((id(inner), _in_place(inner, references)))
+    return False
+
+
+def _in_place(schema: JsonObject, references: References) -> Iterator[JsonObject]:
+    """The schemas that the same value must keep, or may."""
+    dependent = schema.get("dependentSchemas")
+    inner: list[object] = [references.target(reference_of(schema))]
+    inner += [schema.get(keyword) for keyword in ("not", "if", "then", "else")]
+    inner += [
+        part
+        for keyword in ("allOf", "anyOf", "oneOf")
+        if isinstance(found := schema.get(keyword), list)
+        for part in found
+    ]
+    inner += dependent.values() if isinstance(dependent, dict) else ()
+    return (part for part in inner if isinstance(part, dict))

@@ -110,12 +110,30 @@ def test_recursion_is_no_bomb() -> None:
     node = inside({"anyOf": [{"$ref": "#/$defs/N"}, {"type": "null"}]})
     assert None is refusal(form({"$ref": "#/$defs/N", "$defs": {"N": node}}))
     assert None is refusal(form(inside({"$ref": "#"})))
-    assert None is refusal(form({"$ref": "#/$defs/N", "$defs": {"N": {"$ref": "#/$defs/N"}}}))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"N": {"$ref": "#/$defs/N"}},
+        {"N": {"$ref": "#/$defs/M"}, "M": {"anyOf": [INTEGER, {"$ref": "#/$defs/N"}]}},
+        {"N": {"allOf": [{"not": {"$ref": "#/$defs/N"}}]}},
+        {
+            "N": {"properties": {"n": {"$ref": "#/$defs/M"}}, "allOf": [{"$ref": "#/$defs/M"}]},
+            "M": {"$ref": "#/$defs/N"},
+        },
+    ],
+)
+def test_a_schema_that_contains_itself_for_the_same_value_is_refused(part: JsonObject) -> None:
+    """Checking it would never end: jsonschema-rs tries for ever with eight parts that all contain each other."""
+    schema = {"$ref": "#/$defs/N", "$defs": part}
+    assert "contains itself for the same value" in (refusal(form(schema)) or "")
+    assert "contains itself for the same value" in (refusal(tool(inside({}, **{"$defs": part, "items": schema}))) or "")
 
 
 def test_all_that_points_to_all_is_counted_without_following_each_path() -> None:
     names = [f"d{i}" for i in range(30)]
-    part = {name: {"anyOf": [{"$ref": f"#/$defs/{other}"} for other in names]} for name in names}
+    part = {name: {"properties": {other: {"$ref": f"#/$defs/{other}"} for other in names}} for name in names}
     started = time.perf_counter()
     assert "values once references" in (refusal(form({"$ref": "#/$defs/d0", "$defs": part}), max_depth=100) or "")
     assert 0.2 > time.perf_counter() - started
