@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ CLOSE = b"connection: close\r\n"
 JSON = b"content-type: application/json\r\n"
 CHAT = "/v1/chat/completions"
 
+Kind = Literal["tgi", "vllm", "llamacpp"]
 Blame = Literal["nobody", "caller", "upstream", "ours"]
 _MANY = 100
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) [A-Za-z -]*\r\n")
@@ -92,6 +94,8 @@ class Case:
         stored: Redis commands before it; the keys they name are restored after it.
         forgets: The gateway has to meet the reward server anew.
         act: What else it takes, in place of ``send``.
+        kind: The kind of backend that it is tried on.
+        within_s: By when it must be answered, beside the time of an ordinary draw.
     """
 
     id: str
@@ -107,6 +111,8 @@ class Case:
     stored: tuple[tuple[bytes | str, ...], ...] = ()
     forgets: bool = False
     act: Callable[[Target], Awaitable[str]] | None = None
+    kind: Kind = "tgi"
+    within_s: float = math.inf
 
     @property
     def group(self) -> str:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from loadtests.hostile import body_cases, caller_cases, http_cases, redis_cases, stream_cases, upstream_cases
+from loadtests.hostile import (
+    body_cases,
+    caller_cases,
+    http_cases,
+    redis_cases,
+    schema_cases,
+    stream_cases,
+    upstream_cases,
+)
 from loadtests.hostile.case import Case
 
 GROUPS = {
@@ -19,6 +27,9 @@ GROUPS = {
     "backend": "answers of the backend",
     "reward": "answers of the reward server",
     "redis": "what Redis holds and says",
+    "schema": "schemas: bombs, recursions, patterns; on TGI's compiler",
+    "vllm": "the same schemas, on vLLM's rules",
+    "llamacpp": "the same schemas, on the real llama.cpp",
 }
 """What the first word of a case's id stands for."""
 
@@ -32,4 +43,5 @@ def catalogue(canary_port: int) -> tuple[Case, ...]:
         *stream_cases.CASES,
         *upstream_cases.cases(canary_port),
         *redis_cases.CASES,
+        *schema_cases.cases(canary_port),
     )

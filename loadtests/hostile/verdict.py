@@ -54,10 +54,12 @@ class Ending:
 
 
 def judge(case: Case, answer: Answer, seconds: float, memory_mb: tuple[float, float], unwell: str = "") -> Row:
-    """Hold one answer against what is acceptable."""
+    """Hold one answer against what is acceptable; ``seconds`` are beyond those of an ordinary draw."""
     failures = [f"the gateway is not well: {unwell}"] if unwell else []
     if answer.outcome not in case.allowed:
         failures.append(f"{answer.outcome} is not acceptable")
+    if seconds > case.within_s:
+        failures.append(f"answered after {seconds:.1f} s, not within {case.within_s:g}")
     if answer.blame == "ours":
         failures.append("a 5xx of ours")
     failures += [f"the error tells {mark}" for mark in leaked(answer.error)]

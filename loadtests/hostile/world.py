@@ -11,18 +11,20 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import orjson
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from gateway.embedded.llama import LlamaServer
 from gateway.embedded.process import free_port
 from gateway.embedded.redis import RedisServer
 from gateway.journal.stream import stream_key
 from gateway.policy import Policy
 from loadtests.faults.world import Gateway, Stub
-from loadtests.hostile.case import Answer, Case, bearer, chat, get, key, post
+from loadtests.hostile.case import Answer, Case, Kind, ask, bearer, chat, get, key, post
 from loadtests.hostile.impostor import Impostor, Script
 from loadtests.hostile.verdict import gauge
 from loadtests.stack import Assembled
@@ -92,9 +94,12 @@ class Canary:
 class World(Assembled):
     """``async with World() as world``: then ``attempt`` a case, and see that all is ``well`` after it."""
 
-    def __init__(self, canary: Canary) -> None:
+    def __init__(self, canary: Canary, kind: Kind = "tgi") -> None:
         super().__init__()
         self.canary = canary
+        self.kind = kind
+        self.usual_s = 0.0
+        """An ordinary draw takes so long, where it takes any time."""
         self.gateway: Gateway
         self.backend: Impostor
         self.reward: Impostor
@@ -243,12 +248,12 @@ class World(Assembled):
         self.redis = await running.enter_async_context(
             Redis.from_url(server.url, retry=Retry(NoBackoff(), 0), protocol=2, socket_timeout=60)
         )
-        stubs = [Stub("tests.stubs.tgi"), Stub("tests.stubs.reward")]
-        for stub in stubs:
-            await running.enter_async_context(stub)
+        reward = Stub("tests.stubs.reward")
+        await running.enter_async_context(reward)
+        backend_port = await self._start_backend()
         redis_port = int(server.url.rpartition(":")[2].partition("/")[0])
         self.backend, self.reward, self.wire = [
-            await running.enter_async_context(Impostor(port)) for port in (*(stub.port for stub in stubs), redis_port)
+            await running.enter_async_context(Impostor(port)) for port in (backend_port, reward.port, redis_port)
         ]
         await self.redis.set(POLICY_KEY, self._policy.model_dump_json())
         self.address = ("127.0.0.1", free_port())
@@ -256,6 +261,19 @@ class World(Assembled):
         running.callback(self.gateway.stop)
         await self.gateway.begin()
         await self.well(thoroughly=True)
+        if self.kind == "llamacpp":
+            started = time.monotonic()
+            await self.say(ask())
+            self.usual_s = time.monotonic() - started
+
+    async def _start_backend(self) -> int:
+        """A stub of the kind's rules, or the real llama.cpp; its port."""
+        if self.kind == "llamacpp":
+            server = self._running.enter_context(LlamaServer(slots=PERMITS))
+            return urlsplit(server.url).port or 0
+        stub = Stub("tests.stubs.tgi") if self.kind == "tgi" else Stub("tests.stubs.vllm", tool_parser=True)
+        await self._running.enter_async_context(stub)
+        return stub.port
 
     def _environment(self) -> dict[str, str]:
         digests = {name: hashlib.sha256(key(name).encode()).hexdigest() for name in SCOPES}
@@ -266,6 +284,8 @@ class World(Assembled):
             **SETTINGS,
             "GATEWAY_PORT": str(self.address[1]),
             "GATEWAY_API__KEYS_FILE": str(keys),
+            "GATEWAY_BACKEND__KIND": self.kind,
+            **({"GATEWAY_RACE__DEADLINE_S": "20"} if self.kind == "llamacpp" else {}),
             "GATEWAY_BACKEND__URLS": f"http://127.0.0.1:{self.backend.port}",
             "GATEWAY_REWARD__URL": f"http://127.0.0.1:{self.reward.port}",
             "GATEWAY_REDIS__URL": f"redis://127.0.0.1:{self.wire.port}/0",
