@@ -5,7 +5,8 @@ Convex and a dozen numbers, so it generalises from a few hundred prompts, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -14,12 +15,13 @@ from scipy.optimize import minimize
 
 from distill.training.preferences import Group
 from gateway.reward.model import RewardModel, prompt_text, quiet_transformers
-from gateway.reward.relevance import Relevance, reads_pairs
-from gateway.reward.signals import RELEVANCE, SIGNALS, measure
+from gateway.reward.relevance import CEILING, Relevance, reads_pairs
+from gateway.reward.signals import RELEVANCE, SIGNALS, WORDLESS, measure
 
 RIDGE = 0.01  # on weights of standardised signals; a third or three times as much changes nothing
 SPOILED_SHARE = 0.5  # all spoiled pairs together weigh half of all human ones: they are easier, and of our making
 CHUNK_TEXTS = 16
+LORA_REACH = 1.0  # what LoRA's logit, as it is weighed beside the signals, can add to one answer and not to another
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -35,15 +37,33 @@ def fit_weights(reader: RewardModel, base: str, human: Sequence[Group], spoiled:
     """
     relevance = _relevance_of(reader, base) if reads_pairs(reader.tokenizer) else None
     names = [*SIGNALS] if relevance is None else [*SIGNALS, RELEVANCE]
-    differences_NS, weights_N = _differences(human, relevance)
+    differences_NS, weights_N, texts_TS = _differences(human, relevance)
     scale_S = np.sqrt((differences_NS**2).mean(axis=0))
     scale_S[scale_S == 0] = np.inf  # a signal in which no two answers differ gets no weight
     if spoiled:
-        ours_NS, ours_N = _differences(spoiled, relevance)
+        ours_NS, ours_N, our_texts_TS = _differences(spoiled, relevance)
+        texts_TS = np.vstack([texts_TS, our_texts_TS])
         differences_NS = np.vstack([differences_NS, ours_NS])
         weights_N = np.concatenate([weights_N, ours_N * SPOILED_SHARE * weights_N.sum() / ours_N.sum()])
     fitted_S = _bradley_terry(differences_NS / scale_S, weights_N / weights_N.mean())
-    return {name: round(float(weight), 4) for name, weight in zip(names, fitted_S / scale_S, strict=True)}
+    weights = {name: round(float(weight), 4) for name, weight in zip(names, fitted_S / scale_S, strict=True)}
+    return weights | {WORDLESS: _below_all(weights, lowest=float((texts_TS @ [*weights.values()]).min()))}
+
+
+def _below_all(weights: Mapping[str, float], *, lowest: float) -> float:
+    """The weight of an answer without a word, with which it ranks below every answer of the training data.
+
+    Nobody's pairs hold such answers, and without a weight of its own silence has a fair reward: it copies nothing,
+    repeats nothing and strays nowhere.
+
+    Args:
+        weights: Of the other signals.
+        lowest: The lowest sum of weighted signals in the training data.
+    """
+    # What an answer without a word can have: a stop, no redundancy, a likeness to the question.
+    highest = sum(max(0.0, weights.get(name, 0.0)) for name in ("finished", "compressed"))
+    highest += CEILING * max(0.0, weights.get(RELEVANCE, 0.0))
+    return -float(math.ceil(highest - lowest + LORA_REACH))
 
 
 def _bradley_terry(differences_NS: Floats, weights_N: Floats) -> Floats:
@@ -60,18 +80,19 @@ def _bradley_terry(differences_NS: Floats, weights_N: Floats) -> Floats:
     return cast("Floats", minimize(loss, start_S, jac=True, method="L-BFGS-B").x)
 
 
-def _differences(groups: Sequence[Group], relevance: Callable[[Group], Floats] | None) -> tuple[Floats, Floats]:
-    """Signals of the better text less those of the worse (N comparisons × S signals), and weights (N,)."""
-    rows, weights = [], []
+def _differences(groups: Sequence[Group], relevance: Callable[[Group], Floats] | None) -> tuple[Floats, Floats, Floats]:
+    """Signals of better less worse texts (N comparisons × S signals), weights (N,), signals of all texts (T × S)."""
+    rows, weights, texts = [], [], []
     for group in groups:
         question = prompt_text(group.messages)
         signals_TS = np.array([measure(question, text) for text in group.texts])
         if relevance is not None:
             signals_TS = np.hstack([signals_TS, relevance(group)[:, None]])
+        texts.append(signals_TS)
         for comparison in group.comparisons:
             rows.append(signals_TS[comparison.better] - signals_TS[comparison.worse])
             weights.append(comparison.weight)
-    return np.array(rows), np.array(weights)
+    return np.array(rows), np.array(weights), np.vstack(texts)
 
 
 def _relevance_of(reader: RewardModel, base: str) -> Callable[[Group], Floats]:

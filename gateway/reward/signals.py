@@ -16,6 +16,7 @@ from itertools import pairwise
 
 from gateway.errors import SettingsError
 
+WORDLESS = "wordless"  # an answer that says nothing; its weight is a rule, see distill.training.signals
 RELEVANCE = "relevance"  # weighted like a signal, but measured on embeddings: gateway.reward.relevance
 ARTICLES = frozenset(("a", "an", "the"))
 FUNCTION_WORDS = frozenset(
@@ -104,6 +105,7 @@ SIGNALS: Mapping[str, Callable[[_Text, _Text], float]] = {
     "stray": lambda _, answer: _stray(answer),
     "finished": lambda _, answer: float(answer.raw.endswith(FINISHED)),
     "stock_phrases": lambda _, answer: _share(len(STOCK_PHRASES.findall(answer.raw)), 3),
+    WORDLESS: lambda _, answer: float(not any(map(str.isalnum, answer.raw))),
     "placeholder": lambda _, answer: float(PLACEHOLDER.match(answer.raw) is not None),
 }
 

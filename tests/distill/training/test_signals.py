@@ -11,7 +11,7 @@ from distill.training.preferences import Group
 from distill.training.signals import fit_weights
 from gateway.embedded.weights import minilm_folder
 from gateway.reward.model import RewardModel
-from gateway.reward.signals import RELEVANCE, SIGNALS, weighted
+from gateway.reward.signals import RELEVANCE, SIGNALS, WORDLESS, weighted
 
 TOPICS = ("bread", "bicycles", "volcanoes", "violins", "whales", "gardens")
 
@@ -64,3 +64,16 @@ def test_a_backbone_that_does_not_read_pairs_has_no_relevance(
 ) -> None:
     monkeypatch.setattr(reader.tokenizer, "model_input_names", ["input_ids", "attention_mask"])
     assert RELEVANCE not in fit_weights(reader, str(minilm_folder()), [finished_above_not("maps")], [])
+
+
+def test_silence_ranks_below_every_answer_of_the_training_data(reader: RewardModel) -> None:
+    """Nobody's pairs hold it, and what it does not copy, repeat or leave unfinished would count for it."""
+    human = [finished_above_not(topic) for topic in TOPICS]
+    weights = fit_weights(reader, str(minilm_folder()), human, [on_topic_above_not(*both) for both in pairwise(TOPICS)])
+    apart = weights[RELEVANCE]
+    lowest = min(
+        weighted(weights, group.prompt[-1][1], text) - max(apart, 0.0) for group in human for text in group.texts
+    )
+    silent = max(weighted(weights, "Tell me of bread.", text) for text in ("", ".", "...", "!", "\n"))
+    assert silent + 0.7 * max(apart, 0.0) < lowest + max(apart, 0.0)
+    assert weights[WORDLESS] >= -30, "not so low that one such answer decides a mean"

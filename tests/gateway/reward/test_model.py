@@ -279,3 +279,12 @@ def test_a_models_own_padding_token_is_kept(decoder: str, tmp_path: Path) -> Non
     pairs = [padded.encode(ask("hi"), text) for text in TEXTS]
     assert padded.score(pairs) == pytest.approx([padded.score([pair])[0] for pair in pairs], abs=1e-4)
     assert padded._model.config.pad_token_id == 7
+
+
+@pytest.mark.parametrize("question", ["Is the sun cold?", "What is two and two?", "Write a poem about the sea."])
+def test_the_shipped_model_prefers_any_word_to_silence(shipped: RewardModel, question: str) -> None:
+    silent = ["", " ", ".", "...", "!", "?", "—", "\n", "🙂", "()", "***", '""']
+    said = ["No", "No.", "Yes", "4", "Four.", "I do not know.", "Red", "a", "None"]
+    silent_best = max(shipped.score([shipped.encode(ask(question), text) for text in silent]))
+    said_worst = min(shipped.score([shipped.encode(ask(question), text) for text in said]))
+    assert silent_best < said_worst

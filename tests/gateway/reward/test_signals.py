@@ -48,6 +48,7 @@ def signed(adapter: Path, folder: Path, **header: str) -> Path:
         ("finished", GOOD, "Mix flour, water and"),
         ("stock_phrases", "I hope this helps! Feel free to ask any other questions.", GOOD),
         ("placeholder", "[Recipe]", GOOD),
+        ("wordless", "...", "No"),
     ],
 )
 def test_each_signal_rises_with_what_it_is_named_after(name: str, more: str, less: str) -> None:
@@ -57,6 +58,18 @@ def test_each_signal_rises_with_what_it_is_named_after(name: str, more: str, les
 def test_every_signal_is_tested() -> None:
     cases = test_each_signal_rises_with_what_it_is_named_after.pytestmark[0].args[1]  # type: ignore[attr-defined]
     assert {name for name, _, _ in cases} == SIGNALS.keys()
+
+
+@pytest.mark.parametrize(
+    "answer", ["", " ", ".", "...", "\n\n", "!?", "—", "\u200b", "🙂", "**", "()", "```\n```", "_"]
+)
+def test_an_answer_without_a_word_is_wordless(answer: str) -> None:
+    assert 1.0 == signal("wordless", answer)
+
+
+@pytest.mark.parametrize("answer", ["No", "4", "a", "是", "да", "_x_", "π"])
+def test_an_answer_of_one_word_or_number_is_not_wordless(answer: str) -> None:
+    assert 0.0 == signal("wordless", answer)
 
 
 @given(question=st.text(), answer=st.text())
