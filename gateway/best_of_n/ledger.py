@@ -22,7 +22,11 @@ _STALE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """The other workers together: the permits that they may give out, those given out, and what their races want."""
+    """The other workers together.
+
+    ``capacity``: permits that they may give out. ``held``: permits given out. ``waiting``: permits that the next of
+    their waiting requests cannot do without; 0 where none waits. ``demand``: what their races want.
+    """
 
     capacity: float = 0.0
     held: float = 0.0
@@ -57,7 +61,7 @@ class Ledger:
         self.write(capacity=0, held=0, waiting=0, races=0.0, wanted=0.0)
 
     def write(self, *, capacity: int, held: int, waiting: int, races: float, wanted: float) -> None:
-        """Tell the others what this worker may give out, holds, has waiting and wants."""
+        """Tell the others what this worker may give out, holds, waits for and wants; see ``Neighbours``."""
         if self._own is not None:
             _ENTRY.pack_into(self._own, 0, self._clock(), capacity, held, waiting, races, wanted)
 

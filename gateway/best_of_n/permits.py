@@ -176,7 +176,8 @@ class Permits:
         free = self._free(neighbours)
         level, entitled = self._share(neighbours)
         if neighbours.waiting:
-            free = min(free, max(1, int(entitled)) - self.in_flight)
+            part = min(entitled, self._total(neighbours) - neighbours.waiting)
+            free = min(free, max(waiter.floor, int(part)) - self.in_flight)
         level = min(waiter.want, level)
         fair = max(waiter.floor, self._shares.least(level))
         needed = fair if waiter.patient else waiter.floor
@@ -243,11 +244,11 @@ class Permits:
         """Tell the other workers, and look again soon while somebody waits: they do not say when they release."""
         if self._ledger is None:
             return
-        demand = self.demand()
+        demand, head = self.demand(), self._queue.head()
         self._ledger.write(
             capacity=self.capacity,
             held=self.in_flight,
-            waiting=len(self._queue),
+            waiting=0 if head is None else head.floor,
             races=sum(demand.values()),
             wanted=sum(want * number for want, number in demand.items()),
         )

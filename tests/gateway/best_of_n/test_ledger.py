@@ -112,6 +112,28 @@ async def test_a_worker_with_few_callers_is_not_starved_by_one_with_many(opened:
     await asyncio.gather(*queued, return_exceptions=True)
 
 
+@pytest.mark.parametrize("floor", [1, 3, 7])
+async def test_a_worker_whose_part_is_below_what_a_request_needs_gets_that(
+    opened: ExitStack, tmp_path: Path, floor: int
+) -> None:
+    """The other worker has a hundred races waiting, and leaves what this one cannot do without."""
+    many, few = workers(opened, tmp_path, 2, total=8)
+
+    async def race() -> None:
+        grant = await many.acquire(1)
+        await asyncio.sleep(0.02)
+        grant.release()
+
+    flood = [asyncio.create_task(race()) for _ in range(100)]
+    await asyncio.sleep(0.01)
+    before = sum(task.done() for task in flood)
+    assert floor == (await asyncio.wait_for(few.acquire(floor, floor=floor), 1.0)).count
+    assert sum(task.done() for task in flood) - before <= 24  # three generations, of more than twelve
+    for task in flood:
+        task.cancel()
+    await asyncio.gather(*flood, return_exceptions=True)
+
+
 @pytest.mark.parametrize(
     ("callers", "expected"), [((40, 24), {2}), ((32, 32), {2}), ((60, 4), {2}), ((20, 20), {3, 4})]
 )
