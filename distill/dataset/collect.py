@@ -244,7 +244,8 @@ def clock_doubt(now: datetime, redis_now: datetime, newest: datetime | None) -> 
 
 
 def _duration(span: timedelta) -> str:
-    return f"{span.days} days" if span.days else f"{span.total_seconds() / 3600:.1f} hours"
+    days = span / timedelta(days=1)
+    return f"{days:.0f} days" if days >= 1.5 else f"{24 * days:.1f} hours"
 
 
 @contextlib.asynccontextmanager

@@ -22,9 +22,8 @@ async def redis_full_and_collected(world: World) -> None:
     rolled_back = await world.run("distill", "rollback", "--reason", "bad")
     before = await world.redis.length()
     collected = await world.run("distill", "collect")
-    world.as_meant = [canary.code, rolled_back.code, collected.code] == [0, 0, 0] and _archived(
-        collected.output
-    ) >= before
+    world.as_meant = not any(ended.code for ended in (canary, rolled_back, collected))
+    world.as_meant &= _counted("completions archived", collected.output) >= before
     await world.redis.command("CONFIG", "SET", "maxmemory", "0")
 
 
@@ -32,7 +31,7 @@ async def stream_full_unread(world: World) -> None:
     """The stream reaches its limit and nobody reads it; then the night collects it, and what the spool held."""
     await world.hold()
     collected = await world.run("distill", "collect")
-    world.as_meant = collected.code == 0 and _archived(collected.output) > 0
+    world.as_meant = collected.code == 0 and _counted("completions archived", collected.output) > 0
 
 
 async def trimmed_under_traffic(world: World) -> None:
@@ -42,7 +41,7 @@ async def trimmed_under_traffic(world: World) -> None:
     archived = 0
     while loop.time() < end_s:
         collected = await world.run("distill", "collect")
-        archived += _archived(collected.output)
+        archived += _counted("completions archived", collected.output)
         world.as_meant &= collected.code == 0
     world.as_meant &= archived > 0
     world.told = await world.gateway.readiness()
@@ -53,10 +52,11 @@ async def collect_clock_wrong(world: World) -> None:
     await world.hold()
     for days in (_DAYS_WRONG, -_DAYS_WRONG):
         collected = await world.run("distill", "collect", clock_days=days)
-        words = f"{_DAYS_WRONG} days apart" in " ".join(collected.output.split())
-        world.as_meant &= collected.code == 0 and words and "too old to keep │ 0" in re.sub(" +", " ", collected.output)
+        told = f"{_DAYS_WRONG} days apart" in collected.output
+        world.as_meant &= collected.code == 0 and told and _counted("too old to keep", collected.output) == 0
 
 
-def _archived(output: str) -> int:
-    found = re.search(r"completions archived\D*([\d,]+)", output)
+def _counted(what: str, output: str) -> int:
+    """A number of the table that ``collect`` prints; -1 where it printed none."""
+    found = re.search(rf"{what}\D*([\d,]+)", output)
     return int(found[1].replace(",", "")) if found else -1

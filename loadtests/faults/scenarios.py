@@ -48,6 +48,7 @@ class Scenario:
     replicas: int = 1
     proxied: str = ""
     faked_clock: bool = False
+    faked_commands: bool = False
     archived: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     knobs: Mapping[str, object] = field(default_factory=dict)
@@ -55,7 +56,7 @@ class Scenario:
     @property
     def possible(self) -> bool:
         """Whether this machine has what it takes."""
-        return not self.faked_clock or clock_can_be_faked()
+        return clock_can_be_faked() or not (self.faked_clock or self.faked_commands)
 
 
 async def gateway_killed(world: World) -> None:
@@ -380,6 +381,6 @@ SCENARIOS = (
         "the night's clock is 40 days wrong, with KEEP_DAYS: nothing is expired",
         night_side.collect_clock_wrong,
         archived=True,
-        faked_clock=True,
+        faked_commands=True,
     ),
 )

@@ -52,6 +52,7 @@ SETTINGS = {
 # Debian's, or what `make faults` brings.
 _FAKETIME = (
     *Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"),
+    *Path("data/faults").absolute().glob("**/libfaketimeMT.so.1"),
     *Path("data/faults").absolute().glob("**/libfaketime.so.1"),
 )
 
