@@ -13,7 +13,6 @@ from loadtests.hostile.case import Case, Kind, ask, words
 
 INTEGER = {"type": "integer"}
 _WITHIN_S = 1.0
-_BUSY_S = 3.0  # on the real server beside a busy machine; an idle one takes half a second for the worst
 
 
 def _inside(schema: Any, **more: Any) -> dict[str, Any]:
@@ -115,19 +114,14 @@ def cases(canary_port: int) -> Iterator[Case]:
     for kind, group in groups.items():
         # The template of the embedded model has no place for tools: they are dropped, or refused by name.
         tools = "200 single,400" if kind == "llamacpp" else "200 single"
-        within_s = _BUSY_S if kind == "llamacpp" else _WITHIN_S
         for name, schema in _bombs(canary_port).items():
-            yield from _both(
-                kind, f"{group}-{name}", f"A schema too much for a server: {name}.", schema, "400", "400", within_s
-            )
+            yield from _both(kind, f"{group}-{name}", f"A schema too much for a server: {name}.", schema, "400", "400")
         for name, schema in _strange().items():
             told = f"A schema that not every server takes: {name}."
-            yield from _both(kind, f"{group}-{name}", told, schema, "200 single", tools, within_s)
+            yield from _both(kind, f"{group}-{name}", told, schema, "200 single", tools)
 
 
-def _both(
-    kind: Kind, name: str, tried: str, schema: Any, as_format: str, as_tool: str, within_s: float
-) -> Iterator[Case]:
+def _both(kind: Kind, name: str, tried: str, schema: Any, as_format: str, as_tool: str) -> Iterator[Case]:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
     for place, allowed, fields in (
@@ -140,5 +134,5 @@ def _both(
             allowed=words(allowed),
             send=(ask(**fields),),
             kind=kind,
-            within_s=within_s,
+            within_s=_WITHIN_S,
         )

@@ -24,7 +24,7 @@ from gateway.embedded.redis import RedisServer
 from gateway.journal.stream import stream_key
 from gateway.policy import Policy
 from loadtests.faults.world import Gateway, Stub
-from loadtests.hostile.case import Answer, Case, Kind, ask, bearer, chat, get, key, post
+from loadtests.hostile.case import Answer, Case, Kind, bearer, chat, get, key, post
 from loadtests.hostile.impostor import Impostor, Script
 from loadtests.hostile.verdict import gauge
 from loadtests.stack import Assembled
@@ -99,7 +99,7 @@ class World(Assembled):
         self.canary = canary
         self.kind = kind
         self.usual_s = 0.0
-        """An ordinary draw takes so long, where it takes any time."""
+        """So long did the last good request take, where a draw takes any time."""
         self.gateway: Gateway
         self.backend: Impostor
         self.reward: Impostor
@@ -205,7 +205,10 @@ class World(Assembled):
         return (await self.say(get(path, bearer("admin")))).raw.decode(errors="replace")
 
     async def _problem(self, *, thoroughly: bool) -> str:
+        started = time.monotonic()
         answer = await self.say(post(orjson.dumps(chat(best_of=PERMITS)), caller="limited"))
+        if self.kind == "llamacpp":
+            self.usual_s = time.monotonic() - started
         if not answer.outcome.startswith("200"):
             problem = f"a good request got {answer.outcome}: {answer.error[-300:].decode(errors='replace')}"
             if thoroughly:
@@ -261,10 +264,6 @@ class World(Assembled):
         running.callback(self.gateway.stop)
         await self.gateway.begin()
         await self.well(thoroughly=True)
-        if self.kind == "llamacpp":
-            started = time.monotonic()
-            await self.say(ask())
-            self.usual_s = time.monotonic() - started
 
     async def _start_backend(self) -> int:
         """A stub of the kind's rules, or the real llama.cpp; its port."""
