@@ -40,6 +40,7 @@ class Reason(StrEnum):
     NO_SPREAD = "no spread of scores"
     TRUNCATED = "winner cut by the token limit"
     EMPTY = "winner is empty"
+    REASONED = "winner's reasoning is not recorded"
     UNUSABLE = "winner is not what was asked for"
     MARGIN = "winner too close to the mean"
     EARLIER_REWARD_MODEL = "winner chosen by an earlier reward model"
@@ -175,6 +176,8 @@ def example(
         return Reason.TRUNCATED
     if not (winner.text or "").strip():
         return Reason.EMPTY
+    if winner.reasoned:
+        return Reason.REASONED  # without it, the next model would learn to answer without thinking
     if not winner.usable:
         return Reason.UNUSABLE
     best = _answer(winner)

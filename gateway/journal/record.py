@@ -42,6 +42,7 @@ class CandidateRecord:
 
     ``error`` is the error's class name. ``tokens`` are completion tokens; ``latency_ms`` runs to the last token.
     ``unusable`` is why a finished answer is not what was asked for (``gateway.types.Unusable``); such ones never train.
+    ``reasoned``: the server gave reasoning beside the text, which is not recorded; these do not train either.
     """
 
     index: int
@@ -57,6 +58,7 @@ class CandidateRecord:
     latency_ms: float | None = None
     error: str | None = None
     unusable: str | None = None
+    reasoned: bool | None = None
 
     @property
     def usable(self) -> bool:
@@ -292,6 +294,7 @@ def _candidate(candidate: Candidate, *, store: bool) -> CandidateRecord:
         latency_ms=candidate.latency_ms,
         error=None if candidate.error is None else type(candidate.error).__name__,
         unusable=None if candidate.unusable is None else candidate.unusable.value,
+        reasoned=True if answer is not None and answer.reasoned else None,
     )
 
 

@@ -206,6 +206,13 @@ def test_the_newest_winners_train_up_to_the_cap(cap: int, kept: list[int]) -> No
         assert left_out == reasons(curated)
 
 
+def test_a_winner_whose_reasoning_was_dropped_does_not_train() -> None:
+    drawn = [candidate(0, 0.0), candidate(1, 2.0, reasoned=True)]
+    assert {Reason.REASONED: 1} == reasons(curate([race(prompt=TRAINS[0], candidates=drawn)]))
+    drawn = [candidate(0, 0.0, reasoned=True), candidate(1, 2.0)]
+    assert 1 == len(curate([race(prompt=TRAINS[0], candidates=drawn)]).examples)
+
+
 def test_winners_of_an_adapter_that_was_rolled_back_do_not_train_but_their_prompts_measure() -> None:
     records = [
         race("c-0", prompt=TRAINS[0], adapter="rft-bad"),
