@@ -220,3 +220,16 @@ async def test_one_text_that_is_too_long_costs_only_its_own_reward(tmp_path: Pat
     assert isinstance(scores[0], Score)
     assert isinstance(scores[2], Score)
     assert scores[0].reward < scores[2].reward
+
+
+async def test_what_the_operator_left_out_is_told_as_the_operators(ask_vllm: AskVllm, tmp_path: Path) -> None:
+    """No tool parser, and a key that the gateway does not know: /health is green all the same."""
+    with Front(tmp_path / "bare", ("--api-key", "right")) as bare:
+        gateway = await ask_vllm(bare, backend={"api_key": "right"})
+        for choice in ("auto", "required"):
+            response = await gateway.chat(messages=says("ok"), tools=[WEATHER], tool_choice=choice)
+            assert (502, "backend_misconfigured") == (response.status_code, response.json()["error"]["code"])
+        assert 200 == (await gateway.chat(messages=says("ok"))).status_code
+        async with BackendPool(BackendSettings(kind="vllm", urls=(bare.url,), api_key="wrong")) as pool:
+            found = await pool.readiness()
+    assert (False, True) == (found.ready, "refuses the gateway's API key" in found.detail)
