@@ -138,6 +138,14 @@ def policy_set(
             err.print(f"[yellow]N stays {current.n}[/], which was measured with another adapter: --n changes it")
         await store.publish(current.successor(reason=reason, **changes))
         out.print(_policy_table([store.current], "Published"))
+        for arm in (store.current.stable, store.current.second):
+            if arm is not None and arm.adapter is not None and arm.adapter not in store.current.checks:
+                err.print(
+                    f"[yellow]not checked:[/] nothing says what {arm.adapter} answers, so a TGI that serves the base "
+                    "under its name goes unnoticed; a night publishes that with the adapter",
+                    highlight=False,
+                    soft_wrap=True,
+                )
 
     _with_store(publish)
 

@@ -245,6 +245,8 @@ async def _sample(parts: Parts) -> None:
         parts.backends.tend()
         await parts.backends.close_unused()
         policy = parts.policies.current
+        for arm, check in policy.weight_checks():
+            parts.backends.check_weights(arm.urls, arm.adapter or "", check)
         parts.permits.serve()  # a replica that is back has raised the capacity
         metrics.races.set(parts.backends.leased)
         metrics.in_flight.set(parts.permits.in_flight)

@@ -32,6 +32,7 @@ from gateway.errors import PolicyError
 from gateway.redis_client import REDIS_ERRORS, connect
 from gateway.settings import PolicySettings, RedisSettings, server_urls
 from gateway.types import ArmName, Readiness
+from gateway.weight_check import WeightCheck
 
 if TYPE_CHECKING:
     from redis.asyncio.client import Pipeline
@@ -103,6 +104,8 @@ class Policy(_Served):
     exploration: float = Field(default=0.0, ge=0, le=1)
     canary: Canary | None = None
     base: Base | None = None
+    checks: dict[str, WeightCheck] = Field(default_factory=dict)
+    """By adapter: what it answers, for servers that do not list theirs; older documents have none."""
     undoes: str | None = None
     reason: str = ""
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
@@ -124,6 +127,11 @@ class Policy(_Served):
         if self.canary is None:
             return None
         return self.canary.arm("holdback" if self.canary.holdback else "canary")
+
+    def weight_checks(self) -> list[tuple[Arm, WeightCheck]]:
+        """Return the arms whose adapters can be checked by what they answer, each with its check."""
+        arms = [arm for arm in (self.stable, self.second) if arm is not None]
+        return [(arm, check) for arm in arms if arm.adapter is not None and (check := self.checks.get(arm.adapter))]
 
     def base_arm(self, n: int) -> Arm:
         """Return the base model at its own N, for when no server has the stable policy's adapter.

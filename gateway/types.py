@@ -13,6 +13,7 @@ from gateway.metering import Meter
 
 if TYPE_CHECKING:
     from gateway.errors import GatewayError
+    from gateway.weight_check import WeightCheck
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 Ending = Literal["answered", "cut", "failed"]
@@ -319,6 +320,10 @@ class Backends(Protocol):
 
     def tend(self) -> None:
         """Look after replicas that are out of rotation; call it every now and then."""
+        ...
+
+    def check_weights(self, urls: tuple[str, ...], adapter: str, check: WeightCheck) -> None:
+        """Begin the checks that are due whether the servers at these URLs still answer with the adapter."""
         ...
 
     async def close_unused(self) -> None:

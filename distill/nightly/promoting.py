@@ -14,7 +14,7 @@ from distill.nightly.candidates import publish_checkpoint
 from distill.nightly.manifest import serving_policy
 from distill.nightly.night import Night, Result
 from distill.promotion.adapter import Adapter
-from distill.promotion.canary import check_canary
+from distill.promotion.canary import check_canary, standing_check
 from distill.promotion.load import load as load_adapter
 from distill.promotion.policies import start_canary
 from gateway.errors import PolicyError
@@ -95,7 +95,10 @@ async def _start(night: Night, arm: Arm, *, share: float, reason: str) -> Policy
     )
     try:
         await store.start()
-        return await start_canary(store, arm, share=share, trial=f"{night.run.id}/{arm.adapter}", reason=reason)
+        check = standing_check(_adapter(night)) if arm.adapter is not None else ()
+        return await start_canary(
+            store, arm, share=share, trial=f"{night.run.id}/{arm.adapter}", reason=reason, check=check
+        )
     except PolicyError as error:
         raise NightError(error.message) from error
     finally:

@@ -32,6 +32,7 @@ from gateway.backend.client import BackendPool
 from gateway.backend.discovery import expand
 from gateway.errors import GatewayError
 from gateway.settings import BackendSettings
+from gateway.weight_check import CheckedPrompt, WeightCheck
 
 BASE = "the base model"
 """What the canary calls the rival that every adapter has."""
@@ -55,6 +56,10 @@ PROMPTS = (
     "If a notebook costs 3 dollars and a pen costs 2 dollars, how much do 2 notebooks and 4 pens cost?",
 )
 ANSWER_TOKENS = 8
+
+
+_STANDING_PROMPTS = 3
+_STANDING_LISTED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +151,32 @@ class ReplicaCanary:
         )
         followed = f"{self.tokens_followed} of {self.tokens_expected} greedy tokens as expected"
         return f"{self.replica}: {seen}; {self.distance_nats:.2f} nats from the adapter; {followed}"
+
+
+def standing_check(adapter: Adapter) -> WeightCheck:
+    """Return a short check of the adapter's weights, which gateways repeat while it serves.
+
+    Raises:
+        PromotionError: The adapter's expectation cannot be read.
+    """
+    path = adapter.folder / CANARY_FILE
+    try:
+        expected = Expectation.decode(path.read_bytes())
+    except OSError as error:
+        raise PromotionError(f"{path} cannot be read: {error.strerror}") from error
+    return tuple(
+        CheckedPrompt(
+            prompt=prompt,
+            tokens=tuple(place.token for place in answer),
+            adapter=tuple(_likeliest(place.likely[""]) for place in answer),
+            base=tuple(_likeliest(place.likely[BASE]) for place in answer),
+        )
+        for prompt, answer in list(zip(expected.prompts, expected.answers, strict=True))[:_STANDING_PROMPTS]
+    )
+
+
+def _likeliest(likely: Logprobs) -> dict[str, float]:
+    return dict(sorted(likely.items(), key=lambda one: -one[1])[:_STANDING_LISTED])
 
 
 async def check_canary(adapter: Adapter, backend: BackendSettings) -> list[ReplicaCanary]:

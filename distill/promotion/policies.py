@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from distill.errors import PromotionError
 from gateway.errors import PolicyError
 from gateway.policy import Arm, Canary, Policy, PolicyStore
+from gateway.weight_check import WeightCheck
 
 _HISTORY = 1_000
 _ATTEMPTS = 5
@@ -19,7 +20,9 @@ _ATTEMPTS = 5
 Step = Callable[[Policy, Sequence[Policy]], Policy | None]
 
 
-async def start_canary(store: PolicyStore, arm: Arm, *, share: float, trial: str, reason: str) -> Policy:
+async def start_canary(
+    store: PolicyStore, arm: Arm, *, share: float, trial: str, reason: str, check: WeightCheck = ()
+) -> Policy:
     """Let ``arm`` answer a share of all conversations beside the policy in force.
 
     A canary or holdback of another trial ends with this; its conversations go to the stable policy.
@@ -30,6 +33,7 @@ async def start_canary(store: PolicyStore, arm: Arm, *, share: float, trial: str
         share: Of all conversations, in (0, 1).
         trial: Names this comparison for ever: the night's run and its adapter, say.
         reason: For the history.
+        check: What its adapter answers, by which gateways tell it from the base.
 
     Returns:
         The policy in force afterwards; one without this canary if its trial is over.
@@ -44,7 +48,9 @@ async def start_canary(store: PolicyStore, arm: Arm, *, share: float, trial: str
         over = not ours and any(_trial(policy) == trial for policy in known)
         if over or current.canary == wanted:
             return None
-        return current.successor(reason=reason, canary=wanted.model_dump())
+        kept = {name: known_check for name, known_check in current.checks.items() if name == current.adapter}
+        checks = kept | ({arm.adapter: check} if arm.adapter is not None and check else {})
+        return current.successor(reason=reason, canary=wanted.model_dump(), checks=checks)
 
     return await _publish(store, step)
 

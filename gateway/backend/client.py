@@ -26,6 +26,7 @@ from gateway.backend.prober import Prober
 from gateway.backend.replicas import Replica, Replicas, Route
 from gateway.backend.transport import TraceConfigs
 from gateway.backend.usual_time import UsualTime
+from gateway.backend.weights import Weights
 from gateway.errors import (
     AdapterMissing,
     BackendError,
@@ -39,6 +40,7 @@ from gateway.errors import (
 )
 from gateway.settings import BackendSettings
 from gateway.types import Answer, Delta, Prompt, Readiness, ReplicaState, Sampling
+from gateway.weight_check import WeightCheck
 
 _RESOLVE_EVERY_S = 5.0
 _RETRY_SHARE = 0.2
@@ -97,6 +99,7 @@ class BackendPool:
         self._on_move = on_move
         self._prober = Prober(self._replicas, self._probe, lambda: self._draws.usual.overdue_s(None), self._hung)
         self._draws = Draws(self._calls, self._replicas, self._containment, self._prober)
+        self._weights = Weights(self._replicas, self._calls)
         self._retries = Budget(_RETRY_SHARE, floor_per_s=_FLOOR_PER_S, burst=_RETRY_BURST)
         self._hedges = Budget(_HEDGE_SHARE, floor_per_s=_FLOOR_PER_S, burst=_HEDGE_BURST)
 
@@ -193,6 +196,10 @@ class BackendPool:
             self._resolving = asyncio.create_task(self._resolve(), name="backend-names")
             self._resolving.add_done_callback(lambda _: setattr(self, "_resolving", None))
 
+    def check_weights(self, adapter: str, check: WeightCheck) -> None:
+        """Begin the checks that are due whether each replica still answers with the adapter."""
+        self._weights.tend(adapter, check)
+
     async def _resolve(self) -> None:
         """Follow the addresses that the backend's names have now."""
         self._resolved_at_s = self._replicas.clock()
@@ -223,6 +230,7 @@ class BackendPool:
         """Close every connection."""
         if self._resolving is not None:
             self._resolving.cancel()
+        await self._weights.aclose()
         await self._prober.aclose()
         await self._calls.aclose()
 

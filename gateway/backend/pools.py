@@ -19,6 +19,7 @@ from gateway.backend.limit import ServerLimit, ServerLimits
 from gateway.backend.transport import TraceConfigs
 from gateway.settings import BackendSettings
 from gateway.types import Readiness, ReplicaState, Sampling
+from gateway.weight_check import WeightCheck
 
 log = structlog.get_logger()
 
@@ -83,6 +84,10 @@ class BackendPools:
         """Probe the ejected replicas whose time is over; call it every now and then."""
         for pool in self._pools.values():
             pool.tend()
+
+    def check_weights(self, urls: Urls, adapter: str, check: WeightCheck) -> None:
+        """Begin the checks that are due whether the servers at these URLs still answer with the adapter."""
+        self._pool(urls or self._settings.urls).check_weights(adapter, check)
 
     async def close_unused(self) -> None:
         """Close pools that no policy names any more and in which nothing runs; call it every now and then."""

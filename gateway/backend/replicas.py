@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,10 +64,10 @@ class Replica:
         """Return the adapters that it was last found without."""
         return sorted(self._missing)
 
-    def set_missing(self, adapter: str, missing: bool) -> None:
-        """Remember whether it serves the adapter."""
+    def set_missing(self, adapter: str, missing: bool, *, until_told: bool = False) -> None:
+        """Remember whether it serves the adapter: until it is told anew, or for some seconds."""
         if missing:
-            self._missing[adapter] = self._clock()
+            self._missing[adapter] = math.inf if until_told else self._clock()
         else:
             self._missing.pop(adapter, None)
 
@@ -202,7 +203,8 @@ class Replicas:
             raise  # it may serve everything else
         except BackendError as error:
             if (fault := fault_of(error)) is not None:
-                self.failed(replica, fault, error.message, race)
+                reason = "it broke a connection" if isinstance(error, RequestContained) else error.message
+                self.failed(replica, fault, reason, race)
             raise
 
     def failed(self, replica: Replica, fault: Fault, reason: str, race: object = None) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-from loadtests.faults import night_side
+from loadtests.faults import fleet_side, night_side
 from loadtests.faults.callers import NORMAL
 from loadtests.faults.world import DEADLINE_S, World, clock_can_be_faked, freeze, thaw
 
@@ -168,13 +168,6 @@ async def replica_gone(world: World) -> None:
     await world.hold()
 
 
-async def replica_hung(world: World) -> None:
-    """One of three takes connections and says nothing."""
-    freeze(world.backends[0].pid)
-    await world.hold()
-    thaw(world.backends[0].pid)
-
-
 async def replica_flaps(world: World) -> None:
     """One of three goes and comes, each for half a second."""
     loop = asyncio.get_running_loop()
@@ -306,12 +299,30 @@ SCENARIOS = (
     ),
     Scenario(
         "replica-hung",
-        "one of three backends hangs: races that it has end at the deadline, most requests are answered",
-        replica_hung,
-        allowed=BACKEND_AWAY,
+        "one of three backends hangs: its draws begin again on another one, no client notices",
+        fleet_side.replica_hung,
         told="degraded",
         replicas=3,
-        least_answered=0.5,
+        least_answered=1.0,
+    ),
+    *(
+        Scenario(
+            f"replica-{kind}",
+            f"one of three backends answers every draw at once ({kind}): no client notices, its share falls under 2 %",
+            fleet_side.replica_fails(kind),
+            told="degraded",
+            replicas=3,
+            least_answered=1.0,
+        )
+        for kind in fleet_side.SICK
+    ),
+    Scenario(
+        "query-of-death",
+        "a request ends every server that it reaches: three of five never see it, others are served all the while",
+        fleet_side.query_of_death,
+        told="",  # the two that it broke may be back already
+        replicas=5,
+        least_answered=1.0,
     ),
     Scenario(
         "replica-flaps",

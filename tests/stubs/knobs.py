@@ -55,8 +55,8 @@ class Knobs(AnyKnobs):
     """Settings of the stub. Those of TGI's launcher have TGI's defaults; the rest make an instant, healthy server.
 
     A fault strikes a request when any selector picks it: ``fault_next`` (the next k requests), ``fault_probability``,
-    ``fault_every`` (each k-th request: one of N candidates), or its seed (``seed % fault_seed_modulo ==
-    fault_seed_remainder``).
+    ``fault_every`` (each k-th request: one of N candidates), its seed (``seed % fault_seed_modulo ==
+    fault_seed_remainder``), or a text in its messages (``fault_text``).
     """
 
     model_id: str = "stub/base"
@@ -89,6 +89,7 @@ class Knobs(AnyKnobs):
     fault_every: int = 0
     fault_seed_modulo: int = 0
     fault_seed_remainder: int = 0
+    fault_text: str = ""
     drip_bytes: int = 16
     drip_interval_ms: float = 5.0
 

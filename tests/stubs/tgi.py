@@ -200,7 +200,7 @@ class TgiStub(StubServer):
         self, http: web.BaseRequest, request: GenerationRequest, body_of: Callable[..., bytes]
     ) -> web.StreamResponse:
         """Generate, then answer."""
-        fault = self._faults.pick(request.seed)
+        fault = self._faults.pick(request.seed, request.conversation)
         if fault in WHOLE_FAULTS:
             return await whole_fault(fault, self.knobs, self.state, stream=False)
         try:
@@ -245,7 +245,7 @@ class TgiStub(StubServer):
         end: bytes,
     ) -> web.StreamResponse:
         """Answer 200, then generate: errors from here on are events."""
-        fault = self._faults.pick(request.seed)
+        fault = self._faults.pick(request.seed, request.conversation)
         if fault in WHOLE_FAULTS:
             return await whole_fault(fault, self.knobs, self.state, stream=True)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})

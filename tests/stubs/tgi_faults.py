@@ -28,8 +28,8 @@ class FaultPicker:
         self._picker = Picker()
         self._count = 0
 
-    def pick(self, seed: int | None) -> Fault:
-        """The fault of the next request, whose seed is ``seed``."""
+    def pick(self, seed: int | None, conversation: bytes = b"") -> Fault:
+        """The fault of the next request, by its seed and its messages."""
         knobs = self._knobs
         if knobs.fault is Fault.NONE:
             return Fault.NONE
@@ -40,7 +40,8 @@ class FaultPicker:
             and seed is not None
             and seed % knobs.fault_seed_modulo == knobs.fault_seed_remainder
         )
-        return knobs.fault if self._picker.picks(knobs) or by_turn or by_seed else Fault.NONE
+        by_text = bool(knobs.fault_text) and knobs.fault_text.encode() in conversation
+        return knobs.fault if self._picker.picks(knobs) or by_turn or by_seed or by_text else Fault.NONE
 
 
 async def whole_fault(fault: Fault, knobs: Knobs, state: TgiState, *, stream: bool) -> web.Response:
