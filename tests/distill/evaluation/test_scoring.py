@@ -1,9 +1,11 @@
 """Rewards of draws: each distinct answer once, kept, resumed; who judges is not who selects."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from distill.errors import DataError, EvaluationError, SettingsError
 from distill.evaluation import scoring
@@ -58,6 +60,20 @@ async def test_a_model_in_this_process_scores_too(tmp_path: Path) -> None:
     settings = RewardSettings(model=str(minilm_folder()), adapter=reward_adapter_folder())
     scores = await score_draws(settings, DRAWS, tmp_path)
     assert 2 == len(set(read_scores(scores.path).values()))
+
+
+async def test_a_backbone_that_is_replaced_in_its_folder_is_another_model(tmp_path: Path) -> None:
+    """Weights of a model in this process, changed a little in place: everything is scored anew, and told."""
+    folder = tmp_path / "backbone"
+    shutil.copytree(minilm_folder(), folder)
+    settings = RewardSettings(model=str(folder), adapter=reward_adapter_folder())
+    first = await score_draws(settings, DRAWS, tmp_path / "draws")
+    again = await score_draws(settings, DRAWS, tmp_path / "draws")
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in weights.items()}, folder / "model.safetensors")
+    replaced = await score_draws(settings, DRAWS, tmp_path / "draws")
+    assert [(2, 0), (0, 0), (2, 1)] == [(each.missing, len(each.news)) for each in (first, again, replaced)]
+    assert first.path == again.path != replaced.path
 
 
 async def test_a_server_that_fails_or_is_gone_ends_scoring_in_words(
