@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ AN_HOUR_S = 3600
 
 # What clients may see, beside scored answers.
 NOTHING_ELSE: frozenset[str] = frozenset()
-FALLBACKS = frozenset({"fallback"})
+UNJUDGED = frozenset({"fallback", "single"})  # races that were under way as the rewards went, and those of one draw
 BACKEND_AWAY = frozenset({"502", "504", "backend_unreachable", "backend_timeout", "deadline_exceeded"})
 GATEWAY_AWAY = frozenset({"refused", "cut"})
 
@@ -27,10 +28,10 @@ class Scenario:
     readiness must say under the fault: it proves that the fault struck, and that operators learn of it. ``heals``: the
     time until all is well counts from the fault's end; otherwise from its beginning. ``least_answered``: share of the
     requests that must be answered. ``slowest_s``: no request may take longer. ``even``: under the fault N takes two
-    neighbouring values, but for one race in fifty. ``scarred``: what broke stays broken, so readiness need not say
-    "ready" in the end. ``archived``: the night collects, so what was acknowledged is looked for in its archive.
-    ``callers``: requests in flight, where it is not for the command line to say. ``settings`` are the gateway's,
-    ``knobs`` the backends'.
+    neighbouring values, but for one race in fifty. ``most_draws``: mean N of the requests under it. ``scarred``: what
+    broke stays broken, so readiness need not say "ready" in the end. ``archived``: the night collects, so what was
+    acknowledged is looked for in its archive. ``callers``: requests in flight, where it is not for the command line
+    to say. ``settings`` are the gateway's, ``knobs`` the backends'.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Scenario:
     least_answered: float = 0.0
     slowest_s: float = DEADLINE_S + 2.0
     even: bool = False
+    most_draws: float = math.inf
     scarred: bool = False
     callers: int = 0
     replicas: int = 1
@@ -342,16 +344,20 @@ SCENARIOS = (
     ),
     Scenario(
         "reward-killed",
-        "no reward server: every request is answered, flagged as a fallback",
+        "no reward server: every request is answered, soon with one draw each",
         reward_killed,
-        allowed=FALLBACKS,
+        most_draws=1.2,
+        least_answered=1.0,
+        allowed=UNJUDGED,
         told="degraded",
     ),
     Scenario(
         "reward-hung",
-        "the reward server hangs: every request is answered, late by the reward's timeout, flagged as a fallback",
+        "the reward server hangs: all are answered, the first late by the reward's timeout, soon with one draw each",
         reward_hung,
-        allowed=FALLBACKS,
+        most_draws=1.2,
+        least_answered=1.0,
+        allowed=UNJUDGED,
         told="degraded",
     ),
     Scenario(

@@ -90,6 +90,9 @@ def judge(scenario: Scenario, facts: Facts) -> Row:
     given_n = Counter(one.n for one in facts.seen if one.n is not None and one.started_s >= facts.struck_s)
     if scenario.even and _share_of_two_neighbours(given_n) < _EVEN_SHARE:
         failures.append(f"N was not even: {dict(sorted(given_n.items()))}")
+    in_fault = [one.n for one in facts.seen if one.n is not None and facts.struck_s <= one.started_s < facts.since_s]
+    if sum(in_fault) > scenario.most_draws * len(in_fault):
+        failures.append(f"{sum(in_fault)} draws for {len(in_fault)} requests under the fault")
     slowest_s = max((one.seconds for one in under_fault), default=0.0)
     if slowest_s > scenario.slowest_s:
         failures.append(f"a request took {slowest_s:.1f} s, longer than {scenario.slowest_s:g} s")

@@ -61,6 +61,18 @@ def test_whatever_did_not_hold_fails_the_run(change: dict[str, object], complain
     assert any(complaint in failure for failure in failures), failures
 
 
+@pytest.mark.parametrize(
+    ("drawn", "holds"), [([1] * 10, True), ([4, *[1] * 14], True), ([4, *[1] * 13], False), ([], True)]
+)
+def test_draws_under_a_fault_are_bounded_where_a_scenario_says_so(drawn: list[int], *, holds: bool) -> None:
+    """At 1.2 draws a request it holds, and above that not; races before and after the fault do not count."""
+    before, *_, after = FACTS.seen
+    during = [Seen(1.0, 1.5, "scored", "b", n) for n in drawn]
+    facts = replace(FACTS, struck_s=1.0, since_s=2.0, seen=[replace(before, n=4), *during, replace(after, n=4)])
+    failures = judge(replace(SCENARIO, most_draws=1.2), facts).failures
+    assert holds == (not any("draws for" in failure for failure in failures))
+
+
 def test_outcomes_that_a_fault_allows_are_no_failures_but_still_count() -> None:
     """A fallback under a dead reward server is as it should be; too few answers are not."""
     seen = [Seen(0.0, 0.5, "scored", "a"), Seen(1.0, 1.5, "fallback", "b"), Seen(3.0, 3.5, "scored", "c")]
