@@ -1,9 +1,8 @@
 """OpenAI's chat completions on the wire: what callers may send, and what they get back.
 
 Every field of the current chat schema is here. Types are strict and unknown fields are refused, so that a typing
-error is told and not ignored; an unknown field that is null says nothing and is dropped, as are those that clients
-send back because an answer of theirs held them. What a valid field may hold beyond what can be served is refused by
-``gateway.api.translate``, by name.
+error is told and not ignored; null and what an answer held are dropped. What a valid field may hold beyond what can
+be served is refused by ``gateway.api.translate``, by name.
 """
 
 from __future__ import annotations
@@ -122,13 +121,11 @@ class AssistantMessage(_Wire):
     """The model's turn. What answers carry beside content may come back; reasoning is not shown to the model again."""
 
     dropped = frozenset({"annotations", "parsed", "reasoning", "reasoning_content", "reasoning_details"})
-
     role: Literal["assistant"]
     content: Content | None = None
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     refusal: str | None = None
-
     # Refused by name where they say anything.
     audio: dict[str, Any] | None = None
     function_call: dict[str, Any] | None = None

@@ -55,6 +55,10 @@ STREAMS: dict[str, tuple[list[JsonObject], list[tuple[str, str]]]] = {
     "one index, pieces told apart by id": (
         [piece("f", "", index=0, id="a1"), piece("g", "", index=0, id="b1"),
          piece(None, '{"a":1}', index=0, id="a1"), piece(None, "{}", index=0, id="b1")], F_AND_G),
+    "an id that contradicts the index": (
+        [piece("f", "", index=0, id="a1"), piece("g", "{", index=1, id="b1"), piece(None, '{"a":1}', index=1, id="a1"),
+         piece(None, "}", index=1, id="b1")],
+        F_AND_G),
     "one index and no id": ([piece("f", '{"a":1}', index=0), piece("g", "{}", index=0)], F_AND_G),
     "one index, no id, one name": (
         [piece("f", '{"a":1}', index=0), piece("f", '{"a":2}', index=0)], [("f", '{"a":1}'), ("f", '{"a":2}')]),
