@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.errors import JournalError
+from gateway.journal.record import encode
 from gateway.journal.shipper import Shipper
 from gateway.journal.spool import Tail
 from gateway.journal.writer import Journal
@@ -149,7 +150,7 @@ async def test_memory_for_refused_records_is_bounded(
     make_journal: MakeJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond it they are lost at once rather than the process later."""
-    monkeypatch.setattr("gateway.journal.shipper._DIRECT_BYTES", 4_000)
+    monkeypatch.setattr("gateway.journal.shipper._DIRECT_BYTES", 2 * len(encode(completion("chatcmpl-0"))))
     disk = Disk()
     disk.broken = True
     journal = make_journal(sync=disk.sync)
