@@ -75,7 +75,11 @@ def routes(
             status = "not ready"
         else:
             status = "degraded" if any(part.detail for part in found.values()) else "ready"
-        parts = {name: {"ready": part.ready, "detail": part.detail} for name, part in found.items()}
+        parts = {
+            name: {"ready": part.ready, "detail": part.detail}
+            | ({"limits": part.facts["limits"]} if "limits" in part.facts else {})
+            for name, part in found.items()
+        }
         return json_response({"status": status, "parts": parts}, status=503 if status == "not ready" else 200)
 
     @router.head("/metrics", include_in_schema=False)

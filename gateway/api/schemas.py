@@ -307,10 +307,11 @@ class ModelList(BaseModel):
 
 
 class PartReport(BaseModel):
-    """Whether one part can serve, and why not."""
+    """Whether one part can serve, and why not. ``limits``: what each of its servers says that it takes."""
 
     ready: bool
     detail: str
+    limits: dict[str, dict[str, int]] | None = None
 
 
 class ReadyResponse(BaseModel):

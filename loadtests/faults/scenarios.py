@@ -312,7 +312,7 @@ SCENARIOS = (
             f"replica-{kind}",
             f"one of three backends answers every draw at once ({kind}): no client notices, its share falls under 2 %",
             fleet_side.replica_fails(kind),
-            told="degraded",
+            told="" if kind == "429" else "degraded",  # overload passes: it is seldom ejected for long
             replicas=3,
             least_answered=1.0,
         )
