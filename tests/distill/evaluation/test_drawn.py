@@ -30,6 +30,17 @@ def test_distinctness_is_of_the_answers_to_one_prompt() -> None:
     assert answers.entropy_PM is None
 
 
+def test_facts_of_answers_are_numbers_in_the_draws_places() -> None:
+    texts = [["la la la la la", "a b c d"], ["", "x"]]
+    tokens, cut, entropy = (np.array([[1, 2], [3, 4]]) * factor for factor in (1, 0, 10))
+    answers = describe(texts, tokens, cut, entropy)
+    assert [[1.0, 2.0], [3.0, 4.0]] == answers.tokens_PM.tolist()
+    assert [[0.0, 0.0], [0.0, 0.0]] == answers.truncated_PM.tolist()
+    assert answers.tokens_PM.dtype == answers.truncated_PM.dtype == np.float64
+    assert [[0.5, 0.0], [0.0, 0.0]] == answers.repetition_PM.tolist()
+    assert answers.entropy_PM is entropy
+
+
 def test_one_word_answers_have_no_word_pairs() -> None:
     assert [0.0] == describe([["yes", "no"]], np.ones((1, 2)), np.zeros((1, 2))).distinct_bigrams_P.tolist()
 

@@ -7,7 +7,7 @@ import pytest
 from distill.errors import DataError, EvaluationError
 from distill.evaluation import sample
 from distill.evaluation.draws import Drawer, adopt, draw_design, drawn, missing, served
-from distill.evaluation.sample import Design, Question, read_draws
+from distill.evaluation.sample import Design, Draw, Question, line_of, read_draws
 from gateway.settings import BackendSettings
 from tests.stubs.knobs import Fault, Knobs
 from tests.stubs.tgi import TgiStub
@@ -41,6 +41,20 @@ def test_everything_that_an_answer_depends_on_is_in_the_name(tmp_path: Path) -> 
     assert first.file(tmp_path) == Drawer("base", "tgi", None, 128).file(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("drawer", "name"),
+    [
+        (Drawer("base", "tgi", None, 128), "base-c833d5181ffc.jsonl"),
+        (Drawer("base", "tgi", None, 128, "b1"), "base-05b0aa76d09d.jsonl"),
+        (Drawer("", "llamacpp", "a/b c", 64), "a_b_c-03e2a19f3051.jsonl"),
+        (Drawer("", "llamacpp", "n" * 101, 64), f"{'n' * 100}-d6c4a0c6b339.jsonl"),
+    ],
+)
+def test_a_policy_finds_its_file_of_earlier_releases(drawer: Drawer, name: str) -> None:
+    """The names on disk: another name for the same policy would draw everything anew."""
+    assert name == drawer.file(Path("draws")).relative_to("draws").as_posix()
+
+
 async def test_more_questions_and_draws_extend_the_file(tmp_path: Path) -> None:
     path = tmp_path / "draws.jsonl"
     async with TgiStub() as stub:
@@ -64,6 +78,14 @@ async def test_a_conversation_is_drawn_whole_and_is_not_its_first_message(tmp_pa
     assert [0.5, 1.0] == list(by_temperature)
     assert [QUESTIONS, QUESTIONS] == [[row[0].question for row in rows] for rows in by_temperature.values()]
     assert all([0, 1] == [draw.index for draw in row] for rows in by_temperature.values() for row in rows)
+
+
+async def test_each_draw_is_told_once_and_may_take_longer_than_a_callers_request(tmp_path: Path) -> None:
+    told: list[int] = []
+    async with TgiStub(Knobs(latency_ms=300.0)) as stub:
+        hasty = BackendSettings(urls=(stub.url,), request_timeout_s=0.1)
+        await draw_design(hasty, DESIGN, tmp_path / "draws.jsonl", concurrency=8, on_draw=told.append)
+    assert [1] * 8 == told
 
 
 async def test_the_adapter_is_asked_by_its_name(tmp_path: Path) -> None:
@@ -108,6 +130,29 @@ async def test_draws_of_the_sample_command_are_taken_over_once(tmp_path: Path) -
     assert whole == store.read_bytes()
     with pytest.raises(DataError, match="not drawn with 4 tokens"):
         adopt(source, tmp_path / "other.jsonl", max_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("finish_reason", "tokens", "taken"),
+    [
+        ("length", 7, False),  # cut at another, lower limit
+        ("length", 8, True),
+        ("length", 9, False),
+        ("stop", 7, True),
+        ("stop", 8, True),
+        ("stop", 9, False),
+    ],
+)
+def test_only_draws_under_the_same_limit_are_taken_over(
+    tmp_path: Path, finish_reason: str, tokens: int, taken: bool
+) -> None:
+    source, store = tmp_path / "old.jsonl", tmp_path / "base.jsonl"
+    source.write_bytes(line_of(Draw("Name a tree.", "", 1.0, 0, 0, "Oak.", finish_reason, tokens)))
+    if taken:
+        assert 1 == adopt(source, store, max_tokens=8)
+    else:
+        with pytest.raises(DataError, match="was not drawn with 8 tokens at most"):
+            adopt(source, store, max_tokens=8)
 
 
 def test_without_servers_of_its_own_the_fleet_draws() -> None:

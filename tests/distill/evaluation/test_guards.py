@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from distill.evaluation.curve import Floats
+from distill.evaluation.curve import Floats, expected_max
 from distill.evaluation.drawn import Answers, Drawn
 from distill.evaluation.guards import Bounds, Comparison, Guard, judge_agrees
 from distill.evaluation.resample import Bootstrap
@@ -85,6 +85,44 @@ def test_a_rise_is_judged_by_its_mean_not_by_what_chance_may_explain(name: str, 
     assert passed == guard.passed
 
 
+@pytest.mark.parametrize(
+    ("tokens", "passed"), [(159, True), (160, True), (161, False), (97, True), (96, True), (95, False)]
+)
+def test_the_length_may_change_by_the_bound_and_no_more(tokens: float, passed: bool) -> None:
+    assert passed == check(answers(tokens=128), answers(tokens=tokens), Bounds(max_length_change=0.25))["length"].passed
+
+
+@pytest.mark.parametrize(("now", "passed"), [(0.374, True), (0.375, True), (0.376, False)])
+@pytest.mark.parametrize("name", ["truncation", "repetition"])
+def test_a_share_may_rise_by_the_bound_and_no_more(name: str, now: float, passed: bool) -> None:
+    field = {"truncation": "truncated", "repetition": "repetition"}[name]
+    guard = check(answers(**{field: 0.25}), answers(**{field: now}), Bounds(max_rise=0.125))[name]
+    assert passed == guard.passed
+    assert [pytest.approx(now - 0.25)] * 3 == [guard.value, guard.low, guard.high]
+    assert 0.125 == guard.bound
+    assert f": 25.0% → {now:.1%} (at most +12.5% allowed)" in guard.why
+
+
+@pytest.mark.parametrize(("now", "passed"), [(0.49, False), (0.5, True), (0.51, True)])
+@pytest.mark.parametrize("name", ["distinct answers", "distinct word pairs", "token entropy"])
+def test_diversity_may_fall_to_the_bound_and_no_further(name: str, now: float, passed: bool) -> None:
+    field = {"distinct answers": "distinct", "distinct word pairs": "bigrams", "token entropy": "entropy"}[name]
+    old, new = ({"entropy": 1.0, field: value} for value in (1.0, now))
+    guard = check(answers(**old), answers(**new), Bounds(min_diversity=0.5))[name]
+    assert passed == guard.passed
+    assert [pytest.approx(now)] * 3 == [guard.value, guard.low, guard.high]
+    assert 0.5 == guard.bound
+    assert f"{name} of one prompt: 1.00 → {now:.2f} ({now:.0%} of before; at least 50% asked)" == guard.why
+
+
+def test_a_ratio_has_the_interval_of_its_resamples() -> None:
+    """Half of the conversations keep all of the diversity, half keep nothing: the mean is a half, the interval wide."""
+    new = replace(answers(), distinct_P=np.where(INDEX % 2 == 0, 1.0, 0.0))
+    guard = check(answers(), new)["distinct answers"]
+    assert pytest.approx(0.5) == guard.value
+    assert pytest.approx((0.39, 0.61), abs=0.02) == (guard.low, guard.high)
+
+
 def test_a_bound_can_be_set() -> None:
     assert check(answers(), answers(tokens=130), Bounds(max_length_change=0.4))["length"].passed
     assert not check(answers(), answers(tokens=110), Bounds(max_length_change=0.05))["length"].passed
@@ -109,6 +147,15 @@ def test_without_answers_no_guard_is_asked() -> None:
 def test_nothing_before_and_nothing_after_is_no_change() -> None:
     assert check(answers(bigrams=0.0, tokens=0), answers(bigrams=0.0, tokens=0))["distinct word pairs"].passed
     assert not check(answers(tokens=0), answers())["length"].passed
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "ratio"),
+    [(0.0, 0.0, 1.0), (0.0, 1.0, float(np.finfo(np.float64).max)), (1.0, 0.0, 0.0), (1.0, 2.0, 2.0)],
+)
+def test_a_ratio_to_nothing_is_a_number_that_json_holds(before: float, now: float, ratio: float) -> None:
+    guard = check(answers(distinct=before), answers(distinct=now))["distinct answers"]
+    assert [pytest.approx(ratio)] * 3 == [guard.value, guard.low, guard.high]
 
 
 def judged(old: dict[float, Drawn], new: Drawn) -> Guard | None:
@@ -145,3 +192,23 @@ def test_the_judge_rates_what_the_serving_model_picked() -> None:
 def test_without_a_judge_none_is_asked() -> None:
     assert judged({1.0: Drawn(REWARDS)}, Drawn(REWARDS)) is None
     assert judged({1.0: Drawn(REWARDS)}, Drawn(REWARDS, judge_PM=REWARDS)) is None
+
+
+@pytest.mark.parametrize("n_old", [1, 2, 4])
+def test_the_judge_holds_best_of_n_prime_against_best_of_n_minus_one(n_old: int) -> None:
+    """At N = 1 against one draw. The exact claim, and the difference to the best of N in the reason."""
+    new = Drawn(REWARDS, judge_PM=REWARDS + 0.25)
+    guard = judge_agrees({1.0: Drawn(REWARDS, judge_PM=REWARDS)}, n_old, new, 2, INDEX, Bootstrap(PROMPTS))
+    best = {n: np.mean([expected_max(row, n) for row in REWARDS.tolist()]) for n in (1, 2, 3, 4)}
+    assert guard is not None
+    assert pytest.approx(best[2] + 0.25 - best[max(n_old - 1, 1)]) == guard.value
+    assert ("judge", 0.0) == (guard.name, guard.bound)
+    assert f"the best of 2 {guard.value:+.3f} from the old best of {max(n_old - 1, 1)} [" in guard.why
+    assert f"{best[2] + 0.25 - best[n_old]:+.3f} from its best of {n_old} [" in guard.why
+
+
+def test_a_judge_that_sees_no_difference_does_not_agree() -> None:
+    zeros = constant(0.0)
+    guard = judged({1.0: Drawn(REWARDS, judge_PM=zeros)}, Drawn(REWARDS, judge_PM=zeros))
+    assert guard is not None
+    assert (0.0, False) == (guard.value, guard.passed)

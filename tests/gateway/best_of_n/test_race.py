@@ -2,12 +2,12 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import pytest
 
-from gateway.best_of_n.permits import Permits
+from gateway.best_of_n.permits import Grant, Permits
 from gateway.best_of_n.plan import draw_seed
 from gateway.best_of_n.race import BestOfN
 from gateway.errors import (
@@ -21,7 +21,7 @@ from gateway.errors import (
     RewardError,
 )
 from gateway.settings import RaceSettings
-from gateway.types import Answer, Delta, Outcome, Plan, Prompt, Sampling, Selection, Unusable
+from gateway.types import Answer, Delta, Message, Outcome, Plan, Prompt, Sampling, Score, Selection, Unusable
 from tests.gateway.best_of_n.fakes import FakeBackend, FakeScorer, answer
 
 PROMPT = Prompt([{"role": "user", "content": "hello"}], Sampling())
@@ -287,6 +287,163 @@ async def test_tool_calls_are_scored_as_what_they_call() -> None:
     track = Track(FakeBackend([calling, answer("a")]))
     await track.run(2)
     assert sorted(track.scorer.asked) == ['[{"arguments": "{}", "name": "look"}]', "a"]
+
+
+class Clock:
+    """Seconds that a test moves on."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def after(self, seconds: float, event: asyncio.Event) -> None:
+        """Move on, let the event happen, and let everybody who waits for it go on."""
+        self.now += seconds
+        event.set()
+        await settled()
+
+
+async def settled() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+class SlowScorer(FakeScorer):
+    """Gives rewards once ``may_answer`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(length)
+        self.may_answer = asyncio.Event()
+
+    async def score(self, messages: Sequence[Message], answer: str) -> Score:
+        await self.may_answer.wait()
+        return await super().score(messages, answer)
+
+
+async def test_a_races_timings_are_its_phases_in_milliseconds() -> None:
+    """A quarter of a second in the queue, draws of 1 and 1.5 s, and an eighth of a second for rewards."""
+    clock, scorer, gates = Clock(), SlowScorer(), {index: asyncio.Event() for index in range(2)}
+    permits = Permits(8, max_waiting=1, queue_timeout_s=5.0)
+    settings = RaceSettings(deadline_s=5.0, quorum=1.0)
+    race = BestOfN(scorer, permits, settings, reward_timeout_s=5.0, clock=clock)
+    before = await race.admit(plan(8))
+    assert (8, 8, 0.0) == (before.n_run, before.unused, before.queue_ms)
+    waiting = asyncio.create_task(race.admit(plan(2)))
+    await settled()
+    clock.now += 0.25
+    race.leave(before)
+    entry = await waiting
+    assert (2, 2, 250.0) == (entry.n_run, entry.unused, entry.queue_ms)
+    running = asyncio.create_task(race.race(entry, PROMPT, FakeBackend([answer("a"), answer("bb")], gates)))
+    await settled()
+    assert 0 == entry.unused
+    await clock.after(1.0, gates[0])
+    await clock.after(0.5, gates[1])
+    await clock.after(0.125, scorer.may_answer)
+    outcome = await running
+    assert [1000.0, 1500.0] == [each.latency_ms for each in outcome.candidates]
+    timings = outcome.timings
+    found = (timings.queue_ms, timings.generate_ms, timings.score_ms, timings.total_ms)
+    assert (250.0, 1500.0, 125.0, 1875.0) == found
+    assert 0 == permits.in_flight
+
+
+async def test_a_live_draws_timings_are_its_phases_in_milliseconds() -> None:
+    clock, scorer = Clock(), SlowScorer()
+
+    class Timed(FakeBackend):
+        async def stream(self, prompt: Prompt, *, seed: int, replica: int) -> AsyncGenerator[Delta]:
+            clock.now += 1.5
+            for delta in PIECES:
+                yield delta
+
+    race = BestOfN(
+        scorer, Permits(2, max_waiting=1, queue_timeout_s=5.0), RaceSettings(), reward_timeout_s=5.0, clock=clock
+    )
+    entry = await race.admit(plan(1, score_single=True))
+    entry.queue_ms = 250.0
+    live = race.live(entry, PROMPT, Timed([]))
+    assert (0, draw_seed(7, 0)) == (live.outcome.candidates[0].index, live.outcome.candidates[0].seed)
+    assert (1, 250.0, "fake-judge") == (live.outcome.n_run, live.outcome.timings.queue_ms, live.outcome.reward_model)
+    assert entry.plan is live.outcome.plan
+
+    async def read() -> list[Delta]:
+        return [delta async for delta in live.deltas]
+
+    reading = asyncio.create_task(read())
+    await settled()
+    assert 0 == entry.unused
+    await clock.after(0.125, scorer.may_answer)
+    assert PIECES == await reading
+    timings = live.outcome.timings
+    found = (timings.queue_ms, timings.generate_ms, timings.score_ms, timings.total_ms)
+    assert (250.0, 1500.0, 125.0, 1875.0) == found
+    assert 1500.0 == live.outcome.candidates[0].latency_ms
+
+
+class AskedPermits(Permits):
+    """Remembers what it was asked for."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit, max_waiting=0, queue_timeout_s=0.05)
+        self.asked: list[tuple[int, int, str | None]] = []
+
+    async def acquire(self, want: int, *, floor: int = 1, key: str | None = None) -> Grant:
+        self.asked.append((want, floor, key))
+        return await super().acquire(want, floor=floor, key=key)
+
+
+@pytest.mark.parametrize(
+    ("n", "options", "available", "asked", "unjudged"),
+    [
+        (4, {}, True, [(4, 1, "a")], False),
+        (4, {"n_returned": 3}, True, [(4, 3, "a")], False),
+        (8, {"exploration": True, "ordinary": 4, "n_returned": 2}, True, [], False),
+        (9, {"exploration": True, "ordinary": 4, "n_returned": 2}, True, [(4, 2, "a")], False),
+        (4, {"n_returned": 3}, False, [(3, 3, "a")], True),
+        (2, {}, False, [(1, 1, "a")], True),
+        (1, {}, False, [(1, 1, "a")], False),
+        (1, {"score_single": True}, False, [(1, 1, "a")], True),
+    ],
+)
+async def test_a_race_asks_for_its_keys_permits_and_no_fewer_than_its_answers(
+    n: int,
+    options: dict[str, int | bool],
+    available: bool,
+    asked: list[tuple[int, int, str | None]],
+    unjudged: bool,
+) -> None:
+    permits = AskedPermits(8)
+    race = BestOfN(FakeScorer(length, available=available), permits, RaceSettings(), reward_timeout_s=5.0)
+    entry = await race.admit(plan(n, **options), key="a")  # type: ignore[arg-type]
+    assert (asked, unjudged) == (permits.asked, entry.unjudged)
+    assert [entry.n_run, entry.n_run] == [entry.unused, permits.in_flight]
+    assert 0.0 <= entry.queue_ms < 1000.0
+    race.leave(entry)
+    race.leave(entry)
+    assert (0, 0) == (entry.unused, permits.in_flight)
+
+
+async def test_a_deadline_before_the_quorums_time_ends_the_race() -> None:
+    track = Track(FakeBackend([answer("a"), None]), deadline_s=0.02, quorum=0.9, quorum_after_s=60.0)
+    outcome = await asyncio.wait_for(track.run(2), timeout=10.0)
+    assert (True, [0]) == (outcome.deadline_hit, [each.index for each in outcome.winners])
+
+
+@pytest.mark.parametrize(("quorum", "finished"), [(0.5, 2), (0.51, 3), (0.75, 3), (0.76, 4)])
+async def test_a_quorum_is_rounded_up_to_whole_draws(quorum: float, finished: int) -> None:
+    gates = {index: asyncio.Event() for index in range(4)}
+    track = Track(FakeBackend([answer("a")] * 4, gates), quorum=quorum, quorum_after_s=0.001)
+    running = asyncio.create_task(track.run(4))
+    await asyncio.sleep(0.02)
+    for index in range(finished):
+        assert not running.done()
+        gates[index].set()
+        await asyncio.sleep(0.02)
+    outcome = await asyncio.wait_for(running, timeout=5.0)
+    assert (finished, finished < 4) == (outcome.n_scored, outcome.deadline_hit)
 
 
 async def drain(track: Track, n: int = 1, **options: bool) -> tuple[list[Delta], Outcome]:

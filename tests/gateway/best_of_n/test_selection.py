@@ -10,11 +10,14 @@ from gateway.best_of_n.selection import most_telling, select
 from gateway.errors import (
     BackendFailed,
     BackendOverloaded,
+    BackendProtocolError,
     BackendRejected,
     BackendTimeout,
     BackendUnreachable,
     DeadlineExceeded,
     GatewayError,
+    InvalidRequest,
+    RequestContained,
 )
 from gateway.types import Answer, Candidate, Selection, Unusable
 
@@ -84,6 +87,11 @@ def test_an_answer_of_no_use_never_beats_one_of_use(reason: Unusable) -> None:
     assert 1 == winner.index
 
 
+@pytest.mark.parametrize(("rewards", "selection"), [(1, Selection.FALLBACK), (2, Selection.SCORED)])
+def test_two_rewards_are_needed_to_compare(rewards: int, selection: Selection) -> None:
+    assert selection == picked(*[1.0] * rewards, *[None] * 3)[1]
+
+
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=8))
 def test_the_winner_is_the_maximum(rewards: list[float]) -> None:
     [winner], selection = picked(*rewards)
@@ -93,11 +101,15 @@ def test_the_winner_is_the_maximum(rewards: list[float]) -> None:
 
 def test_the_most_telling_error_is_the_callers_own_fault_then_overload_then_time() -> None:
     ordered: list[GatewayError] = [
+        InvalidRequest("no such thing"),
         BackendRejected("too long"),
+        RequestContained("it broke servers"),
         BackendOverloaded("full"),
         BackendTimeout("slow"),
         BackendFailed("broken"),
+        BackendProtocolError("unreadable"),
         BackendUnreachable("gone"),
+        DeadlineExceeded("late"),
     ]
     for better, worse in itertools.combinations(ordered, 2):
         candidates = [Candidate(0, 0, error=worse), Candidate(1, 1, error=better)]
