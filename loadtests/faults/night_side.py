@@ -1,4 +1,4 @@
-"""Faults between the gateway and the night: a full Redis, trimming under traffic, a wrong clock for ``collect``.
+"""Faults between the gateway and the night: a full Redis, trimming under traffic, a wrong clock, other reward weights.
 
 The other side of the account is the archive here: what clients were answered must be in it in the end.
 """
@@ -54,6 +54,21 @@ async def collect_clock_wrong(world: World) -> None:
         collected = await world.run("distill", "collect", clock_days=days)
         told = f"{_DAYS_WRONG} days apart" in collected.output
         world.as_meant &= collected.code == 0 and told and _counted("too old to keep", collected.output) == 0
+
+
+async def reward_swapped(world: World) -> None:
+    """Between two nights other weights come to stand behind the reward model's name; each night's adapter is worse.
+
+    Old rewards of the serving policy, compared with new ones of the adapter, would let the second one through.
+    """
+    await world.hold()
+    nights = [await world.night()]
+    await world.reward.set_knobs(shift=10.0)
+    nights.append(await world.night())
+    scored, decided = ([run.result(step) or {} for run in nights] for step in ("score", "gate"))
+    told = [bool(result.get("news")) for result in scored]
+    promoted = [result.get("promote") for result in decided]
+    world.as_meant = (told, promoted) == ([False, True], [False, False])
 
 
 def _counted(what: str, output: str) -> int:

@@ -400,4 +400,13 @@ SCENARIOS = (
         archived=True,
         faked_commands=True,
     ),
+    Scenario(
+        "reward-swapped",
+        "the reward weights change behind their name between two nights: told, scored anew, no worse adapter promoted",
+        night_side.reward_swapped,
+        archived=True,
+        callers=2,
+        slowest_s=60.0,  # two nights train and draw on the same cores
+        settings={"GATEWAY_RACE__DEADLINE_S": "55", "GATEWAY_REWARD__TIMEOUT_S": "30"},
+    ),
 )

@@ -21,6 +21,7 @@ import psutil
 import redis.asyncio
 
 from distill.dataset.archive import Archive
+from distill.run_dir import RunDir, runs
 from gateway.embedded.process import ChildProcess, free_port
 from gateway.embedded.redis import RedisServer
 from gateway.journal.stream import stream_key
@@ -261,6 +262,30 @@ class World(Assembled):
         output, _ = await process.communicate()
         assert process.returncode is not None
         return Ended(process.returncode, output.decode())
+
+    async def night(self) -> RunDir:
+        """Run a small night to its end, on a tiny base; its adapter answers with few different words.
+
+        Raises:
+            RuntimeError: It failed; with what it said.
+        """
+        from tests.distill.nightly.attempts import attempt
+        from tests.distill.nightly.fleet import environment
+        from tests.distill.training.tiny import tiny_base
+
+        folder = self._folder / "nights"
+        base = folder / "base"
+        if not base.exists():
+            await asyncio.to_thread(tiny_base, base)
+        url = self.backends[0].url
+        small = environment(folder, tgi_url=url, reward_url=self.reward.url, redis_url=self.redis.url, model=base)
+        variables = {**self._environment, **small, **self._settings, "ATTEMPT_ADAPTERS": "dull"}
+        variables |= {"DISTILL_DATASET__ARCHIVE_DIR": str(self.archive.folder), "DISTILL_EVALUATION__PROMPTS": "16"}
+        variables |= {"DISTILL_DATASET__MAX_EXAMPLES": "48", "DISTILL_EVALUATION__TEMPERATURES": "0.7"}
+        code = await asyncio.to_thread(attempt, variables)
+        if code:
+            raise RuntimeError(f"the night ended with {code}: {(folder / 'attempts.log').read_text()[-2000:]}")
+        return runs(folder / "runs")[-1]
 
     async def archive_all(self, wanted: Set[str]) -> set[str]:
         """Collect until the archive holds these ids, or too often; returns those that it does not hold."""
