@@ -18,6 +18,7 @@ OF_NO_REQUEST = {
     "started",
     "stopped",
     "policy_refresh_failed",
+    "backend_identified",
     "containment_not_shared",
     "journal_not_shipping",
     "spool_refuses_records",
