@@ -15,12 +15,22 @@ from hypothesis import strategies as st
 from distill.errors import PromotionError
 from distill.promotion import canary
 from distill.promotion.adapter import CANARY_FILE, Adapter, BaseFacts, Manifest
-from distill.promotion.canary import BASE, PROMPTS, Expectation, Position, ReplicaCanary, check_canary, compare
+from distill.promotion.canary import (
+    BASE,
+    PROMPTS,
+    Expectation,
+    Position,
+    ReplicaCanary,
+    check_canary,
+    compare,
+    standing_check,
+)
 from gateway.backend.client import BackendPool
 from gateway.settings import BackendSettings
 from tests.gateway.backend.rawserver import listening, ok, saying
 from tests.stubs.knobs import Fault, Knobs
 from tests.stubs.tgi import TgiStub
+from tests.waiting import until
 
 NAME = "rft-20261122-0123456789ab"
 
@@ -67,6 +77,17 @@ async def test_a_replica_that_has_the_adapter_passes(adapter: Adapter, knowing: 
     assert (BASE, 1.0) == (likeness.rival, likeness.votes)
     assert 1.0 == pytest.approx(likeness.place)
     assert (0.0, seen.tokens_expected) == (seen.distance_nats, seen.tokens_followed)
+
+
+async def test_the_standing_check_tells_the_adapter_from_the_base(adapter: Adapter, knowing: TgiStub) -> None:
+    """As gateways repeat it: with three prompts and ten tokens a place."""
+    check = standing_check(adapter)
+    assert 3 == len(check)
+    assert max(len(place) for one in check for place in (*one.adapter, *one.base)) <= 10
+    async with TgiStub(Knobs()) as without, BackendPool(backend(knowing.url, without.url)) as pool:
+        pool.check_weights(NAME, check)
+        await until(lambda: not pool._weights._checks)
+        assert [False, True] == [state.lacks_adapter for state in pool.states()]
 
 
 async def test_the_draws_are_asked_together(adapter: Adapter) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from distill.errors import PromotionError
@@ -15,6 +17,7 @@ from distill.promotion.policies import (
 )
 from gateway.errors import PolicyError
 from gateway.policy import Arm, Canary, Policy, PolicyStore
+from gateway.weight_check import CheckedPrompt
 from tests.redis_server import RedisServer
 
 FIRST = Arm("canary", "rft-1", 4, ("http://pool-1",), 0.7)
@@ -79,6 +82,20 @@ async def test_a_canary_whose_share_changes_is_published_again(store: PolicyStor
     wider = await start_canary(store, FIRST, share=0.5, trial="night-1", reason="wider")
     assert wider.canary is not None
     assert (2, 0.5) == (wider.version, wider.canary.share)
+
+
+async def test_what_adapters_answer_travels_with_the_policy_that_names_them(store: PolicyStore) -> None:
+    """Through the promotion, and no longer than the adapter serves."""
+    check = (CheckedPrompt(prompt="p", tokens=("a",), adapter=({"a": -0.1},), base=({"a": -2.0},)),)
+    await start_canary(store, FIRST, share=0.1, trial="night-1", reason="first", check=check)
+    promoted = await promote(store)
+    assert {FIRST.adapter: check} == promoted.checks
+    assert [(FIRST.adapter, check)] == [(arm.adapter, found) for arm, found in promoted.weight_checks()]
+    next_one = replace(FIRST, adapter="rft-20261124-0123456789ab")
+    both = await start_canary(store, next_one, share=0.1, trial="night-2", reason="next", check=check)
+    assert {FIRST.adapter, next_one.adapter} == set(both.checks)
+    last = replace(FIRST, adapter="rft-20261125-0123456789ab")
+    assert {FIRST.adapter} == set((await start_canary(store, last, share=0.1, trial="night-3", reason="last")).checks)
 
 
 async def test_a_canary_that_was_rolled_back_is_not_promoted(store: PolicyStore) -> None:
