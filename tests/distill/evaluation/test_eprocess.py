@@ -1,9 +1,12 @@
 """The wealth is its formula, seldom large under the null, and large soon when a mean is above it."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from distill.evaluation.curve import Floats
 from distill.evaluation.eprocess import Strategy, fixed_sample_p, run
@@ -40,6 +43,33 @@ def test_agrapa_bets_mean_over_second_moment_of_what_it_has_seen(x: Floats) -> N
         wealth *= 1 + min(0.99, max(0.0, total / squares)) * value
         total, squares = total + value, squares + value * value
     assert pytest.approx(wealth) == run(x, alpha=1e-30, strategy="agrapa").final
+
+
+@given(observations, st.integers(0, 20), st.sampled_from([0.5, 0.05, 0.001]))
+def test_star_bets_what_needs_the_smallest_sum_of_what_remains(x: Floats, more: int, alpha: float) -> None:
+    """√(2 log(1/(αW)) / (σ² · remaining)), σ² the mean square of what was seen and one imagined quarter."""
+    wealth, squares, planned, path = 1.0, [0.0625], len(x) + more, []
+    for place, value in enumerate(x.tolist()):
+        if wealth < 1 / alpha:
+            missing = math.log(1 / alpha) - math.log(wealth)
+            bet = min(0.99, math.sqrt(2 * missing / (np.mean(squares) * (planned - place))))
+            wealth *= 1 + bet * value
+            squares.append(value * value)
+        path.append(wealth)
+    assert pytest.approx(path, rel=1e-6) == run(x, alpha=alpha, planned=planned).wealth.tolist()
+
+
+@pytest.mark.parametrize(("x", "crossed_at"), [([0.99], None), ([1.0], 1), ([0.9, 1.0], 2), ([1.0, -1.0], 1)])
+def test_the_threshold_itself_is_evidence_enough(x: list[float], crossed_at: int | None) -> None:
+    """A bet of a half on 1 makes 1.5, which is 1/α at α = 2/3."""
+    process = run(np.array(x), alpha=2 / 3, strategy="fixed")
+    assert crossed_at == process.crossed_at
+
+
+@pytest.mark.parametrize(("x", "final", "highest"), [([-1.0], 0.5, 1.0), ([1.0, -1.0], 0.75, 1.5), ([0.0], 1.0, 1.0)])
+def test_the_highest_wealth_is_at_least_the_first(x: list[float], final: float, highest: float) -> None:
+    process = run(np.array(x), alpha=0.01, strategy="fixed")
+    assert (final, highest) == (process.final, process.highest)
 
 
 @given(observations, st.sampled_from(STRATEGIES))
@@ -117,5 +147,7 @@ def test_the_fixed_sample_test_is_students() -> None:
     x = drift(0.02, 50, 4)
     t = x.mean() / (x.std(ddof=1) / len(x) ** 0.5)
     assert (t > 1.677) == (fixed_sample_p(x) < 0.05)
+    assert pytest.approx(stats.ttest_1samp(x, 0.0, alternative="greater").pvalue) == fixed_sample_p(x)
+    assert pytest.approx(stats.ttest_1samp(x[:2], 0.0, alternative="greater").pvalue) == fixed_sample_p(x[:2])
     assert 1.0 == fixed_sample_p(np.array([0.3]))
     assert 1.0 == fixed_sample_p(np.zeros(5))

@@ -17,7 +17,7 @@ from distill.promotion.policies import (
 )
 from gateway.errors import PolicyError
 from gateway.policy import Arm, Canary, Policy, PolicyStore
-from gateway.weight_check import CheckedPrompt
+from gateway.weight_check import CheckedPrompt, WeightCheck
 from tests.redis_server import RedisServer
 
 FIRST = Arm("canary", "rft-1", 4, ("http://pool-1",), 0.7)
@@ -198,6 +198,43 @@ async def test_a_policy_published_in_between_is_built_upon(store: PolicyStore, m
     monkeypatch.setattr(store, "publish", overtaken)
     policy = await start(store)
     assert (2, 0.5, 4) == (policy.version, policy.exploration, policy.canary.n if policy.canary else 0)
+
+
+@pytest.mark.parametrize(("overtaken", "taken"), [(4, True), (5, False)])
+async def test_a_step_is_tried_five_times(
+    store: PolicyStore, monkeypatch: pytest.MonkeyPatch, overtaken: int, taken: bool
+) -> None:
+    publish, attempts = store.publish, []
+
+    async def overtake(policy: Policy) -> None:
+        attempts.append(policy)
+        if len(attempts) <= overtaken:
+            await publish(store.current.successor(reason="by hand"))
+        await publish(policy)
+
+    monkeypatch.setattr(store, "publish", overtake)
+    if taken:
+        assert 5 == (await start(store)).version
+    else:
+        with pytest.raises(PolicyError):
+            await start(store)
+    assert 5 == len(attempts)
+
+
+def check_of(answer: str) -> WeightCheck:
+    return (CheckedPrompt(prompt="p", tokens=(answer,), adapter=({answer: -0.1},), base=({answer: -2.0},)),)
+
+
+async def test_a_canarys_check_stands_beside_that_of_the_adapter_in_force(store: PolicyStore) -> None:
+    """Those of adapters that serve no more are forgotten."""
+    checks = {name: check_of(name) for name in ("rft-0", "rft-1", "rft-2")}
+    await store_with(store, adapter="rft-1", checks={name: checks[name] for name in ("rft-0", "rft-1")})
+    policy = await start_canary(store, SECOND, share=0.1, trial="a", reason="", check=checks["rft-2"])
+    assert {name: checks[name] for name in ("rft-1", "rft-2")} == policy.checks
+    policy = await start_canary(store, SECOND, share=0.2, trial="a", reason="")
+    assert {"rft-1": checks["rft-1"]} == policy.checks
+    policy = await start_canary(store, Arm("canary", None, 4), share=0.1, trial="b", reason="", check=checks["rft-2"])
+    assert {"rft-1": checks["rft-1"]} == policy.checks
 
 
 async def test_without_redis_no_step_is_taken(store: PolicyStore, redis_server: RedisServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -11,7 +12,14 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from gateway.api.connection import ClientGone, EventStream, read_body, unless_gone
-from gateway.errors import BackendFailed, NotReady, RequestTooLarge
+from gateway.errors import (
+    BackendFailed,
+    InvalidRequest,
+    NotReady,
+    RequestTooLarge,
+    RequestTooSlow,
+    UnsupportedContentType,
+)
 
 JSON = (b"content-type", b"application/json; charset=utf-8")
 
@@ -77,6 +85,73 @@ async def test_a_body_at_its_limit_is_read_and_one_byte_more_is_not() -> None:
             await read_body(Caller(b"12345", b"6789").request(*headers), limit_bytes=8, timeout_s=5)
 
 
+@pytest.mark.parametrize(
+    ("declared", "refused"), [(b"7", False), (b"8", False), (b"9", True), (b"-9", False), (b"many", False)]
+)
+async def test_a_declared_length_over_the_limit_is_refused_before_anything_is_read(
+    declared: bytes, refused: bool
+) -> None:
+    caller = Caller(b"{", b"}")
+    reading = read_body(caller.request((b"content-length", declared)), limit_bytes=8, timeout_s=5)
+    if refused:
+        with pytest.raises(RequestTooLarge, match="over this server's limit of 8 bytes"):
+            await reading
+        assert 2 == len(caller._parts)
+    else:
+        assert b"{}" == await reading
+
+
+@pytest.mark.parametrize(("limit_bytes", "refused"), [(99, True), (100, False), (101, False)])
+async def test_a_compressed_body_is_measured_as_it_is_read(limit_bytes: int, refused: bool) -> None:
+    packed = gzip.compress(b"a" * 100)
+    caller = Caller(packed[:10], packed[10:])
+    reading = read_body(caller.request((b"content-encoding", b"gzip")), limit_bytes=limit_bytes, timeout_s=5)
+    if refused:
+        with pytest.raises(RequestTooLarge, match="decompressed"):
+            await reading
+    else:
+        assert b"a" * 100 == await reading
+
+
+async def test_a_compressed_body_that_ends_early_is_refused() -> None:
+    caller = Caller(gzip.compress(b"a" * 100)[:-1])
+    with pytest.raises(InvalidRequest, match="cut short"):
+        await read_body(caller.request((b"content-encoding", b"gzip")), limit_bytes=1000, timeout_s=5)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "read"),
+    [
+        (b"application/json", True),
+        (b" Application/JSON ;charset=utf-8; x=y", True),
+        (b"application/json2", False),
+        (b"text/plain", False),
+        (b"text/plain; application/json", False),
+        (b"", False),
+        (None, False),
+    ],
+)
+async def test_a_body_must_be_declared_as_json(content_type: bytes | None, read: bool) -> None:
+    headers = [] if content_type is None else [(b"content-type", content_type)]
+    reading = read_body(
+        Request({"type": "http", "headers": headers}, Caller(b"{}").receive), limit_bytes=8, timeout_s=5
+    )
+    if read:
+        assert b"{}" == await reading
+    else:
+        with pytest.raises(UnsupportedContentType, match="content-type: application/json"):
+            await reading
+
+
+async def test_an_upload_that_trickles_is_told_its_time() -> None:
+    async def receive() -> Message:
+        await asyncio.sleep(0.005)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    with pytest.raises(RequestTooSlow, match=r"did not arrive within 0\.05 seconds"):
+        await read_body(Request({"type": "http", "headers": [JSON]}, receive), limit_bytes=10**6, timeout_s=0.05)
+
+
 async def test_a_caller_gone_in_its_body_is_gone() -> None:
     caller = Caller(b"{", b"}")
     caller._parts.pop()
@@ -132,6 +207,46 @@ async def test_a_stream_sends_its_events_and_ends() -> None:
     assert headers[b"content-type"].startswith(b"text/event-stream")
     assert b"content-length" not in headers
     assert source.closed
+
+
+async def test_a_streams_messages_are_those_of_an_event_stream() -> None:
+    caller, source, ends = Caller(), Source(b"one"), []
+    source.queue.put_nowait(None)
+    stream = EventStream(
+        source.events(), keep_alive_s=5.0, keep_alive=b"", on_error=lambda _: b"", on_end=lambda: ends.append(1)
+    )
+    await stream({"type": "http"}, caller.receive, caller.send)
+    start, *bodies = caller.sent
+    assert ("http.response.start", 200) == (start["type"], start["status"])
+    assert {
+        b"content-type": b"text/event-stream; charset=utf-8",
+        b"cache-control": b"no-cache",
+        b"x-accel-buffering": b"no",
+    } == dict(start["headers"])
+    assert [
+        {"type": "http.response.body", "body": b"one", "more_body": True},
+        {"type": "http.response.body", "body": b""},
+    ] == bodies
+    assert [1] == ends
+
+
+async def test_a_streams_error_is_followed_by_its_end() -> None:
+    caller, source = Caller(), Source(BackendFailed("it broke"))
+    await stream_of(source)({"type": "http"}, caller.receive, caller.send)
+    assert [
+        {"type": "http.response.body", "body": b"it broke", "more_body": True},
+        {"type": "http.response.body", "body": b""},
+    ] == caller.sent[1:]
+
+
+async def test_the_first_event_is_waited_for_no_longer_than_a_silence_may_last() -> None:
+    caller, source = Caller(), Source()
+    stream = stream_of(source, keep_alive_s=0.02)
+    await asyncio.wait_for(stream.start(caller.receive), timeout=5)
+    source.queue.put_nowait(b"late")
+    source.queue.put_nowait(None)
+    await stream({"type": "http"}, caller.receive, caller.send)
+    assert b"late" in caller.heard
 
 
 async def test_silence_is_broken_by_comments() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -183,3 +184,112 @@ async def test_what_is_left_is_told_at_the_entrance(counters: Counters) -> None:
     assert refused.refusal is not None
     assert pytest.approx(70, abs=0.5) == refused.tokens_full_in_s
     assert pytest.approx(3, abs=0.5) == refused.requests_full_in_s  # a refused request was not counted
+
+
+MINUTE_US = 60_000_000
+
+
+@pytest.mark.parametrize(("later_us", "enters"), [(-1, False), (0, True), (1, True)])
+async def test_a_request_enters_at_the_microsecond_that_was_named(later_us: int, enters: bool) -> None:
+    clock = Clock(7)
+    own, limits = OwnCounters(lease_s=LEASE_S, clock_us=clock), Limits(requests_per_minute=4)
+    assert [15.0, 30.0, 45.0, 60.0] == [(await own.enter("a", limits, "x")).requests_full_in_s for _ in range(4)]
+    refused = await own.enter("a", limits, "x")
+    assert (Refusal("requests_per_minute", 15.0), 60.0) == (refused.refusal, refused.requests_full_in_s)
+    clock.now_us += 15_000_000 + later_us
+    assert enters == ((await own.enter("a", limits, "x")).refusal is None)
+
+
+@pytest.mark.parametrize(
+    ("paid", "wait_s"),
+    [(598, None), (599, None), (600, 0.1), (601, 0.2), (1200, 60.1)],
+)
+async def test_a_key_enters_while_one_token_is_left(paid: int, wait_s: float | None) -> None:
+    own, limits = OwnCounters(lease_s=LEASE_S, clock_us=Clock(7)), Limits(tokens_per_minute=600)
+    await own.leave("a", limits, "x", paid)
+    entrance = await own.enter("a", limits, "x")
+    assert (None if wait_s is None else Refusal("tokens_per_minute", wait_s)) == entrance.refusal
+    assert (0.0, paid / 10) == (entrance.requests_full_in_s, entrance.tokens_full_in_s)
+
+
+async def test_a_bucket_is_paid_from_now_on_not_from_when_it_was_full() -> None:
+    clock = Clock(7)
+    own, limits = OwnCounters(lease_s=LEASE_S, clock_us=clock), Limits(requests_per_minute=60, tokens_per_minute=600)
+    await own.enter("a", limits, "x")
+    await own.leave("a", limits, "x", 10)
+    clock.now_us += 10 * MINUTE_US
+    entrance = await own.enter("a", limits, "y")
+    assert (1.0, 0.0) == (entrance.requests_full_in_s, entrance.tokens_full_in_s)
+    await own.leave("a", limits, "y", 10)
+    assert 1.0 == (await own.enter("a", limits, "z")).tokens_full_in_s
+
+
+async def test_what_is_not_limited_is_not_counted() -> None:
+    own = OwnCounters(lease_s=LEASE_S, clock_us=Clock(7))
+    await own.enter("a", Limits(), "x")
+    await own.leave("a", Limits(), "x", 1000)
+    entrance = await own.enter("a", Limits(1, 1, 1), "x")
+    assert (None, 60.0, 0.0) == (entrance.refusal, entrance.requests_full_in_s, entrance.tokens_full_in_s)
+
+
+@pytest.mark.parametrize(("age_us", "free"), [(999_999, False), (1_000_000, True), (1_000_001, True)])
+async def test_a_lost_race_gives_its_place_back_at_the_end_of_its_lease(age_us: int, free: bool) -> None:
+    clock = Clock(7)
+    own, limits = OwnCounters(lease_s=1.0, clock_us=clock), Limits(races_in_flight=2)
+    assert [None, None] == [await refusal_of(own, "a", limits, lease) for lease in ("lost", "lost too")]
+    clock.now_us += age_us
+    refused = await refusal_of(own, "a", limits, "next")
+    assert (None if free else Refusal("races_in_flight", 1.0)) == refused
+
+
+@pytest.mark.parametrize(
+    ("reply", "refusal"),
+    [
+        ([b"", 0, 1_500_000, 2_500_000], None),
+        ([b"requests_per_minute", 1, 1_500_000, 2_500_000], Refusal("requests_per_minute", 1e-6)),
+        ([b"tokens_per_minute", 2_000_000, 1_500_000, 2_500_000], Refusal("tokens_per_minute", 2.0)),
+        ([b"races_in_flight", 0, 1_500_000, 2_500_000], Refusal("races_in_flight", 1.0)),
+    ],
+)
+async def test_redis_replies_are_read_in_microseconds(reply: list[object], refusal: Refusal | None) -> None:
+    entrance = await replying(reply).enter("a", Limits(1, 1, 1), "x")
+    assert (refusal, 1.5, 2.5) == (entrance.refusal, entrance.requests_full_in_s, entrance.tokens_full_in_s)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        [b"requests_per_minute", 0, 0, 0],
+        [b"tokens_per_minute", 0, 0, 0],
+        [b"tokens_per_minute", -1, 0, 0],
+        [b"another", 5, 0, 0],
+        [b"", 0, -1, 0],
+        [b"", 0, 0, -1],
+        [b"", 0, 0],
+        None,
+    ],
+    ids=str,
+)
+async def test_a_reply_that_makes_no_sense_is_none(reply: object) -> None:
+    with pytest.raises(CountersLost, match="a reply that makes no sense"):
+        await replying(reply).enter("a", Limits(1, 1, 1), "x")
+
+
+class ScriptedRedis:
+    """Gives one reply to every script."""
+
+    def __init__(self, reply: object) -> None:
+        self.reply = reply
+
+    def register_script(self, script: str) -> Any:
+        async def run(*, keys: list[str], args: list[object]) -> object:
+            assert ["test:limits:{a}:buckets", "test:limits:{a}:races"] == keys
+            assert [1, 1, 1, "x", 30_000_000] == args
+            return self.reply
+
+        return run
+
+
+def replying(reply: object) -> SharedCounters:
+    redis: Any = ScriptedRedis(reply)
+    return SharedCounters(redis, key_prefix="test", lease_s=LEASE_S)

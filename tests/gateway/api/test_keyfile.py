@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,39 @@ def test_no_two_keys_are_alike() -> None:
 def test_a_name_that_the_file_cannot_hold_is_refused(name: str) -> None:
     with pytest.raises(SettingsError, match="a key's name"):
         new_key(name)
+
+
+@pytest.mark.parametrize("name", ["a", "a" * 64, "A-b_c.9"])
+def test_a_name_of_up_to_64_letters_is_kept(name: str) -> None:
+    [key] = parse(new_key(name)[1].encode(), PATH)
+    assert name == key.name
+
+
+@pytest.mark.parametrize(
+    ("count", "read"), [("0", False), ("1", True), ("9" * 12, True), ("9" * 13, False), ("01", False)]
+)
+@pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_minute", "races_in_flight"])
+def test_a_limit_is_a_whole_number_of_up_to_12_digits(limit: str, count: str, read: bool) -> None:
+    content = f"a {DIGEST} {limit}={count}".encode()
+    if read:
+        assert Limits(**{limit: int(count)}) == parse(content, PATH)[0].limits
+    else:
+        with pytest.raises(SettingsError, match=f"keys, line 1: {limit} is a whole number from 1 on"):
+            parse(content, PATH)
+
+
+def test_a_keys_line_and_id_are_those_of_its_hash() -> None:
+    content = f"ops {OTHER} races_in_flight=2 scopes=admin,chat tokens_per_minute=900"
+    [key] = parse(content.encode(), PATH)
+    assert f"ops {OTHER} scopes=chat,admin tokens_per_minute=900 races_in_flight=2" == key.line
+    assert "b" * 16 == key.id
+    assert bytes.fromhex("b" * 64) == key.digest
+
+
+def test_a_secret_is_its_prefix_and_32_random_bytes() -> None:
+    secret, line = new_key("app")
+    assert (3 + 43, "rk-") == (len(secret), secret[:3])
+    assert f"app sha256:{hashlib.sha256(secret.encode()).hexdigest()} scopes=chat,feedback" == line
 
 
 def test_a_scope_that_does_not_exist_is_refused() -> None:

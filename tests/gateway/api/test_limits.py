@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
 from redis.asyncio import Redis
 
-from gateway.api.counters import Entrance
-from gateway.api.keyfile import Limits, new_key
-from gateway.api.limits import limit_headers, longest_visit_s
+from gateway.api.counters import CountersLost, Entrance, Refusal
+from gateway.api.keyfile import Key, Limits, new_key
+from gateway.api.limits import Limiter, limit_headers, longest_visit_s
+from gateway.errors import RateLimited
 from gateway.settings import Settings
 from tests.redis_server import RedisServer
 from tests.serving import Serve, Served
@@ -220,3 +221,123 @@ async def test_a_key_without_limits_costs_redis_nothing(
         statistics = await redis.info("commandstats")
         assert [] == await redis.keys("ratchet:limits:*")
         assert not [name for name in statistics if "eval" in name or "script" in name]
+
+
+class FakeCounters:
+    """Counts what it is asked; ``lost`` says that Redis is away."""
+
+    def __init__(self) -> None:
+        self.lost = False
+        self.entered: list[tuple[str, Limits]] = []
+        self.left: list[tuple[str, Limits, int]] = []
+        self.refusal: Refusal | None = None
+
+    async def enter(self, key_id: str, limits: Limits, lease: str) -> Entrance:
+        if self.lost:
+            raise CountersLost("TimeoutError")
+        self.entered.append((key_id, limits))
+        return Entrance(self.refusal, 1.0, 2.0)
+
+    async def leave(self, key_id: str, limits: Limits, lease: str, tokens: int) -> None:
+        if self.lost:
+            raise CountersLost("TimeoutError")
+        self.left.append((key_id, limits, tokens))
+
+
+class Clock:
+    now_s = 50.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def limiter_over(shared: FakeCounters, own: FakeCounters, clock: Clock) -> Limiter:
+    limiter: Any = Limiter(Settings(), clock=clock)
+    limiter._shared, limiter._own = shared, own
+    return cast("Limiter", limiter)
+
+
+KEY = Key("app", bytes(32), limits=Limits(60, 600, 2))
+
+
+async def test_redis_is_asked_again_a_second_after_it_was_away() -> None:
+    shared, own, clock = FakeCounters(), FakeCounters(), Clock()
+    limiter = limiter_over(shared, own, clock)
+    await limiter.enter(KEY, race=True)
+    assert (1, 0) == (len(shared.entered), len(own.entered))
+    shared.lost = True
+    await limiter.enter(KEY, race=True)
+    assert (1, 1) == (len(shared.entered), len(own.entered))
+    shared.lost = False
+    clock.now_s += 0.99
+    await limiter.enter(KEY, race=True)
+    assert (1, 2) == (len(shared.entered), len(own.entered))
+    clock.now_s += 0.01
+    await limiter.enter(KEY, race=True)
+    assert (2, 2) == (len(shared.entered), len(own.entered))
+    await limiter.aclose()
+
+
+async def test_a_race_is_paid_where_it_entered_and_here_where_that_is_away() -> None:
+    shared, own, clock = FakeCounters(), FakeCounters(), Clock()
+    limiter = limiter_over(shared, own, clock)
+    first, second = [await limiter.enter(KEY, race=True) for _ in range(2)]
+    first.tokens, second.tokens = 70, 80
+    first.leave()
+    first.leave()
+    await asyncio.sleep(0)
+    assert ([(KEY.id, KEY.limits, 70)], []) == (shared.left, own.left)
+    shared.lost = True
+    second.leave()
+    await limiter.aclose()
+    assert (1, [(KEY.id, KEY.limits, 80)]) == (len(shared.left), own.left)
+    await limiter.enter(KEY, race=True)
+    assert 1 == len(own.entered), "for a second this process counts alone"
+
+
+@pytest.mark.parametrize(
+    ("key", "race", "counted", "pays"),
+    [
+        (KEY, True, Limits(60, 600, 2), True),
+        (KEY, False, Limits(60, 0, 0), False),
+        (Key("b", bytes(32), limits=Limits(60, 0, 0)), True, Limits(60, 0, 0), False),
+        (Key("b", bytes(32), limits=Limits(0, 600, 0)), True, Limits(0, 600, 0), True),
+        (Key("b", bytes(32), limits=Limits(0, 0, 2)), True, Limits(0, 0, 2), True),
+        (Key("b", bytes(32), limits=Limits(0, 600, 2)), False, None, False),
+        (Key("b", bytes(32)), True, None, False),
+        (None, True, None, False),
+    ],
+)
+async def test_only_races_hold_places_and_pay_tokens(
+    key: Key | None, race: bool, counted: Limits | None, pays: bool
+) -> None:
+    shared = FakeCounters()
+    limiter = limiter_over(shared, FakeCounters(), Clock())
+    visit = await limiter.enter(key, race=race)
+    assert ([] if counted is None else [counted]) == [limits for _, limits in shared.entered]
+    assert pays == (visit.on_leave is not None)
+    assert (None if counted is None else Entrance(None, 1.0, 2.0)) == visit.entrance
+    if counted is not None and counted.requests_per_minute:
+        assert ("60", "59", "1s") == tuple(
+            visit.headers()[f"x-ratelimit-{part}-requests"] for part in ("limit", "remaining", "reset")
+        )
+    await limiter.aclose()
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ("requests_per_minute", "60 requests a minute"),
+        ("tokens_per_minute", "600 tokens a minute"),
+        ("races_in_flight", "2 requests at once"),
+    ],
+)
+async def test_a_refusal_names_its_limit_its_wait_and_what_is_left(limit: Any, words: str) -> None:
+    shared = FakeCounters()
+    shared.refusal = Refusal(limit, 3.5)
+    limiter = limiter_over(shared, FakeCounters(), Clock())
+    with pytest.raises(RateLimited, match=f"this API key has reached its limit of {words}$") as refused:
+        await limiter.enter(KEY, race=True)
+    assert 3.5 == refused.value.retry_after_s
+    assert limit_headers(KEY.limits, Entrance(None, 1.0, 2.0)) == refused.value.headers
+    await limiter.aclose()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.api import render, sse
-from gateway.types import Answer, Candidate, Outcome, Plan, Selection, Timings
+from gateway.types import Answer, Candidate, Delta, Outcome, Plan, Selection, Timings
 
 # What JSON can hold: no lone surrogates.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -101,3 +102,62 @@ def test_a_whole_answer_has_tool_calls_where_there_are_any() -> None:
     called = render.choice(0, Answer(None, "tool_calls", 1, 1, tool_calls=(call,)))
     assert {"role": "assistant", "content": None, "refusal": None, "tool_calls": (call,)} == called["message"]
     assert "tool_calls" not in render.choice(0, Answer("a", "stop", 1, 1))["message"]
+
+
+def test_a_stream_has_every_field_under_its_name() -> None:
+    outcome = outcome_of(Answer("Oak and ash.", "stop", 4, 3))
+    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 7, "model": "m"}
+
+    def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return {**head, "choices": [choice], "usage": None}
+
+    *pieces, last, usage = chunks_of(outcome, include_usage=True)
+    assert [
+        chunk({"role": "assistant", "content": "", "refusal": None}),
+        *(chunk({"content": text}) for text in ("Oak", " and", " ash.")),
+    ] == pieces
+    assert {**chunk({}, "stop"), "best_of_n": render.report(outcome, Timings())} == last
+    assert {**head, "choices": [], "usage": render.usage(outcome)} == usage
+    assert "usage" not in chunks_of(outcome)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("", []),
+        ("123456", ["123456"]),
+        ("1234567", ["123456", "7"]),
+        (" \n 123456", [" \n 123456"]),
+        ("a  ", ["a", "  "]),
+    ],
+)
+def test_an_answer_is_cut_into_pieces_of_six_characters(text: str, pieces: list[str]) -> None:
+    assert pieces == [delta["content"] for delta in deltas(chunks_of(outcome_of(Answer(text, "stop", 1, 1))))[1:-1]]
+
+
+def test_tool_calls_are_opened_by_name_and_numbered() -> None:
+    def call(name: str, arguments: str) -> dict[str, Any]:
+        return {"id": f"call_{name}", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+    answer = Answer(None, "tool_calls", 1, 1, tool_calls=(call("look", "12345678"), call("see", "{}")))
+    assert [
+        [{**call("look", ""), "index": 0}],
+        [{"index": 0, "function": {"arguments": "123456"}}],
+        [{"index": 0, "function": {"arguments": "78"}}],
+        [{**call("see", ""), "index": 1}],
+        [{"index": 1, "function": {"arguments": "{}"}}],
+    ] == [delta["tool_calls"] for delta in deltas(chunks_of(outcome_of(answer)))[1:-1]]
+
+
+def test_a_live_pieces_text_and_calls_come_together() -> None:
+    chunks = sse.Chunks(completion_id="chatcmpl-1", created=7, model="m", include_usage=False)
+    call = {"index": 0, "function": {"arguments": "{}"}}
+    for delta, content in (
+        (Delta("a"), {"content": "a"}),
+        (Delta(), {"content": ""}),
+        (Delta("a", tool_calls=(call,)), {"content": "a", "tool_calls": [call]}),
+        (Delta(tool_calls=(call,)), {"tool_calls": [call]}),
+    ):
+        [choice] = orjson.loads(chunks.piece(delta).removeprefix(b"data: "))["choices"]
+        assert (0, content) == (choice["index"], choice["delta"])
