@@ -1,0 +1,87 @@
+"""A pytest plugin for mutants: which tests run against one, and in which order.
+
+mutmut runs every test that reaches the mutant's function, in no order, and ends at the first that fails.
+
+- **The fastest first.** Most mutants fall to a test of milliseconds. A survivor would have to wait for every test over
+  HTTP: only so many run as take ``MOST_S`` seconds together, so a mutant that only a later one notices has survived.
+- **None that fails without a mutant.** On a busy machine tests of time and memory fail by themselves, and would be
+  taken for kills. What fails in either of mutmut's two runs without a mutant is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+MOST_S = 30.0
+STATISTICS = Path("mutmut-stats.json")
+"""mutmut's: how long each test took without a mutant. pytest runs in mutmut's folder."""
+FAILING = Path("failing-tests.json")
+"""Names of the tests that fail without a mutant."""
+
+_WITHOUT_MUTANT = frozenset({"", "stats"})
+_NO_RUN = frozenset({"fail", "list_all_tests", "mutant_generation"})
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Count the tests that fail without a mutant, and go on behind them."""
+    if _under_test() in _WITHOUT_MUTANT:
+        config.option.maxfail = 0
+        config.pluginmanager.register(_Failures(), "mutant-failures")
+
+
+class _Failures:
+    """Writes down which tests failed; the run itself has not."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._names.add(report.nodeid)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if session.exitstatus == pytest.ExitCode.TESTS_FAILED:
+            FAILING.write_text(json.dumps(sorted(self._names | _failing()), indent=1), encoding="utf-8")
+            session.exitstatus = pytest.ExitCode.OK
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sort and shorten the list of tests where a mutant is under test."""
+    if _under_test() in _WITHOUT_MUTANT | _NO_RUN or not STATISTICS.exists():
+        return
+    durations_s: dict[str, float] = json.loads(STATISTICS.read_text(encoding="utf-8"))["duration_by_test"]
+    by_name = {item.nodeid: item for item in items}
+    kept = chosen([name for name in by_name if name not in _failing()], durations_s)
+    config.hook.pytest_deselected(items=[item for name, item in by_name.items() if name not in kept])
+    items[:] = [by_name[name] for name in kept]
+
+
+def chosen(tests: Sequence[str], durations_s: Mapping[str, float], most_s: float = MOST_S) -> list[str]:
+    """Return the fastest tests that take ``most_s`` seconds together, the fastest first, and always that one.
+
+    Args:
+        tests: Their names.
+        durations_s: By name; a new test counts as nothing.
+        most_s: What they may take together.
+    """
+    kept: list[str] = []
+    left_s = most_s
+    for test in sorted(tests, key=lambda test: durations_s.get(test, 0.0)):
+        left_s -= durations_s.get(test, 0.0)
+        if kept and left_s < 0:
+            break
+        kept.append(test)
+    return kept
+
+
+def _under_test() -> str:
+    return os.environ.get("MUTANT_UNDER_TEST", "")
+
+
+def _failing() -> set[str]:
+    return set(json.loads(FAILING.read_text(encoding="utf-8"))) if FAILING.exists() else set()
