@@ -23,6 +23,7 @@ from gateway.backend.health import Fault
 from gateway.backend.hedging import Call, hedged
 from gateway.backend.limit import ServerLimit, ServerLimits
 from gateway.backend.prober import Prober
+from gateway.backend.readiness import check_replica
 from gateway.backend.replicas import Replica, Replicas, Route
 from gateway.backend.transport import TraceConfigs
 from gateway.backend.usual_time import UsualTime
@@ -35,7 +36,6 @@ from gateway.errors import (
     BackendProtocolError,
     BackendTimeout,
     BackendUnreachable,
-    GatewayError,
     RequestContained,
 )
 from gateway.settings import BackendSettings
@@ -177,10 +177,11 @@ class BackendPool:
             await self._resolve()
             if not self._replicas.all:
                 return Readiness(ready=False, detail="no server has the backend's name")
-        found = await asyncio.gather(*(self._problem(replica) for replica in self._replicas.all))
-        facts = {replica.name: problem or "ok" for replica, (problem, _) in zip(self._replicas.all, found, strict=True)}
+        everyone = self._replicas.all
+        found = await asyncio.gather(*(check_replica(one, self._replicas, self._calls) for one in everyone))
+        facts = {replica.name: problem or "ok" for replica, (problem, _) in zip(everyone, found, strict=True)}
         detail = "; ".join(f"{name}: {state}" for name, state in facts.items() if state != "ok")
-        limits = {one.name: one.identity.limits for one in self._replicas.all if one.identity and one.identity.limits}
+        limits = {one.name: one.identity.limits for one in everyone if one.identity and one.identity.limits}
         all_facts = {"replicas": facts} | ({"limits": limits} if limits else {})
         return Readiness(ready=any(serves for _, serves in found), detail=detail, facts=all_facts)
 
@@ -278,8 +279,11 @@ class BackendPool:
         missing = isinstance(error, AdapterMissing)
         if len(tried) > TAKEOVERS and not missing:
             return None
-        spare = route.replica
-        if spare is None or spare in tried or spare.health.ejected or spare.lacks(prompt.adapter):
+        reached = [one for one in (route.replica, route.hedge) if one is not None and one not in tried]
+        serving = [one for one in reached if not one.health.ejected and not one.lacks(prompt.adapter)]
+        if serving:
+            spare: Replica | None = serving[0]  # a race keeps to the replicas that it has reached
+        else:
             spare = self._replicas.choose(adapter=prompt.adapter, without=tried, panic=False)
         if spare is None:
             return None
@@ -339,6 +343,8 @@ class BackendPool:
             self._prober.suspect(replica, self._draws.fingerprint(route, prompt))
         elif route.answered:
             return None  # only a longer answer than the race's others
+        if not self._containment.idle and self._containment.suspects(self._draws.fingerprint(route, prompt)):
+            return None  # it broke one server and may have hung this one: it is not to reach a third
         if route.hedge is None:
             other = self._replicas.choose(adapter=prompt.adapter, without=[replica, *tried], panic=False)
             hung = replica.health.ejection is not None and replica.health.ejection.fault is Fault.HUNG
@@ -374,24 +380,3 @@ class BackendPool:
                 self._containment.broke(request, replica.name)
             except RequestContained:
                 continue
-
-    async def _problem(self, replica: Replica) -> tuple[str | None, bool]:
-        """Return what is wrong with a replica (None: nothing), and whether it serves all the same."""
-        try:
-            problem = await self._calls.health(replica)
-            if problem is None:
-                await self._calls.identify(replica)
-                problem = self._calls.strangeness(replica)
-        except GatewayError as error:
-            self._replicas.failed(replica, Fault.UNREACHABLE, error.message)
-            return error.message, False
-        ejection = replica.health.ejection
-        if problem is None and ejection is not None and ejection.fault is Fault.UNREACHABLE:
-            self._replicas.readmit(replica)
-            return None, True
-        if problem is not None:
-            return problem, False
-        if ejection is None:
-            return None, True
-        left_s = max(0.0, ejection.until_s - self._replicas.clock())
-        return f"{ejection.fault}: {ejection.reason}; out of rotation for {left_s:.0f} s more", not ejection.confirmed

@@ -120,6 +120,11 @@ class Containment:
         if suspect is not None and suspect.breaks >= _BREAKS:
             raise _contained(CONTAINED_S)
 
+    def suspects(self, request: str) -> bool:
+        """Return whether the request has broken a server within the last minute."""
+        suspect = self._suspects.get(request)
+        return suspect is not None and self._clock() - suspect.last_break_s < CONTAINED_S
+
     def answered(self, request: str) -> None:
         """Clear a request that a server answered."""
         if request in self._suspects:

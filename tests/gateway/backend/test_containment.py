@@ -139,3 +139,12 @@ def test_suspects_do_not_pile_up(containment: Containment, clock: Clock) -> None
     clock.now_s += CONTAINED_S
     containment.broke("new", "a:1")
     assert 1 == len(containment._suspects)
+
+
+@pytest.mark.parametrize(("after_s", "suspected"), [(CONTAINED_S - 0.1, True), (CONTAINED_S, False)])
+def test_a_request_is_a_suspect_for_a_minute_after_its_first_break(
+    containment: Containment, clock: Clock, after_s: float, suspected: bool
+) -> None:
+    containment.broke("r", "a:1")
+    clock.now_s += after_s
+    assert (suspected, False) == (containment.suspects("r"), containment.suspects("another"))

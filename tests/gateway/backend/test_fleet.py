@@ -195,6 +195,40 @@ async def test_a_request_that_hangs_two_servers_goes_to_no_third(
     assert 4 == drawn(*stubs) - before  # two draws, and two probes
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_broke_one_server_and_hangs_another_is_hedged_to_no_third(
+    stubs: list[TgiStub], pool_of: PoolOf, stream: bool
+) -> None:
+    """One that broke none is hedged."""
+    pool = pool_of(*(stub.url for stub in stubs[:3]))
+    for number in range(24):
+        await (streamed(pool, f"question {number}") if stream else race(pool, 1, f"question {number}"))
+    stubs[0].knobs.update({"fault": Fault.DISCONNECT, "fault_text": "boom"})
+    for stub in stubs[1:3]:
+        stub.knobs.update({"fault": Fault.HANG, "fault_text": "boom"})
+    route = pool.choose_replica()
+    route.replica = pool._replicas.all[0]
+    asked = prompt("boom")
+    draw = asyncio.ensure_future(
+        anext(pool.stream(asked, seed=1, replica=route)) if stream else pool.complete(asked, seed=1, replica=route)
+    )
+    done, _ = await asyncio.wait([draw], timeout=2.5)  # the second draw is overdue after half a second
+    assert not done
+    saw = [any(b"boom" in request.body for request in stub.state.requests) for stub in stubs[:3]]
+    assert 2 == sum(saw)
+    draw.cancel()
+    stubs[0].knobs.update({"fault_text": ""})
+    stubs[1].knobs.update({"fault_text": "slow"})
+    stubs[2].knobs.update({"fault_text": ""})
+    route = pool.choose_replica()
+    route.replica = pool._replicas.all[1]
+    asked = prompt("slow")
+    if stream:
+        assert await anext(pool.stream(asked, seed=1, replica=route))
+    else:
+        assert await pool.complete(asked, seed=1, replica=route)
+
+
 async def test_a_single_sick_server_is_told_once_a_probe_confirms_it(stubs: list[TgiStub], pool_of: PoolOf) -> None:
     """Callers' requests alone must not make a gateway unready; a probe that fails as well does."""
     pool = pool_of(stubs[0].url, unhealthy_s=0.2)
