@@ -20,6 +20,8 @@ class FakeBackend:
     gates: dict[int, asyncio.Event] = field(default_factory=dict)
     deltas: Sequence[Delta | GatewayError] = ()
     seeds: list[int] = field(default_factory=list)
+    asked: list[tuple[Prompt, int]] = field(default_factory=list)
+    """Each draw's prompt and replica."""
     cancelled: int = 0
     running: int = 0
     most_running: int = 0
@@ -29,11 +31,12 @@ class FakeBackend:
         return None
 
     def choose_replica(self) -> int:
-        return 0
+        return 3
 
     async def complete(self, prompt: Prompt, *, seed: int, replica: int) -> Answer:
         index = len(self.seeds)
         self.seeds.append(seed)
+        self.asked.append((prompt, replica))
         self.running += 1
         self.most_running = max(self.running, self.most_running)
         try:
@@ -55,6 +58,7 @@ class FakeBackend:
 
     async def stream(self, prompt: Prompt, *, seed: int, replica: int) -> AsyncGenerator[Delta]:
         self.seeds.append(seed)
+        self.asked.append((prompt, replica))
         try:
             for delta in self.deltas:
                 await asyncio.sleep(0)
@@ -79,6 +83,7 @@ class FakeScorer:
 
     rule: Callable[[str], float | GatewayError | None]
     asked: list[str] = field(default_factory=list)
+    conversations: list[Sequence[Message]] = field(default_factory=list)
     cancelled: int = 0
     name: str = "fake-judge"
     available: bool = True
@@ -89,6 +94,7 @@ class FakeScorer:
 
     async def score(self, messages: Sequence[Message], answer: str) -> Score:
         self.asked.append(answer)
+        self.conversations.append(messages)
         result = self.rule(answer)
         try:
             await asyncio.sleep(0)

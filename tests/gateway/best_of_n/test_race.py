@@ -426,6 +426,41 @@ async def test_a_race_asks_for_its_keys_permits_and_no_fewer_than_its_answers(
     assert (0, 0) == (entry.unused, permits.in_flight)
 
 
+async def test_every_draw_and_score_is_of_the_callers_prompt() -> None:
+    """All draws of a race on one replica, so that its cache has the prompt."""
+    track = Track(FakeBackend([answer("a"), answer("bb")]))
+    await track.run(2)
+    assert [(PROMPT, 3), (PROMPT, 3)] == track.backend.asked
+    assert [PROMPT.messages, PROMPT.messages] == track.scorer.conversations
+    track = Track(FakeBackend([], deltas=PIECES))
+    await drain(track, score_single=True)
+    assert ([(PROMPT, 3)], [PROMPT.messages]) == (track.backend.asked, track.scorer.conversations)
+
+
+@pytest.mark.parametrize(("n", "options"), [(2, {}), (8, {"exploration": True, "ordinary": 2})])
+@pytest.mark.parametrize("available", [True, False])
+async def test_the_time_in_the_queue_is_the_entrys(n: int, options: dict[str, int | bool], available: bool) -> None:
+    clock, permits = Clock(), Permits(8, max_waiting=1, queue_timeout_s=5.0)
+    scorer = FakeScorer(length, available=available)
+    race = BestOfN(scorer, permits, RaceSettings(), reward_timeout_s=5.0, clock=clock)
+    running = await permits.acquire(8)
+    waiting = asyncio.create_task(race.admit(plan(n, **options)))  # type: ignore[arg-type]
+    await settled()
+    clock.now += 0.25
+    running.release(8)
+    entry = await waiting
+    assert 250.0 == entry.queue_ms
+    race.leave(entry)
+
+
+async def test_what_finishes_after_the_deadline_is_too_late() -> None:
+    late = asyncio.Event()
+    track = Track(FakeBackend([answer("a"), answer("bb")], {1: late}), deadline_s=0.05)
+    asyncio.get_running_loop().call_later(0.5, late.set)
+    outcome = await track.run(2)
+    assert (True, None) == (outcome.deadline_hit, outcome.candidates[1].answer)
+
+
 async def test_a_deadline_before_the_quorums_time_ends_the_race() -> None:
     track = Track(FakeBackend([answer("a"), None]), deadline_s=0.02, quorum=0.9, quorum_after_s=60.0)
     outcome = await asyncio.wait_for(track.run(2), timeout=10.0)
@@ -435,7 +470,7 @@ async def test_a_deadline_before_the_quorums_time_ends_the_race() -> None:
 @pytest.mark.parametrize(("quorum", "finished"), [(0.5, 2), (0.51, 3), (0.75, 3), (0.76, 4)])
 async def test_a_quorum_is_rounded_up_to_whole_draws(quorum: float, finished: int) -> None:
     gates = {index: asyncio.Event() for index in range(4)}
-    track = Track(FakeBackend([answer("a")] * 4, gates), quorum=quorum, quorum_after_s=0.001)
+    track = Track(FakeBackend([answer("a")] * 4, gates), deadline_s=60.0, quorum=quorum, quorum_after_s=0.001)
     running = asyncio.create_task(track.run(4))
     await asyncio.sleep(0.02)
     for index in range(finished):
