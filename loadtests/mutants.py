@@ -8,8 +8,8 @@ run; the interval is Wilson's for the whole. Survivors are listed by name: ``mut
 
 A mutant counts as killed only when a test fails. Not killed are mutants whose tests run into their time limit (a slow
 machine looks the same), mutants that no test reaches in its own process, and mutants that mypy alone would refuse:
-to check the mutated tree takes minutes. Which tests run: ``loadtests.mutant_tests``. Log lines, help texts and
-OpenAPI's descriptions are not changed; the words of error messages are, so part of the survivors are words.
+to check the mutated tree takes minutes. Which tests run: ``loadtests.mutant_tests``. Words are not changed: lines that
+log, that raise with a message, and help texts and descriptions are left out, whatever else stands in such a line.
 """
 
 from __future__ import annotations

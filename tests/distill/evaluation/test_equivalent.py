@@ -43,3 +43,15 @@ def test_nothing_is_extrapolated() -> None:
     assert pytest.approx(8) == above.value
     assert pytest.approx(1) == below.value
     assert (True, False) == (above.beyond, below.beyond)
+
+
+@pytest.mark.parametrize(("place", "beyond"), [(-0.001, False), (0.0, False), (0.001, True)])
+def test_a_draw_is_beyond_the_curve_only_above_its_end(place: float, beyond: bool) -> None:
+    old_C3 = np.tile([0.0, 0.25, 0.5], (4, 1))
+    assert beyond == equivalent_n(np.full((4, 1), 0.5 + place), [old_C3], Bootstrap(4)).beyond
+
+
+def test_between_whole_n_the_curve_is_straight_in_log_n() -> None:
+    old_C3 = np.tile([0.0, 0.25, 0.75], (4, 1))
+    worth = [equivalent_n(np.full((4, 1), level), [old_C3], Bootstrap(4)).value for level in (0.125, 0.25, 0.5)]
+    assert pytest.approx([2**0.5, 2.0, 6**0.5]) == worth

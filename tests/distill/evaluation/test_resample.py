@@ -38,3 +38,18 @@ def test_differences_are_paired_and_a_seed_repeats_itself() -> None:
     means_RK = Bootstrap(40).means(np.hstack([level_C1, level_C1 + 1]))
     assert pytest.approx(1.0) == float((means_RK[:, 1] - means_RK[:, 0]).min())
     assert Bootstrap(40, seed=1).estimates(level_C1) != Bootstrap(40, seed=2).estimates(level_C1)
+
+
+def test_an_interval_is_the_middle_95_percent_of_2000_resamples() -> None:
+    """Unless asked otherwise; the same from the columns and from a statistic of the resamples."""
+    values_C1 = np.random.default_rng(0).standard_normal((40, 1))
+    picks_RC = np.random.default_rng(0).integers(40, size=(2000, 40))
+    means_R = values_C1[picks_RC, 0].mean(axis=1)
+    bounds = np.quantile(means_R, [0.025, 0.975])
+    (estimate,) = Bootstrap(40).estimates(values_C1)
+    assert pytest.approx(means_R) == Bootstrap(40).means(values_C1)[:, 0]
+    assert pytest.approx(bounds) == [estimate.low, estimate.high]
+    assert pytest.approx(bounds) == list(Bootstrap(40).interval(means_R))
+    half = Bootstrap(40, resamples=100, level=0.5, seed=3)
+    assert (100, 1) == half.means(values_C1).shape
+    assert pytest.approx(np.quantile(means_R, [0.25, 0.75])) == list(half.interval(means_R))

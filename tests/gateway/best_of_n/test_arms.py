@@ -124,3 +124,15 @@ def test_the_base_has_nobody_behind_it() -> None:
 @pytest.mark.parametrize("policy", [POLICY, BOTH])
 def test_a_request_that_broke_servers_breaks_no_other_policys(policy: Policy) -> None:
     assert Arms(aside_s=5).instead(policy, plan(policy.second, policy), RequestContained("broke two")) is None
+
+
+def test_the_stable_policy_answers_for_a_holdback_that_cannot() -> None:
+    watched = POLICY.model_copy(update={"canary": Canary(adapter="old", n=2, share=0.999, holdback=True)})
+    assert watched.second is not None
+    assert "holdback" == watched.second.name
+    assert Arms(aside_s=5).instead(watched, plan(policy=watched), BackendFailed("no")) == watched.stable
+
+
+def test_a_policy_of_the_base_has_no_other_base_behind_it() -> None:
+    alone = POLICY.model_copy(update={"canary": None})
+    assert Arms(aside_s=5).instead(alone, plan(alone.stable, alone), LOST) is None

@@ -162,3 +162,48 @@ def test_single_draws_are_scored_while_two_policies_are_compared() -> None:
     assert (plan(POLICY).score_single, plan(BESIDE).score_single) == (False, True)
     assert (plan(BESIDE, temperature=0).score_single, plan(BESIDE, best_of=1).score_single) == (False, False)
     assert (plan(BESIDE).n_from_caller, plan(BESIDE, best_of=1).n_from_caller) == (False, True)
+
+
+def test_the_arm_that_failed_is_in_the_plan() -> None:
+    made = make_plan(
+        POLICY, POLICY.stable, messages=HELLO, sampling=Sampling(), best_of=None, n_returned=1, arm_failed="canary"
+    )
+    assert "canary" == made.arm_failed
+    assert plan().arm_failed is None
+
+
+@pytest.mark.parametrize(
+    ("seed", "index", "drawn"),
+    [(7, 0, 77_869_568), (7, 1, 1_492_415_979), (-1, 0, 761_575_629), (2**63 - 1, 15, 218_976_361)],
+)
+def test_a_draws_seed_is_the_same_in_every_release(seed: int, index: int, drawn: int) -> None:
+    """A caller who sends a seed gets the same answers again."""
+    assert drawn == draw_seed(seed, index)
+
+
+def test_a_seed_of_ours_has_63_bits() -> None:
+    """More would not fit JSON readers that take whole numbers as signed 64 bits."""
+    seeds = [plan(seed=None).seed for _ in range(200)]
+    assert 0 <= min(seeds)
+    assert 2**62 < max(seeds) < 2**63
+
+
+def test_the_conversation_decides_too_who_explores() -> None:
+    """Not the seed alone: callers who always send the same one would always explore, or never."""
+    explored = {
+        make_plan(
+            exploring(0.5),
+            POLICY.stable,
+            messages=said(str(number)),
+            sampling=Sampling(seed=1),
+            best_of=None,
+            n_returned=1,
+        ).exploration
+        for number in range(50)
+    }
+    assert {True, False} == explored
+
+
+@pytest.mark.parametrize(("share", "explores"), [(0.0, False), (1.0, True)])
+def test_no_share_never_explores_and_all_of_it_always(share: float, explores: bool) -> None:
+    assert {explores} == {plan(exploring(share), seed=seed).exploration for seed in range(100)}
