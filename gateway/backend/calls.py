@@ -193,10 +193,24 @@ class Calls:
             log.info("backend_identified", replica=replica.name, kind=found.kind, server=found.name)
         return found
 
+    async def identify_now_and_then(self, replica: Replica) -> Identity | None:
+        """Ask a replica what it is, unless it was asked lately and did not say."""
+        now_s = asyncio.get_running_loop().time()
+        return await self.identify(replica) if now_s - replica.identified_at_s >= _IDENTITY_HOLDS_S else None
+
     def _kind_answered(self, asking: asyncio.Task[Identity | None]) -> None:
         self._asking_kind = None
         if not asking.cancelled():
             asking.exception()
+
+    async def post(self, replica: Replica, path: str, body: JsonObject) -> JsonObject:
+        """Return the JSON object that the replica answers to a body; an empty one where it gives none.
+
+        Raises:
+            GatewayError: It could not be asked.
+        """
+        response = await self._get(replica, path, body)
+        return error_body(response.content) if response.status_code == 200 else {}
 
     async def _json(self, replica: Replica, path: str) -> Any:
         """Return the JSON at a path; None where there is none."""

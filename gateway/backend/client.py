@@ -23,6 +23,7 @@ from gateway.backend.health import Fault
 from gateway.backend.hedging import Call, hedged
 from gateway.backend.limit import ServerLimit, ServerLimits
 from gateway.backend.prober import Prober
+from gateway.backend.prompt_length import PromptLength
 from gateway.backend.readiness import check_replica
 from gateway.backend.replicas import Replica, Replicas, Route
 from gateway.backend.transport import TraceConfigs
@@ -100,6 +101,7 @@ class BackendPool:
         self._prober = Prober(self._replicas, self._probe, lambda: self._draws.usual.overdue_s(None), self._hung)
         self._draws = Draws(self._calls, self._replicas, self._containment, self._prober)
         self._weights = Weights(self._replicas, self._calls)
+        self._length = PromptLength(self._calls)
         self._retries = Budget(_RETRY_SHARE, floor_per_s=_FLOOR_PER_S, burst=_RETRY_BURST)
         self._hedges = Budget(_HEDGE_SHARE, floor_per_s=_FLOOR_PER_S, burst=_HEDGE_BURST)
 
@@ -137,6 +139,7 @@ class BackendPool:
             await self._resolve()
         route, tried = self._route(replica), list[Replica]()
         chosen, only = self._first_choice(route, prompt)
+        await self._length.check(route, chosen, prompt)
         while True:
             try:
                 return await self._draw(route, chosen, prompt, seed, tried)
@@ -157,6 +160,7 @@ class BackendPool:
             await self._resolve()
         route, tried = self._route(replica), list[Replica]()
         chosen, only = self._first_choice(route, prompt)
+        await self._length.check(route, chosen, prompt)
         while True:
             try:
                 first, rest = await self._open_stream(route, chosen, prompt, seed, tried)
@@ -232,6 +236,7 @@ class BackendPool:
         if self._resolving is not None:
             self._resolving.cancel()
         await self._weights.aclose()
+        await self._length.aclose()
         await self._prober.aclose()
         await self._calls.aclose()
 

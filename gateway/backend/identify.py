@@ -22,18 +22,28 @@ class Identity:
     """What a server says it is.
 
     ``kind`` is the flavour that speaks to it; ``name`` is for people. ``max_tokens`` bounds prompt and answer together,
-    ``max_draws`` the draws at once; None where the server does not say.
+    ``max_input_tokens`` the prompt alone, ``max_draws`` the draws at once; None where the server does not say.
     """
 
     kind: str
     name: str
     max_tokens: int | None = None
     max_draws: int | None = None
+    max_input_tokens: int | None = None
+
+    @property
+    def max_prompt_tokens(self) -> int | None:
+        """Return the tokens of the longest prompt that it may take."""
+        return self.max_tokens if self.max_input_tokens is None else self.max_input_tokens
 
     @property
     def limits(self) -> JsonObject:
         """Return what is known of its limits, for readiness."""
-        known = {"max_tokens": self.max_tokens, "max_draws": self.max_draws}
+        known = {
+            "max_tokens": self.max_tokens,
+            "max_input_tokens": self.max_input_tokens,
+            "max_draws": self.max_draws,
+        }
         return {name: value for name, value in known.items() if value is not None}
 
 
@@ -64,7 +74,13 @@ def _tgi(info: Any) -> Identity | None:
     if not (isinstance(router, str) and router.startswith("text-generation")) and "max_total_tokens" not in info:
         return None
     name = f"text-generation-inference {_text(info.get('version'))}".rstrip()
-    return Identity("tgi", name, _count(info.get("max_total_tokens")), _count(info.get("max_concurrent_requests")))
+    return Identity(
+        "tgi",
+        name,
+        _count(info.get("max_total_tokens")),
+        _count(info.get("max_concurrent_requests")),
+        _count(info.get("max_input_tokens")),
+    )
 
 
 def _llamacpp(props: Any) -> Identity | None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from gateway.backend.flavours import Catalogue
+from gateway.backend.flavours import Catalogue, Refusal
 from gateway.backend.health import Fault, Health, fault_of
 from gateway.backend.hub import HubClient
 from gateway.backend.identify import Identity
@@ -42,7 +42,7 @@ class Replica:
         self.catalogue: Catalogue | None = None
         self.identity: Identity | None = None
         """What it says it is, as asked last."""
-        self.identified_at_s = 0.0
+        self.identified_at_s = -math.inf
         self.in_flight = 0
         self.chosen = 0
         self._clock = clock
@@ -106,7 +106,7 @@ class Route:
         replica: Where to begin; None leaves the choice to the first draw.
     """
 
-    __slots__ = ("answered", "fingerprint", "hedge", "replica")
+    __slots__ = ("answered", "fingerprint", "hedge", "length_check", "length_checked", "replica")
 
     def __init__(self, replica: Replica | None = None) -> None:
         self.replica = replica
@@ -116,6 +116,10 @@ class Route:
         """Whether a draw of the race was answered."""
         self.fingerprint: str | None = None
         """The request's, computed when it is first needed."""
+        self.length_checked = False
+        """Whether somebody has looked at the length of the race's prompt."""
+        self.length_check: asyncio.Task[Refusal | None] | None = None
+        """Counts the prompt's tokens, where it may be too long; its result is why the prompt is refused."""
 
 
 class Replicas:

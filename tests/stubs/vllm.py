@@ -82,7 +82,7 @@ class VllmStub(StubServer):
         if self.knobs.runtime_adapters:
             routes[("POST", "/v1/load_lora_adapter")] = self._load
             routes[("POST", "/v1/unload_lora_adapter")] = self._unload
-        return routes | {("POST", "/v1/chat/completions"): self._chat}
+        return routes | {("POST", "/v1/chat/completions"): self._chat, ("POST", "/tokenize"): self._tokenize}
 
     async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
         key = self.knobs.api_key
@@ -105,7 +105,7 @@ class VllmStub(StubServer):
             if model != self.knobs.model and model not in self.adapters:
                 words = f"The model `{model}` does not exist. Valid aliases: {self.knobs.model}."
                 raise Refusal(404, "NotFoundError", words, "model")
-            prompt_tokens = 4 + sum(count_tokens(_text(message)) for message in body["messages"])
+            prompt_tokens = _prompt_tokens(body)
             check_values(
                 body,
                 has_tool_parser=self.knobs.tool_parser,
@@ -216,6 +216,14 @@ class VllmStub(StubServer):
                 deltas.append(({"content": None, "tool_calls": [call]}, None, False))
         return [*deltas, ({}, None, True)], "length" if found is None else "tool_calls"
 
+    async def _tokenize(self, http: web.BaseRequest) -> web.StreamResponse:
+        """Count a conversation's tokens as its template renders it."""
+        raw = await http.read()
+        self.record(http, raw)
+        count = _prompt_tokens(orjson.loads(raw))
+        told = {"count": count, "max_model_len": self.knobs.max_model_len, "tokens": [1] * count, "token_strs": None}
+        return json_response(orjson.dumps(told))
+
     async def _classify(self, http: web.BaseRequest) -> web.StreamResponse:
         """Return the number of words as each text's only logit."""
         texts = orjson.loads(await http.read())["input"]
@@ -306,6 +314,10 @@ def _draw(body: dict[str, Any]) -> _Draw:
         tokens, finish = tokens[:limit], "length"
     text = "".join(tokens)
     return _Draw([*tokens, _END] if finish == "stop" else tokens, text, finish, stopped_by)
+
+
+def _prompt_tokens(body: dict[str, Any]) -> int:
+    return 4 + sum(count_tokens(_text(message)) for message in body["messages"])
 
 
 def _text(message: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
@@ -17,9 +18,11 @@ from distill.promotion.adapter import Adapter, BaseFacts, Manifest
 from distill.promotion.load import load, unload
 from distill.settings import PromotionSettings
 from gateway.backend.client import BackendPool
+from gateway.backend.flavours import FLAVOURS
+from gateway.errors import ContextLengthExceeded
 from gateway.reward.remote import RemoteScorer
 from gateway.settings import BackendSettings, RewardSettings
-from gateway.types import Delta, Message, Prompt, Sampling, Score
+from gateway.types import Delta, JsonObject, Message, Prompt, Sampling, Score
 from tests.vllm_front.conftest import AskVllm
 from tests.vllm_front.front import Front, script
 
@@ -30,6 +33,7 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
+JSON = {"content-type": "application/json"}
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bergen"}}\n</tool_call>'
 
 
@@ -233,3 +237,31 @@ async def test_what_the_operator_left_out_is_told_as_the_operators(ask_vllm: Ask
         async with BackendPool(BackendSettings(kind="vllm", urls=(bare.url,), api_key="wrong")) as pool:
             found = await pool.readiness()
     assert (False, True) == (found.ready, "refuses the gateway's API key" in found.detail)
+
+
+async def test_too_long_a_prompt_is_refused_by_vllms_count_before_it_is_drawn(front: Front) -> None:
+    """With vLLM's numbers, and in the words that the gateway has for them."""
+    words: list[Message] = [{"role": "user", "content": "word " * 3_000}]
+    long = Prompt(words, Sampling())
+    async with BackendPool(BackendSettings(kind="vllm", urls=(front.url,))) as pool:
+        await pool.readiness()
+        route = pool.choose_replica()
+        race = [pool.complete(long, seed=seed, replica=route) for seed in range(4)]
+        errors = await asyncio.gather(*race, return_exceptions=True)
+    assert {ContextLengthExceeded} == {type(error) for error in errors}
+    assert re.search(r"is 2048 tokens\. However, your messages have 3\d{3} tokens", str(errors[0]))
+
+
+async def test_vllm_counts_messages_and_tools_as_it_counts_a_draw(front: Front) -> None:
+    async def post(path: str, body: JsonObject) -> JsonObject:
+        async with httpx2.AsyncClient() as http:
+            response = await http.post(front.url + path, content=orjson.dumps(body), headers=JSON)
+        assert 200 == response.status_code
+        told: JsonObject = response.json()
+        return told
+
+    async with BackendPool(BackendSettings(kind="vllm", urls=(front.url,))) as pool:
+        for tools in ((), (WEATHER,)):
+            asked = Prompt([{"role": "user", "content": script("ok")}], Sampling(tools=tools))
+            answer = await pool.complete(asked, seed=1, replica=0)
+            assert answer.prompt_tokens == await FLAVOURS["vllm"].count(asked, post)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,6 +15,9 @@ from gateway.types import FinishReason, JsonObject, Prompt, Sampling
 
 # Nucleus sampling keeps at least one token, so this is OpenAI's 0 for servers that want a number above it.
 _LEAST_TOP_P = 1e-6
+
+Post = Callable[[str, JsonObject], Awaitable[JsonObject]]
+"""POSTs a body to a path of the server; gives the JSON object that it answers, an empty one where it gives none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,16 @@ class Flavour:
         """The response format as this server writes it, its schema as it can take it."""
         return None if wanted is None else verbatim(wanted)
 
+    async def count(self, prompt: Prompt, post: Post) -> int | None:
+        """Return the prompt's tokens as the server counts them, template included; None where it does not count."""
+        return None
+
+    def conversation(self, prompt: Prompt) -> JsonObject:
+        """Return what of a prompt becomes the model's input: messages and tools, as this server takes them."""
+        tools, _ = self.contract(prompt)
+        shown = tools is not None and prompt.sampling.tool_choice != "none"
+        return {"messages": prompt.messages, **({"tools": tools} if shown else {})}
+
     def read_catalogue(self, listing: Any) -> Catalogue:
         """Understand what ``catalogue_path`` answered.
 
@@ -189,6 +202,11 @@ class Flavour:
         error = body["error"]
         code = error.get("code") if isinstance(error, dict) else None
         return code if isinstance(code, int) and 400 <= code <= 599 else 500
+
+
+def length_of(tokens: object) -> int | None:
+    """Return how many tokens a server has listed; None where it is no list."""
+    return len(tokens) if isinstance(tokens, list) else None
 
 
 def verbatim(value: object) -> orjson.Fragment:

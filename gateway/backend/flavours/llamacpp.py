@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from gateway.backend.flavours.base import Catalogue, Flavour, Refusal, context_exceeded, verbatim
+from gateway.backend.flavours.base import Catalogue, Flavour, Post, Refusal, context_exceeded, length_of, verbatim
 from gateway.backend.flavours.llamacpp_tools import ForcedCall, call_schema, forced_tools
 from gateway.contract.lowering import lower, schema_of
 from gateway.types import JsonObject, Prompt
@@ -81,6 +81,14 @@ class LlamaCpp(Flavour):
         if schema is not None:
             return verbatim({"type": "json_object", "schema": lower(schema, "llamacpp")})
         return None if wanted is None else verbatim({"type": "json_object"})
+
+    async def count(self, prompt: Prompt, post: Post) -> int | None:
+        """Have the conversation written by its template, and that text tokenized as a prompt is."""
+        text = (await post("/apply-template", self.conversation(prompt))).get("prompt")
+        if not isinstance(text, str):
+            return None
+        asked = {"content": text, "add_special": True, "parse_special": True}
+        return length_of((await post("/tokenize", asked)).get("tokens"))
 
     def read_catalogue(self, listing: Any) -> Catalogue:
         """An adapter's name is its file's, without the ending."""

@@ -6,7 +6,16 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from gateway.backend.flavours.base import Catalogue, Flavour, Refusal, context_exceeded, refuse, verbatim
+from gateway.backend.flavours.base import (
+    Catalogue,
+    Flavour,
+    Post,
+    Refusal,
+    context_exceeded,
+    length_of,
+    refuse,
+    verbatim,
+)
 from gateway.backend.flavours.tgi_tools import NO_TOOL, cut_call, history, without_hidden_draw
 from gateway.contract.lowering import schema_of, tgi_parameters, tgi_response_format
 from gateway.types import JsonObject, Prompt, Sampling
@@ -74,6 +83,13 @@ class Tgi(Flavour):
         if wanted is None or wanted.get("type") == "text":
             return None
         return verbatim(tgi_response_format(schema_of(wanted)))
+
+    async def count(self, prompt: Prompt, post: Post) -> int | None:
+        """Have the conversation written by its template and tokenized."""
+        body = {**self.conversation(prompt), "messages": history(prompt.messages)}
+        if prompt.sampling.tool_choice is not None:
+            body["tool_choice"] = prompt.sampling.tool_choice
+        return length_of((await post("/chat_tokenize", body)).get("tokenize_response"))
 
     def read_capacity(self, info: JsonObject) -> int | None:
         """Return ``--max-concurrent-requests``: one draw more than that is refused."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
-from gateway.backend.flavours.base import Catalogue, Flavour, Refusal, verbatim
+from gateway.backend.flavours.base import Catalogue, Flavour, Post, Refusal, verbatim
 from gateway.contract.lowering import lower, schema_of
-from gateway.types import JsonObject
+from gateway.types import JsonObject, Prompt
 
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\[\]]{0,63}")
 _LENGTH_FIELDS = ("max_tokens", "max_completion_tokens", "messages")
@@ -47,6 +47,11 @@ class Vllm(Flavour):
             return super().response_format(wanted)
         named = {**wanted["json_schema"], "schema": lower(schema, "vllm")}
         return verbatim({**wanted, "json_schema": named})
+
+    async def count(self, prompt: Prompt, post: Post) -> int | None:
+        """Have the conversation rendered and tokenized; SGLang's route of that name takes no messages."""
+        count = (await post("/tokenize", self.conversation(prompt))).get("count")
+        return count if type(count) is int else None
 
     def read_catalogue(self, listing: Any) -> Catalogue:
         """The model without a parent is the base; the others are adapters."""

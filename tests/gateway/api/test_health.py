@@ -22,7 +22,9 @@ async def test_a_whole_gateway_is_ready(serve: Serve, redis_server: RedisServer)
     body = response.json()
     assert (200, "ready") == (response.status_code, body["status"])
     assert {"backend", "reward", "journal", "policy", "keys"} == set(body["parts"])
-    assert [{"max_tokens": 4096, "max_draws": 128}] == list(body["parts"]["backend"]["limits"].values())
+    assert [{"max_tokens": 4096, "max_input_tokens": 4095, "max_draws": 128}] == list(
+        body["parts"]["backend"]["limits"].values()
+    )
 
 
 async def test_a_gateway_without_its_backend_is_alive_and_not_ready(serve: Serve, redis_server: RedisServer) -> None:

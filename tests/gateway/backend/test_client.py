@@ -314,7 +314,7 @@ async def test_readiness_names_the_replicas_that_are_not_well(
 ) -> None:
     pool = pool_of(stub.url, other_stub.url + "/v1")
     names = [url.removeprefix("http://") for url in (stub.url, other_stub.url)]
-    limits = {name: {"max_tokens": 4096, "max_draws": 128} for name in names}
+    limits = {name: {"max_tokens": 4096, "max_input_tokens": 4095, "max_draws": 128} for name in names}
     facts = {"replicas": dict.fromkeys(names, "ok"), "limits": limits}
     assert Readiness(True, "", facts) == await pool.readiness()
     other_stub.knobs.update({"healthy": False})

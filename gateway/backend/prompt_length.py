@@ -1,0 +1,81 @@
+"""Refuse a prompt that is longer than the server's limit before a race draws: the server counts its tokens for us.
+
+Only a prompt that may be too long by its bytes is counted, once for a race. Where the server's limit is not known, or
+it does not count, the draws are made and the server refuses them itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import orjson
+
+from gateway.backend.calls import Calls
+from gateway.backend.flavours import Refusal, context_exceeded
+from gateway.backend.replicas import Replica, Route
+from gateway.errors import ContextLengthExceeded, GatewayError
+from gateway.types import Prompt
+
+_COUNT_TIMEOUT_S = 2.0
+_LEAST_LIMIT_TOKENS = 2_048
+"""A server is asked for its limit, where that is not known, only for a prompt that may be longer than this."""
+
+
+class PromptLength:
+    """Holds prompts against the servers' limits.
+
+    Args:
+        calls: Asks a replica for its limit and for a count.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._checks: set[asyncio.Task[Refusal | None]] = set()
+
+    async def check(self, route: Route, replica: Replica, prompt: Prompt) -> None:
+        """Count the prompt of a race once, where it may be too long; draws of the race that come later wait for it.
+
+        Raises:
+            ContextLengthExceeded: It is longer than the replica's limit.
+        """
+        if not route.length_checked:
+            route.length_checked = True
+            limit = _LEAST_LIMIT_TOKENS if replica.identity is None else replica.identity.max_prompt_tokens
+            if limit is None or not may_exceed(prompt, limit):
+                return
+            task = route.length_check = asyncio.create_task(self._check(replica, prompt), name="prompt-length")
+            self._checks.add(task)
+            task.add_done_callback(self._checks.discard)
+        refusal = None if route.length_check is None else await asyncio.shield(route.length_check)
+        if refusal is not None:
+            raise ContextLengthExceeded(str(refusal.reason), param=refusal.param)
+
+    async def aclose(self) -> None:
+        """Stop the counts under way."""
+        for task in self._checks:
+            task.cancel()
+
+    async def _check(self, replica: Replica, prompt: Prompt) -> Refusal | None:
+        try:
+            async with asyncio.timeout(_COUNT_TIMEOUT_S):
+                identity = replica.identity or await self._calls.identify_now_and_then(replica)
+                limit = None if identity is None else identity.max_prompt_tokens
+                if limit is None or not may_exceed(prompt, limit):
+                    return None
+                tokens = await self._calls.flavour.count(prompt, partial(self._calls.post, replica))
+        except (GatewayError, TimeoutError):
+            return None  # a draw will say what is wrong
+        return None if tokens is None or tokens <= limit else context_exceeded(limit, tokens)
+
+
+def may_exceed(prompt: Prompt, limit_tokens: int) -> bool:
+    """Return whether a prompt may have more tokens than this, by the length of what is sent.
+
+    No text has more tokens than bytes, and ASCII text has fewer than one token for two letters.
+    """
+    try:
+        sent = orjson.dumps([prompt.messages, prompt.sampling.tools])
+    except TypeError:  # text that is not Unicode: the draw will be refused
+        return False
+    return len(sent) > limit_tokens and len(sent) - len(sent.decode()) // 2 > limit_tokens
