@@ -3,7 +3,8 @@
 mutmut runs every test that reaches the mutant's function, in no order, and ends at the first that fails.
 
 - **The fastest first.** Most mutants fall to a test of milliseconds. A survivor would have to wait for every test over
-  HTTP: only so many run as take ``MOST_S`` seconds together, so a mutant that only a later one notices has survived.
+  HTTP: only so many run as take ``MOST_S`` seconds together, and none that takes ``MOST_OF_ONE_S`` alone. A mutant that
+  only another one notices has survived.
 - **None that fails without a mutant.** On a busy machine tests of time and memory fail by themselves, and would be
   taken for kills. What fails in either of mutmut's two runs without a mutant is left out.
 """
@@ -11,6 +12,7 @@ mutmut runs every test that reaches the mutant's function, in no order, and ends
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,13 +20,14 @@ from pathlib import Path
 import pytest
 
 MOST_S = 30.0
+MOST_OF_ONE_S = 2.0
 STATISTICS = Path("mutmut-stats.json")
 """mutmut's: how long each test took without a mutant. pytest runs in mutmut's folder."""
 FAILING = Path("failing-tests.json")
 """Names of the tests that fail without a mutant."""
 
 _WITHOUT_MUTANT = frozenset({"", "stats"})
-_NO_RUN = frozenset({"fail", "list_all_tests", "mutant_generation"})
+_NO_CHOICE = frozenset({"stats", "fail", "list_all_tests", "mutant_generation"})
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,12 +54,13 @@ class _Failures:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sort and shorten the list of tests where a mutant is under test."""
-    if _under_test() in _WITHOUT_MUTANT | _NO_RUN or not STATISTICS.exists():
+    """Sort and shorten the list of tests, once it is known how long each takes."""
+    mutant = _under_test()
+    if mutant in _NO_CHOICE or not STATISTICS.exists():
         return
     durations_s: dict[str, float] = json.loads(STATISTICS.read_text(encoding="utf-8"))["duration_by_test"]
     by_name = {item.nodeid: item for item in items}
-    kept = chosen([name for name in by_name if name not in _failing()], durations_s)
+    kept = chosen([name for name in by_name if name not in _failing()], durations_s, MOST_S if mutant else math.inf)
     config.hook.pytest_deselected(items=[item for name, item in by_name.items() if name not in kept])
     items[:] = [by_name[name] for name in kept]
 
@@ -72,8 +76,9 @@ def chosen(tests: Sequence[str], durations_s: Mapping[str, float], most_s: float
     kept: list[str] = []
     left_s = most_s
     for test in sorted(tests, key=lambda test: durations_s.get(test, 0.0)):
-        left_s -= durations_s.get(test, 0.0)
-        if kept and left_s < 0:
+        duration_s = durations_s.get(test, 0.0)
+        left_s -= duration_s
+        if kept and (left_s < 0 or duration_s > MOST_OF_ONE_S):
             break
         kept.append(test)
     return kept

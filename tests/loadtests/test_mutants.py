@@ -51,6 +51,11 @@ def test_the_fastest_tests_run_as_far_as_their_time_reaches(most_s: float, expec
     assert expected == chosen(["slow", "quick", "new"], {"slow": 2.0, "quick": 1.0}, most_s)
 
 
+@pytest.mark.parametrize(("slow_s", "runs"), [(1.99, True), (2.0, True), (2.01, False)])
+def test_no_test_of_more_than_two_seconds_runs(slow_s: float, runs: bool) -> None:
+    assert runs == ("slow" in chosen(["slow", "quick"], {"slow": slow_s, "quick": 1.0}))
+
+
 def test_the_fastest_test_always_runs() -> None:
     assert ["slow"] == chosen(["slow", "slower"], {"slow": 50.0, "slower": 60.0}, 30.0)
 

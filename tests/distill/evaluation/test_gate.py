@@ -302,3 +302,23 @@ def test_an_anchor_with_too_few_draws_is_refused() -> None:
     few = Anchor(8, {1.0: Drawn(rewards(0.0, seed=5, draws=4))})
     with pytest.raises(DataError, match="the base at temperature 1: 4 draws of each prompt; at least 7 are needed"):
         decide(SERVING, 1.0, [candidate(1.0)], n_now=8, anchor=few, rules=RULES)
+
+
+def test_the_rules_say_how_the_bootstrap_draws() -> None:
+    """Its seed and its size move the intervals, and nothing else."""
+    new = candidate(0.5)
+    trials = [
+        decide(SERVING, 1.0, [new], n_now=8, rules=Rules(resamples=resamples, seed=seed)).candidates[0].trials[0]
+        for resamples, seed in ((200, 0), (200, 0), (200, 1), (201, 0))
+    ]
+    first, again, other_seed, other_size = (trial.difference for trial in trials)
+    assert first == again
+    assert 3 == len({first.low, other_seed.low, other_size.low})
+    assert {first.mean} == {other_seed.mean, other_size.mean}
+
+
+@pytest.mark.parametrize(("conversations", "has_spread"), [(1, False), (2, True), (3, True)])
+def test_two_conversations_have_a_spread(conversations: int, has_spread: bool) -> None:
+    serving, new = rewards(0.0, seed=0, prompts=conversations), rewards(0.5, seed=1, prompts=conversations)
+    verdict = decide({1.0: Drawn(serving)}, 1.0, [Candidate("a", 1.0, Drawn(new))], n_now=8, rules=RULES)
+    assert has_spread == (verdict.candidates[0].trials[0].gain_sd > 0)

@@ -277,3 +277,51 @@ def test_a_replica_may_differ_by_so_much_from_the_adapter(off_nats: float, passe
     seen = compare("here", expected, [[("a", served)]])
     assert off_nats == pytest.approx(seen.distance_nats)
     assert passed == seen.passed
+
+
+@pytest.mark.parametrize(("prompts", "kept"), [(2, 2), (3, 3), (4, 3)])
+@pytest.mark.parametrize(("listed_tokens", "kept_tokens"), [(9, 9), (10, 10), (11, 10)])
+def test_the_standing_check_is_of_three_prompts_and_their_ten_likeliest_tokens(
+    adapter_folder: Adapter, prompts: int, kept: int, listed_tokens: int, kept_tokens: int
+) -> None:
+    own = {f"t{i}": -10.0 + i for i in range(listed_tokens)}
+    base = {f"b{i}": -5.0 - i for i in range(listed_tokens)}
+    names = [f"p{i}" for i in range(prompts)]
+    expected = Expectation(names, [[Position(name, {"": own, BASE: base})] for name in names])
+    (adapter_folder.folder / CANARY_FILE).write_bytes(expected.encode())
+    check = standing_check(adapter_folder)
+    assert names[:kept] == [each.prompt for each in check]
+    assert [(name,) for name in names[:kept]] == [each.tokens for each in check]
+    likeliest = {f"t{i}": -10.0 + i for i in range(listed_tokens - kept_tokens, listed_tokens)}
+    assert ({(len(each.adapter), len(each.base)) for each in check}) == {(1, 1)}
+    assert likeliest == check[0].adapter[0]
+    assert {f"b{i}": -5.0 - i for i in range(kept_tokens)} == check[0].base[0]
+
+
+@pytest.fixture
+def adapter_folder(tmp_path: Path) -> Adapter:
+    """An adapter whose expectation a test writes."""
+    facts = BaseFacts("base", "llama", layers=2, heads=4, kv_heads=2)
+    return Adapter(tmp_path, Manifest(NAME, facts, "run", 4, "2026-11-22T00:00:00+00:00", {}, 8))
+
+
+@pytest.mark.parametrize(("logprob", "counts"), [(-4.01, False), (-4.0, True), (-3.99, True)])
+def test_only_likely_tokens_count_for_the_distance(logprob: float, counts: bool) -> None:
+    """One nat off where the adapter's token is likely enough; noise grows with rarity."""
+    own, base = {"a": logprob}, {"a": -1.0}
+    expected = Expectation(["p"], [[Position("a", {"": own, BASE: base})]])
+    seen = compare("here", expected, [[("a", {"a": logprob - 1.0})]])
+    assert pytest.approx(1.0 if counts else 0.0) == seen.distance_nats
+
+
+@pytest.mark.parametrize(("drawn", "followed"), [(["a", "b", "c"], 3), (["a", "x", "c"], 1), (["x"], 0), (["a"], 1)])
+def test_tokens_are_followed_up_to_the_first_other_one(drawn: list[str], followed: int) -> None:
+    """The place where they part still counts: both texts are the same before it."""
+    place = {"": {"a": -1.0}, BASE: {"a": -2.0}}
+    expected = Expectation(["p"], [[Position(token, place) for token in "abc"]])
+    served = [(token, {"a": -1.0 if index <= followed else -9.0}) for index, token in enumerate(drawn)]
+    seen = compare("here", expected, [served])
+    assert (followed, 3) == (seen.tokens_followed, seen.tokens_expected)
+    assert pytest.approx(1.0) == seen.likenesses[0].place
+    assert 0.0 == seen.distance_nats
+    assert f"; {followed} of 3 greedy tokens as expected" in str(seen)
