@@ -42,6 +42,7 @@ async def observe(scenario: Scenario, options: argparse.Namespace) -> Facts:
         fault_s=options.fault_s,
         pause_s=options.pause_s,
         replicas=scenario.replicas,
+        backend=scenario.backend,
         proxied=scenario.proxied,
         faked_clock=scenario.faked_clock,
         settings=scenario.settings,

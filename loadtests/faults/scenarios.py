@@ -27,7 +27,8 @@ class Scenario:
     ``allowed`` are the outcomes that clients may see beside those that are ``normal``. ``told`` is what the gateway's
     readiness must say under the fault: it proves that the fault struck, and that operators learn of it. ``heals``: the
     time until all is well counts from the fault's end; otherwise from its beginning. ``least_answered``: share of the
-    requests that must be answered. ``slowest_s``: no request may take longer. ``even``: under the fault N takes two
+    requests that must be answered. ``most_slowdown``: the p95 of the requests that begin under the fault, as a multiple
+    of the p95 before it. ``slowest_s``: no request may take longer. ``even``: under the fault N takes two
     neighbouring values, but for one race in fifty. ``most_draws``: mean N of the requests under it. ``scarred``: what
     broke stays broken, so readiness need not say "ready" in the end. ``archived``: the night collects, so what was
     acknowledged is looked for in its archive. ``callers``: requests in flight, where it is not for the command line
@@ -42,12 +43,14 @@ class Scenario:
     told: str = "ready"
     heals: bool = True
     least_answered: float = 0.0
+    most_slowdown: float = math.inf
     slowest_s: float = DEADLINE_S + 2.0
     even: bool = False
     most_draws: float = math.inf
     scarred: bool = False
     callers: int = 0
     replicas: int = 1
+    backend: str = "tests.stubs.tgi"
     proxied: str = ""
     faked_clock: bool = False
     faked_commands: bool = False
@@ -131,68 +134,9 @@ async def redis_slow(world: World) -> None:
     world.proxy.delay_s = 0.0
 
 
-async def backend_killed(world: World) -> None:
-    """The only backend is gone, and comes back."""
-    await asyncio.to_thread(world.backends[0].stop)
-    await world.hold()
-    await asyncio.to_thread(world.backends[0].start)
-
-
-async def backend_hung(world: World) -> None:
-    """It takes connections and says nothing."""
-    freeze(world.backends[0].pid)
-    await world.hold()
-    thaw(world.backends[0].pid)
-
-
-async def backend_slow(world: World) -> None:
-    """Its answers take a second and a half."""
-    await world.backends[0].set_knobs(latency_ms=1500.0)
-    await world.hold()
-    await world.backends[0].set_knobs(latency_ms=50.0)
-
-
-async def backend_refuses(world: World) -> None:
-    """It takes 20 draws at once, and refuses more; at /info it says otherwise."""
-    await world.backends[0].set_knobs(max_concurrent_requests=20)
-    await world.hold()
-    await world.backends[0].set_knobs(max_concurrent_requests=4096)
-
-
 async def workers_share_a_server(world: World) -> None:
     """Nothing breaks: two workers ask one server for more than it takes."""
     await world.hold()
-
-
-async def replica_gone(world: World) -> None:
-    """One of three is killed and stays away."""
-    await asyncio.to_thread(world.backends[0].stop)
-    await world.hold()
-
-
-async def replica_flaps(world: World) -> None:
-    """One of three goes and comes, each for half a second."""
-    loop = asyncio.get_running_loop()
-    end_s = loop.time() + world.fault_s
-    while loop.time() < end_s:
-        await world.proxy.down()
-        await asyncio.sleep(0.5)
-        await world.proxy.up()
-        await asyncio.sleep(0.5)
-    await world.proxy.down()
-    world.told = await world.gateway.readiness()
-    await world.proxy.up()
-
-
-async def connections_cut(world: World) -> None:
-    """Every connection to one of three backends breaks, again and again, in the middle of whatever it carries."""
-    loop = asyncio.get_running_loop()
-    end_s = loop.time() + world.fault_s
-    while loop.time() < end_s:
-        world.proxy.cut()
-        await asyncio.sleep(0.3)
-    world.as_meant = world.proxy.n_cut > 0
-    world.told = await world.gateway.readiness()
 
 
 async def reward_killed(world: World) -> None:
@@ -262,22 +206,22 @@ SCENARIOS = (
     Scenario(
         "backend-killed",
         "the only backend is gone: 502 at once, readiness says so, and all is well when it is back",
-        backend_killed,
+        fleet_side.backend_killed,
         allowed=BACKEND_AWAY,
         told="not ready",
     ),
     Scenario(
         "backend-hung",
         "the only backend hangs: 504 at the deadline, never later",
-        backend_hung,
+        fleet_side.backend_hung,
         allowed=BACKEND_AWAY,
         told="not ready",
     ),
-    Scenario("backend-slow", "the backend takes 1.5 s: every answer comes, later", backend_slow),
+    Scenario("backend-slow", "the backend takes 1.5 s: every answer comes, later", fleet_side.backend_slow),
     Scenario(
         "backend-refuses",
         "the backend refuses draws above 20 while 40 callers ask: all are served, with a smaller N",
-        backend_refuses,
+        fleet_side.backend_refuses,
         normal=NORMAL | {"single"},
         callers=40,
     ),
@@ -293,7 +237,7 @@ SCENARIOS = (
     Scenario(
         "replica-gone",
         "one of three backends is gone: no client notices",
-        replica_gone,
+        fleet_side.replica_gone,
         told="degraded",
         heals=False,
         scarred=True,
@@ -306,6 +250,7 @@ SCENARIOS = (
         told="degraded",
         replicas=3,
         least_answered=1.0,
+        most_slowdown=3.0,
     ),
     *(
         Scenario(
@@ -319,6 +264,31 @@ SCENARIOS = (
         for kind in fleet_side.SICK
     ),
     Scenario(
+        "adapter-lost-vllm",
+        "one of two vLLMs restarts without its adapter: it gets it loaded again, no client notices",
+        fleet_side.adapter_lost_vllm,
+        told="",  # it is back before readiness looks
+        replicas=2,
+        backend="tests.stubs.vllm",
+        least_answered=1.0,
+        settings={
+            "GATEWAY_BACKEND__KIND": "vllm",
+            "GATEWAY_BACKEND__ADAPTERS_DIR": fleet_side.ADAPTERS_DIR,
+            "GATEWAY_POLICY__ADAPTER": fleet_side.ADAPTER,
+        },
+        knobs={"adapters": (fleet_side.ADAPTER,)},
+    ),
+    Scenario(
+        "adapter-lost-tgi",
+        "one of two TGIs restarts without its adapter and serves the base under its name: it is found and passed over",
+        fleet_side.adapter_lost_tgi,
+        told="",
+        replicas=2,
+        least_answered=1.0,
+        settings={"GATEWAY_POLICY__ADAPTER": fleet_side.ADAPTER},
+        knobs={"adapters": (fleet_side.ADAPTER,)},
+    ),
+    Scenario(
         "query-of-death",
         "a request ends every server that it reaches: three of five never see it, others are served all the while",
         fleet_side.query_of_death,
@@ -329,7 +299,7 @@ SCENARIOS = (
     Scenario(
         "replica-flaps",
         "one of three backends goes and comes: no client notices",
-        replica_flaps,
+        fleet_side.replica_flaps,
         told="degraded",
         replicas=3,
         proxied="backend",
@@ -337,7 +307,7 @@ SCENARIOS = (
     Scenario(
         "connections-cut",
         "connections to one of three backends break in mid-answer: no client notices",
-        connections_cut,
+        fleet_side.connections_cut,
         told="",  # it depends on when a probe's own connection is cut
         replicas=3,
         proxied="backend",

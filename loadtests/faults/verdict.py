@@ -87,6 +87,10 @@ def judge(scenario: Scenario, facts: Facts) -> Row:
         failures.append(f"readiness said {facts.told!r} under the fault, not {scenario.told!r}")
     if answered < scenario.least_answered * len(facts.seen):
         failures.append(f"only {answered} of {len(facts.seen)} requests were answered")
+    before_s = _p95([one.seconds for one in facts.seen if one.ended_s < facts.struck_s])
+    during_s = _p95([one.seconds for one in facts.seen if facts.struck_s <= one.started_s < facts.since_s])
+    if during_s > scenario.most_slowdown * before_s:
+        failures.append(f"p95 was {during_s:.2f} s under the fault, {before_s:.2f} s before it")
     given_n = Counter(one.n for one in facts.seen if one.n is not None and one.started_s >= facts.struck_s)
     if scenario.even and _share_of_two_neighbours(given_n) < _EVEN_SHARE:
         failures.append(f"N was not even: {dict(sorted(given_n.items()))}")
@@ -119,6 +123,12 @@ def judge(scenario: Scenario, facts: Facts) -> Row:
         told=facts.told,
         failures=failures,
     )
+
+
+def _p95(seconds: Sequence[float]) -> float:
+    """Return the time within which 95 % of the requests were answered; 0 where there were none."""
+    ordered = sorted(seconds)
+    return ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))] if ordered else 0.0
 
 
 def _share_of_two_neighbours(given_n: Counter[int]) -> float:

@@ -107,7 +107,14 @@ class Stub(StubProcess):
 
     def __init__(self, module: str, **knobs: object) -> None:
         self.port = free_port()
+        self._module, self._knobs = module, knobs
         super().__init__(module, port=self.port, **knobs)
+
+    def restart(self, **changes: object) -> None:
+        """End it, and start it with these knobs changed."""
+        self.stop()
+        super().__init__(self._module, port=self.port, **{**self._knobs, **changes})
+        self.start()
 
 
 class Gateway:
@@ -188,9 +195,10 @@ class World(Assembled):
         fault_s: How long a fault lasts.
         pause_s: How long a frozen Redis stays frozen.
         replicas: Backends.
+        backend: Module of the stub that they are.
         proxied: What is reached through a proxy: ``redis``, ``backend`` (the first of them).
         faked_clock: The gateway's wall clock is one that ``set_clock`` can set.
-        settings: More of the gateway's.
+        settings: More of the gateway's; "{folder}" in a value is this world's folder.
         knobs: More of the backends'.
     """
 
@@ -202,6 +210,7 @@ class World(Assembled):
         fault_s: float,
         pause_s: float,
         replicas: int = 1,
+        backend: str = "tests.stubs.tgi",
         proxied: str = "",
         faked_clock: bool = False,
         settings: Mapping[str, str] | None = None,
@@ -214,8 +223,10 @@ class World(Assembled):
         """What readiness said under the fault."""
         self.as_meant = True
         """Set by a fault that looks for itself whether it struck, or how a process ended."""
-        known: dict[str, object] = {"latency_ms": LATENCY_MS, "max_concurrent_requests": 4096, **(knobs or {})}
-        self.backends = [Stub("tests.stubs.tgi", **known) for _ in range(replicas)]
+        known: dict[str, object] = {"latency_ms": LATENCY_MS, **(knobs or {})}
+        if backend == "tests.stubs.tgi":
+            known.setdefault("max_concurrent_requests", 4096)
+        self.backends = [Stub(backend, **known) for _ in range(replicas)]
         self.reward = Stub("tests.stubs.reward")
         self.redis: Redis
         self.gateway: Gateway
@@ -226,13 +237,13 @@ class World(Assembled):
         self._proxied = proxied
         self._faked_clock = faked_clock
         self._settings = {**SETTINGS, **(settings or {})}
-        self._folder = Path()
+        self.folder = Path()
         self._environment: dict[str, str] = {}
 
     @property
     def archive(self) -> Archive:
         """Where ``run`` has records collected."""
-        return Archive(self._folder / "archive")
+        return Archive(self.folder / "archive")
 
     async def hold(self) -> None:
         """Let the fault last, and ask the gateway near its end how it is."""
@@ -273,7 +284,7 @@ class World(Assembled):
         from tests.distill.nightly.fleet import environment
         from tests.distill.training.tiny import tiny_base
 
-        folder = self._folder / "nights"
+        folder = self.folder / "nights"
         base = folder / "base"
         if not base.exists():
             await asyncio.to_thread(tiny_base, base)
@@ -304,11 +315,11 @@ class World(Assembled):
 
     def spool_bytes(self) -> int:
         """Size of the spool's largest segment."""
-        return max((path.stat().st_size for path in self._folder.glob("spool/worker-*/*.seg")), default=0)
+        return max((path.stat().st_size for path in self.folder.glob("spool/worker-*/*.seg")), default=0)
 
     def set_clock(self, offset_s: int) -> None:
         """Move the gateway's wall clock away from the machine's."""
-        (self._folder / "clock").write_text(f"{offset_s:+d}s\n")
+        (self.folder / "clock").write_text(f"{offset_s:+d}s\n")
 
     async def clock_shows(self, offset_s: int) -> bool:
         """Whether the gateway's answers bear that clock's time; if need be after some seconds, for both cache it."""
@@ -320,8 +331,8 @@ class World(Assembled):
 
     async def _start(self) -> None:
         running, folder = self._running, tempfile.TemporaryDirectory(prefix="ratchet-faults-")
-        self._folder = Path(running.enter_context(folder))
-        self.redis = Redis(self._folder / "redis")
+        self.folder = Path(running.enter_context(folder))
+        self.redis = Redis(self.folder / "redis")
         await self.redis.begin()
         running.callback(self.redis.stop)
         for stub in [*self.backends, self.reward]:
@@ -350,19 +361,19 @@ class World(Assembled):
             "GATEWAY_BACKEND__URLS": ",".join(urls),
             "GATEWAY_REWARD__URL": self.reward.url,
             "GATEWAY_REDIS__URL": f"redis://127.0.0.1:{redis_port}/0",
-            "GATEWAY_JOURNAL__SPOOL_DIR": str(self._folder / "spool"),
-            **self._settings,
+            "GATEWAY_JOURNAL__SPOOL_DIR": str(self.folder / "spool"),
+            **{name: value.replace("{folder}", str(self.folder)) for name, value in self._settings.items()},
         }
         self._environment = dict(environment)
         if self._faked_clock:
             self.set_clock(0)
             environment |= {
                 "LD_PRELOAD": str(_FAKETIME[0]),
-                "FAKETIME_TIMESTAMP_FILE": str(self._folder / "clock"),
+                "FAKETIME_TIMESTAMP_FILE": str(self.folder / "clock"),
                 "FAKETIME_CACHE_DURATION": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # no clock change of a machine moves that one
             }
-        return Gateway(self._folder, environment, port)
+        return Gateway(self.folder, environment, port)
 
 
 def clock_can_be_faked() -> bool:

@@ -73,6 +73,18 @@ def test_draws_under_a_fault_are_bounded_where_a_scenario_says_so(drawn: list[in
     assert holds == (not any("draws for" in failure for failure in failures))
 
 
+@pytest.mark.parametrize(
+    ("slow", "took_s", "holds"), [(0, 9.0, True), (4, 9.0, True), (5, 1.5, True), (5, 1.6, False), (100, 1.6, False)]
+)
+def test_under_a_fault_the_p95_is_bounded_by_that_before_it(slow: int, took_s: float, *, holds: bool) -> None:
+    """Three times the calm 0.5 s holds and more does not; what begins after the fault does not count."""
+    before, *_, after = FACTS.seen
+    during = [Seen(1.0, 1.0 + (took_s if number < slow else 0.5), "scored", "b") for number in range(100)]
+    facts = replace(FACTS, seen=[before, *during, Seen(after.started_s, after.started_s + 60, "scored", "c")])
+    failures = judge(replace(SCENARIO, most_slowdown=3.0, slowest_s=100), facts).failures
+    assert holds == (not any("p95" in failure for failure in failures)), failures
+
+
 def test_outcomes_that_a_fault_allows_are_no_failures_but_still_count() -> None:
     """A fallback under a dead reward server is as it should be; too few answers are not."""
     seen = [Seen(0.0, 0.5, "scored", "a"), Seen(1.0, 1.5, "fallback", "b"), Seen(3.0, 3.5, "scored", "c")]

@@ -115,8 +115,10 @@ class VllmStub(StubServer):
             draw = _draw(body)
         except Refusal as refusal:
             return json_response(orjson.dumps(refusal.body), status=refusal.status)
+        self.state.started += 1
         if self.knobs.latency_ms:
             await asyncio.sleep(self.knobs.latency_ms / 1e3)
+        self.state.finished += 1
         if body.get("stream"):
             return await self._stream(http, body, draw, prompt_tokens)
         if draw.finish == "error":
