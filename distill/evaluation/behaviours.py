@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,12 +55,21 @@ def meet(folder: Path, kind: str, of: dict[str, str], behaviour: Any, same: Same
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise _malformed(path) from error
         if agrees:
-            path.touch()  # the last one met comes last in ``last_met``
+            _mark_as_last(path, known)
             return Met(_id(path), changed=False)
     content = json.dumps({"of": of, "behaviour": behaviour}, sort_keys=True).encode()
     name = hashlib.blake2b(content, digest_size=_DIGEST_BYTES).hexdigest()
-    write_atomically(folder / _FOLDER / f"{kind}-{name}.json", content)
+    path = folder / _FOLDER / f"{kind}-{name}.json"
+    write_atomically(path, content)
+    _mark_as_last(path, known)
     return Met(name, changed=bool(known))
+
+
+def _mark_as_last(path: Path, known: Sequence[tuple[Path, Any]]) -> None:
+    """Set the file's time after those of all others: a file system's clock may stand still between two writes."""
+    newest = max((other.stat().st_mtime_ns for other, _ in known if other != path), default=0)
+    time_ns = max(time.time_ns(), newest + 1)
+    os.utime(path, ns=(time_ns, time_ns))
 
 
 def last_met(folder: Path, kind: str, of: dict[str, str]) -> str:

@@ -18,6 +18,7 @@ from distill.evaluation.draws import Drawer, redrawn_alike
 from distill.nightly.night import Night
 from distill.settings import Settings
 from distill.training.base_files import base_digest
+from gateway.backend.identify import FALLBACK
 from gateway.settings import BackendSettings
 from gateway.settings import Settings as GatewaySettings
 
@@ -78,8 +79,13 @@ def _taken_over(night: Night, backend: BackendSettings, adapter: str | None, unp
 
 
 def _names(settings: Settings, gateway: GatewaySettings) -> dict[str, str]:
-    kind = "llamacpp" if settings.evaluation.own_servers else gateway.backend.kind
-    return {"base": settings.training.model, "served_by": kind}
+    if settings.evaluation.own_servers:
+        served_by = "llamacpp"
+    elif gateway.backend.kind == "auto":
+        served_by = FALLBACK  # the default of earlier releases, by which their draws are named
+    else:
+        served_by = gateway.backend.kind
+    return {"base": settings.training.model, "served_by": served_by}
 
 
 def _same(earlier: dict[str, Any], now: dict[str, Any]) -> bool:
