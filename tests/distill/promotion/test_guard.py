@@ -9,7 +9,8 @@ import numpy as np
 import orjson
 import pytest
 
-from distill.promotion.guard import FAILED, Evidence, Phase, Reading, judge, phase_of, read
+from distill.evaluation import eprocess
+from distill.promotion.guard import FAILED, Evidence, Phase, Reading, Verdict, judge, phase_of, read
 from distill.settings import PromotionSettings
 from gateway.policy import Arm, Canary, Policy
 from gateway.types import Selection
@@ -226,3 +227,48 @@ def test_a_reading_names_no_caller() -> None:
     found = read(record([2.5], NEW), CANARY)
     assert isinstance(found, Reading)
     assert 16 == len(found.conversation)
+
+
+def test_the_evidence_is_that_of_two_e_processes_in_units_of_what_is_needed() -> None:
+    """One against "worse by the margin", one against "not worse by it", on observations scaled into [-1, 1]."""
+    settings = PromotionSettings(guard_margin=0.25, guard_alpha=0.1)
+    evidence = drawn(0.2, 60, 5)
+    above = (evidence.differences() + 0.25) / 1.25
+    verdict = judge(evidence, CANARY, settings)
+    processes = [eprocess.run(x, alpha=0.1, strategy="mixture") for x in (above, -above)]
+    assert [pytest.approx(0.1 * each.highest) for each in processes] == [verdict.better, verdict.worse]
+    assert pytest.approx(evidence.differences().mean()) == verdict.mean_difference
+    assert 60 == verdict.pairs
+
+
+def test_without_a_pair_there_is_no_evidence() -> None:
+    assert judge(Evidence(), CANARY, SETTINGS) == Verdict("wait", 0, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("pairs", "decision"), [(49, "wait"), (50, "promote"), (51, "promote")])
+def test_a_promotion_needs_its_number_of_pairs(pairs: int, decision: str) -> None:
+    """However clear the evidence is before."""
+    assert decision == judge(drawn(3.0, pairs, 0), CANARY, SETTINGS).decision
+
+
+@pytest.mark.parametrize(
+    ("before", "value", "place"),
+    [
+        ([], 5.0, 0.5),
+        ([], None, 0.0),
+        ([1.0, 2.0], None, 0.0),
+        ([1.0, 2.0], 0.5, 0.0),
+        ([1.0, 2.0], 1.0, 0.25),
+        ([1.0, 2.0], 1.5, 0.5),
+        ([1.0, 2.0], 2.0, 0.75),
+        ([1.0, 2.0], 2.5, 1.0),
+        ([1.0, 1.0, 1.0, 2.0], 1.0, 0.375),
+    ],
+)
+def test_a_place_is_the_mid_rank_among_what_came_before(
+    before: list[float | None], value: float | None, place: float
+) -> None:
+    evidence = Evidence(new=[*before, value], old=[*before, value])
+    other = Evidence(new=[*before, None], old=[*before, value])
+    assert 0.0 == evidence.differences()[-1]
+    assert -place == other.differences()[-1]

@@ -117,3 +117,89 @@ def test_the_first_bad_field_is_the_one_told() -> None:
 def test_feedback_is_told_in_the_same_words() -> None:
     error = complaint(FeedbackRequest, b'{"id":"a secret plan","rating":1}')
     assert ("id", False) == (error.param, "secret" in error.message)
+
+
+LEFT = {"x-ratelimit-remaining-requests": "0"}
+
+
+@pytest.mark.parametrize(
+    ("error", "headers"),
+    [
+        (errors.Overloaded("full"), {"retry-after": "1", "retry-after-ms": "1000"}),
+        (errors.Overloaded("full", retry_after_s=0.0001), {"retry-after": "1", "retry-after-ms": "1"}),
+        (errors.Overloaded("full", retry_after_s=1.0001), {"retry-after": "2", "retry-after-ms": "1001"}),
+        (errors.BackendOverloaded("full"), {"retry-after": "1", "retry-after-ms": "1000"}),
+        (
+            errors.RateLimited("too many", retry_after_s=2.5, headers=LEFT),
+            {"retry-after": "3", "retry-after-ms": "2500", **LEFT},
+        ),
+        (errors.RequestTooSlow("slow"), {"connection": "close"}),
+        (errors.UnsupportedContentEncoding("br"), {"accept-encoding": "gzip, deflate"}),
+        (errors.UnsupportedContentType("text"), {}),
+        (errors.RequestContained("broke", retry_after_s=2.5), {"retry-after": "3", "x-should-retry": "false"}),
+        (errors.NotReady("not yet"), {}),
+        (errors.AuthenticationFailed("who"), {"www-authenticate": "Bearer"}),
+        (errors.PermissionDenied("no"), {}),
+        (errors.BackendFailed("500"), {}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_each_errors_headers_say_what_a_client_does_next(error: errors.GatewayError, headers: dict[str, str]) -> None:
+    assert headers == api_errors.describe(error)[2]
+
+
+@pytest.mark.parametrize(
+    ("status", "type_", "code"),
+    [
+        (400, "invalid_request_error", "invalid_request"),
+        (499, "invalid_request_error", None),
+        (500, "internal_error", None),
+    ],
+)
+def test_a_status_without_an_error_of_ours_is_the_callers_below_500(status: int, type_: str, code: str | None) -> None:
+    body = orjson.loads(bytes(api_errors.respond_status(status, "no").body))
+    assert {"error": {"message": "no", "type": type_, "param": None, "code": code}} == body
+
+
+class Many(pydantic.BaseModel):
+    """A body of many whole numbers."""
+
+    values: list[int]
+
+
+@pytest.mark.parametrize(("mistakes", "told"), [(99, False), (100, False), (101, True)])
+def test_more_than_a_hundred_mistakes_are_only_counted(mistakes: int, told: bool) -> None:
+    error = complaint(Many, orjson.dumps({"values": ["x"] * mistakes}))
+    counted = f"the body has {mistakes} errors"
+    assert (counted if told else None) == (error.message if told else None)
+    assert (None if told else "values[0]") == error.param
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        (b"{", None, "the body is not valid JSON"),
+        (b"[]", None, "the body: Input should be an object"),
+        (b"{}", "model", "model: Field required"),
+        (b'{"model":"m"}', "messages", "messages: Field required"),
+        (b'{"model":"m","messages":[{"role":"nobody","content":"a"}]}', "messages[0].role", None),
+        (b'{"model":"m","messages":[{"content":"a"}]}', "messages[0].role", "messages[0].role: Field required"),
+        (b'{"model":"m","messages":[{"role":"user","content":"a"}],"stop":[1]}', "stop[0]", None),
+        (b'{"model":"m","messages":[{"role":"user","content":"a"}],"n":"x"}', "n", None),
+        (
+            b'{"model":"m","messages":[{"role":"user","content":"a"}],"nonsense":1}',
+            "nonsense",
+            "unknown field: nonsense",
+        ),
+    ],
+)
+def test_a_complaint_names_the_place_in_the_callers_body(body: bytes, param: str | None, message: str | None) -> None:
+    error = complaint(ChatCompletionRequest, body)
+    assert param == error.param
+    assert message is None or message == error.message
+
+
+def test_a_long_field_name_is_told_in_part() -> None:
+    name = "n" * 65
+    body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "a"}], name: 1})
+    assert f"unknown field: {name[:64]}" == complaint(ChatCompletionRequest, body).message

@@ -1,0 +1,67 @@
+"""Two lists of the probes' rewards: of one model within the tolerance, of two beyond it."""
+
+from __future__ import annotations
+
+import pytest
+
+from distill.evaluation.reward_probes import PROBES, rewards_of_probes, same_rewards, tolerance
+from gateway.errors import RewardError
+from tests.gateway.best_of_n.fakes import FakeScorer
+
+REWARDS = [-1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "within"),
+    [
+        ([-1.0, 1.0], 0.02),  # a fiftieth of their standard deviation
+        ([-1.0, 1.0, None], 0.02),
+        ([3.0, 7.0], 0.04),
+        ([5e6, 5e6], 5.0),  # all alike: a millionth of the largest
+        ([-5e6, -5e6], 5.0),
+        ([0.0, 0.0], 1e-6),
+        ([None, None], 1e-6),
+        ([], 1e-6),
+    ],
+)
+def test_the_tolerance_is_a_fiftieth_of_what_the_probes_differ_by(rewards: list[float | None], within: float) -> None:
+    assert pytest.approx(within) == tolerance(rewards)
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        ([-1.0, 1.0], True),
+        ([-1.019, 1.019], True),
+        ([-1.0, 1.021], False),
+        ([-0.979, 1.0], False),
+        ([-1.0, None], False),
+        ([-1.0], False),
+        ([-1.0, 1.0, 1.0], False),
+    ],
+)
+def test_rewards_within_the_tolerance_are_of_one_model(other: list[float | None], same: bool) -> None:
+    assert same == same_rewards(REWARDS, other)
+
+
+def test_a_probe_without_a_reward_is_like_one_without() -> None:
+    assert same_rewards([None, *REWARDS], [None, *REWARDS])
+    assert not same_rewards([None, *REWARDS], [0.0, *REWARDS])
+
+
+async def test_each_probe_has_its_reward_and_a_refused_one_has_none() -> None:
+    longest = max(len(answer) for _, answer in PROBES)
+    scorer = FakeScorer(lambda text: RewardError("too long") if len(text) == longest else float(len(text)))
+    expected = [None if len(answer) == longest else float(len(answer)) for _, answer in PROBES]
+    assert expected == await rewards_of_probes(scorer)
+    assert [messages for messages, _ in PROBES] == scorer.conversations
+
+
+async def test_a_model_that_gives_no_reward_at_all_is_an_error() -> None:
+    with pytest.raises(RewardError, match="down"):
+        await rewards_of_probes(FakeScorer(lambda _: RewardError("down")))
+
+
+def test_the_probes_roles_take_turns_and_the_caller_speaks_last() -> None:
+    for messages, _ in PROBES:
+        assert ["user", "assistant"] * (len(messages) // 2) + ["user"] == [message["role"] for message in messages]
