@@ -16,6 +16,7 @@ from gateway.settings import ApiSettings
 from gateway.types import Message, Sampling
 
 USER = {"role": "user", "content": "Hello"}
+TEXT = {"type": "text", "text": "a"}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
 
 
@@ -232,3 +233,110 @@ def test_store_user_metadata_and_stream_options_are_kept() -> None:
     assert (False, "me", {"a": "b"}, True, True) == (
         asked.store, asked.user, asked.metadata, asked.stream, asked.include_usage
     )  # fmt: skip
+
+
+def test_every_parameter_of_sampling_is_passed_on_under_its_name() -> None:
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    given: dict[str, Any] = {
+        "temperature": 0.5,
+        "top_p": 0.25,
+        "seed": 7,
+        "frequency_penalty": 0.75,
+        "presence_penalty": -0.75,
+        "logit_bias": {"5": 1.5},
+        "logprobs": True,
+        "top_logprobs": 3,
+        "parallel_tool_calls": True,
+    }
+    any_object = {"type": "json_object"}
+    expected = Sampling(
+        **given, max_tokens=9, stop=("x",), tools=(tool,), tool_choice="required", response_format=any_object
+    )
+    more: dict[str, Any] = {"max_tokens": 9, "stop": "x", "tools": [tool], "tool_choice": "required"}
+    assert expected == ask(**given, **more, response_format=any_object).sampling
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"header": "0"}, "X-Best-Of"),
+        ({"header": "1"}, None),
+        ({"header": "16"}, None),
+        ({"header": "17"}, "X-Best-Of"),
+        ({"header": "000016"}, None),
+        ({"header": "0000016"}, "X-Best-Of"),
+        ({"header": ""}, "X-Best-Of"),
+        ({"header": "-1"}, "X-Best-Of"),
+        ({"header": "²"}, "X-Best-Of"),
+        ({"header": "1.0"}, "X-Best-Of"),
+        ({"best_of": 1}, None),
+        ({"best_of": 16}, None),
+        ({"best_of": 17}, "best_of"),
+        ({"n": 16}, None),
+        ({"n": 17}, "n"),
+        ({"n": 3, "best_of": 3}, None),
+        ({"n": 4, "best_of": 3}, "n"),
+        ({"n": 4, "best_of": 3, "header": "4"}, None),
+        ({"stop": ["a"] * 4}, None),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"top_logprobs": 1, "logprobs": True}, None),
+        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [], "tool_choice": "required"}, "tool_choice"),
+    ],
+    ids=str,
+)
+def test_each_bound_is_refused_by_the_fields_name(fields: dict[str, Any], param: str | None) -> None:
+    if param is None:
+        ask(**fields)
+        return
+    with pytest.raises(CallerError) as refused:
+        ask(**fields)
+    assert param == refused.value.param
+
+
+@pytest.mark.parametrize(("messages", "taken"), [(1, True), (2, True), (3, False)])
+def test_a_conversation_has_at_most_so_many_messages(messages: int, taken: bool) -> None:
+    request = ChatCompletionRequest.model_validate({"model": "ratchet", "messages": [USER] * messages})
+    api = ApiSettings(max_messages=2)
+    if taken:
+        assert messages == len(translate(request, best_of_header=None, api=api, best_of_max=16).messages)
+    else:
+        with pytest.raises(CallerError, match="3 messages are over this server's limit of 2") as refused:
+            translate(request, best_of_header=None, api=api, best_of_max=16)
+        assert "messages" == refused.value.param
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        (
+            [USER, {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}],
+            "[1].content[1].type",
+        ),
+        ([{"role": "user", "content": [{"type": "text"}]}], "[0].content[0].text"),
+        ([{"role": "assistant", "content": [{"type": "refusal"}]}, USER], "[0].content[0].refusal"),
+        ([{"role": "assistant", "content": "a", "audio": {"id": "x"}}, USER], "[0].audio"),
+        ([{"role": "assistant", "function_call": {"name": "f", "arguments": ""}}, USER], "[0].function_call"),
+        ([USER, {"role": "assistant", "content": "a"}], "[-1]"),
+    ],
+)
+def test_what_a_message_may_not_hold_is_refused_by_its_place(messages: list[Any], param: str) -> None:
+    with pytest.raises(CallerError) as refused:
+        ask(messages=messages)
+    assert f"messages{param}" == refused.value.param
+
+
+def test_an_unknown_models_name_is_quoted_in_part() -> None:
+    with pytest.raises(ModelNotFound, match=f"the model '{'m' * 64}' does not exist here"):
+        ask(model="m" * 65)
+
+
+@pytest.mark.parametrize(("field", "instead"), [("function_call", "; use tool_choice"), ("functions", "; use tools")])
+def test_an_old_field_names_the_new_one(field: str, instead: str) -> None:
+    with pytest.raises(UnsupportedField, match=f"^{field} is not supported here{instead}$"):
+        ask(**{field: REFUSED[field]})
+    with pytest.raises(UnsupportedField, match=r"^verbosity is not supported here$"):
+        ask(verbosity="high")

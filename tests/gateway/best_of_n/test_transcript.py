@@ -53,3 +53,19 @@ def test_logprobs_are_joined() -> None:
 def test_a_stream_that_stops_in_the_middle_is_no_answer() -> None:
     with pytest.raises(BackendProtocolError):
         whole(Delta("half"))
+
+
+@pytest.mark.parametrize(("reasoned", "text"), [(False, ""), (True, None)])
+def test_an_answer_that_only_reasoned_has_no_text(reasoned: bool, text: str | None) -> None:
+    found = whole(Delta(finish_reason="length", prompt_tokens=3, completion_tokens=2, reasoned=reasoned))
+    assert Answer(text, "length", 3, 2, reasoned=reasoned) == found
+
+
+def test_tokens_that_were_not_counted_are_none_and_logprobs_may_be_empty() -> None:
+    assert Answer("a", "stop", 0, 0) == whole(Delta("a", logprobs={"content": None}), Delta(finish_reason="stop"))
+
+
+def test_a_tool_call_opens_with_its_id_and_type() -> None:
+    piece = {"index": 0, "id": "call-0", "function": {"name": "look", "arguments": "{}"}}
+    [call] = whole(Delta(tool_calls=(piece,)), END).tool_calls
+    assert {"id": "call-0", "type": "function", "function": {"name": "look", "arguments": "{}"}} == call
