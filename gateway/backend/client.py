@@ -22,7 +22,7 @@ from gateway.backend.draws import TAKEOVERS, Draws, Opened
 from gateway.backend.health import Fault
 from gateway.backend.hedging import Call, hedged
 from gateway.backend.limit import ServerLimit, ServerLimits
-from gateway.backend.prober import Prober
+from gateway.backend.prober import Prober, Unanswered
 from gateway.backend.prompt_length import PromptLength
 from gateway.backend.readiness import check_replica
 from gateway.backend.replicas import Replica, Replicas, Route
@@ -378,10 +378,10 @@ class BackendPool:
     async def _probe(self, replica: Replica) -> object:
         return await self._calls.complete(replica, _PROBE, seed=1)
 
-    def _hung(self, replica: Replica, unanswered: set[str]) -> None:
+    def _hung(self, replica: Replica, unanswered: Unanswered) -> None:
         """Suspect the requests that a hung replica left unanswered: one of them may be the reason."""
-        for request in unanswered:
+        for request, context in unanswered.items():
             try:
-                self._containment.broke(request, replica.name)
+                context.run(self._containment.broke, request, replica.name)  # logged with the request's id and key
             except RequestContained:
                 continue

@@ -18,6 +18,9 @@ _LEAST_WAIT_S = 5.0
 _PATIENCE = 4.0  # a replica in rotation may only be busy: so many times longer than after an ejection
 _GRACE_S = 1.0  # a silent replica may only be a moment late
 
+Unanswered = dict[str, contextvars.Context]
+"""Requests by their fingerprints, each with the context in which it is logged."""
+
 
 class Prober:
     """Probes replicas, each by one draw at a time.
@@ -34,14 +37,14 @@ class Prober:
         replicas: Replicas,
         draw: Callable[[Replica], Awaitable[object]],
         usual_s: Callable[[], float],
-        on_hung: Callable[[Replica, set[str]], None],
+        on_hung: Callable[[Replica, Unanswered], None],
     ) -> None:
         self._replicas = replicas
         self._draw = draw
         self._usual_s = usual_s
         self._on_hung = on_hung
         self._probes: dict[Replica, asyncio.Task[None]] = {}
-        self._unanswered: dict[Replica, set[str]] = {}
+        self._unanswered: dict[Replica, Unanswered] = {}
 
     def tend(self) -> None:
         """Probe the ejected replicas whose time is over."""
@@ -51,13 +54,13 @@ class Prober:
 
     def suspect(self, replica: Replica, request: str) -> None:
         """Probe a replica that leaves a request unanswered for longer than usual."""
-        self._unanswered.setdefault(replica, set()).add(request)
+        self._unanswered.setdefault(replica, {}).setdefault(request, contextvars.copy_context())
         self.probe(replica)
 
     def answered(self, request: str) -> None:
         """Suspect a request no longer."""
         for requests in self._unanswered.values():
-            requests.discard(request)
+            requests.pop(request, None)
 
     @property
     def idle(self) -> bool:
@@ -102,7 +105,7 @@ class Prober:
         except GatewayError as error:
             self._failed(replica, fault_of(error) or Fault.ERROR, error.message)
             return
-        unanswered = self._unanswered.pop(replica, set())
+        unanswered = self._unanswered.pop(replica, {})
         if not timed_out:
             if replica.health.ejected:
                 self._replicas.readmit(replica)

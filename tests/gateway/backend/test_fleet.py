@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from gateway.backend import prober
 from gateway.backend.client import BackendPool
@@ -187,9 +189,14 @@ async def test_a_request_that_hangs_two_servers_goes_to_no_third(
     for stub in stubs:
         stub.knobs.update({"fault": Fault.HANG, "fault_probability": 1.0})
     before = drawn(*stubs)
-    draw = asyncio.create_task(race(pool, 1, "boom"))
-    await until(lambda: pool._containment.contained == 1)
+    with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+        with structlog.contextvars.bound_contextvars(key="mobile"):
+            draw = asyncio.create_task(race(pool, 1, "boom"))
+        await until(lambda: pool._containment.contained == 1)
     draw.cancel()
+    assert [(1, "mobile"), (2, "mobile")] == [
+        (line["breaks"], line.get("key")) for line in logs if line["event"] == "request_broke_server"
+    ]
     [error] = await race(pool, 1, "boom")
     assert RequestContained is type(error)
     assert 4 == drawn(*stubs) - before  # two draws, and two probes
