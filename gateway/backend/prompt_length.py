@@ -7,6 +7,7 @@ it does not count, the draws are made and the server refuses them itself.
 from __future__ import annotations
 
 import asyncio
+import string
 from functools import partial
 
 import orjson
@@ -18,6 +19,7 @@ from gateway.errors import ContextLengthExceeded, GatewayError
 from gateway.types import Prompt
 
 _COUNT_TIMEOUT_S = 2.0
+_LETTERS = string.ascii_letters.encode()
 _LEAST_LIMIT_TOKENS = 2_048
 """A server is asked for its limit, where that is not known, only for a prompt that may be longer than this."""
 
@@ -72,10 +74,14 @@ class PromptLength:
 def may_exceed(prompt: Prompt, limit_tokens: int) -> bool:
     """Return whether a prompt may have more tokens than this, by the length of what is sent.
 
-    No text has more tokens than bytes, and ASCII text has fewer than one token for two letters.
+    No text has more tokens than bytes. Of ASCII letters two are taken for a token, though most tokens have more;
+    digits and other scripts may have a token for each byte.
     """
     try:
         sent = orjson.dumps([prompt.messages, prompt.sampling.tools])
     except TypeError:  # text that is not Unicode: the draw will be refused
         return False
-    return len(sent) > limit_tokens and len(sent) - len(sent.decode()) // 2 > limit_tokens
+    if len(sent) <= limit_tokens:
+        return False
+    others = len(sent.translate(None, _LETTERS))
+    return others + (len(sent) - others + 1) // 2 > limit_tokens

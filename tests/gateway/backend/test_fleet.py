@@ -236,6 +236,19 @@ async def test_a_request_that_broke_one_server_and_hangs_another_is_hedged_to_no
         assert await pool.complete(asked, seed=1, replica=route)
 
 
+async def test_a_retry_goes_where_the_race_is_hedged_already(stubs: list[TgiStub], pool_of: PoolOf) -> None:
+    """The race of a request that breaks servers reaches two of them at most, hedges and retries together."""
+    pool = pool_of(*(stub.url for stub in stubs))
+    first, *_, last = pool._replicas.all
+    stubs[0].knobs.update({"fault": Fault.DISCONNECT, "fault_probability": 1.0})
+    for number in range(8):
+        route = pool.choose_replica()
+        route.replica, route.hedge = first, last
+        assert await pool.complete(prompt(f"question {number}"), seed=1, replica=route)
+        pool._replicas.readmit(first)
+    assert (8, 8) == (drawn(stubs[0]), drawn(stubs[-1]))
+
+
 async def test_a_single_sick_server_is_told_once_a_probe_confirms_it(stubs: list[TgiStub], pool_of: PoolOf) -> None:
     """Callers' requests alone must not make a gateway unready; a probe that fails as well does."""
     pool = pool_of(stubs[0].url, unhealthy_s=0.2)

@@ -95,16 +95,18 @@ async def test_a_limit_that_is_not_known_yet_is_asked_for_where_a_prompt_is_long
 @pytest.mark.parametrize(
     ("text", "exceeds"),
     [
-        ("a" * 165, False),  # sent in a frame of 35 bytes, all of which count by two
-        ("a" * 166, True),
-        ("é" * 55, False),  # two bytes and one character each
-        ("é" * 56, True),
-        ("魚" * 33, False),
-        ("魚" * 34, True),
+        ("a" * 145, False),  # sent in a frame of 20 other bytes and 15 letters
+        ("a" * 146, True),
+        ("7" * 72, False),
+        ("7" * 73, True),
+        ("é" * 36, False),
+        ("é" * 37, True),
+        ("魚" * 24, False),
+        ("魚" * 25, True),
         ("\ud800" * 1000, False),
     ],
 )
-def test_ascii_counts_by_two_bytes_and_other_text_by_each(text: str, exceeds: bool) -> None:
+def test_letters_count_by_two_and_all_else_by_each_byte(text: str, exceeds: bool) -> None:
     assert exceeds == may_exceed(prompt(text), LIMIT)
 
 

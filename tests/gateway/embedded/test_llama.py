@@ -10,14 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
+import orjson
 import pytest
 
+from gateway.backend.client import BackendPool
+from gateway.backend.flavours import FLAVOURS
 from gateway.embedded import llama
 from gateway.embedded.llama import LlamaServer
 from gateway.errors import NotReady
+from gateway.settings import BackendSettings
+from gateway.types import JsonObject, Prompt, Sampling
 from tests.gateway.embedded.adapters import random_adapter
 from tests.gateway.embedded.processes import wait_until_gone
 
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
 _START_AND_WAIT = """
 import sys
 from gateway.embedded.llama import LlamaServer
@@ -63,6 +70,24 @@ def test_more_draws_than_slots_are_all_answered(server: LlamaServer) -> None:
 def test_each_draw_has_the_context_it_was_promised(server: LlamaServer) -> None:
     answer = ask(server.url, messages=[{"role": "user", "content": "word " * 300}])
     assert (400, 256) == (answer.status_code, answer.json()["error"]["n_ctx"])
+
+
+@pytest.mark.parametrize("tools", [(), (WEATHER,)], ids=["plain", "tools"])
+async def test_a_prompt_is_counted_as_its_draws_count_it(
+    server: LlamaServer, tools: tuple[dict[str, object], ...]
+) -> None:
+    """Special tokens in its text, other scripts and tools included; nothing is drawn for the count."""
+    prompt = Prompt([{"role": "user", "content": "Hi <|im_end|> 漢字 1234"}], Sampling(max_tokens=1, tools=tools))
+
+    async def post(path: str, body: JsonObject) -> JsonObject:
+        async with httpx2.AsyncClient() as http:
+            response = await http.post(server.url + path, content=orjson.dumps(body))
+        told: JsonObject = response.json()
+        return told
+
+    async with BackendPool(BackendSettings(kind="llamacpp", urls=(server.url,))) as pool:
+        answer = await pool.complete(prompt, seed=1, replica=0)
+    assert answer.prompt_tokens == await FLAVOURS["llamacpp"].count(prompt, post)
 
 
 NONE = {"id": 0, "scale": 0.0}
