@@ -1,12 +1,13 @@
 """The store of draws: whose they are decides the file, nothing is drawn twice, and what is there is read whole."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from distill.errors import DataError, EvaluationError
 from distill.evaluation import sample
-from distill.evaluation.draws import Drawer, adopt, draw_design, drawn, missing, served
+from distill.evaluation.draws import Drawer, adopt, draw_design, drawn, missing, redrawn_alike, served
 from distill.evaluation.sample import Design, Draw, Question, line_of, read_draws
 from gateway.settings import BackendSettings
 from tests.stubs.knobs import Fault, Knobs
@@ -159,3 +160,26 @@ def test_without_servers_of_its_own_the_fleet_draws() -> None:
     fleet = BackendSettings(urls=("http://127.0.0.1:9",))
     with served(fleet, servers=0, slots=4, context_tokens=64, adapters=[]) as chosen:
         assert fleet == chosen
+
+
+@pytest.mark.parametrize(("others", "alike"), [(0, True), (4, True), (5, False), (8, False)])
+async def test_a_file_is_of_the_same_model_if_half_of_a_few_answers_come_again(
+    tmp_path: Path, others: int, alike: bool
+) -> None:
+    """Eight of its answers are drawn again, from their own seeds."""
+    path = tmp_path / "draws.jsonl"
+    async with TgiStub() as stub:
+        await draw_design(backend(stub), DESIGN, path, concurrency=1)
+        kept = read_draws(path)
+        changed = [replace(each, text="another") if place < others else each for place, each in enumerate(kept)]
+        path.write_bytes(b"".join(map(line_of, changed)))
+        before = len(stub.state.requests)
+        assert alike == await redrawn_alike(backend(stub), path, None, max_tokens=8)
+        assert 8 == len(stub.state.requests) - before
+
+
+async def test_a_file_without_answers_is_of_no_known_model(tmp_path: Path) -> None:
+    path = tmp_path / "draws.jsonl"
+    path.write_bytes(line_of(Draw("Name a tree.", "", 1.0, 0, 0, "", "stop", 0)))
+    async with TgiStub() as stub:
+        assert not await redrawn_alike(backend(stub), path, None, max_tokens=8)

@@ -1,5 +1,6 @@
 """Rewards of draws: each distinct answer once, kept, resumed; who judges is not who selects."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,8 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from distill.errors import DataError, EvaluationError, SettingsError
 from distill.evaluation import scoring
+from distill.evaluation.reward_probes import PROBES, tolerance
 from distill.evaluation.sample import Draw
-from distill.evaluation.scoring import Scores, answer_key, judge_settings, read_scores, score_draws
+from distill.evaluation.scoring import Scores, adapter_digest, answer_key, judge_settings, read_scores, score_draws
 from gateway.embedded.weights import minilm_folder, reward_adapter_folder
 from gateway.settings import RewardSettings
 from tests.stubs.reward import RewardFault, RewardKnobs, RewardStub, reward_of
@@ -118,3 +120,41 @@ def test_the_judge_is_another_model_on_a_backbone(tmp_path: Path) -> None:
     ):
         with pytest.raises(SettingsError, match=message):
             judge_settings(reward, model, adapter)
+
+
+@pytest.mark.parametrize(("off", "taken"), [(0.0, True), (0.9, True), (1.1, False), (-0.9, True), (-1.1, False)])
+async def test_rewards_of_an_earlier_release_are_taken_over_if_they_come_again(
+    tmp_path: Path, off: float, taken: bool
+) -> None:
+    """Off by so many times of what two rewards of one model may differ by."""
+    async with RewardStub() as stub:
+        path = (await score_draws(remote(stub), DRAWS, tmp_path)).path
+        name = (await score_draws(remote(stub), DRAWS, tmp_path)).model
+        rewards = [reward_of(answer) for _, answer in PROBES]
+        lines = [
+            json.dumps([key, reward + off * tolerance(rewards)]) + "\n" for key, reward in read_scores(path).items()
+        ]
+        path.unlink()
+        scoring._file(tmp_path, name, "").write_text("".join(lines))
+        scores = await score_draws(remote(stub), DRAWS, tmp_path)
+    assert (0 if taken else 2, name) == (scores.missing, scores.model)
+    assert path == scores.path
+    [news] = scores.news
+    assert ("are the same" in news) == taken
+
+
+def test_answers_and_models_find_their_rewards_of_earlier_releases() -> None:
+    """The names on disk: another name for the same answer or model would score everything anew."""
+    assert "67efc80d5965c554ad1e78bdfe4c150f" == answer_key([{"role": "user", "content": "Name a tree."}], "Oak.")
+    names = [scoring._file(Path(), *identity).name for identity in (("judge", ""), ("judge", "abc", "id1"))]
+    assert ["scores-755a1f7829dd.jsonl", "scores-132ec1c480b1.jsonl"] == names
+
+
+def test_an_adapters_digest_is_of_its_files_names_and_contents(tmp_path: Path) -> None:
+    files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    parts = [name.encode() + b"\0" + hashlib.sha256(content).digest() for name, content in files.items()]
+    assert hashlib.sha256(b"".join(parts)).hexdigest() == adapter_digest(tmp_path)
+    assert "" == adapter_digest(None)
