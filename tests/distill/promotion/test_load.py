@@ -126,3 +126,19 @@ async def test_a_command_that_fails_is_told_in_words(adapter: Adapter, command: 
         with pytest.raises(PromotionError) as caught:
             await load(adapter, BackendSettings(urls=(stub.url,)), settings)
     assert told in str(caught.value)
+
+
+async def test_a_command_is_not_run_where_every_replica_serves_the_adapter_already(
+    adapter: Adapter, tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    settings = PromotionSettings(load_command=python("import sys; open(sys.argv[1], 'a').write('x')", str(told)))
+    async with VllmStub() as one, VllmStub() as two:
+        both = BackendSettings(kind="vllm", urls=(one.url, two.url))
+        await load(adapter, both, PromotionSettings())
+        await load(adapter, both, settings)
+        assert not told.exists()
+        two.adapters.clear()
+        with pytest.raises(PromotionError, match=f"does not serve {NAME} after 1 s: it does not list it"):
+            await load(adapter, both, settings.model_copy(update={"load_timeout_s": 1}))
+    assert "x" == told.read_text()

@@ -113,6 +113,17 @@ async def test_a_full_queue_refuses_at_once() -> None:
     assert refused.value.retry_after_s >= 1
 
 
+@pytest.mark.parametrize(("queue_timeout_s", "retry_after_s"), [(0.9, 1.0), (1.0, 1.0), (1.1, 1.1)])
+async def test_a_refused_caller_is_told_the_queues_time_but_a_second_at_least(
+    queue_timeout_s: float, retry_after_s: float
+) -> None:
+    bound = permits(1, max_waiting=0, queue_timeout_s=queue_timeout_s)
+    await bound.acquire(1)
+    with pytest.raises(Overloaded) as refused:
+        await bound.acquire(1)
+    assert retry_after_s == refused.value.retry_after_s
+
+
 @pytest.mark.parametrize(("alphas", "expected"), [(1, "beta"), (2, "alpha")])
 async def test_a_full_queue_is_shared_between_keys(alphas: int, expected: str) -> None:
     """The key with more places gives up its newest, unless the other would then have more."""

@@ -497,6 +497,7 @@ async def test_a_live_draw_passes_through_and_is_put_together_for_the_record() -
     assert deltas == pieces
     assert outcome.winners[0].answer == Answer("Hello", "stop", 4, 2)
     assert outcome.timings.generate_ms > 0
+    assert outcome.scoring_error is None
 
 
 PIECES = [Delta("Hello"), Delta(finish_reason="stop", prompt_tokens=4, completion_tokens=2)]
