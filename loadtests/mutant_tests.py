@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +23,8 @@ import pytest
 
 MOST_S = 30.0
 MOST_OF_ONE_S = 2.0
+MOST_WITH_HANGS_S = 90.0
+"""After this the run counts as a time-out: mutmut knows it by the signal."""
 STATISTICS = Path("mutmut-stats.json")
 """mutmut's: how long each test took without a mutant. pytest runs in mutmut's folder."""
 FAILING = Path("failing-tests.json")
@@ -31,10 +35,16 @@ _NO_CHOICE = frozenset({"stats", "fail", "list_all_tests", "mutant_generation"})
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Count the tests that fail without a mutant, and go on behind them."""
-    if _under_test() in _WITHOUT_MUTANT:
+    """Count the tests that fail without a mutant, and go on behind them; end those that hang because of one."""
+    mutant = _under_test()
+    if mutant in _WITHOUT_MUTANT:
         config.option.maxfail = 0
         config.pluginmanager.register(_Failures(), "mutant-failures")
+    elif mutant not in _NO_CHOICE:
+        # mutmut's own limit is many times what all tests of the function take: half an hour for the api.
+        limit = threading.Timer(MOST_WITH_HANGS_S, os.kill, (os.getpid(), signal.SIGXCPU))
+        limit.daemon = True
+        limit.start()
 
 
 class _Failures:
