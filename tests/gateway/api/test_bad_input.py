@@ -207,7 +207,7 @@ RULES: list[tuple[dict[str, Any], Expected]] = [
       "for 1000 more. Please reduce max_tokens or the messages.")),
     ({"messages": [{"role": "user", "content": "a " * 5_000}]},
      (400, "context_length_exceeded", "messages",
-      "This model's maximum context length is 4096 tokens. However, your messages have 5005 tokens. Please reduce "
+      "This model's maximum context length is 4095 tokens. However, your messages have 5005 tokens. Please reduce "
       "their length.")),
     ({"max_tokens": 5, "max_completion_tokens": 6},
      (400, INVALID, "max_tokens", "max_tokens and max_completion_tokens contradict each other")),
