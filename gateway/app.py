@@ -223,6 +223,7 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
         parts.scorer.start()
         stack.push_async_callback(parts.scorer.aclose)
         stack.push_async_callback(parts.backends.aclose)
+        await parts.backends.learn()  # permits count on it from the first request on
         parts.containment.start()
         stack.push_async_callback(parts.containment.aclose)
         stack.push_async_callback(parts.limiter.aclose)
@@ -241,7 +242,10 @@ async def _sample(parts: Parts) -> None:
     Gauges are not read at the scrape: with several workers any one of them answers for all.
     """
     metrics, stats = parts.metrics, parts.journal.stats
+    learning = asyncio.create_task(parts.backends.learn())
     while True:
+        if learning.done():  # for servers that were away as the gateway started
+            learning = asyncio.create_task(parts.backends.learn())
         parts.backends.tend()
         await parts.backends.close_unused()
         policy = parts.policies.current

@@ -318,6 +318,10 @@ class Backends(Protocol):
         """How many they take from all their clients, as they say; infinity where one of them does not say."""
         ...
 
+    async def learn(self) -> None:
+        """Ask the servers of the policy in force how many draws they take, those that have not said so."""
+        ...
+
     def tend(self) -> None:
         """Look after replicas that are out of rotation; call it every now and then."""
         ...

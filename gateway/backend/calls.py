@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import re
 from collections.abc import AsyncGenerator
@@ -229,13 +230,21 @@ class Calls:
             return f"it is {replica.identity.name}, and other replicas are of another kind: one policy needs one kind"
         return wrong
 
+    async def learn(self, replica: Replica) -> None:
+        """Find out what the replica is and how many draws it takes at once; one that cannot be asked is asked later."""
+        await self.know(replica)
+        with contextlib.suppress(GatewayError):
+            await self._learn_capacity(replica)
+
     async def turn(self, replica: Replica) -> Turn:
         """Begin a draw's way to the replica, which was asked for its capacity where it tells one."""
-        limit = self.limit(replica)
+        await self._learn_capacity(replica)
+        return self.limit(replica).turn()
+
+    async def _learn_capacity(self, replica: Replica) -> None:
         path = self.flavour.capacity_path
         if path is not None:
-            await limit.learn_capacity(partial(self._capacity, replica, path))
-        return limit.turn()
+            await self.limit(replica).learn_capacity(partial(self._capacity, replica, path))
 
     def limit(self, replica: Replica) -> ServerLimit:
         """Return the limit of draws at the replica."""

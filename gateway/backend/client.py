@@ -189,6 +189,10 @@ class BackendPool:
         all_facts = {"replicas": facts} | ({"limits": limits} if limits else {})
         return Readiness(ready=any(serves for _, serves in found), detail=detail, facts=all_facts)
 
+    async def learn(self) -> None:
+        """Ask every replica what it is and how many draws it takes at once, unless it has said so."""
+        await asyncio.gather(*(self._calls.learn(replica) for replica in self._replicas.all))
+
     def tend(self) -> None:
         """Probe the ejected replicas whose time is over, and look names up again; call it every now and then."""
         self._prober.tend()

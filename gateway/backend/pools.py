@@ -80,6 +80,17 @@ class BackendPools:
         finally:
             self._leases[urls] -= 1
 
+    async def learn(self) -> None:
+        """Ask the servers of the policy in force how many draws they take, within one connect timeout.
+
+        Permits count on it from the first request on: several workers that do not know it yet would take it each.
+        """
+        named = dict.fromkeys(urls or self._settings.urls for urls in self._named())
+        asking = [asyncio.create_task(self._pool(urls).learn(), name="learn servers") for urls in named]
+        _, pending = await asyncio.wait(asking, timeout=self._settings.connect_timeout_s)
+        for task in pending:
+            task.cancel()
+
     def tend(self) -> None:
         """Probe the ejected replicas whose time is over; call it every now and then."""
         for pool in self._pools.values():

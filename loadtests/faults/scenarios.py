@@ -29,7 +29,7 @@ class Scenario:
     time until all is well counts from the fault's end; otherwise from its beginning. ``least_answered``: share of the
     requests that must be answered. ``most_slowdown``: the p95 of the requests that begin under the fault, as a multiple
     of the p95 before it. ``slowest_s``: no request may take longer. ``even``: under the fault N takes two
-    neighbouring values, but for one race in fifty. ``most_draws``: mean N of the requests under it. ``scarred``: what
+    neighbouring values. ``most_draws``: mean N of the requests under it. ``scarred``: what
     broke stays broken, so readiness need not say "ready" in the end. ``archived``: the night collects, so what was
     acknowledged is looked for in its archive. ``callers``: requests in flight, where it is not for the command line
     to say. ``settings`` are the gateway's, ``knobs`` the backends'.

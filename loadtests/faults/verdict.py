@@ -13,9 +13,6 @@ NORMAL_WITHIN_S = 30.0
 """Longest time until all is well again; a start of the gateway on a busy machine included."""
 
 
-_EVEN_SHARE = 0.98
-
-
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What one run of a scenario brought to light.
@@ -92,7 +89,7 @@ def judge(scenario: Scenario, facts: Facts) -> Row:
     if during_s > scenario.most_slowdown * before_s:
         failures.append(f"p95 was {during_s:.2f} s under the fault, {before_s:.2f} s before it")
     given_n = Counter(one.n for one in facts.seen if one.n is not None and one.started_s >= facts.struck_s)
-    if scenario.even and _share_of_two_neighbours(given_n) < _EVEN_SHARE:
+    if scenario.even and not _are_two_neighbours(given_n):
         failures.append(f"N was not even: {dict(sorted(given_n.items()))}")
     in_fault = [one.n for one in facts.seen if one.n is not None and facts.struck_s <= one.started_s < facts.since_s]
     if sum(in_fault) > scenario.most_draws * len(in_fault):
@@ -131,8 +128,6 @@ def _p95(seconds: Sequence[float]) -> float:
     return ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))] if ordered else 0.0
 
 
-def _share_of_two_neighbours(given_n: Counter[int]) -> float:
-    """Return the largest share of races that have one of two neighbouring values of N."""
-    if not given_n:
-        return 0.0
-    return max(given_n[n] + given_n[n + 1] for n in range(1, max(given_n) + 1)) / given_n.total()
+def _are_two_neighbours(given_n: Counter[int]) -> bool:
+    """Tell whether races had one value of N, or two values next to each other."""
+    return bool(given_n) and max(given_n) - min(given_n) <= 1

@@ -101,8 +101,7 @@ def test_outcomes_that_a_fault_allows_are_no_failures_but_still_count() -> None:
     [
         ({2: 100}, True),
         ({2: 60, 3: 40}, True),
-        ({2: 60, 3: 38, 4: 2}, True),
-        ({2: 60, 3: 37, 4: 3}, False),
+        ({2: 60, 3: 39, 4: 1}, False),
         ({2: 50, 4: 50}, False),
         ({1: 3, 2: 60, 3: 37}, False),
         ({}, False),
@@ -111,7 +110,7 @@ def test_outcomes_that_a_fault_allows_are_no_failures_but_still_count() -> None:
 def test_where_n_must_be_even_it_takes_two_neighbouring_values_under_the_fault(
     under: dict[int, int], even: bool
 ) -> None:
-    """One race in fifty may have another; what was given before the fault does not count."""
+    """What was given before the fault does not count."""
     before, *_, after = FACTS.seen
     given_n = [n for n, count in under.items() for _ in range(count)]
     seen = [replace(before, n=4), *(Seen(1.0, 1.5, "scored", "b", n) for n in given_n), after]

@@ -50,6 +50,24 @@ async def test_the_capacity_is_what_the_servers_in_force_take_together(fleet: Fl
     assert (11, 11) == (fleet.pools.capacity(), fleet.pools.total_capacity())
 
 
+async def test_the_capacity_is_known_before_the_first_draw(fleet: Fleet) -> None:
+    """Several workers that do not know it yet would each take all that the server has."""
+    fleet.home.knobs.update({"max_concurrent_requests": 6})
+    await fleet.pools.learn()
+    assert (6, 6) == (fleet.pools.capacity(), fleet.pools.total_capacity())
+    assert 0 == fleet.home.state.started
+
+
+async def test_a_server_that_is_away_is_asked_again_for_its_capacity(fleet: Fleet) -> None:
+    fleet.home.knobs.update({"max_concurrent_requests": 6})
+    await fleet.home.stop()
+    await fleet.pools.learn()
+    assert math.inf == fleet.pools.total_capacity()
+    await fleet.home.start()
+    await fleet.pools.learn()
+    assert 6 == fleet.pools.total_capacity()
+
+
 async def test_a_server_that_is_gone_has_no_capacity(fleet: Fleet) -> None:
     both = (fleet.home.url, fleet.other.url)
     fleet.named = [both]
