@@ -23,7 +23,7 @@ async def test_the_javascript_client_works(serve: Serve, tmp_path: Path) -> None
         pytest.skip(missing)
     key, line = new_key("javascript")
     (tmp_path / "keys").write_text(line)
-    served = await serve(api={"keys_file": tmp_path / "keys"})
+    served = await serve(api={"keys_file": tmp_path / "keys"}, race={"queue_timeout_s": 0.5})
     environment = {
         **os.environ,
         "GATEWAY_URL": served.url,
