@@ -83,11 +83,12 @@ mutants: $(READY) ## Change bounds, signs and prices by machine and count what t
 vllm-front: ## Install vLLM's front end without kernels in data/vllm, for the tests in tests/vllm_front (3 GB; needs PyPI)
 	@tests/vllm_front/install.sh data/vllm
 
-check: $(READY) ## Lint, format, types and layers
+check: $(READY) ## Lint, format, types, layers and docstrings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.docstrings
 
 tests/clients/node_modules/.package-lock.json: tests/clients/package-lock.json
 	npm ci --prefix tests/clients --no-audit --no-fund
