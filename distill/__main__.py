@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from distill.dataset.commands import collect, curate
-from distill.evaluation.commands import adopt, evaluate, sample
-from distill.evaluation.simulate_command import simulate
-from distill.nightly.commands import EPILOG, night, report, run, schedule, settings
-from distill.nightly.forget_command import forget
-from distill.promotion.commands import rollback, watch
-from distill.training.commands import reward
-from distill.training.train_command import train
+from distill.cli.dataset import collect, curate
+from distill.cli.evaluate import adopt, evaluate, sample
+from distill.cli.forget import forget
+from distill.cli.reward import reward
+from distill.cli.rollout import rollback, watch
+from distill.cli.run import EPILOG, night, report, run, schedule, settings
+from distill.cli.simulate import simulate
+from distill.cli.train import train
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 

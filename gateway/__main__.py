@@ -40,7 +40,7 @@ def serve(
 ) -> None:
     """Serve the chat API, with settings from the environment."""
     if embedded:
-        from gateway.embedded.demo import serve_embedded
+        from gateway.demo.demo import serve_embedded
 
         raise typer.Exit(serve_embedded())
     settings = _settings()
@@ -62,7 +62,7 @@ def reward() -> None:
 @cli.command()
 def demo() -> None:
     """Run best-of-N on real weights, a real Redis and the official client, all on this machine."""
-    from gateway.embedded.demo import main
+    from gateway.demo.demo import main
 
     raise typer.Exit(main())
 

@@ -18,7 +18,7 @@ from uvicorn.supervisors import Multiprocess
 from gateway.api.protocol import server_options
 from gateway.app import from_environment
 from gateway.best_of_n.ledger import FOLDER_VARIABLE
-from gateway.embedded.tether import tie
+from gateway.processes.tether import tie
 from gateway.settings import Settings
 from gateway.telemetry import MULTIPROCESS_DIR
 

@@ -31,7 +31,7 @@ from rich.console import Console
 from distill import exits
 from distill.dataset.split import conversation_key, is_held_out
 from distill.nightly.child import run_child
-from distill.nightly.embedded import environment
+from distill.nightly.demo import environment
 from distill.progress import counting
 from distill.report.curves import reward_curves
 from distill.report.facts import NightFacts

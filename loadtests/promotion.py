@@ -31,7 +31,7 @@ from statistics import median
 from typing import Any
 
 from distill import exits
-from gateway.embedded import prompts
+from gateway.demo import prompts
 from gateway.embedded.stack import EmbeddedStack
 from gateway.telemetry import configure_logging
 from loadtests.stack import machine

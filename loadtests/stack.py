@@ -21,8 +21,8 @@ from typing import IO, Self
 import aiohttp
 import psutil
 
-from gateway.embedded.process import free_port
 from gateway.embedded.redis import RedisServer
+from gateway.processes.child import free_port
 from tests.listeners import until_all_listen
 from tests.stubs.process import StubProcess
 

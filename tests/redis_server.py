@@ -23,7 +23,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from gateway.embedded import tether
+from gateway.processes import tether
 from gateway.settings import RedisSettings
 
 

@@ -15,7 +15,7 @@ import structlog
 
 from distill.errors import PromotionError
 from distill.evaluation import draws
-from distill.nightly.night import Night
+from distill.nightly.context import Night
 from distill.promotion.adapter import Adapter, adapter_named
 from distill.promotion.canary import check_canary
 from distill.promotion.export import export_gguf

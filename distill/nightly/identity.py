@@ -15,7 +15,7 @@ from typing import Any
 from distill.evaluation.answer_probes import answers_to_probes, same_answers
 from distill.evaluation.behaviours import last_met, meet
 from distill.evaluation.draws import Drawer, redrawn_alike
-from distill.nightly.night import Night
+from distill.nightly.context import Night
 from distill.settings import Settings
 from distill.training.base_files import base_digest
 from gateway.backend.identify import FALLBACK

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from distill.nightly.night import STEPS
+from distill.nightly.context import STEPS
 from distill.run_dir import RunDir, write_atomically
 
 _PREFIX = "ratchet_night_"

@@ -28,9 +28,9 @@ import structlog
 import typer
 
 from gateway.embedded.chat_template import CHAT_TEMPLATE
-from gateway.embedded.process import ChildProcess
 from gateway.embedded.requantized import requantized
 from gateway.errors import NotReady
+from gateway.processes.child import ChildProcess
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 """What its /v1/models calls it."""

@@ -22,8 +22,8 @@ import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from gateway.embedded.process import ChildProcess, free_port
 from gateway.errors import NotReady
+from gateway.processes.child import ChildProcess, free_port
 
 _PORT_ATTEMPTS = 5
 _PORT_TAKEN = "Address already in use"

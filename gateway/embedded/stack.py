@@ -23,10 +23,10 @@ import httpx2
 
 from gateway.embedded import llama, redis, weights
 from gateway.embedded.control import Control
-from gateway.embedded.process import ChildProcess, free_port
 from gateway.embedded.redis import RedisServer
 from gateway.embedded.replicas import Replicas
 from gateway.errors import NotReady, SettingsError
+from gateway.processes.child import ChildProcess, free_port
 from gateway.settings import PREFIX
 
 DATA_DIR = Path("data/embedded")

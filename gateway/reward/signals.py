@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from gateway.errors import SettingsError
 
-WORDLESS = "wordless"  # an answer that says nothing; its weight is a rule, see distill.training.signals
+WORDLESS = "wordless"  # an answer that says nothing; its weight is a rule, see distill.reward_training.features
 RELEVANCE = "relevance"  # weighted like a signal, but measured on embeddings: gateway.reward.relevance
 ARTICLES = frozenset(("a", "an", "the"))
 FUNCTION_WORDS = frozenset(

@@ -22,9 +22,9 @@ import redis.asyncio
 
 from distill.dataset.archive import Archive
 from distill.run_dir import RunDir, runs
-from gateway.embedded.process import ChildProcess, free_port
 from gateway.embedded.redis import RedisServer
 from gateway.journal.stream import stream_key
+from gateway.processes.child import ChildProcess, free_port
 from loadtests.faults.arrivals import Arrivals
 from loadtests.faults.callers import Callers
 from loadtests.faults.proxy import TcpProxy

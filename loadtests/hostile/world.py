@@ -19,10 +19,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from gateway.embedded.llama import LlamaServer
-from gateway.embedded.process import free_port
 from gateway.embedded.redis import RedisServer
 from gateway.journal.stream import stream_key
 from gateway.policy import Policy
+from gateway.processes.child import free_port
 from loadtests.faults.world import Gateway, Stub
 from loadtests.hostile.case import Answer, Case, Kind, bearer, chat, get, key, post
 from loadtests.hostile.impostor import Impostor, Script

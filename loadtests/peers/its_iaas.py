@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from gateway.embedded.process import free_port
+from gateway.processes.child import free_port
 from loadtests.overhead import client
 from loadtests.peers import its_hub
 from loadtests.peers.environment import python_of

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from gateway.__main__ import cli, out
 from gateway.api.auth import ApiKeys
-from gateway.embedded.process import free_port
+from gateway.processes.child import free_port
 from gateway.settings import Settings, variables
 from tests.listeners import until_all_listen
 from tests.redis_server import RedisServer

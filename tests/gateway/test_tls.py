@@ -11,7 +11,7 @@ import pytest
 import redis
 from redis.exceptions import RedisError
 
-from distill.nightly.plan import _backlog
+from distill.nightly.dry_run import _backlog
 from distill.promotion.tail import Tail
 from gateway.api.keyfile import new_key
 from gateway.backend.client import BackendPool

@@ -12,10 +12,10 @@ import redis
 
 from distill.dataset.collect import collect
 from distill.settings import DatasetSettings
-from gateway.embedded.process import free_port
 from gateway.embedded.redis import binary_path
 from gateway.errors import SettingsError
 from gateway.journal.writer import Journal
+from gateway.processes.child import free_port
 from gateway.redis_client import UnsupportedRedis, check_redis, refuse_modes
 from gateway.settings import JournalSettings, RedisSettings
 from tests.gateway.journal.records import completion

@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-_PRELOADED = ["distill.nightly.order", "distill.training.train", "distill.promotion.publish", "distill.__main__"]
+_PRELOADED = ["distill.nightly.pipeline", "distill.training.train", "distill.promotion.publish", "distill.__main__"]
 
 Kill = tuple[str, int | None]
 """A step, and the k-th move of its progress bar; None: after all of it, just before it is marked."""
@@ -57,7 +57,8 @@ def _run(environment: dict[str, str], arguments: list[str], kill: Kill | None) -
 
 def _serve_what_is_published(url: str) -> None:
 
-    from distill.nightly import candidates, promoting
+    from distill.nightly import candidates
+    from distill.nightly.steps import rollout as promoting
 
     async def loaded(adapter: Any, *_: object) -> None:
         _tell(
@@ -79,7 +80,7 @@ def _tell(url: str, **knobs: Any) -> None:
 
 
 def _kill_at(step: str, move: int | None) -> None:
-    from distill.nightly.night import Advance, Night, Result
+    from distill.nightly.context import Advance, Night, Result
 
     through, bar = Night.step, Night.bar
     number = int(os.environ.get("ATTEMPT_SIGNAL", signal.SIGKILL))

@@ -10,11 +10,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from gateway.embedded import demo
+from gateway.demo import demo
 from gateway.embedded.llama import usable_cores
-from gateway.embedded.process import free_port
 from gateway.embedded.stack import EmbeddedStack
 from gateway.errors import NotReady, SettingsError
+from gateway.processes.child import free_port
 from tests.gateway.embedded.processes import children_of, wait_until_gone
 
 PARTS = 2 + min(2, usable_cores())  # Redis, the gateway, llama.cpp's replicas

@@ -1,0 +1,152 @@
+"""``python -m distill reward``: what the command line offers of this room."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from distill.dataset.archive import Archive
+from distill.errors import DataError
+from distill.exits import TERMINATED, errors_in_words
+from distill.progress import LOSS, counting
+from distill.reward_training.feedback_pairs import feedback_pairs
+from distill.reward_training.preferences import Preference
+from gateway.embedded.weights import minilm_folder
+
+MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+
+Pairs = Annotated[
+    Path, typer.Argument(help="JSON Lines of {prompt: [message…], chosen: [message], rejected: [message], source?}.")
+]
+Out = Annotated[Path, typer.Option(help="Folder for the adapter and metrics.json.")]
+Base = Annotated[Path | None, typer.Option(help="Folder of the backbone; MiniLM from its wheel when not given.")]
+Answers = Annotated[
+    Path | None, typer.Option(help="JSON Lines of {prompt: [message…], text}: coherent answers, to be spoiled too.")
+]
+Feedback = Annotated[
+    Path | None, typer.Option(help="Archive of the journal: its callers' ratings join as pairs, source 'feedback'.")
+]
+Folds = Annotated[int, typer.Option(min=2, help="Parts that the prompts are split into, by a hash of their text.")]
+Fold = Annotated[int, typer.Option(min=0, help="The part held out: not trained on, only measured.")]
+Seed = Annotated[int, typer.Option(help="Same seed, files and machine: same weights.")]
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the human pairs, each with freshly spoiled answers.")]
+LearningRate = Annotated[float, typer.Option(min=1e-6, max=1.0, help="Peak of the schedule.")]
+Rank = Annotated[int, typer.Option(min=1, help="Rank of the LoRA matrices.")]
+TopLayers = Annotated[int, typer.Option(min=1, help="Layers that LoRA adapts, counted from the last one down.")]
+MaxLength = Annotated[int, typer.Option(min=32, help="Longest input in training, in tokens.")]
+Spoiled = Annotated[int, typer.Option(min=0, help="Spoiled versions of each good answer and epoch.")]
+Doubt = Annotated[float, typer.Option(min=0, max=0.5, help="Share of human labels expected to be wrong.")]
+HumanWeight = Annotated[
+    float,
+    typer.Option(min=0, help="Weight of human pairs in LoRA's training; 0: they only fit the signals' weights."),
+]
+Signals = Annotated[
+    bool, typer.Option(help="Add signals of the text (copied, repeated, on topic …), weighted to fit the pairs.")
+]
+LoraShare = Annotated[float, typer.Option(min=0, help="How much LoRA's logit counts beside the signals.")]
+Name = Annotated[str, typer.Option(help="What the model is called; backbone+folder when not given.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch. 1 is fastest on a busy machine.")]
+
+
+def reward(
+    pairs: Pairs,
+    out: Out,
+    base: Base = None,
+    answers: Answers = None,
+    feedback: Feedback = None,
+    folds: Folds = 5,
+    fold: Fold = 0,
+    seed: Seed = 0,
+    epochs: Epochs = 1,
+    learning_rate: LearningRate = 1e-3,
+    rank: Rank = 16,
+    top_layers: TopLayers = 4,
+    max_length: MaxLength = 160,
+    spoiled: Spoiled = 4,
+    human_weight: HumanWeight = 0.0,
+    doubt: Doubt = 0.0,
+    signals: Signals = True,
+    lora_share: LoraShare = 0.15,
+    name: Name = "",
+    threads: Threads = 0,
+) -> None:
+    """Train a reward model (LoRA and head) from preference pairs, and measure it on unseen prompts."""
+    if fold >= folds:
+        raise typer.BadParameter(f"fold {fold} does not exist: {folds} folds are counted from 0", param_hint="--fold")
+    signal.signal(signal.SIGTERM, _terminate)
+    import torch  # imported here so that the other commands start without it
+
+    from distill.reward_training.model import Recipe
+    from distill.reward_training.train import run
+
+    if threads:
+        torch.set_num_threads(threads)
+    recipe = Recipe(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        rank=rank,
+        top_layers=top_layers,
+        max_length_tokens=max_length,
+        spoiled_per_answer=spoiled,
+        human_weight=human_weight,
+        human_doubt=doubt,
+        signals=signals,
+        lora_share=lora_share,
+        seed=seed,
+    )
+    console = Console(stderr=True)
+    with errors_in_words(), counting(console, fact=LOSS) as bar:
+        task = bar.add_task("training", total=None, loss=float("nan"))
+        metrics = run(
+            pairs,
+            out,
+            base=base or minilm_folder(),
+            base_name=str(base) if base else MINILM_NAME,
+            name=name,
+            answers_file=answers,
+            n_folds=folds,
+            held_out=fold,
+            recipe=recipe,
+            feedback=_rated(feedback),
+            progress=lambda done, total, loss: bar.update(task, completed=done, total=total, loss=loss),
+        )
+    console.print(_table(metrics))
+    console.print(f"written to {out}", highlight=False)
+
+
+def _rated(archive_dir: Path | None) -> list[Preference]:
+    """The archive's ratings as pairs.
+
+    Raises:
+        DataError: The folder holds no archive.
+    """
+    if archive_dir is None:
+        return []
+    archive = Archive(archive_dir)
+    if not archive.parts():
+        raise DataError(f"{archive_dir}: no archive of the journal")
+    return feedback_pairs(archive.completions(), archive.feedback())
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    """Leave through every ``finally``, so that no half-written adapter stays behind."""
+    raise SystemExit(TERMINATED)
+
+
+def _table(metrics: dict[str, Any]) -> Table:
+    table = Table("ranked right", "share", "95 %", "pairs", title="Held-out prompts")
+    human, spoiled = metrics["human"], metrics["spoiled"]
+    rows = {"human, length-balanced": human["length_balanced"]}
+    rows |= {f"human, better is {side}": human[f"better_is_{side}"] for side in ("longer", "shorter")}
+    rows |= {f"human, {source}": shares["all"] for source, shares in human["by_source"].items()}
+    rows |= {"spoiled, all kinds": spoiled["all"]}
+    rows |= {f"spoiled, {kind}": share for kind, share in spoiled["by_kind"].items()}
+    for name, share in rows.items():
+        table.add_row(name, f"{share['value']:.1%}", f"{share['low']:.1%}–{share['high']:.1%}", str(share["n"]))
+    return table

@@ -1,0 +1,1 @@
+"""Trains the reward model from people's preferences and spoiled answers."""

@@ -1,0 +1,158 @@
+"""One training of a reward model, from files to files: read, split by prompt, train, save, reload, measure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+
+from distill.errors import DataError
+from distill.reward_training.accuracy import Judged, human_report, robustness_report
+from distill.reward_training.features import fit_weights
+from distill.reward_training.model import Progress, Recipe, save, score_groups, train
+from distill.reward_training.preferences import Preference, folds, human_groups, read_answers, read_preferences
+from distill.reward_training.spoil import KINDS, Source, auxiliary_groups, trimmed
+from gateway.reward.model import RewardModel
+
+METRICS_FILE = "metrics.json"
+MAX_MEASURED = 60  # answers that are spoiled in every way: intervals are narrow enough, and a dozen weights settled
+MAX_LENGTH_TOKENS = 512  # as served: signals cost nothing by length
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """Pairs and answers, each on one side by its prompt: what is learned from, and what only measures."""
+
+    learned: list[Preference]
+    unseen: list[Preference]
+    learned_answers: list[Source]
+    unseen_answers: list[Source]
+
+
+def run(
+    pairs_file: Path,
+    out: Path,
+    *,
+    base: Path,
+    base_name: str,
+    name: str,
+    answers_file: Path | None,
+    n_folds: int,
+    held_out: int,
+    recipe: Recipe,
+    progress: Progress,
+    feedback: Sequence[Preference] = (),
+) -> dict[str, Any]:
+    """Train on all folds but one, write adapter and metrics to ``out``, and return the metrics.
+
+    Nothing is left in ``out`` when it is stopped or fails before the end. What is measured is what was written: the
+    adapter is loaded again as the gateway loads it.
+
+    Raises:
+        DataError: A file is bad, or a fold is empty.
+        SettingsError: The base model cannot be loaded.
+    """
+    started = monotonic()
+    data = _split([*read_preferences(pairs_file), *feedback], answers_file, n_folds, held_out)
+    if not data.learned or not data.unseen:
+        raise DataError(f"{pairs_file}: too few prompts for fold {held_out} of {n_folds}: one side is empty")
+    reward = train(str(base), data.learned, data.learned_answers, recipe, progress)
+    weights = _signal_weights(reward, base, data.learned, data.learned_answers, recipe) if recipe.signals else {}
+    trained_s = monotonic() - started
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as unfinished:
+        save(
+            reward,
+            Path(unfinished),
+            base_name,
+            name=name,
+            signals=weights,
+            lora_share=recipe.lora_share if recipe.signals else 1.0,
+        )
+        served = RewardModel.load(str(base), adapter=Path(unfinished))
+        metrics = {
+            "base": base_name,
+            "name": served.name,
+            "recipe": asdict(recipe),
+            "folds": n_folds,
+            "held_out_fold": held_out,
+            "data": {
+                "pairs_sha256": _sha256(pairs_file),
+                "answers_sha256": _sha256(answers_file) if answers_file else None,
+                "trained_on": dict(Counter(pair.source for pair in data.learned)),
+            },
+            "signals": weights,
+            "human": measure_human(served, data.unseen),
+            "spoiled": measure_spoiled(served, data.unseen, data.unseen_answers, recipe.seed),
+            "torch": torch.__version__,
+            "trained_s": round(trained_s, 1),
+            "measured_s": round(monotonic() - started - trained_s, 1),
+        }
+        (Path(unfinished) / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        for file in Path(unfinished).iterdir():
+            os.replace(file, out / file.name)
+    return metrics
+
+
+def _split(pairs: Sequence[Preference], answers_file: Path | None, n_folds: int, held_out: int) -> _Split:
+    """Hold out one fold of the prompts, those of the answers included.
+
+    Raises:
+        DataError: The file of answers is bad.
+    """
+    answers = [(prompt, trimmed(text)) for prompt, text in (read_answers(answers_file) if answers_file else [])]
+    fold = folds([pair.prompt for pair in pairs] + [prompt for prompt, _ in answers], n_folds)
+    return _Split(
+        learned=[pair for pair in pairs if fold[pair.prompt] != held_out],
+        unseen=[pair for pair in pairs if fold[pair.prompt] == held_out],
+        learned_answers=[item for item in answers if fold[item[0]] != held_out],
+        unseen_answers=[item for item in answers if fold[item[0]] == held_out],
+    )
+
+
+def _signal_weights(
+    reward: RewardModel, base: Path, pairs: Sequence[Preference], answers: Sequence[Source], recipe: Recipe
+) -> dict[str, float]:
+    """Fitted on the pairs and on spoiled answers, read as they will be when served."""
+    reader = RewardModel(reward.module, reward.tokenizer, name=reward.name, max_length_tokens=MAX_LENGTH_TOKENS)
+    good = list(answers) or list({(pair.prompt, pair.chosen): None for pair in pairs})
+    spoiled = auxiliary_groups(good, per_answer=len(KINDS), seed=recipe.seed)
+    sample = random.Random(recipe.seed).sample(spoiled, min(MAX_MEASURED, len(spoiled)))
+    return fit_weights(reader, str(base), human_groups(pairs), sample)
+
+
+def measure_human(reward: RewardModel, pairs: Sequence[Preference]) -> dict[str, Any]:
+    """Accuracy on human pairs."""
+    groups = human_groups(pairs)
+    rewards = {
+        (group.prompt, text): value
+        for group, values in zip(groups, score_groups(reward, groups), strict=True)
+        for text, value in zip(group.texts, values, strict=True)
+    }
+    return human_report(
+        [Judged(pair, rewards[pair.prompt, pair.chosen], rewards[pair.prompt, pair.rejected]) for pair in pairs]
+    )
+
+
+def measure_spoiled(
+    reward: RewardModel, pairs: Sequence[Preference], answers: Sequence[Source], seed: int
+) -> dict[str, Any]:
+    """Share of spoiled answers ranked below the good one: model draws where there are any, else people's choices."""
+    good = list(answers) or list({(pair.prompt, pair.chosen): None for pair in pairs})
+    groups = auxiliary_groups(good, per_answer=len(KINDS), seed=seed + 1)
+    sample = random.Random(seed).sample(groups, min(MAX_MEASURED, len(groups)))
+    return robustness_report(sample, score_groups(reward, sample))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

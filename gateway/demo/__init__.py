@@ -1,0 +1,1 @@
+"""``make demo``: asks the embedded stack a dozen prompts and shows every race."""
