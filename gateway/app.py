@@ -40,7 +40,7 @@ from gateway.reward.build import build_scorer
 from gateway.settings import Settings, TracingSettings, load
 from gateway.telemetry import Metrics, configure_logging
 from gateway.tls import client_context
-from gateway.types import Backends, Scorer
+from gateway.types import Scorer
 
 if TYPE_CHECKING:
     from gateway.tracing.build import Tracing
@@ -56,7 +56,7 @@ _log = structlog.get_logger()
 class Parts:
     """Everything a running gateway is made of."""
 
-    backends: Backends
+    backends: BackendPools
     containment: SharedContainment
     scorer: Scorer
     journal: Journal

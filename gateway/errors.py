@@ -223,12 +223,12 @@ class SettingsError(GatewayError):
     """A setting is unknown or bad."""
 
 
-def bare(error: Error) -> Error:
-    """The error alone, without its trace and without what caused it, which loses its trace too.
+def strip_traceback(error: Error) -> Error:
+    """Remove traceback, cause and context from an error, and return it.
 
-    For an error that is kept, and for one that was kept where it comes from. A trace holds the frames it went through,
-    and they all that they knew: the 32 MB of an answer that could not be read. If one of them leads to the error, only
-    a full collection lets go of them, and those are seldom.
+    Call this before storing an error or raising another one from it. A traceback keeps every frame's locals alive (a
+    32 MB body, for example). If a frame refers to the error, they form a cycle that only a full collection frees, and
+    full collections are rare.
     """
     chain: list[BaseException] = [error]
     while chain:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict
@@ -13,7 +12,6 @@ from gateway.metering import Meter
 
 if TYPE_CHECKING:
     from gateway.errors import GatewayError
-    from gateway.weight_check import WeightCheck
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 Ending = Literal["answered", "cut", "failed"]
@@ -263,14 +261,10 @@ class ReplicaState:
 
 
 class Backend(Protocol):
-    """Where draws come from. Implementations raise only errors of ``gateway.errors``."""
-
-    def check(self, sampling: Sampling) -> None:
-        """Refuse what this backend cannot serve, naming the field (``UnsupportedField``)."""
-        ...
+    """The servers that draw a race's candidates. Implementations raise only errors of ``gateway.errors``."""
 
     def choose_replica(self) -> Any:
-        """Begin a race's route, which its draws share: all go to one replica, for its prefix cache's sake."""
+        """Return a new race's route. All its candidates go to one replica, whose prefix cache they share."""
         ...
 
     async def complete(self, prompt: Prompt, *, seed: int, replica: Any) -> Answer:
@@ -279,71 +273,6 @@ class Backend(Protocol):
 
     def stream(self, prompt: Prompt, *, seed: int, replica: Any) -> AsyncGenerator[Delta]:
         """Draw one answer piece by piece. Closing the iterator closes the connection."""
-        ...
-
-    async def readiness(self) -> Readiness:
-        """Ready when at least one replica is healthy."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close every connection."""
-        ...
-
-
-class Backends(Protocol):
-    """Where each arm's draws come from: a backend for each set of URLs."""
-
-    def check(self, sampling: Sampling) -> None:
-        """Refuse what these backends cannot serve, naming the field (``UnsupportedField``)."""
-        ...
-
-    @property
-    def leased(self) -> int:
-        """How many hold a backend now: the races that run, and a readiness probe for its moment."""
-        ...
-
-    def lease(self, urls: tuple[str, ...]) -> AbstractContextManager[Backend]:
-        """The backend at these URLs (none: the settings'), kept open while it is in use."""
-        ...
-
-    def states(self) -> Sequence[ReplicaState]:
-        """The servers of all pools, each once."""
-        ...
-
-    def capacity(self) -> int:
-        """How many draws the servers of the policy in force take now from this process, together."""
-        ...
-
-    def total_capacity(self) -> float:
-        """How many they take from all their clients, as they say; infinity where one of them does not say."""
-        ...
-
-    async def learn(self) -> None:
-        """Ask the servers of the policy in force how many draws they take, those that have not said so."""
-        ...
-
-    def tend(self) -> None:
-        """Look after replicas that are out of rotation; call it every now and then."""
-        ...
-
-    def check_weights(self, urls: tuple[str, ...], adapter: str, check: WeightCheck) -> None:
-        """Begin the checks that are due whether the servers at these URLs still answer with the adapter."""
-        ...
-
-    async def close_unused(self) -> None:
-        """Close what no policy names any more and nothing runs in."""
-        ...
-
-    def held(self) -> int:
-        """What ended calls have left behind on their client; anything but 0 grows without end."""
-        ...
-
-    async def readiness(self) -> Readiness:
-        """Ready when the stable policy's backend is."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close every connection."""
         ...
 
 

@@ -16,11 +16,13 @@ from starlette.responses import Response
 from gateway.api import errors, render, sse
 from gateway.api.auth import ApiKeys
 from gateway.api.connection import ClientGone, EventStream, read_body, unless_gone
+from gateway.api.json_response import json_response
 from gateway.api.keyfile import Scope
 from gateway.api.limits import Limiter, Visit
 from gateway.api.openapi import ERRORS, request_body
 from gateway.api.schemas import ChatCompletion, ChatCompletionRequest
 from gateway.api.translate import Ask, translate
+from gateway.backend.pools import BackendPools
 from gateway.best_of_n.arms import Arms
 from gateway.best_of_n.cost import race_cost
 from gateway.best_of_n.plan import make_plan
@@ -33,7 +35,7 @@ from gateway.metering import Meter, Pace
 from gateway.policy import Arm, Policy, PolicyStore
 from gateway.settings import Settings
 from gateway.telemetry import Metrics
-from gateway.types import ArmName, Backends, Outcome, Plan, Prompt, Timings
+from gateway.types import ArmName, Outcome, Plan, Prompt, Timings
 
 _log = structlog.get_logger()
 
@@ -81,7 +83,7 @@ class ChatCompletions:
     def __init__(
         self,
         race: BestOfN,
-        backends: Backends,
+        backends: BackendPools,
         policies: PolicyStore,
         journal: Journal,
         keys: ApiKeys,
@@ -157,7 +159,7 @@ class ChatCompletions:
                     raise
         timings = await self._record(outcome, job)
         body = render.completion(outcome, timings, completion_id=job.id, created=job.created, model=job.ask.model)
-        return errors.json_response(body, headers=render.headers(outcome, timings) | job.visit.headers())
+        return json_response(body, headers=render.headers(outcome, timings) | job.visit.headers())
 
     async def _events(self, job: _Job) -> AsyncGenerator[bytes]:
         """The events of a streamed request; before the first one another policy may still take over."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, FastAPI
 from starlette.responses import Response
 
-from gateway.api.errors import json_response
+from gateway.api.json_response import json_response
 
 BASE = "/v1"
 _BASE_URL = f"the base URL of a client ends with {BASE}"

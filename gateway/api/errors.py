@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
 from pydantic import ValidationError
 from starlette.responses import Response
 
 from gateway import errors
 from gateway.api.decompression import ENCODINGS
+from gateway.api.json_response import json_response
 
 TABLE: dict[type[errors.GatewayError], tuple[int, str, str | None]] = {
     errors.InvalidRequest: (400, "invalid_request_error", "invalid_value"),
@@ -107,11 +107,6 @@ def invalid_body(error: ValidationError) -> errors.InvalidRequest:
     if kind == "unknown_field":
         return errors.InvalidRequest(f"unknown field: {where}", param=where)
     return errors.InvalidRequest(f"{where or 'the body'}: {message}", param=where or None)
-
-
-def json_response(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON answer."""
-    return Response(orjson.dumps(body), status_code=status, headers=headers, media_type="application/json")
 
 
 def _headers(error: errors.GatewayError, status: int) -> dict[str, str]:

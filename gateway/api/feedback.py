@@ -9,6 +9,7 @@ from starlette.responses import Response
 from gateway.api import errors
 from gateway.api.auth import ApiKeys
 from gateway.api.connection import read_body
+from gateway.api.json_response import json_response
 from gateway.api.keyfile import Scope
 from gateway.api.limits import Limiter
 from gateway.api.openapi import ERRORS, request_body
@@ -47,6 +48,6 @@ def routes(settings: ApiSettings, keys: ApiKeys, limiter: Limiter, journal: Jour
         )
         if not await journal.append(record):
             raise NotReady("the rating could not be recorded; try again later")
-        return errors.json_response({"id": rated.id, "object": "feedback", "recorded": True}, headers=visit.headers())
+        return json_response({"id": rated.id, "object": "feedback", "recorded": True}, headers=visit.headers())
 
     return router

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 import gateway
-from gateway.api.errors import json_response
+from gateway.api.json_response import json_response
 from gateway.api.openapi import NO_KEY
 from gateway.api.schemas import ReadyResponse
 from gateway.types import Readiness

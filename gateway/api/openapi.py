@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
+from gateway.api.json_response import json_response
 from gateway.api.schemas import ChatCompletionRequest, ErrorResponse, FeedbackRequest
 from gateway.api.translate import MAX_STOPS, NEUTRAL
 from gateway.settings import Settings
@@ -58,7 +58,7 @@ def routes(app: FastAPI, operators_only: Callable[[Request], None]) -> APIRouter
     @router.get("/openapi.json", include_in_schema=False)
     async def document(request: Request) -> Response:
         operators_only(request)
-        return Response(orjson.dumps(app.openapi()), media_type="application/json")
+        return json_response(app.openapi())
 
     return router
 

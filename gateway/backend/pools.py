@@ -27,7 +27,7 @@ Urls = tuple[str, ...]
 
 
 class BackendPools:
-    """Pools by their URLs; implements ``gateway.types.Backends``.
+    """Pools of replicas, by their URLs.
 
     Args:
         settings: How to reach a backend; its URLs are those of a policy that names none.

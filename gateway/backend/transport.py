@@ -15,7 +15,7 @@ import httpx2
 from multidict import CIMultiDict
 from yarl import URL
 
-from gateway.errors import bare
+from gateway.errors import strip_traceback
 
 # Idle connections are given up before the servers do it (uvicorn and llama.cpp after 5 s): a request sent on a
 # connection that the server is just closing is lost.
@@ -161,12 +161,12 @@ def _as_httpx2(request: httpx2.Request) -> Iterator[None]:
     try:
         yield
     except aiohttp.ConnectionTimeoutError as error:
-        raise httpx2.ConnectTimeout("no connection in time", request=request) from bare(error)
+        raise httpx2.ConnectTimeout("no connection in time", request=request) from strip_traceback(error)
     except TimeoutError as error:
-        raise httpx2.ReadTimeout("no complete response in time", request=request) from bare(error)
+        raise httpx2.ReadTimeout("no complete response in time", request=request) from strip_traceback(error)
     except aiohttp.ClientConnectorError as error:
-        raise httpx2.ConnectError("no connection", request=request) from bare(error)
+        raise httpx2.ConnectError("no connection", request=request) from strip_traceback(error)
     except aiohttp.ClientResponseError as error:
-        raise httpx2.RemoteProtocolError("the response is not HTTP", request=request) from bare(error)
+        raise httpx2.RemoteProtocolError("the response is not HTTP", request=request) from strip_traceback(error)
     except (aiohttp.ClientError, OSError) as error:
-        raise httpx2.ReadError("the connection broke", request=request) from bare(error)
+        raise httpx2.ReadError("the connection broke", request=request) from strip_traceback(error)

@@ -27,7 +27,7 @@ from gateway.errors import (
     RewardError,
     RewardTimeout,
     RewardUnavailable,
-    bare,
+    strip_traceback,
 )
 from gateway.settings import RaceSettings
 from gateway.types import (
@@ -186,7 +186,7 @@ class BestOfN:
             try:
                 answer = candidate.answer = await backend.complete(prompt, seed=candidate.seed, replica=replica)
             except (BackendError, CallerError) as error:
-                candidate.error = bare(error)  # its trace holds this frame, and the answer it could not read
+                candidate.error = strip_traceback(error)  # its trace holds this frame, and the answer it could not read
                 return
             finally:
                 candidate.latency_ms = (self._clock() - started) * 1e3
@@ -230,7 +230,7 @@ class BestOfN:
         try:
             score = await self._scorer.score(messages, text)
         except RewardError as error:
-            return bare(error)
+            return strip_traceback(error)
         return score if math.isfinite(score.reward) else RewardError("the reward is not a finite number")
 
     async def _draw_live(

@@ -19,7 +19,7 @@ from typing import ParamSpec, TypeVar
 import structlog
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from gateway.errors import bare
+from gateway.errors import strip_traceback
 from gateway.journal.claim import Claim
 from gateway.journal.spool import Position, Tail
 from gateway.journal.stream import StreamFull, StreamLink
@@ -155,7 +155,7 @@ class Shipper:
                 busy = await self._round()
             except REDIS_ERRORS as error:
                 # A connection that breaks keeps its error, whose trace holds the records that were being sent.
-                await self._failed(bare(error))
+                await self._failed(strip_traceback(error))
                 continue
             self._recovered()
             async with self._progress:

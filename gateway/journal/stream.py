@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from gateway.errors import bare
+from gateway.errors import strip_traceback
 from gateway.redis_client import connection_options, refuse_modes
 from gateway.settings import RedisSettings
 
@@ -126,7 +126,7 @@ class StreamLink:
             try:
                 entry_id = await connection.read_response(disable_decoding=True)
             except ResponseError as error:
-                refusal = refusal or bare(error)
+                refusal = refusal or strip_traceback(error)
             else:
                 if not isinstance(entry_id, bytes) or not _ENTRY_ID.fullmatch(entry_id):
                     raise RedisConnectionError("what answers took a record and does not say where: it is no Redis")

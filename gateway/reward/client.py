@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import aiohttp
 import structlog
 
-from gateway.errors import RewardError, RewardRefused, RewardTimeout, bare
+from gateway.errors import RewardError, RewardRefused, RewardTimeout, strip_traceback
 from gateway.reward import wire
 from gateway.settings import RewardSettings
 from gateway.tls import client_context
@@ -212,7 +212,7 @@ class ClassifyClient:
             _log.info("reward_server_met", url=self._url, protocol=self._known.dialect.value, model=self._known.model)
         elif isinstance(error, RewardError):
             # Bare before its waiters have it; and a copy is kept, for the trace grows again with each of them.
-            self._refusal = type(error)(bare(error).message)
+            self._refusal = type(error)(strip_traceback(error).message)
             self._refused_until_s = asyncio.get_running_loop().time() + INTRODUCTION_PAUSE_S
             _log.warning("reward_server_refused", url=self._url, error=error.message)
 
@@ -235,12 +235,13 @@ class ClassifyClient:
                 # A kept connection that the server closed while it was idle; asking twice changes nothing there.
                 return await self._send(method, path, body, timeout_s)
         except TimeoutError as error:
-            raise RewardTimeout("the reward server was too slow") from bare(error)
+            raise RewardTimeout("the reward server was too slow") from strip_traceback(error)
         except aiohttp.ClientConnectionError as error:
             self._known = None  # whoever answers next may be another server
-            raise RewardError("the reward server cannot be reached") from bare(error)
+            raise RewardError("the reward server cannot be reached") from strip_traceback(error)
         except aiohttp.ClientError as error:
-            raise RewardError(f"the reward server's answer broke off: {type(error).__name__}") from bare(error)
+            message = f"the reward server's answer broke off: {type(error).__name__}"
+            raise RewardError(message) from strip_traceback(error)
 
     async def _send(self, method: str, path: str, body: bytes | None, timeout_s: float | None) -> bytes:
         timeout = aiohttp.ClientTimeout(total=timeout_s or self._timeout_s)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from gateway.errors import RewardError, RewardRefused, RewardUnavailable, bare
+from gateway.errors import RewardError, RewardRefused, RewardUnavailable, strip_traceback
 from gateway.reward.availability import Availability
 from gateway.reward.client import ClassifyClient, Server
 from gateway.settings import RewardSettings
@@ -131,7 +131,7 @@ class RewardServers:
             except RewardRefused:
                 raise
             except RewardError as failure:
-                error = bare(failure)
+                error = strip_traceback(failure)
                 replica.availability.failed(error)
             finally:
                 replica.in_flight -= 1

@@ -27,7 +27,6 @@ from gateway.types import (
     Outcome,
     Prompt,
     Readiness,
-    Sampling,
     Score,
     Scorer,
 )
@@ -76,10 +75,6 @@ class TracedBackend:
         self._tracer = tracer
         self._indices = {draw_seed(entry.plan.seed, index): index for index in range(entry.n_run)}
 
-    def check(self, sampling: Sampling) -> None:
-        """Refuse what the backend cannot serve."""
-        self._backend.check(sampling)
-
     def choose_replica(self) -> Any:
         """The backend's choice."""
         return self._backend.choose_replica()
@@ -100,14 +95,6 @@ class TracedBackend:
                 async for delta in steps:
                     _finished(span, delta)
                     yield delta
-
-    async def readiness(self) -> Readiness:
-        """The backend's own."""
-        return await self._backend.readiness()
-
-    async def aclose(self) -> None:
-        """Close the backend's connections."""
-        await self._backend.aclose()
 
     def _drawn(self, seed: int) -> dict[str, int | bool]:
         return {"ratchet.candidate.index": self._indices[seed], CUT: False}

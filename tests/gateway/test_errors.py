@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from gateway.errors import BackendFailed, BackendProtocolError, bare
+from gateway.errors import BackendFailed, BackendProtocolError, strip_traceback
 
 
 class Body:
@@ -33,7 +33,7 @@ def test_a_bare_error_holds_nothing_that_its_frames_knew() -> None:
     try:
         with pytest.raises(BackendProtocolError) as failed:
             fail(body)
-        kept = bare(failed.value)
+        kept = strip_traceback(failed.value)
         del failed, body
         assert seen() is None
     finally:
@@ -62,7 +62,7 @@ def test_an_error_that_came_from_what_keeps_it_is_let_go() -> None:
             stream.read()
         except OSError as error:
             ours = BackendFailed("it broke")
-            ours.__cause__ = bare(error)
+            ours.__cause__ = strip_traceback(error)
         return weakref.ref(stream)
 
     gc.disable()

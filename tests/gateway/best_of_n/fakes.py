@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from gateway.errors import GatewayError
-from gateway.types import Answer, Delta, Message, Prompt, Readiness, Sampling, Score
+from gateway.types import Answer, Delta, Message, Prompt, Readiness, Score
 
 
 def answer(text: str, tokens: int = 3) -> Answer:
@@ -26,9 +26,6 @@ class FakeBackend:
     running: int = 0
     most_running: int = 0
     closed_streams: int = 0
-
-    def check(self, sampling: Sampling) -> None:
-        return None
 
     def choose_replica(self) -> int:
         return 3
@@ -69,12 +66,6 @@ class FakeBackend:
                 await asyncio.Event().wait()
         finally:
             self.closed_streams += 1
-
-    async def readiness(self) -> Readiness:
-        return Readiness(True)
-
-    async def aclose(self) -> None:
-        return None
 
 
 @dataclass
