@@ -211,14 +211,8 @@ def _with_store(use: Callable[[PolicyStore], Awaitable[None]]) -> None:
     configure_logging("error", "console")
 
     async def run() -> None:
-        store = PolicyStore(
-            settings.policy, settings.redis, folder=settings.journal.spool_dir, n_limit=settings.race.best_of_max
-        )
-        try:
-            await store.start()  # with the last good policy on disk: a Redis that lost it must not start again at 1
+        async with PolicyStore.opened(settings) as store:
             await use(store)
-        finally:
-            await store.aclose()
 
     _told(lambda: asyncio.run(run()))
 

@@ -17,6 +17,8 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +32,7 @@ from redis.exceptions import OutOfMemoryError, WatchError
 from gateway import redis_client
 from gateway.errors import PolicyError
 from gateway.redis_client import REDIS_ERRORS, connect
-from gateway.settings import PolicySettings, RedisSettings, server_urls
+from gateway.settings import PolicySettings, RedisSettings, Settings, server_urls
 from gateway.types import ArmName, Readiness
 from gateway.weight_check import WeightCheck
 
@@ -232,6 +234,30 @@ class PolicyStore:
         self._supported = False
         self.source: Literal["settings", "disk", "redis"] = "settings"
         self.last_error: str | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, settings: Settings, *, folder: Path | None = None) -> AsyncIterator[Self]:
+        """Open the store as a gateway with these settings does: start it, close it at the end.
+
+        Args:
+            settings: The gateway's.
+            folder: Where the last known good policy is kept, if not beside the gateway's spool.
+
+        Raises:
+            SettingsError: It is a Redis Cluster or a Sentinel.
+        """
+        store = cls(
+            settings.policy,
+            settings.redis,
+            folder=folder or settings.journal.spool_dir,
+            n_limit=settings.race.best_of_max,
+        )
+        try:
+            await store.start()
+            yield store
+        finally:
+            await store.aclose()
 
     @property
     def current(self) -> Policy:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TypeVar
 
@@ -174,17 +175,8 @@ class Trial:
             return f": {len(evidence['new'])} pairs"
         return ""
 
-    @contextlib.asynccontextmanager
-    async def _store(self) -> AsyncIterator[PolicyStore]:
-        gateway = self._gateway
-        store = PolicyStore(
-            gateway.policy, gateway.redis, folder=self._folder / "operator", n_limit=gateway.race.best_of_max
-        )
-        try:
-            await store.start()
-            yield store
-        finally:
-            await store.aclose()
+    def _store(self) -> AbstractAsyncContextManager[PolicyStore]:
+        return PolicyStore.opened(self._gateway, folder=self._folder / "operator")
 
 
 def _ended(known: Sequence[Policy]) -> Policy | None:

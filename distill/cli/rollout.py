@@ -63,7 +63,7 @@ def rollback(
 
 
 async def _roll_back(gateway: gateway_settings.Settings, reason: str) -> Policy:
-    async with _store(gateway) as store:
+    async with PolicyStore.opened(gateway) as store:
         return await roll_back(store, reason=reason)
 
 
@@ -83,24 +83,11 @@ async def _watch_forever(gateway: gateway_settings.Settings, promotion: settings
 @contextlib.asynccontextmanager
 async def _watch(gateway: gateway_settings.Settings, promotion: settings.PromotionSettings) -> AsyncIterator[Watch]:
     async with (
-        _store(gateway) as store,
+        PolicyStore.opened(gateway) as store,
         contextlib.aclosing(Tail(gateway.redis)) as tail,
         contextlib.aclosing(RewardIdentity(gateway.reward)) as reward,
     ):
         yield Watch(store, tail, promotion, reward)
-
-
-@contextlib.asynccontextmanager
-async def _store(gateway: gateway_settings.Settings) -> AsyncIterator[PolicyStore]:
-    """The policy as a gateway of these settings sees it."""
-    store = PolicyStore(
-        gateway.policy, gateway.redis, folder=gateway.journal.spool_dir, n_limit=gateway.race.best_of_max
-    )
-    try:
-        await store.start()
-        yield store
-    finally:
-        await store.aclose()
 
 
 def _said(look: Look) -> str:

@@ -131,21 +131,13 @@ async def known_policies(settings: GatewaySettings, *, folder: Path | None = Non
     Raises:
         NightError: Redis does not answer: nobody knows what serves.
     """
-    store = PolicyStore(
-        settings.policy,
-        settings.redis,
-        folder=folder or settings.journal.spool_dir,
-        n_limit=settings.race.best_of_max,
-    )
     try:
-        await store.start()
-        if store.last_error is not None:
-            raise NightError(f"the serving policy cannot be read: Redis said {store.last_error}")
-        return await policies.known_policies(store)
+        async with PolicyStore.opened(settings, folder=folder) as store:
+            if store.last_error is not None:
+                raise NightError(f"the serving policy cannot be read: Redis said {store.last_error}")
+            return await policies.known_policies(store)
     except PolicyError as error:
         raise NightError(f"the serving policy cannot be read: {error}") from error
-    finally:
-        await store.aclose()
 
 
 def versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from gateway.errors import PolicyError, SettingsError
 from gateway.policy import Policy, PolicyStore
-from gateway.settings import PolicySettings, RedisSettings
+from gateway.settings import PolicySettings, RedisSettings, Settings
 from tests.redis_server import RedisServer
 from tests.waiting import until
 
@@ -94,6 +94,22 @@ async def test_without_a_document_the_settings_hold(make_store: MakeStore, redis
     assert (0, 3, "settings") == (store.current.version, store.current.n, store.source)
     with redis_server.client() as client:
         assert 0 == client.dbsize()
+
+
+async def test_an_opened_store_has_read_its_folder_and_its_limit_from_the_settings(
+    redis_server: RedisServer, redis_settings: RedisSettings, tmp_path: Path
+) -> None:
+    """Without Redis it continues from the policy on disk, so that versions do not start again."""
+    settings = Settings.model_validate({"redis": redis_settings, "journal": {"spool_dir": tmp_path}})
+    async with PolicyStore.opened(settings) as store:
+        await store.publish(store.current.successor(n=2, reason="good"))
+        with pytest.raises(PolicyError, match="limit of 16"):
+            await store.publish(store.current.successor(n_max=17, reason=""))
+    redis_server.kill()
+    async with PolicyStore.opened(settings) as store:
+        assert ("good", "disk") == (store.current.reason, store.source)
+    async with PolicyStore.opened(settings, folder=tmp_path / "elsewhere") as store:
+        assert "settings" == store.source
 
 
 async def test_a_published_policy_reaches_every_running_gateway(

@@ -134,16 +134,11 @@ def _cost(night: Night, step: str) -> Cost:
 
 async def _history(night: Night) -> list[Policy]:
     """Every published policy, oldest first, after the settings' own where that served before."""
-    gateway = night.gateway
-    store = PolicyStore(
-        gateway.policy, gateway.redis, folder=gateway.journal.spool_dir, n_limit=gateway.race.best_of_max
-    )
     try:
-        published = await store.history(limit=1000)
+        async with PolicyStore.opened(night.gateway) as store:
+            published = await store.history(limit=1000)
     except PolicyError as error:
         raise NightError(error.message) from error
-    finally:
-        await store.aclose()
     known = {policy.version for policy in published}
     before = [] if night.serving.version in known else [night.serving]
     return sorted([*before, *published], key=lambda policy: policy.version)

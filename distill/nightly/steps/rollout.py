@@ -89,17 +89,10 @@ def _check_unchanged(night: Night) -> None:
 
 
 async def _start(night: Night, arm: Arm, *, share: float, reason: str) -> Policy:
-    gateway = night.gateway
-    store = PolicyStore(
-        gateway.policy, gateway.redis, folder=gateway.journal.spool_dir, n_limit=gateway.race.best_of_max
-    )
+    trial = f"{night.run.id}/{arm.adapter}"
+    check = standing_check(_adapter(night)) if arm.adapter is not None else ()
     try:
-        await store.start()
-        check = standing_check(_adapter(night)) if arm.adapter is not None else ()
-        return await start_canary(
-            store, arm, share=share, trial=f"{night.run.id}/{arm.adapter}", reason=reason, check=check
-        )
+        async with PolicyStore.opened(night.gateway) as store:
+            return await start_canary(store, arm, share=share, trial=trial, reason=reason, check=check)
     except PolicyError as error:
         raise NightError(error.message) from error
-    finally:
-        await store.aclose()
