@@ -65,7 +65,7 @@ hostile: $(READY) ## Say to the gateway whatever strangers, broken servers and a
 	@$(BIN)/python -m loadtests.hostile $(OPTIONS)
 
 # Parsers of foreign bytes: requests, answers, events, rewards, policies, records.
-FUZZED := $(addprefix tests/gateway/,api/test_schemathesis.py backend reward/test_wire.py test_policy.py journal/test_record.py) \
+FUZZED := $(addprefix tests/gateway/,api/test_schemathesis.py backend reward/test_wire.py policy/test_document.py journal/test_record.py) \
 	tests/distill/dataset/test_archive.py
 fuzz: $(READY) ## Thirty times as many random inputs as the tests try, for all that reads foreign bytes
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -n auto $(FUZZED) -k 'whatever or nearly or spoiled or openapi or lines_end or round_trip'

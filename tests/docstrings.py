@@ -36,7 +36,6 @@ NOT_YET_DONE = frozenset(
         "gateway/demo",
         "gateway/embedded",
         "gateway/journal",
-        "gateway/policy",
         "gateway/processes",
         "gateway/reward",
         "gateway/settings",

@@ -51,7 +51,7 @@ def test_a_connection_that_closes_as_it_is_used_does_not_end_the_refresh(
     async def refreshed() -> tuple[str | None, str | None, int]:
         store = PolicyStore(PolicySettings(refresh_s=60), redis_settings, folder=tmp_path, n_limit=16)
         await store.start()
-        pool: Any = store._redis.connection_pool
+        pool: Any = store._published._redis.connection_pool
         looked_at = pool.ensure_connection
 
         async def closes(connection: Any) -> None:
@@ -80,7 +80,7 @@ async def test_a_refresh_that_dies_of_what_nobody_foresaw_is_told(
     async def unforeseen() -> bytes:
         raise ArithmeticError
 
-    monkeypatch.setattr(store._redis, "info", unforeseen)
+    monkeypatch.setattr(store._published._redis, "info", unforeseen)
     with capture_logs() as logs:
         await until(lambda: store.last_error == "ArithmeticError")
     assert ["policy_refresh_died"] == [line["event"] for line in logs if line["log_level"] == "critical"]
@@ -163,7 +163,7 @@ async def test_a_write_between_reading_and_writing_is_noticed(
         return store.current
 
     put(redis_server, store.current.model_dump_json())
-    monkeypatch.setattr("gateway.policy._readable", overtaken)
+    monkeypatch.setattr("gateway.policy.published._parse", overtaken)
     with pytest.raises(PolicyError, match="at the same time"):
         await store.publish(policy)
     await store.refresh()
@@ -266,7 +266,7 @@ async def test_closing_ends_even_when_a_cancellation_is_swallowed(
 
     store = make_store()
     await store.start()
-    monkeypatch.setattr(store._redis, "info", swallow)
+    monkeypatch.setattr(store._published._redis, "info", swallow)
     await entered.wait()
     async with asyncio.timeout(30):
         await store.aclose()
@@ -331,13 +331,13 @@ async def test_of_two_at_once_a_full_redis_takes_one(
     """The other is told, as without the lack of memory."""
     store = make_store()
     redis_server.fill()
-    through = store._publish_when_full
+    through = store._published._publish_when_full
 
     async def overtaken(found: bytes | str | None, document: str) -> None:
         await through(found, store.current.successor(reason="first").model_dump_json())
         await through(found, document)
 
-    monkeypatch.setattr(store, "_publish_when_full", overtaken)
+    monkeypatch.setattr(store._published, "_publish_when_full", overtaken)
     with pytest.raises(PolicyError, match="another policy was published at the same time"):
         await store.publish(store.current.successor(reason="second"))
     assert ["first"] == [policy.reason for policy in await store.history()]
