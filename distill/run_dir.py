@@ -5,20 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
-import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from distill.errors import DataError, RunMismatch
+from gateway.files import write_atomically
 
 MANIFEST = "manifest.json"
 _LAST_STEP = "report"
-_DRAFT_BYTES = 8
-_DRAFT = re.compile(r"\..+\.[0-9a-f]{16}")  # what write_atomically leaves where it is killed
 
 
 class RunDir:
@@ -161,40 +158,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Replace the file as a whole: after a crash there is the old content or the new one, on disk for sure.
-
-    Args:
-        path: The file; its folder is made when missing.
-        content: All of it, or its parts one after another.
-
-    Raises:
-        OSError: It cannot be written; names the file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.with_name(f".{path.name}.{secrets.token_hex(_DRAFT_BYTES)}")
-    try:
-        # Not tempfile's: that would be readable by its owner alone, and others read reports and metrics.
-        with name.open("xb") as sink:
-            sink.writelines([content] if isinstance(content, bytes) else content)
-            sink.flush()
-            os.fsync(sink.fileno())
-        os.replace(name, path)
-    except BaseException as error:
-        name.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk names nothing by itself
-        raise
-    sync_folder(path.parent)
-
-
-def drop_drafts(folder: Path) -> None:
-    """Delete what killed writers left in a folder and below it. Nobody may write there meanwhile."""
-    for path in folder.rglob(".*"):
-        if _DRAFT.fullmatch(path.name) and path.is_file():
-            path.unlink()
-
-
 def keep_lines(path: Path, stays: Callable[[bytes], bool]) -> int:
     """Drop lines from a file of lines, and a last one that a killed run left unfinished; in little memory.
 
@@ -242,12 +205,3 @@ def appending(path: Path) -> Iterator[IO[bytes]]:
             yield sink
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make what was renamed into the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

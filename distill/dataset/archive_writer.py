@@ -26,8 +26,8 @@ from filelock import FileLock, Timeout
 from distill.dataset.archive import Archive, open_part, readable
 from distill.dataset.schema import SCHEMA, Row, row_of, table_of
 from distill.errors import DataError, NightError
-from distill.run_dir import sync_folder, write_atomically
 from gateway.errors import JournalError
+from gateway.files import sync_folder, write_atomically
 
 PART_BYTES = 64 * 1024 * 1024  # uncompressed; a full part is left alone for ever
 _ROW_GROUP_ROWS = 4096

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from distill.dataset.example import Example, HeldOutPrompt
 from distill.errors import DataError
-from distill.run_dir import write_atomically
+from gateway.files import write_atomically
 
 _EXAMPLE = TypeAdapter(Example)
 _HELD_OUT = TypeAdapter(HeldOutPrompt)

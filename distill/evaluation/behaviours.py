@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import DataError
-from distill.run_dir import write_atomically
+from gateway.files import write_atomically
 
 _FOLDER = "probes"
 _DIGEST_BYTES = 6

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from distill.errors import DataError, EvaluationError
 from distill.evaluation.sample import Design, Draw, draw, line_of, read_draws
-from distill.run_dir import write_atomically
 from gateway.backend.client import BackendPool
 from gateway.errors import GatewayError
+from gateway.files import write_atomically
 from gateway.settings import BackendSettings
 from gateway.types import Prompt, Sampling
 

@@ -23,7 +23,8 @@ from distill.evaluation.scoring import SCORES, answer_key
 from distill.forget.wanted import Wanted
 from distill.report.facts import FACTS_FILE, NightFacts
 from distill.report.page import HTML_FILE, write_report
-from distill.run_dir import RunDir, drop_drafts, keep_lines
+from distill.run_dir import RunDir, keep_lines
+from gateway.files import drop_drafts
 
 _CURATED = ("examples.jsonl", "replay.jsonl", "held_out.jsonl")
 

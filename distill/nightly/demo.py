@@ -17,9 +17,10 @@ from rich.console import Console
 from distill.errors import NightError
 from distill.nightly.child import run_child
 from distill.progress import counting
-from distill.run_dir import runs, write_atomically
+from distill.run_dir import runs
 from gateway.demo import prompts
 from gateway.embedded.stack import DATA_DIR, EmbeddedStack
+from gateway.files import write_atomically
 
 PROMPTS = 120
 CANDIDATES = 4

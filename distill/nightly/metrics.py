@@ -8,7 +8,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from distill.nightly.context import STEPS
-from distill.run_dir import RunDir, write_atomically
+from distill.run_dir import RunDir
+from gateway.files import write_atomically
 
 _PREFIX = "ratchet_night_"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from distill.errors import PromotionError
 from distill.promotion import gguf_lora
 from distill.promotion.adapter import Adapter
-from distill.run_dir import sync_folder
+from gateway.files import sync_file, sync_folder
 
 
 def export_gguf(adapter: Adapter, folder: Path) -> Path:
@@ -59,8 +59,7 @@ def export_merged(adapter: Adapter, folder: Path, *, model: str) -> Path:
         base.tokenizer.save_pretrained(half)
         for file in half.iterdir():
             file.chmod(0o444)
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
+            sync_file(file)
         os.rename(half, path)
     sync_folder(folder)
     return path

@@ -9,7 +9,6 @@ Source: llama.cpp's adapter format (``general.type = adapter``); README of its c
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy.typing as npt
 
 from distill.errors import PromotionError
 from distill.promotion.adapter import BaseFacts
-from distill.run_dir import sync_folder
+from gateway.files import atomic_replace
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
@@ -50,8 +49,7 @@ def write(path: Path, weights: dict[str, npt.NDArray[Any]], config: dict[str, An
     architecture, reordered = _ARCHITECTURES[base.kind]
     places = gguf.get_tensor_name_map(architecture, base.layers)
     heads = {"q_proj": base.heads, "k_proj": base.kv_heads} if reordered else {}
-    draft = path.with_name(f".{path.name}.draft")
-    writer = gguf.GGUFWriter(draft, gguf.MODEL_ARCH_NAMES[architecture])
+    writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[architecture])
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, _alpha(config))
@@ -65,18 +63,12 @@ def write(path: Path, weights: dict[str, npt.NDArray[Any]], config: dict[str, An
         if side == "B" and n_heads is not None:
             matrix = reorder_rows(matrix, n_heads)
         writer.add_tensor(f"{place}.weight.lora_{side.lower()}", np.ascontiguousarray(matrix))
-    try:
-        writer.write_header_to_file()
+    with atomic_replace(path, durable=True) as draft:
+        writer.write_header_to_file(draft)
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        with draft.open("rb") as written:
-            os.fsync(written.fileno())
         draft.chmod(0o444)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def parts(name: str) -> tuple[str, str]:

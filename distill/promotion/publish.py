@@ -35,7 +35,7 @@ from distill.promotion.adapter import (
     read_weights,
 )
 from distill.promotion.gguf_lora import parts
-from distill.run_dir import sync_folder, write_atomically
+from gateway.files import sync_folder, write_atomically
 
 _HASH_DIGITS = 12
 _UNFINISHED = ".unfinished-"

@@ -24,9 +24,9 @@ from distill.promotion import policies
 from distill.promotion.guard import Evidence, Phase, Verdict, judge, phase_of
 from distill.promotion.reward_identity import RewardIdentity, same_identity
 from distill.promotion.tail import START, Tail, later, place_at
-from distill.run_dir import write_atomically
 from distill.settings import PromotionSettings
 from gateway.errors import GatewayError, JournalError
+from gateway.files import write_atomically
 from gateway.journal.record import CompletionRecord, decode
 from gateway.policy import Policy, PolicyStore
 

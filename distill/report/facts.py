@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distill.errors import DataError
-from distill.run_dir import write_atomically
+from gateway.files import write_atomically
 
 FACTS_FILE = "report.json"
 SCHEMA_VERSION = 1

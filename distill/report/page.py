@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from distill.report import curves, evidence, figures, story
 from distill.report.facts import NightFacts
 from distill.report.words import FILTERS, SHOWN_CHARACTERS, visible
-from distill.run_dir import write_atomically
+from gateway.files import write_atomically
 
 HTML_FILE = "report.html"
 

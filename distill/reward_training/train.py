@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import tempfile
 from collections import Counter
@@ -22,6 +21,7 @@ from distill.reward_training.features import fit_weights
 from distill.reward_training.model import Progress, Recipe, save, score_groups, train
 from distill.reward_training.preferences import Preference, folds, human_groups, read_answers, read_preferences
 from distill.reward_training.spoil import KINDS, Source, auxiliary_groups, trimmed
+from gateway.files import write_atomically
 from gateway.reward.model import RewardModel
 
 METRICS_FILE = "metrics.json"
@@ -100,7 +100,7 @@ def run(
         }
         (Path(unfinished) / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         for file in Path(unfinished).iterdir():
-            os.replace(file, out / file.name)
+            write_atomically(out / file.name, file.read_bytes())
     return metrics
 
 

@@ -7,14 +7,13 @@ that a kill left without its seal is never read again.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.run_dir import sync_folder, write_atomically
+from gateway.files import sync_file, sync_folder, write_atomically
 
 SEAL_FILE = "sealed.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -53,8 +52,7 @@ def seal(output_dir: str, state: Any, base: str, seconds: float) -> None:
     (folder / "adapter_model.safetensors").chmod(0o644)  # whoever trains is seldom the user who serves
     for file in folder.rglob("*"):
         if file.is_file():
-            with file.open("rb") as content:
-                os.fsync(content.fileno())
+            sync_file(file)
     sync_folder(folder)
     stamp = Seal(state.global_step, state.max_steps, int(state.num_input_tokens_seen), round(seconds, 3))
     write_atomically(folder / SEAL_FILE, json.dumps(asdict(stamp)).encode())

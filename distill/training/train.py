@@ -24,7 +24,6 @@ from distill.dataset.example import Example
 from distill.dataset.files import content_hash
 from distill.errors import TrainingError
 from distill.exits import TERMINATED
-from distill.run_dir import write_atomically
 from distill.settings import TrainingSettings
 from distill.training.base import load_base
 from distill.training.callbacks import RESUME_EVERY_S, Checkpoints, Progress, Reporter, StopOnSignal
@@ -32,6 +31,7 @@ from distill.training.checkpoints import discard, kept_steps, read_seal, sealed
 from distill.training.encode import Encoded, encode_pairs, encode_winners
 from distill.training.objectives import ipo_beta, with_replay
 from distill.training.sft import trainer_for
+from gateway.files import write_atomically
 from gateway.reward.model import quiet_transformers
 
 PLAN_FILE = "training.json"

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from gateway.journal.spool import sync_folder
+from gateway.files import sync_folder
 
 _LOCK = "lock"
 _PREFIX = "worker-"

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.errors import JournalError
+from gateway.files import sync_folder
 from gateway.journal.claim import Claim, worker_folders
 from gateway.journal.record import Record, decode
-from gateway.journal.spool import MAGIC, SEGMENT_BYTES, Frame, Tail, pack, segment_path, segments, sync_folder
+from gateway.journal.spool import MAGIC, SEGMENT_BYTES, Frame, Tail, pack, segment_path, segments
 
 Goes = Callable[[Record], bool]
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-import uuid
 import zlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import structlog
+
+from gateway.files import atomic_replace, sync_folder
 
 MAGIC = b"RATCHET1"
 SEGMENT_BYTES = 64 * 1024 * 1024
@@ -208,12 +209,8 @@ class Tail:
         for segment in segments(self.folder):
             if segment < self._acknowledged.segment:
                 segment_path(self.folder, segment).unlink()
-        draft = self.folder / f"{_CURSOR}.{uuid.uuid4().hex}"
-        try:
+        with atomic_replace(self.folder / _CURSOR, durable=False) as draft:
             draft.write_text(f"{self._acknowledged.segment} {self._acknowledged.offset}\n")
-            draft.replace(self.folder / _CURSOR)
-        finally:
-            draft.unlink(missing_ok=True)
 
     def rewind(self) -> None:
         """Forget what was taken since the last acknowledgement: it will be read again."""
@@ -273,12 +270,3 @@ def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the folder's own entries durable: a file that a power cut unlists is lost, however well it was synced."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

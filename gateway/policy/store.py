@@ -8,8 +8,6 @@ it back.
 from __future__ import annotations
 
 import asyncio
-import os
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Literal, Self
 import structlog
 
 from gateway.errors import PolicyError
+from gateway.files import write_atomically
 from gateway.policy.document import Policy
 from gateway.policy.published import PublishedPolicy
 from gateway.redis_client import REDIS_ERRORS, UnsupportedRedis, check_redis
@@ -190,13 +189,4 @@ class PolicyStore:
 
     def _save(self, policy: Policy) -> None:
         """Replace the file in one step: workers share it, and any of them may be killed here."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._file.with_name(f"{_FILE}.{uuid.uuid4().hex}")
-        try:
-            with draft.open("w") as file:
-                file.write(policy.model_dump_json())
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self._file)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_atomically(self._file, policy.model_dump_json().encode())

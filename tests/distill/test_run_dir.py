@@ -7,15 +7,8 @@ from pathlib import Path
 import pytest
 
 from distill.errors import DataError, RunMismatch
-from distill.run_dir import RunDir, appending, find_run, new_run, runs, whole_lines, write_atomically
-
-
-def test_a_file_is_replaced_as_a_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "file"
-    write_atomically(path, b"one")
-    write_atomically(path, b"two")
-    assert b"two" == path.read_bytes()
-    assert [path] == list(path.parent.iterdir())
+from distill.run_dir import RunDir, appending, find_run, new_run, runs, whole_lines
+from gateway.files import write_atomically
 
 
 def test_a_step_is_through_once_it_is_marked(tmp_path: Path) -> None:
@@ -80,13 +73,6 @@ def test_files_that_are_missing_or_no_json_are_named(tmp_path: Path) -> None:
             _ = run.manifest
     with pytest.raises(DataError, match="cannot be read"):
         whole_lines(tmp_path / "absent")
-
-
-def test_what_is_written_is_as_readable_as_any_new_file(tmp_path: Path) -> None:
-    """Others read it: node_exporter the metrics, people the report."""
-    (tmp_path / "plain").touch()
-    write_atomically(tmp_path / "whole", b"")
-    assert (tmp_path / "plain").stat().st_mode == (tmp_path / "whole").stat().st_mode
 
 
 def test_a_run_of_a_clock_that_was_ahead_is_not_the_last_one_for_ever(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from distill.evaluation.verdict import Verdict
 from distill.nightly.candidates import forget
 from distill.nightly.context import Night, Result
 from distill.nightly.steps.measure import Sampled, anchor, sampled, serving_temperature
-from distill.run_dir import RunDir, write_atomically
+from distill.run_dir import RunDir
 from distill.settings import EvaluationSettings
+from gateway.files import write_atomically
 
 _MEND = "remove steps/gate.json beside it, and the gate decides again"
 _VERDICT = TypeAdapter(Verdict)

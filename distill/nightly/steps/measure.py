@@ -26,8 +26,8 @@ from distill.nightly.context import Night, Result
 from distill.nightly.results import check_result
 from distill.nightly.steps.data import held_out_file
 from distill.report.facts import Side
-from distill.run_dir import write_atomically
 from distill.settings import EvaluationSettings
+from gateway.files import write_atomically
 from gateway.settings import BackendSettings, RewardSettings
 
 DEFAULT_TEMPERATURE = 1.0

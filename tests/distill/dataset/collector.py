@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import distill.run_dir
+import gateway.files
 from distill.dataset.collect import collect
 from distill.settings import DatasetSettings
 from gateway.journal.reader import JournalReader
@@ -26,7 +26,7 @@ from gateway.settings import RedisSettings
 
 POINTS: dict[str, tuple[Any, str]] = {
     "rename": (os, "replace"),
-    "sync": (distill.run_dir, "sync_folder"),
+    "sync": (gateway.files, "sync_folder"),
     "ack": (JournalReader, "ack"),
     "trim": (JournalReader, "trim"),
 }

@@ -23,8 +23,8 @@ from distill.dataset.archive import Archive
 from distill.dataset.archive_writer import writing
 from distill.dataset.collect import CLOCKS_APART, GROUP, QUIET, Collected, clock_doubt, collect
 from distill.errors import DataError, NightError
-from distill.run_dir import write_atomically
 from distill.settings import DatasetSettings
+from gateway.files import write_atomically
 from gateway.journal.reader import JournalReader
 from gateway.journal.record import CompletionRecord
 from gateway.journal.stream import stream_key
