@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from distill.evaluation.eprocess import Strategy
 from distill.evaluation.gate import Rules
 from distill.evaluation.simulate import Outcome, Scenario, Shape, prompts_for_power
 from distill.evaluation.simulate import simulate as run_nights
@@ -30,7 +29,7 @@ def simulate(
     shape: Annotated[Shape, typer.Option(help="Rewards within a prompt.")] = "gaussian",
     sd_ratio: Annotated[float, typer.Option(help="The new policy's spread within a prompt over the old one's.")] = 1.0,
     alpha: Annotated[float, typer.Option(min=1e-6, max=0.5, help="The gate's level.")] = 0.05,
-    betting: Annotated[Strategy, typer.Option(help="The gate's betting strategy.")] = "star",
+    betting: Annotated[Literal["star"], typer.Option(hidden=True)] = "star",
     power: Annotated[
         float | None, typer.Option(help="Instead: the fewest prompts at which this share is promoted.")
     ] = None,
@@ -44,7 +43,7 @@ def simulate(
         scenario = Scenario(prompts, draws, n_from, n_to, true_d, shape, sd_ratio)
         with counting(stderr, transient=True) as progress:
             bar = progress.add_task("nights", total=nights if power is None else None)
-            rules = Rules(alpha=alpha, betting=betting)
+            rules = Rules(alpha=alpha)
 
             def advance() -> None:
                 progress.advance(bar)

@@ -48,12 +48,6 @@ def expected_max(rewards: Sequence[float], n: int) -> float:
     return float(np.sort(np.asarray(rewards, dtype=np.float64)) @ rank_weights(len(rewards), n))
 
 
-def selected_value(select_rewards: Sequence[float], values: Sequence[float], n: int) -> float:
-    """Expected value of the draw that ``select_rewards`` picks among n draws of one prompt: one cell of ``curves``."""
-    select_1M, values_1M = (np.asarray(row, dtype=np.float64)[None] for row in (select_rewards, values))
-    return float(curves(select_1M, values_1M, [n])[0, 0])
-
-
 def curves(select_rewards_PM: Floats, values_PM: Floats, ns: Sequence[int]) -> Floats:
     """Expected value of the draw with the highest reward among n, of each prompt; the same array twice: its best of n.
 

@@ -64,8 +64,6 @@ class Rules:
     """Chance of letting N shrink although E[D] ≤ −δ, over all checkpoints and N′ of a night."""
     bounds: Bounds = field(default_factory=Bounds)
     """Of the guards."""
-    betting: eprocess.Strategy = "star"
-    """How the e-process bets."""
     least_n: int = 1
     """Smallest N′ tested."""
     resamples: int = 2000
@@ -234,8 +232,7 @@ class _Court:
 
     def _trial(self, n: int, new_C: Floats, alpha: float, planned: int | None, in_order: bool) -> Trial:
         xs = {name: new_C - hurdle_C for name, hurdle_C in self._hurdles.items()}
-        betting = self._rules.betting
-        processes = {name: eprocess.run(x, alpha=alpha, planned=planned, strategy=betting) for name, x in xs.items()}
+        processes = {name: eprocess.run(x, alpha=alpha, planned=planned) for name, x in xs.items()}
         # The one that never crossed, or crossed last: the verdict waits for it, so it is what the report shows.
         hardest = max(processes, key=lambda name: (processes[name].crossed_at or math.inf, -processes[name].highest))
         against, process = xs[hardest], processes[hardest]

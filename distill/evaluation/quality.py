@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,19 +17,10 @@ from distill.errors import DataError
 from distill.evaluation.curve import Estimate, Floats, curves, mean_curve, within_prompt_correlation, within_prompt_sd
 from distill.evaluation.sample import Draw
 
+if TYPE_CHECKING:
+    from gateway.reward.model import RewardModel  # imports torch
+
 _BATCH = 32
-
-
-class RewardSource(Protocol):
-    """What ``gateway.reward.model.RewardModel`` offers here."""
-
-    def encode(self, messages: Any, answer: str) -> Any:
-        """Token ids of a conversation and its answer."""
-        ...
-
-    def score(self, batch: Any) -> list[float]:
-        """Rewards in the batch's order."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +98,7 @@ def complete_prompts(draws: Sequence[Draw]) -> dict[float, list[list[Draw]]]:
 
 
 def score_draws(
-    model: RewardSource, draws: dict[float, list[list[Draw]]], on_scored: Callable[[int], None] = lambda _: None
+    model: RewardModel, draws: dict[float, list[list[Draw]]], on_scored: Callable[[int], None] = lambda _: None
 ) -> dict[float, Floats]:
     """Rewards of every draw, shape (P, M) a temperature. Equal answers to a prompt are scored once.
 

@@ -47,7 +47,7 @@ Decision = Literal["wait", "promote", "roll back", "end the watch"]
 
 FAILED = -math.inf
 """Stands for an answer that the new policy could not give."""
-_STRATEGY: eprocess.Strategy = "mixture"  # needs no planned end; at these margins it finds more than agrapa
+_STRATEGY: eprocess.Strategy = "mixture"  # needs no planned end
 _STRANGERS = 20  # records in a row by another reward model: gateways restarted one by one mix the two for a while
 _MOST_WAITING = 8  # unpaired answers kept: the larger arm has many more, and pairs should be of one time
 

@@ -1,5 +1,6 @@
 """The estimators equal brute force; the bootstrap is paired and repeatable."""
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -12,10 +13,15 @@ from distill.evaluation.curve import (
     expected_max,
     mean_curve,
     rank_weights,
-    selected_value,
     within_prompt_correlation,
     within_prompt_sd,
 )
+
+
+def selected_value(select: Sequence[float], values: Sequence[float], n: int) -> float:
+    """One cell of ``curves``."""
+    return float(curves(np.array([select]), np.array([values]), [n])[0, 0])
+
 
 # Few distinct values, so that ties are common.
 rewards = st.integers(-3, 3).map(float)

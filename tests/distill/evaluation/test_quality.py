@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from distill.errors import DataError
 from distill.evaluation.quality import Quality, complete_prompts, measure, score_draws
 from distill.evaluation.sample import Draw
+from gateway.reward.model import RewardModel
 from gateway.types import Message
 
 
@@ -45,7 +47,7 @@ def some_draws(prompts: int = 4, draws: int = 3, temperatures: Sequence[float] =
 
 def measured(draws: Sequence[Draw], select: str = "a", judge: str = "b") -> Quality:
     drawn = complete_prompts(draws)
-    rewards = [score_draws(CountsLetters(letter), drawn) for letter in (select, judge)]
+    rewards = [score_draws(cast(RewardModel, CountsLetters(letter)), drawn) for letter in (select, judge)]
     return measure(drawn, rewards[0], rewards[1], ns=[1, 2, 3], reference_temperature=1.0)
 
 
@@ -73,7 +75,7 @@ def test_equal_answers_to_a_prompt_are_scored_once() -> None:
     drawn = complete_prompts([a_draw(p, 1.0, i, text) for p in ("p", "q") for i, text in enumerate(["ab", "ab", "aa"])])
     model = CountsLetters("a")
     settled: list[int] = []
-    rewards = score_draws(model, drawn, settled.append)
+    rewards = score_draws(cast(RewardModel, model), drawn, settled.append)
     assert [[1.0, 1.0, 2.0], [1.0, 1.0, 2.0]] == rewards[1.0].tolist()
     assert ["aa", "aa", "ab", "ab"] == sorted(text for batch in model.batches for text in batch)
     assert 6 == sum(settled)
