@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
-from types import FrameType
-from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -22,6 +20,7 @@ from distill.errors import (
 )
 from gateway.errors import GatewayError
 from gateway.errors import SettingsError as GatewaySettingsError
+from gateway.processes.signals import raise_on_signals
 
 FINISHED = 0
 FAILED = 1
@@ -91,15 +90,6 @@ def errors_in_words() -> Iterator[None]:
         raise typer.Exit(tell(error)) from error
 
 
-@contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm() -> contextlib.AbstractContextManager[None]:
     """Let SIGTERM end the block as an exception does, so that files and servers are left in order."""
-
-    def leave(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return raise_on_signals(SystemExit(TERMINATED), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Who is believed when we call an https:// server."""
+"""TLS contexts for outgoing calls: which CA certificates we trust."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from gateway.errors import SettingsError
 
 @functools.cache
 def client_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Checks a server's name and certificate; made once, for it reads files.
+    """Return the context that checks a server's name and certificate. Cached, because making it reads files.
 
     Args:
-        ca_file: Certificates (PEM) that vouch for servers; None is the system's.
+        ca_file: Certificates (PEM) of the CAs to trust; None for the system's.
 
     Raises:
         SettingsError: The file cannot be used.

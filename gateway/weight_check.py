@@ -1,9 +1,9 @@
-"""A weight check: a few greedy answers with log-probabilities tell which weights answer under an adapter's name.
+"""The weight check: tell from a few greedy answers which weights serve under an adapter's name.
 
-TGI serves the base under a name that it does not know, and says nothing of it. So what an adapter answers to three
-prompts is published with the policy, beside what the base thinks of the same answer; with s what was served, a what
-the adapter gives and b what the base gives, the place on the line between them is Σ (a − b)(s − b) / Σ (a − b)².
-It is 1 where the adapter answers and 0 where the base does (``distill.promotion.canary`` has the whole check).
+TGI serves the base model under a name that it does not know, without an error. So a policy is published with the
+adapter's greedy answers to three prompts and the log-probabilities of adapter and base at each token. With s the served
+log-probability, a the adapter's and b the base's, the position between the two is Σ (a − b)(s − b) / Σ (a − b)²: 1 for
+the adapter, 0 for the base (``distill.promotion.canary`` has the whole check).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _LOW, _HIGH = 0.5, 1.5
 
 Logprobs = Mapping[str, float]
 Served = Sequence[tuple[str, Logprobs]]
-"""The tokens of an answer, each with the log-probabilities of the likeliest ones there."""
+"""The tokens of an answer, each with the log-probabilities of the likeliest tokens at its position."""
 
 
 class CheckedPrompt(BaseModel):
-    """A prompt, the adapter's greedy answer, and what adapter and base think likeliest at each of its tokens."""
+    """A prompt, the adapter's greedy answer, and the likeliest tokens at each of its positions by adapter and base."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -31,7 +31,7 @@ class CheckedPrompt(BaseModel):
     base: tuple[dict[str, float], ...]
 
     @model_validator(mode="after")
-    def _a_place_a_token(self) -> CheckedPrompt:
+    def _check_lengths(self) -> CheckedPrompt:
         if not len(self.tokens) == len(self.adapter) == len(self.base) or not all((*self.adapter, *self.base)):
             raise ValueError("each token needs the log-probabilities of adapter and base")
         return self
@@ -40,28 +40,28 @@ class CheckedPrompt(BaseModel):
 WeightCheck = tuple[CheckedPrompt, ...]
 
 
-def place(check: WeightCheck, served: Sequence[Served]) -> float:
-    """Return where the served answers stand between the base (0) and the adapter (1)."""
+def adapter_position(check: WeightCheck, served: Sequence[Served]) -> float:
+    """Return the position of the served answers between the base (0) and the adapter (1)."""
     across = squared = 0.0
     for expected, answer in zip(check, served, strict=True):
-        for token, adapter, base, (drawn, likely) in zip(
+        for token, adapter, base, (served_token, likely) in zip(
             expected.tokens, expected.adapter, expected.base, answer, strict=False
         ):
             for text, logprob in likely.items():
                 if text not in adapter and text not in base:
-                    continue  # unlikely to both, and how unlikely is not known
-                own, other = _at(adapter, text), _at(base, text)
-                across += (own - other) * (max(logprob, LEAST_LOGPROB) - other)
-                squared += (own - other) ** 2
-            if drawn != token:
-                break  # from here on the two answer different texts
+                    continue  # unlikely for both; neither log-probability is known
+                of_adapter, of_base = _logprob(adapter, text), _logprob(base, text)
+                across += (of_adapter - of_base) * (max(logprob, LEAST_LOGPROB) - of_base)
+                squared += (of_adapter - of_base) ** 2
+            if served_token != token:
+                break  # after this token the two texts differ
     return across / squared if squared else 1.0
 
 
-def passed(at: float) -> bool:
-    """Return whether the adapter answers, and not the base or something else."""
-    return _LOW <= at <= _HIGH
+def passed(position: float) -> bool:
+    """Return whether the adapter serves, and not the base or other weights."""
+    return _LOW <= position <= _HIGH
 
 
-def _at(likely: Logprobs, token: str) -> float:
+def _logprob(likely: Logprobs, token: str) -> float:
     return max(likely.get(token, min(likely.values())), LEAST_LOGPROB)

@@ -30,7 +30,6 @@ from rich.console import Console
 
 from distill import exits
 from distill.dataset.split import conversation_key, is_held_out
-from distill.nightly.child import run_child
 from distill.nightly.demo import environment
 from distill.progress import counting
 from distill.report.curves import reward_curves
@@ -38,6 +37,7 @@ from distill.report.facts import NightFacts
 from distill.run_dir import RunDir, runs
 from gateway.embedded.stack import EmbeddedStack
 from gateway.policy import Policy
+from gateway.processes.child import run_child
 
 HELD_OUT_SHARE = 0.35
 MAX_TOKENS = 128

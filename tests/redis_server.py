@@ -23,7 +23,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from gateway.processes import tether
+from gateway.processes import launcher
 from gateway.settings import RedisSettings
 
 
@@ -49,7 +49,7 @@ class RedisServer:
         arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
         with (self._folder / "redis.log").open("ab") as output:
             # Tied to this process's life: a test run that is killed leaves no server behind.
-            command = [sys.executable, tether.__file__, str(os.getpid()), str(self._binary), *arguments]
+            command = [sys.executable, launcher.__file__, str(os.getpid()), str(self._binary), *arguments]
             self._process = subprocess.Popen(command, stdout=output, stderr=output)
         with self.client() as client:
             deadline = time.monotonic() + 20

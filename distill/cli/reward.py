@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,7 +11,7 @@ from rich.table import Table
 
 from distill.dataset.archive import Archive
 from distill.errors import DataError
-from distill.exits import TERMINATED, errors_in_words
+from distill.exits import ended_by_sigterm, errors_in_words
 from distill.progress import LOSS, counting
 from distill.reward_training.feedback_pairs import feedback_pairs
 from distill.reward_training.preferences import Preference
@@ -79,7 +77,6 @@ def reward(
     """Train a reward model (LoRA and head) from preference pairs, and measure it on unseen prompts."""
     if fold >= folds:
         raise typer.BadParameter(f"fold {fold} does not exist: {folds} folds are counted from 0", param_hint="--fold")
-    signal.signal(signal.SIGTERM, _terminate)
     import torch  # imported here so that the other commands start without it
 
     from distill.reward_training.model import Recipe
@@ -101,7 +98,7 @@ def reward(
         seed=seed,
     )
     console = Console(stderr=True)
-    with errors_in_words(), counting(console, fact=LOSS) as bar:
+    with ended_by_sigterm(), errors_in_words(), counting(console, fact=LOSS) as bar:
         task = bar.add_task("training", total=None, loss=float("nan"))
         metrics = run(
             pairs,
@@ -132,11 +129,6 @@ def _rated(archive_dir: Path | None) -> list[Preference]:
     if not archive.parts():
         raise DataError(f"{archive_dir}: no archive of the journal")
     return feedback_pairs(archive.completions(), archive.feedback())
-
-
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    """Leave through every ``finally``, so that no half-written adapter stays behind."""
-    raise SystemExit(TERMINATED)
 
 
 def _table(metrics: dict[str, Any]) -> Table:

@@ -15,12 +15,12 @@ import openai
 from rich.console import Console
 
 from distill.errors import NightError
-from distill.nightly.child import run_child
 from distill.progress import counting
 from distill.run_dir import runs
 from gateway.demo import prompts
 from gateway.embedded.stack import DATA_DIR, EmbeddedStack
 from gateway.files import write_atomically
+from gateway.processes.child import run_child
 
 PROMPTS = 120
 CANDIDATES = 4

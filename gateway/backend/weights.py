@@ -16,7 +16,7 @@ from gateway.backend.calls import Calls
 from gateway.backend.replicas import Replica, Replicas
 from gateway.errors import GatewayError
 from gateway.types import Prompt, Sampling
-from gateway.weight_check import Served, WeightCheck, passed, place
+from gateway.weight_check import Served, WeightCheck, adapter_position, passed
 
 EVERY_S = 180.0
 AGAIN_S = 15.0
@@ -80,7 +80,7 @@ class Weights:
             log.warning("weights_not_checked", replica=replica.name, adapter=adapter, error=type(error).__name__)
             self._checked_at_s.pop((replica, adapter), None)
             return
-        at = place(check, served)
+        at = adapter_position(check, served)
         lost = not passed(at)
         if lost != replica.lacks(adapter):
             (log.error if lost else log.info)(

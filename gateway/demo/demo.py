@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 import openai
 from openai.types.chat import ChatCompletionMessageParam
@@ -26,6 +24,7 @@ from gateway.demo.races import RaceLog
 from gateway.embedded.stack import DATA_DIR, DEFAULT_TEMPERATURE, EmbeddedStack
 from gateway.errors import GatewayError
 from gateway.journal.record import CompletionRecord
+from gateway.processes.signals import raise_on_signals
 from gateway.telemetry import configure_logging
 
 N_PROMPTS = 12
@@ -191,7 +190,7 @@ def _told(console: Console, action: Callable[[], int], *, interrupted: int) -> i
     """Run a command; what goes wrong is told in words, and being told to end is no error."""
     configure_logging("warning", "console")
     try:
-        with _ended_by_signals():
+        with raise_on_signals(KeyboardInterrupt(), signal.SIGTERM, signal.SIGHUP):
             return action()
     except KeyboardInterrupt:
         console.print("stopped")
@@ -202,18 +201,3 @@ def _told(console: Console, action: Callable[[], int], *, interrupted: int) -> i
         message = f"the gateway did not answer: {error}; its log is in {DATA_DIR}/logs"
     console.print(message, style="red", markup=False, highlight=False)
     return EXIT_FAILED
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end the block as Ctrl-C does, so that what it started is stopped."""
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

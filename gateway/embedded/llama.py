@@ -205,7 +205,7 @@ class LlamaServer:
             NotReady: It did not start; it is stopped then.
         """
         if self._child is not None:
-            self._child.ask_to_end(_DRAIN_SIGNAL, drain_s)
+            self._child.signal_and_wait(_DRAIN_SIGNAL, drain_s)
         self.stop()
         self.adapters = tuple(adapters)
         self.start()

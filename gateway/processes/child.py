@@ -1,4 +1,4 @@
-"""A child process that ends with its parent, keeps its log in a file, and can say why it did not start."""
+"""Child processes: one with its log in a file, and a command that runs to its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from gateway.processes import tether
+from gateway.processes import launcher
 
 _TAIL_LINES = 15
 _TAIL_BYTES = 16_384
@@ -22,18 +22,18 @@ log = structlog.get_logger()
 
 
 class ChildProcess:
-    """One child of this process.
+    """A child process that ends with its parent and writes its output to a log file.
 
-    It lives in a session of its own, so that Ctrl-C reaches only the parent, which then stops its children in order.
+    It has a session of its own, so that Ctrl-C reaches only the parent, which then stops its children in order.
     Linux ends it with SIGTERM when the thread that started it ends: start it from the main thread, or from one that
     outlives it.
 
     Args:
-        name: What logs and messages call it.
+        name: Its name in logs and messages.
         command: Program and arguments; the program as an absolute path.
-        log_path: Where its stdout and stderr go; begun anew at each start.
+        log_path: File for its stdout and stderr; emptied at each start.
         env: Its whole environment; None is this process's own.
-        stop_timeout_s: How long it may take to end after SIGTERM before SIGKILL.
+        stop_timeout_s: Time from SIGTERM to SIGKILL.
     """
 
     def __init__(
@@ -54,25 +54,24 @@ class ChildProcess:
 
     @property
     def pid(self) -> int | None:
-        """Process id, None before the start and after the stop."""
+        """Process id; None before the start and after the stop."""
         return None if self._process is None else self._process.pid
 
     @property
     def exit_status(self) -> int | None:
-        """How it ended (minus the signal's number if by one), None while it runs."""
+        """Exit status, or minus the number of the signal that ended it; None while it runs."""
         return None if self._process is None else self._process.poll()
 
     def start(self, *, keep_open: Sequence[int] = ()) -> None:
-        """Start it.
+        """Start the process.
 
         Args:
-            keep_open: File descriptors the child inherits.
+            keep_open: File descriptors that the child inherits.
         """
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        launcher = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid())]
         with self.log_path.open("wb") as sink:
             self._process = subprocess.Popen(
-                [*launcher, *self._command],
+                [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), *self._command],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
@@ -83,19 +82,19 @@ class ChildProcess:
         log.debug("child_started", child=self.name, pid=self._process.pid)
 
     def wait(self) -> int:
-        """Wait for its end and return its exit status."""
+        """Wait until the process ends; return its exit status."""
         assert self._process is not None
         return self._process.wait()
 
-    def ask_to_end(self, number: signal.Signals, timeout_s: float) -> None:
-        """Send it a signal and wait for its end, but not longer; ``stop`` ends what then still runs."""
+    def signal_and_wait(self, number: signal.Signals, timeout_s: float) -> None:
+        """Send a signal and wait until the process ends, at most ``timeout_s``; it may still run then."""
         if self._process is not None:
             self._process.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout_s)
 
     def stop(self) -> None:
-        """End it and wait for its end. Harmless when it is not running."""
+        """End the process and wait until it has ended. Does nothing when it is not running."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -108,7 +107,7 @@ class ChildProcess:
             process.wait()
 
     def log_tail(self) -> str:
-        """The end of its log, in the words of an error message's last part."""
+        """Return the last lines of the log, as the end of an error message."""
         with self.log_path.open("rb") as source:
             source.seek(max(0, self.log_path.stat().st_size - _TAIL_BYTES))
             lines = source.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
@@ -117,8 +116,22 @@ class ChildProcess:
         return f"the end of its log {self.log_path}:\n" + "\n".join(lines)
 
 
+def run_child(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """Run a command to its end; return its exit status.
+
+    An exception here (Ctrl-C, SIGTERM) sends SIGTERM to the command and waits for its end, so that it saves its work.
+    """
+    with subprocess.Popen(command, env=environment) as child:
+        try:
+            return child.wait()
+        except BaseException:
+            child.terminate()
+            child.wait()
+            raise
+
+
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free just now. Another process may take it first: check who answers there."""
+    """Return a TCP port on 127.0.0.1 that is free now. Another process may take it first: check who answers there."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The processes that serve, and the port that they share."""
+"""The worker processes and the port that they share."""
 
 import os
 import pickle
@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from gateway.workers import SharedPort, _port
+from gateway.workers import SharedPort, _bind_port
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
 
 
-def test_a_worker_keeps_what_it_has_loaded_out_of_the_collectors_way(tmp_path: Path) -> None:
-    """Or every full collection walks all of it, while every request waits."""
+def test_a_worker_freezes_loaded_objects_out_of_the_garbage_collector(tmp_path: Path) -> None:
+    """Otherwise each full collection walks all of them while every request waits."""
     script = "import gc; from gateway.workers import worker; worker(); print(gc.get_freeze_count() > 10_000)"
     settings = {"GATEWAY_REWARD__URL": "http://127.0.0.1:1", "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path)}
     command = [sys.executable, "-c", script]
@@ -25,8 +25,8 @@ def test_a_worker_keeps_what_it_has_loaded_out_of_the_collectors_way(tmp_path: P
     assert "True" == ended.stdout.splitlines()[-1]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux deals connections out")
-def test_connections_are_dealt_out_to_all_who_were_handed_the_port() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux spreads connections")
+def test_connections_spread_over_all_processes_that_share_the_port() -> None:
     """Of 200 connections the chance that one of two gets fewer than 50 is below 1e-12."""
     with ExitStack() as open_sockets:
         port = open_sockets.enter_context(SharedPort.at(socket.AF_INET, ("127.0.0.1", 0)))
@@ -50,18 +50,18 @@ def _accepted(worker: socket.socket, open_sockets: ExitStack) -> list[socket.soc
             return taken
 
 
-def test_a_port_that_another_gateways_workers_share_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_port_that_workers_of_another_gateway_share_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     with SharedPort.at(socket.AF_INET, ("127.0.0.1", 0)) as port, pickle.loads(pickle.dumps(port)) as other:
         other.listen()
         config = uvicorn.Config("x:y", host="127.0.0.1", port=port.getsockname()[1], log_config=None)
         with pytest.raises(SystemExit):
-            _port(config)
+            _bind_port(config)
     assert "already in use" in caplog.text
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="it is glibc that keeps them elsewhere than asked")
-def test_a_worker_gives_large_blocks_back_whatever_was_freed_before(tmp_path: Path) -> None:
-    """Forty bodies of 4 MB, each freed but for the small thing after it, leave less than two of them in memory."""
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps freed blocks in this way")
+def test_a_worker_returns_large_blocks_to_the_system(tmp_path: Path) -> None:
+    """Forty freed bodies of 4 MB, with small objects kept between them, leave less than two of them in memory."""
     script = """
 import psutil
 from gateway.workers import worker

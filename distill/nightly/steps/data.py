@@ -14,9 +14,9 @@ from distill.dataset.curate import curate as curate_records
 from distill.dataset.files import content_hash, read_examples, write_examples, write_held_out
 from distill.errors import TrainingError
 from distill.exits import TERMINATED
-from distill.nightly.child import run_child
 from distill.nightly.context import Night, Result
 from distill.run_dir import RunDir, runs
+from gateway.processes.child import run_child
 
 
 def examples_file(run: RunDir) -> Path:

@@ -1,14 +1,16 @@
-"""Child processes and their tether, on real processes."""
+"""Child processes, on real processes."""
 
 import ctypes
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from gateway.processes import tether
-from gateway.processes.child import ChildProcess
+from gateway.processes.child import ChildProcess, run_child
+from gateway.processes.launcher import die_with_parent
+from gateway.processes.signals import raise_on_signals
 
 _SAY_READY_AND_IGNORE_SIGTERM = """
 import signal
@@ -19,12 +21,12 @@ signal.pause()
 
 
 def _wait_for(path: str) -> None:
-    """A FIFO opens for reading once the child has opened it for writing."""
+    """Wait until the child opens the FIFO for writing."""
     with open(path):
         pass
 
 
-def test_output_is_kept_and_its_end_is_told(tmp_path: Path) -> None:
+def test_the_end_of_the_output_is_returned(tmp_path: Path) -> None:
     child = ChildProcess(
         "speaker", [sys.executable, "-c", "for i in range(20): print('line', i)"], log_path=tmp_path / "logs" / "log"
     )
@@ -33,7 +35,7 @@ def test_output_is_kept_and_its_end_is_told(tmp_path: Path) -> None:
     assert child.log_tail().endswith("\n".join(f"line {i}" for i in range(5, 20)))
 
 
-def test_an_empty_log_is_told(tmp_path: Path) -> None:
+def test_an_empty_log_is_named(tmp_path: Path) -> None:
     child = ChildProcess("silent", [sys.executable, "-c", "raise SystemExit(3)"], log_path=tmp_path / "log")
     child.start()
     assert 3 == child.wait()
@@ -57,7 +59,7 @@ def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_does_not_reach_a_child(tmp_path: Path) -> None:
-    """It lives outside its parent's process group: the parent stops children in order."""
+    """It has a process group of its own: the parent stops its children in order."""
     command = [sys.executable, "-c", "import os; print(os.getpgid(0) == os.getpid())"]
     child = ChildProcess("own", command, log_path=tmp_path / "log")
     child.start()
@@ -67,13 +69,40 @@ def test_ctrl_c_does_not_reach_a_child(tmp_path: Path) -> None:
 
 def test_a_child_whose_parent_is_already_gone_ends() -> None:
     try:
-        tether.tie(os.getppid())
+        die_with_parent(os.getppid())
         with pytest.raises(SystemExit, match="already ended"):
-            tether.tie(os.getpid())
+            die_with_parent(os.getpid())
     finally:
         ctypes.CDLL(None).prctl(1, 0)
 
 
-def test_elsewhere_than_on_linux_a_child_is_not_tied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_systems_than_linux_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "darwin")
-    tether.tie(-1)
+    die_with_parent(-1)
+
+
+def test_a_command_gets_its_environment_and_returns_its_exit_status() -> None:
+    program = "import os; raise SystemExit(int(os.environ['CODE']))"
+    assert 7 == run_child([sys.executable, "-c", program], {"CODE": "7"})
+
+
+def test_an_exception_during_a_command_ends_the_command_first(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    program = (
+        "import os, pathlib, signal, sys\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(ended)!r}).touch(), sys.exit()))\n"
+        "os.kill(os.getppid(), signal.SIGUSR1)\n"
+        "signal.pause()"
+    )
+    with pytest.raises(KeyboardInterrupt), raise_on_signals(KeyboardInterrupt(), signal.SIGUSR1):
+        run_child([sys.executable, "-c", program], dict(os.environ))
+    assert ended.exists()
+
+
+def test_signals_end_a_block_as_an_exception_and_get_their_handlers_back() -> None:
+    numbers = (signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    for number in numbers:
+        with pytest.raises(SystemExit, match="143"), raise_on_signals(SystemExit(143), *numbers):
+            signal.raise_signal(number)
+        assert before == [signal.getsignal(number) for number in numbers]
