@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
 
 import numpy as np
 import numpy.typing as npt
+
+from gateway.expected_max import rank_weights
 
 Floats = npt.NDArray[np.float64]
 
@@ -22,30 +23,6 @@ class Estimate:
     mean: float
     low: float
     high: float
-
-
-def rank_weights(m: int, n: int) -> Floats:
-    """How likely each rank is the highest of n draws, taken at random without replacement from m.
-
-    Args:
-        m: Draws there are.
-        n: Draws taken, 1 ≤ n ≤ m.
-
-    Returns:
-        Shape (m,), ascending rank, sums to 1: C(i−1, n−1) / C(m, n) for rank i.
-
-    Raises:
-        ValueError: n is out of range; more draws than there are would be extrapolation.
-    """
-    if not 1 <= n <= m:
-        raise ValueError(f"n = {n} is not in 1..{m}, the number of draws")
-    # Whole numbers until the one division: exact for any m.
-    return np.array([comb(rank - 1, n - 1) / comb(m, n) for rank in range(1, m + 1)])
-
-
-def expected_max(rewards: Sequence[float], n: int) -> float:
-    """Unbiased estimate of E[max of n draws] for one prompt: the mean over all subsets of size n."""
-    return float(np.sort(np.asarray(rewards, dtype=np.float64)) @ rank_weights(len(rewards), n))
 
 
 def curves(select_rewards_PM: Floats, values_PM: Floats, ns: Sequence[int]) -> Floats:
@@ -65,7 +42,7 @@ def curves(select_rewards_PM: Floats, values_PM: Floats, ns: Sequence[int]) -> F
     if select_rewards_PM.shape != values_PM.shape:
         raise ValueError(f"{select_rewards_PM.size} rewards but {values_PM.size} values")
     prompts, draws = select_rewards_PM.shape
-    weights_MK = np.stack([rank_weights(draws, n) for n in ns], axis=1)
+    weights_MK: Floats = np.array([rank_weights(draws, n) for n in ns]).T
     if select_rewards_PM is values_PM:  # the tied are equal: nothing to average
         return np.sort(values_PM, axis=1) @ weights_MK
     order_PM = np.argsort(select_rewards_PM, axis=1, kind="stable")

@@ -3,7 +3,7 @@
 **What is compared.** During a trial both policies answer at the same time, and which conversations are whose was drawn
 by a hash, so their rewards are two random samples of one traffic. Every draw is scored then, single ones too
 (``Plan.score_single``), so N = 1 has rewards like any other. A race that explores counts by the expected best of its
-policy's N among all its draws (``curve.expected_max``), every other race by its winner.
+policy's N among all its draws (``gateway.expected_max``), every other race by its winner.
 
 **What is left out**, for either policy, since it would compare something else: races whose N the caller chose, greedy
 ones and those that return several answers (their N is not the policy's); races that load had shrunk or a deadline cut
@@ -36,8 +36,9 @@ import numpy as np
 
 from distill.dataset.split import conversation_key
 from distill.evaluation import eprocess
-from distill.evaluation.curve import Floats, expected_max
+from distill.evaluation.curve import Floats
 from distill.settings import PromotionSettings
+from gateway.expected_max import expected_max
 from gateway.journal.record import CompletionRecord
 from gateway.policy import Arm, Policy
 from gateway.types import Selection

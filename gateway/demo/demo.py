@@ -23,6 +23,7 @@ from gateway.demo import presentation, prompts
 from gateway.demo.races import RaceLog
 from gateway.embedded.stack import DATA_DIR, DEFAULT_TEMPERATURE, EmbeddedStack
 from gateway.errors import GatewayError
+from gateway.expected_max import expected_max
 from gateway.journal.record import CompletionRecord
 from gateway.processes.signals import raise_on_signals
 from gateway.telemetry import configure_logging
@@ -86,15 +87,6 @@ def run(
         console.print(f"[yellow]only {n_whole} of {len(asked)} races have all their rewards: see {stack.log_dir}[/]")
         return EXIT_FAILED
     return EXIT_OK
-
-
-def expected_best(rewards: Sequence[float], n: int) -> float:
-    """The mean reward of the best of ``n``, over all subsets of ``n`` of the candidates: unbiased for any n ≤ N.
-
-    Of the C(N, n) subsets, C(i, n-1) have the candidate of ascending rank i (from 0) as their best.
-    """
-    best = math.fsum(math.comb(i, n - 1) * reward for i, reward in enumerate(sorted(rewards)))
-    return best / math.comb(len(rewards), n)
 
 
 class _Caller:
@@ -162,7 +154,7 @@ def show_curve(console: Console, records: Sequence[CompletionRecord], candidates
     rewards = [[c.reward for c in record.candidates if c.reward is not None] for record in records]
     whole = [race for race in rewards if len(race) == candidates]
     if whole:
-        means = {n: math.fsum(expected_best(race, n) for race in whole) / len(whole) for n in CURVE if n <= candidates}
+        means = {n: math.fsum(expected_max(race, n) for race in whole) / len(whole) for n in CURVE if n <= candidates}
         console.print(presentation.curve(means, n_prompts=len(whole)))
     return len(whole)
 

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from distill.evaluation.curve import (
     curves,
-    expected_max,
     mean_curve,
-    rank_weights,
     within_prompt_correlation,
     within_prompt_sd,
 )
@@ -26,13 +24,6 @@ def selected_value(select: Sequence[float], values: Sequence[float], n: int) -> 
 # Few distinct values, so that ties are common.
 rewards = st.integers(-3, 3).map(float)
 draws = st.lists(st.tuples(rewards, st.integers(-100, 100).map(float)), min_size=1, max_size=7)
-
-
-@given(st.data(), st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=8))
-def test_expected_max_is_the_mean_over_all_subsets(data: st.DataObject, values: list[float]) -> None:
-    n = data.draw(st.integers(1, len(values)))
-    brute = np.mean([max(subset) for subset in combinations(values, n)])
-    assert pytest.approx(brute, rel=1e-9, abs=1e-6) == expected_max(values, n)
 
 
 @given(st.data(), draws)
@@ -59,24 +50,11 @@ def test_the_order_of_the_draws_does_not_matter(data: st.DataObject, pairs: list
     assert expected == selected_value(shuffled_select, shuffled_values, n)
 
 
-@given(st.integers(1, 40), st.data())
-def test_rank_weights_are_a_distribution(m: int, data: st.DataObject) -> None:
-    weights = rank_weights(m, data.draw(st.integers(1, m)))
-    assert pytest.approx(1.0) == weights.sum()
-    assert (weights >= 0).all()
-
-
 def test_gaussian_rewards_have_the_known_curve() -> None:
     """E[max] of n standard normals is 0 / .56 / 1.03 / 1.42."""
     draws_PM = np.random.default_rng(0).standard_normal((4_000, 8))
     curve = curves(draws_PM, draws_PM, [1, 2, 4, 8]).mean(axis=0)
     assert pytest.approx([0.0, 0.564, 1.029, 1.424], abs=0.05) == curve.tolist()
-
-
-@pytest.mark.parametrize("n", [0, 4])
-def test_n_outside_the_draws_is_refused(n: int) -> None:
-    with pytest.raises(ValueError, match="the number of draws"):
-        expected_max([1.0, 2.0, 3.0], n)
 
 
 def test_rewards_and_values_must_pair_up() -> None:

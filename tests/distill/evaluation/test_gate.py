@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from distill.errors import DataError
-from distill.evaluation.curve import Floats, expected_max
+from distill.evaluation.curve import Floats
 from distill.evaluation.drawn import Answers, Candidate, Drawn
 from distill.evaluation.gate import Anchor, QuantileMap, Rules, decide
 from distill.evaluation.verdict import Verdict
+from gateway.expected_max import expected_max
 
 PROMPTS, DRAWS = 250, 8
 RULES = Rules(resamples=200)

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from distill.evaluation.curve import Floats, expected_max
+from distill.evaluation.curve import Floats
 from distill.evaluation.drawn import Answers, Drawn
 from distill.evaluation.guards import Bounds, Comparison, Guard, judge_agrees
 from distill.evaluation.resample import Bootstrap
+from gateway.expected_max import expected_max
 
 PROMPTS, DRAWS = 80, 4
 INDEX = np.arange(PROMPTS)

@@ -1,16 +1,11 @@
 """The demo on real weights, and its parts."""
 
 import io
-import itertools
-import math
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 
 import openai
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.console import Console
 
 from gateway.demo import demo, presentation, prompts
@@ -18,16 +13,6 @@ from gateway.embedded.redis import RedisServer
 from gateway.errors import NotReady
 from gateway.journal.record import CompletionRecord
 from tests.gateway.embedded.records import race_record, stream_of
-
-_finite = st.floats(-100, 100)
-
-
-@settings(deadline=None)
-@given(st.lists(_finite, min_size=1, max_size=7), st.data())
-def test_the_expected_best_of_n_is_the_mean_over_all_subsets(rewards: list[float], data: st.DataObject) -> None:
-    n = data.draw(st.integers(1, len(rewards)))
-    expected = statistics.fmean(max(subset) for subset in itertools.combinations(rewards, n))
-    assert math.isclose(expected, demo.expected_best(rewards, n), rel_tol=1e-9, abs_tol=1e-9)
 
 
 def test_the_demo_asks_shows_and_proves(tmp_path: Path) -> None:
