@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import structlog
 
+from gateway.errors import NotReady
 from gateway.processes import launcher
 
 _TAIL_LINES = 15
 _TAIL_BYTES = 16_384
+_OWN_PORTS = range(20_000, 32_000)  # below Linux's ip_local_port_range, and below what other systems choose from
 
 log = structlog.get_logger()
 
@@ -131,8 +134,12 @@ def run_child(command: Sequence[str], environment: Mapping[str, str] | None = No
 
 
 def free_port() -> int:
-    """Return a TCP port on 127.0.0.1 that is free now. Another process may take it first: check who answers there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port on 127.0.0.1 that is free now. Another process may take it first: check who answers there.
+
+    Not one that the system would choose: it gives those to outgoing connections too, until our server binds it.
+    """
+    for port in random.sample(_OWN_PORTS, 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise NotReady(f"100 ports between {_OWN_PORTS.start} and {_OWN_PORTS.stop} were tried, and none is free")

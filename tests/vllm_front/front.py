@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import httpx2
 
 from gateway.embedded.llama import weights_path
+from gateway.processes.child import free_port
 
 HERE = Path(__file__).parent
 _START_TIMEOUT_S = 180
@@ -90,9 +90,7 @@ class Front:
         if not model.exists():
             command = [python, HERE / "model.py", weights_path(), model]
             subprocess.run([*command, "classifier"] if self._classifier else command, check=True, capture_output=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         environment = os.environ | {
             "VLLM_TARGET_DEVICE": "cpu",

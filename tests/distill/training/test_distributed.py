@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 import distill.training
 from distill.dataset.files import write_examples
 from distill.training.train import RESULT_FILE, train
+from gateway.processes.child import free_port
 from tests.distill.training.tiny import settings, tiny_examples
 
 ROOT = Path(__file__).parents[3]
@@ -33,7 +33,7 @@ def test_two_processes_follow_the_trajectory_of_one(tiny: Path, tmp_path: Path) 
     # Where there is no GPU, accelerate's launcher of several GPUs starts processes that speak gloo.
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no",
-              "--dynamo_backend", "no", "--main_process_port", str(_free_port())]  # fmt: skip
+              "--dynamo_backend", "no", "--main_process_port", str(free_port())]  # fmt: skip
     command = [*launch, "-m", "distill", "train", str(tmp_path / "examples.jsonl"), "--out", str(tmp_path / "two")]
     done = subprocess.run(
         [sys.executable, "-m", *command], cwd=ROOT, env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
@@ -59,10 +59,3 @@ def test_the_fsdp_configuration_is_one_that_accelerate_reads() -> None:
     plugin = FullyShardedDataParallelPlugin(**options)
     assert 2 == plugin.fsdp_version
     assert not plugin.activation_checkpointing
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -3,12 +3,13 @@
 import ctypes
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
-from gateway.processes.child import ChildProcess, run_child
+from gateway.processes.child import ChildProcess, free_port, run_child
 from gateway.processes.launcher import die_with_parent
 from gateway.processes.signals import raise_on_signals
 
@@ -106,3 +107,11 @@ def test_signals_end_a_block_as_an_exception_and_get_their_handlers_back() -> No
         with pytest.raises(SystemExit, match="143"), raise_on_signals(SystemExit(143), *numbers):
             signal.raise_signal(number)
         assert before == [signal.getsignal(number) for number in numbers]
+
+
+def test_a_free_port_is_none_that_the_system_gives_to_outgoing_connections() -> None:
+    first, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    for port in (free_port() for _ in range(20)):
+        assert 1024 < port < first
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", port))

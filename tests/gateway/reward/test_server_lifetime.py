@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import httpx2
 import pytest
 
 from gateway.errors import SettingsError
+from gateway.processes.child import free_port
 from gateway.reward import server
 from gateway.settings import RewardSettings, Settings
 from tests.gateway.reward.fake_model import FakeModel
@@ -79,9 +79,7 @@ async def test_a_server_told_to_stop_answers_what_it_began(start: Start) -> None
 
 
 async def test_its_own_process_serves_until_sigterm(minilm: str, adapter: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = await _process(MODEL=minilm, ADAPTER=str(adapter), DEVICE="cpu", PORT=str(port))
     try:
         async with asyncio.timeout(120), httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
