@@ -2,7 +2,7 @@
 
 Names are ``DISTILL_`` + group + ``__`` + field. What the night shares with the gateway (Redis, the backend, the
 reward model) it reads from the gateway's own ``GATEWAY_…`` variables: one place says where they are. An unknown or bad
-value is fatal and names itself. The docstring under each field is the settings table of README.
+value is fatal and names itself. The docstring under each field is the settings table of distill/README.md.
 """
 
 from __future__ import annotations

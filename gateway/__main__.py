@@ -195,7 +195,7 @@ def key_new(
 
 @cli.command()
 def settings(
-    env: Annotated[bool, typer.Option("--env", help="As .env.example, not as the table in README.")] = False,
+    env: Annotated[bool, typer.Option("--env", help="As .env.example, not as a table.")] = False,
 ) -> None:
     """List every setting, its default and what it means."""
     typer.echo(settings_table.env_example() if env else settings_table.markdown(), nl=False)

@@ -1,8 +1,8 @@
 """The gateway's settings: read once from the environment at start, frozen, passed down.
 
 Names are ``GATEWAY_`` + field, with ``__`` between levels: ``GATEWAY_BACKEND__URLS``. An unknown or bad value is
-fatal and names itself. The docstring under each field is the settings table of README (``python -m gateway
-settings`` prints it; a test keeps the two equal).
+fatal and names itself. The docstring under each field is the settings table of gateway/README.md (``python -m
+gateway settings`` prints it; a test keeps the two equal).
 """
 
 from __future__ import annotations

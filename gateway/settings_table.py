@@ -1,4 +1,4 @@
-"""The settings in words: README's table and the example of an environment file, both made from the classes themselves.
+"""The settings as a Markdown table and as an example of an environment file, both made from the classes themselves.
 
 ``python -m gateway settings`` prints the gateway's table and ``--env`` its ``.env.example``; a test keeps both files
 equal to that. ``python -m distill settings`` does the same for the night.

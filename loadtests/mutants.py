@@ -1,4 +1,4 @@
-"""Change the code by hand a thousand times, and count how often the tests notice.
+"""Change the code by machine many times, and count how often the tests notice.
 
     python -m loadtests.mutants --sample 1500 --seed 1 --out loadtests/results/mutants.json
 
@@ -8,8 +8,8 @@ run; the interval is Wilson's for the whole. Survivors are listed by name: ``mut
 
 A mutant counts as killed only when a test fails. Not killed are mutants whose tests run into their time limit (a slow
 machine looks the same), mutants that no test reaches in its own process, and mutants that mypy alone would refuse:
-to check the mutated tree takes minutes. Which tests run: ``loadtests.mutant_tests``. Words are not changed: lines that
-log, that raise with a message, and help texts and descriptions are left out, whatever else stands in such a line.
+checking the mutated tree takes minutes. ``loadtests.mutant_tests`` selects the tests. Texts are not changed: lines that
+log, that raise with a message, and help texts and descriptions are left out as a whole.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from loadtests.stack import machine
 
 FOLDER = Path("mutants")
 KILLED = "killed"
@@ -41,7 +41,7 @@ STATUS = {
     152: "timeout",
     255: "timeout",
 }
-_NONE_YET = "mutmut makes all mutants before it looks for this name"
+_NO_MUTANT = "mutmut makes all mutants before it looks for this name"
 
 
 def main() -> None:
@@ -53,18 +53,15 @@ def main() -> None:
     parser.add_argument("--children", type=int, default=os.cpu_count() or 2, help="test processes at once")
     parser.add_argument("--out", type=Path, default=Path("loadtests/results/mutants.json"))
     options = parser.parse_args()
-    _mutmut("run", _NONE_YET, children=1)
+    _mutmut("run", _NO_MUTANT, children=1)
     names = sorted(name for name in verdicts() if name.startswith(options.only))
     sample = random.Random(options.seed).sample(names, min(options.sample, len(names)))
     _mutmut("run", *sample, children=options.children)
     found = verdicts()
     if unknown := sum(found[name] is None for name in sample):
         raise SystemExit(f"mutmut did not run {unknown} of {len(sample)} mutants: see its output above")
-    result = summary({name: found[name] for name in sample}, len(names))
-    result["about"] = "mutants"
-    result["machine"] = {"cores": os.cpu_count(), "python": platform.python_version()}
-    result["when"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
-    result["seed"] = options.seed
+    about = {**machine(), "seed": str(options.seed)}
+    result = {"about": about, **summary({name: found[name] for name in sample}, len(names))}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for room in result["rooms"]:
@@ -77,7 +74,7 @@ def main() -> None:
 
 
 def verdicts() -> dict[str, str | None]:
-    """Return what became of each mutant so far; None: not run."""
+    """Return the status of each mutant so far; None: not run."""
     found: dict[str, str | None] = {}
     for meta in FOLDER.rglob("*.py.meta"):
         codes: dict[str, int | None] = json.loads(meta.read_text(encoding="utf-8"))["exit_code_by_key"]
@@ -89,8 +86,8 @@ def summary(sampled: dict[str, str | None], made: int) -> dict[str, Any]:
     """Return the shares killed by room and in all, and the survivors.
 
     Args:
-        sampled: What became of each mutant of the sample.
-        made: How many mutants there are.
+        sampled: The status of each mutant of the sample; None: not run.
+        made: Number of all mutants.
     """
     by_room: dict[str, Counter[str]] = {}
     for name, status in sampled.items():
@@ -119,9 +116,9 @@ def _counted(counts: Counter[str]) -> dict[str, Any]:
 
 
 def _mutmut(*arguments: str, children: int) -> None:
-    # It ends with an error where no mutant has the name that was asked for, and where one survived.
+    # mutmut ends with an error if no mutant has the given name, and if one survived.
     command = [sys.executable, "-m", "mutmut", arguments[0], "--max-children", str(children), *arguments[1:]]
-    # One thread: torch's others do not survive the fork in which mutmut runs the tests, which then wait for ever.
+    # One thread: torch's other threads do not survive the fork in which mutmut runs the tests; the tests would hang.
     more = {"OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "-p loadtests.mutant_tests"}
     subprocess.run(command, check=False, env={**os.environ, **more})
 

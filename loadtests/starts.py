@@ -1,36 +1,38 @@
-"""Start the gateway again and again, and see that each start becomes ready and gives rewards.
+"""Start the gateway many times, and check that each start becomes ready and scores its races.
 
-``python -m loadtests.starts --count 50`` starts it that often with each of three sources of rewards: a model in its own
-process, and a remote server that reads only text (so that a tokenizer is loaded), with one worker and with two. It
-ends with 1 where a start was not ready in time, its first race was not scored, or a model was loaded twice.
+``python -m loadtests.starts --count 50`` makes 50 starts with each of three sources of rewards: a remote server that
+reads only text (so that a tokenizer is loaded), with one worker and with two, and a model in the gateway's process. The
+exit code is 1 if a start was not ready in time, its first races were not scored, or a model was loaded twice.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
 import aiohttp
 import typer
 
 from gateway.embedded.weights import minilm_folder, reward_adapter_folder
-from loadtests.stack import Surroundings, gateway, surroundings
+from loadtests.stack import Surroundings, gateway, machine, surroundings
 from tests.stubs.process import StubProcess
 from tests.tokenizers import save_chat_tokenizer
 
 N = 2
+OUT = Path("loadtests/results/starts.json")
 _LOADED = "reward_model_loaded"
 _READY_TIMEOUT_S = 180.0
 _LOG_LINES = 5  # of a failed start
 
 
-async def run(count: int) -> bool:
-    """Start each kind ``count`` times; print a line a kind, and one for each start that failed."""
+async def run(count: int) -> list[dict[str, Any]]:
+    """Start each kind ``count`` times; print and return a row for each, and print each start that failed."""
     async with (
         surroundings(latency_ms=5) as around,
         StubProcess("tests.stubs.reward", dialect="vllm") as text_server,
@@ -45,14 +47,15 @@ async def run(count: int) -> bool:
             "GATEWAY_REWARD__DEVICE": "cpu",
             "GATEWAY_LOG_LEVEL": "info",
         }
-        # Longer than a busy machine takes: what is looked for is a start that never comes right.
+        # Longer than a busy machine needs: this looks for starts that never become good, not for slow ones.
         local["GATEWAY_REWARD__TIMEOUT_S"] = remote["GATEWAY_REWARD__TIMEOUT_S"] = "60"
         kinds = {"remote, 1 worker": (1, remote), "remote, 2 workers": (2, remote), "local reward": (1, local)}
-        passed = [await _repeat(name, count, around, workers, settings) for name, (workers, settings) in kinds.items()]
-        return all(passed)
+        return [await _repeat(name, count, around, workers, settings) for name, (workers, settings) in kinds.items()]
 
 
-async def _repeat(name: str, count: int, around: Surroundings, workers: int, settings: Mapping[str, str]) -> bool:
+async def _repeat(
+    name: str, count: int, around: Surroundings, workers: int, settings: Mapping[str, str]
+) -> dict[str, Any]:
     failures, seconds = 0, []
     for number in range(1, count + 1):
         began = time.monotonic()
@@ -71,21 +74,21 @@ async def _repeat(name: str, count: int, around: Surroundings, workers: int, set
             print(f"  {name}, start {number}: {failure}", *_troubles(lines), sep="\n    ", flush=True)
     good, median_s = count - failures, statistics.median(seconds)
     print(f"{name}: {good} of {count} ready and scored, {median_s:.1f} s each (median)", flush=True)
-    return not failures
+    return {"kind": name, "count": count, "good": good, "median_s": median_s}
 
 
 def _troubles(lines: Sequence[str]) -> Sequence[str]:
-    """The lines of a log that tell of trouble, or the last ones where none does."""
+    """Return a log's warnings and errors, or its last lines if it has none."""
     return [line for line in lines if '"level": "warning"' in line or '"level": "error"' in line] or lines[-_LOG_LINES:]
 
 
 async def _start(around: Surroundings, log: IO[bytes], workers: int, settings: Mapping[str, str]) -> str:
-    """Start a gateway, send each worker's share of requests, and return what was wrong; empty when all was well."""
+    """Start a gateway, send requests to each worker, and return the problem; empty if there was none."""
     async with (
         gateway(around, log, workers=workers, **settings) as running,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session,
     ):
-        # A connection each: connections are dealt out to the workers by a hash of their addresses.
+        # One connection for each request: a hash of their addresses distributes connections to the workers.
         connections = 1 if workers == 1 else 6 * workers
         if not await _all_ready(session, running.gateway, connections):
             return "not ready in time"
@@ -102,7 +105,7 @@ async def _start(around: Surroundings, log: IO[bytes], workers: int, settings: M
 
 
 async def _all_ready(session: aiohttp.ClientSession, url: str, connections: int) -> bool:
-    """Wait until so many connections in a row find a ready worker."""
+    """Wait until this many connections in a row find a ready worker; return whether they did in time."""
     deadline, in_a_row = time.monotonic() + _READY_TIMEOUT_S, 0
     while in_a_row < connections and time.monotonic() < deadline:
         async with session.get(f"{url}/health/ready") as response:
@@ -112,9 +115,15 @@ async def _all_ready(session: aiohttp.ClientSession, url: str, connections: int)
     return in_a_row == connections
 
 
-def main(count: Annotated[int, typer.Option(min=1, help="Starts of each kind.")] = 50) -> None:
+def main(
+    count: Annotated[int, typer.Option(min=1, help="Starts of each kind.")] = 50,
+    out: Annotated[Path, typer.Option(help="The result, as JSON.")] = OUT,
+) -> None:
     """Start the gateway COUNT times with each source of rewards."""
-    raise typer.Exit(0 if asyncio.run(run(count)) else 1)
+    rows = asyncio.run(run(count))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"about": machine(), "starts": rows}, indent=1) + "\n", encoding="utf-8")
+    raise typer.Exit(0 if all(row["good"] == row["count"] for row in rows) else 1)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What the benchmarks found, as README has it: tables in Markdown, made from the JSON that they write.
+"""Tables in Markdown, made from the JSON that the measurements write.
 
-    python -m loadtests.tables PAGE RESULT…
+    python -m loadtests.tables loadtests/README.md loadtests/results/bench.json …
 
-Each result brings the tables of what it measured; a page has a place for each.
+Each result holds the facts of one or several tables. The page has a place for each: two comments with its name.
 """
 
 from __future__ import annotations
@@ -83,6 +83,18 @@ _LOAD: Sequence[Column] = (
     ("slowest", "slowest_ms", ".0f"),
 )
 _HOSTILE: Sequence[Column] = (("group", "group", ""), ("cases", "cases", "d"), ("outcomes", "outcomes", ""))
+_STARTS: Sequence[Column] = (
+    ("reward source", "kind", ""),
+    ("starts", "count", "d"),
+    ("ready and scored", "good", "d"),
+    ("median s", "median_s", ".1f"),
+)
+_MUTANTS: Sequence[Column] = (
+    ("room", "room", ""),
+    ("mutants run", "run", "d"),
+    ("noticed", "killed", "d"),
+    ("share", "share", ".0%"),
+)
 _SOAK: Sequence[Column] = (
     ("what may not grow", "quantity", ""),
     ("first third, median", "before", ".1f"),
@@ -106,33 +118,32 @@ _GROWTH = (
 
 
 def table(columns: Sequence[Column], rows: Iterable[Row]) -> str:
-    """A table in Markdown."""
+    """Render a table in Markdown."""
     lines = [[heading for heading, _, _ in columns], ["---"] * len(columns)]
     lines += [[format(row[name], form) for _, name, form in columns] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def titled(about: Mapping[str, Any], *tables: str) -> str:
-    """Tables under the date and the machine (of what else is told there, what is a word)."""
-    return "\n\n".join(
-        [", ".join(f"{name} {value}" for name, value in about.items() if isinstance(value, str)), *tables]
-    )
+    """Put a line with date and machine above tables. Only string values of ``about`` are shown."""
+    line = ", ".join(f"{name} {value}" for name, value in about.items() if isinstance(value, str))
+    return "\n\n".join([line, *tables])
 
 
 def overhead(rows: Iterable[Row]) -> str:
-    """What the gateway adds, and in which stage."""
+    """Render the latency that the gateway adds, by stage."""
     return table(_OVERHEAD, rows)
 
 
 def peers(rows: Iterable[Row]) -> str:
-    """The gateway beside others."""
+    """Render this gateway beside others."""
     return table(
         _PEERS, ({**row, "range_per_s": f"{row['least_per_s']:.0f} to {row['most_per_s']:.0f}"} for row in rows)
     )
 
 
 def rewards(found: Iterable[Row]) -> str:
-    """A table for each device and type."""
+    """Render a table for each device and type."""
     return "\n\n".join(
         f"{one['model']} on {one['device']}, {one['dtype']}; eight answers to a 1,000-token prompt"
         f"{' (clipped to what it reads)' if one['long_prompt_clipped'] else ''}: {one['long_prompt_ms']:.0f} ms\n\n"
@@ -142,12 +153,12 @@ def rewards(found: Iterable[Row]) -> str:
 
 
 def journal(found: Row) -> str:
-    """What the journal takes."""
+    """Render the journal's throughput and latency."""
     return f"Encoding a record: {found['encode_ms']:.3f} ms\n\n" + table(_JOURNAL, found["rows"])
 
 
 def growth(rows: Sequence[Row]) -> str:
-    """A line for each thing that was varied, its points in order."""
+    """Render a line for each quantity that was varied, its points in order."""
     lines = []
     for name in dict.fromkeys(row["sweep"] for row in rows):
         points = [row for row in rows if row["sweep"] == name]
@@ -160,62 +171,83 @@ def growth(rows: Sequence[Row]) -> str:
     return table(columns, lines)
 
 
-def faults(rows: Iterable[Row]) -> str:
-    """A line for each fault."""
-    return table(
-        _FAULTS,
-        (
-            {
-                **row,
-                "saw": ", ".join(f"{count} {name}" for name, count in row["outcomes"].items()),
-                "slowest": _seconds(row["slowest_s"]),
-                "normal": _seconds(row["normal_after_s"]),
-                "arrived": _seconds(row["arrived_after_s"]),
-            }
-            for row in rows
-        ),
-    )
+def faults(rows: Sequence[Row]) -> str:
+    """Render the totals, and a line for each fault."""
+    acknowledged, lost = (sum(row[name] for row in rows) for name in ("acknowledged", "lost"))
+    lines = [
+        {
+            **row,
+            "saw": ", ".join(f"{count} {name}" for name, count in row["outcomes"].items()),
+            "slowest": seconds(row["slowest_s"]),
+            "normal": seconds(row["normal_after_s"]),
+            "arrived": seconds(row["arrived_after_s"]),
+        }
+        for row in rows
+    ]
+    return f"{acknowledged:,} answers were acknowledged, {lost:,} of them are lost.\n\n{table(_FAULTS, lines)}"
 
 
 def load(phases: Iterable[Row]) -> str:
-    """A line for each kind of request, in the closed loop and in the open one."""
+    """Render a line for each kind of request, in the closed loop and in the open one."""
     return table(_LOAD, ({**line, "loop": phase["shape"]} for phase in phases for line in phase["lines"]))
 
 
-def hostile(cases: Sequence[Row], groups: Mapping[str, str]) -> str:
-    """A line for each group of hostile cases."""
+def hostile(found: Row) -> str:
+    """Render the totals, the gateway's memory on each kind of backend, and a line for each group of cases."""
+    cases: Sequence[Row] = found["cases"]
+    failed = sum(map(bool, (*(case["failures"] for case in cases), *found["held"].values())))
+    totals = [f"{len(cases):,} cases; {failed} cases or checks failed."]
+    for kind, memory_mb in found["memory_mb"].items():
+        rounds = ", ".join(f"{each:.0f}" for each in memory_mb)
+        totals.append(f"Memory on {kind} after each round: {rounds} MB, at most {found['peak_mb'][kind]:.0f}.")
     lines = []
-    for group, title in groups.items():
-        found = Counter(case["outcome"] for case in cases if case["group"] == group)
-        told = ", ".join(f"{outcome} × {count}" for outcome, count in found.most_common())
-        lines.append({"group": title, "cases": found.total(), "outcomes": told})
-    return table(_HOSTILE, lines)
+    for group, title in found["groups"].items():
+        outcomes = Counter(case["outcome"] for case in cases if case["group"] == group)
+        words = ", ".join(f"{outcome} × {count}" for outcome, count in outcomes.most_common())
+        lines.append({"group": title, "cases": outcomes.total(), "outcomes": words})
+    return f"{' '.join(totals)}\n\n{table(_HOSTILE, lines)}"
+
+
+def starts(rows: Iterable[Row]) -> str:
+    """Render a line for each source of rewards."""
+    return table(_STARTS, rows)
+
+
+def mutants(found: Row) -> str:
+    """Render the share of mutants that the tests noticed, and a line for each room."""
+    total = found["total"]
+    sentence = (
+        f"{total['killed']} of {total['run']} mutants, out of {total['made']:,}, made a test fail: "
+        f"{total['share']:.0%} [{total['low']:.0%}, {total['high']:.0%}]."
+    )
+    return f"{sentence}\n\n{table(_MUTANTS, found['rooms'])}"
 
 
 def soak(found: Row) -> str:
-    """What was asked and answered, whatever should not be, and a line for each quantity that was watched."""
+    """Render the load and its outcomes, the failures, and a line for each quantity that was watched."""
     outcomes = ", ".join(f"{count:,} {name}" for name, count in found["outcomes"].items())
     about = found["about"]
-    told = [
+    parts = [
         f"{about['minutes']:g} minutes at {about['rate_per_s']:.1f} requests/s (this machine's capacity: "
         f"{about['capacity_per_s']:.1f}): {outcomes}; p50 {found['p50_ms']:.0f} ms, p99 {found['p99_ms']:.0f} ms; "
         f"{found['acknowledged']:,} acknowledged, {found['missing']:,} of them missing in Redis."
     ]
     if found["failures"]:
-        told.append(f"**Failed:** {'; '.join(found['failures'])}.")
+        parts.append(f"**Failed:** {'; '.join(found['failures'])}.")
     lines = [
         {**one, "quantity": SOAKED[name], "grows": "**yes**" if one["grows"] else "no"}
         for name, one in found["growth"].items()
     ]
-    return "\n\n".join([*told, table(_SOAK, lines)])
+    return "\n\n".join([*parts, table(_SOAK, lines)])
 
 
-def _seconds(value: float | None) -> str:
+def seconds(value: float | None) -> str:
+    """Render a duration; None is ``never``."""
     return "never" if value is None else f"{value:.1f} s"
 
 
 def blocks(found: Mapping[str, Any]) -> dict[str, str]:
-    """A table for each part that a run has measured, by the name of its place in README."""
+    """Render a table for each part that a run has measured, by the name of its place on the page."""
     parts: Mapping[str, tuple[str, Callable[[Any], str]]] = {
         "bench overhead": ("overhead", overhead),
         "bench peers": ("peers", peers),
@@ -224,33 +256,42 @@ def blocks(found: Mapping[str, Any]) -> dict[str, str]:
         "cost": ("cost", growth),
         "load": ("phases", load),
         "faults": ("faults", faults),
-        "hostile": ("cases", lambda cases: hostile(cases, found["groups"])),
+        "hostile": ("cases", lambda _: hostile(found)),
+        "starts": ("starts", starts),
+        "mutants": ("survivors", lambda _: mutants(found)),
         "soak": ("growth", lambda _: soak(found)),
     }
-    return {place: draw(found[name]) for place, (name, draw) in parts.items() if name in found}
+    return {place: render(found[name]) for place, (name, render) in parts.items() if name in found}
 
 
 def put(page: Path, about: Mapping[str, Any], named: Mapping[str, str]) -> None:
-    """Put each table, under its date and machine, between the two comments of its name on a page.
+    """Write each table, under its date and machine, between the two comments of its name on a page.
 
     Raises:
         ValueError: The page has no place of that name.
     """
-    text = page.read_text(encoding="utf-8")
-    for name, drawn in named.items():
-        mark = f"<!-- {name} -->"
-        if text.count(mark) != 2:
-            raise ValueError(f"{page} has no place for {name}: it wants two lines {mark}")
-        before, _, after = text.split(mark)
-        text = f"{before}{mark}\n{titled(about, drawn)}\n{mark}{after}"
-    page.write_text(text, encoding="utf-8")
+    for name, rendered in named.items():
+        fill(page, name, titled(about, rendered))
+
+
+def fill(page: Path, name: str, content: str) -> None:
+    """Replace the text between the two comments ``<!-- name -->`` of a page.
+
+    Raises:
+        ValueError: The page does not hold exactly two of them.
+    """
+    text, mark = page.read_text(encoding="utf-8"), f"<!-- {name} -->"
+    if text.count(mark) != 2:
+        raise ValueError(f"{page} has no place for {name}: it needs two lines {mark}")
+    before, _, after = text.split(mark)
+    page.write_text(f"{before}{mark}\n{content}\n{mark}{after}", encoding="utf-8")
 
 
 def main() -> None:
-    """Put the tables of results where a page has places for them."""
+    """Write the tables of results to their places on a page."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("page", type=Path, help="README.md")
-    parser.add_argument("results", type=Path, nargs="+", help="JSON of a bench or a load test")
+    parser.add_argument("page", type=Path, help="loadtests/README.md")
+    parser.add_argument("results", type=Path, nargs="+", help="JSON that a measurement wrote")
     options = parser.parse_args()
     for file in options.results:
         found = json.loads(file.read_text(encoding="utf-8"))

@@ -86,7 +86,7 @@ def report(
 
 
 def settings(
-    env: Annotated[bool, typer.Option("--env", help="As .env.night.example, not as the table in README.")] = False,
+    env: Annotated[bool, typer.Option("--env", help="As .env.night.example, not as a table.")] = False,
 ) -> None:
     """List every setting of the night, its default and what it means."""
     rows = distill_settings.variables()

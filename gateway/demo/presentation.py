@@ -72,7 +72,7 @@ def curve(means: Mapping[int, float], *, n_prompts: int) -> RenderableType:
         table.add_row(str(n), f"{mean:+.3f}", "" if n == 1 else f"{mean - means[1]:+.3f}")
     note = (
         f"Over {n_prompts} prompts and all subsets of each race's candidates. It is the same model that selects and "
-        "judges here, so this shows that selection works; README has the judgement of a second model."
+        "judges here, so this shows that selection works; loadtests/README.md has the judgement of a second model."
     )
     return Panel(Group(table, Text(note, style="dim")), title="What N is worth", title_align="left")
 

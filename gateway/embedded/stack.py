@@ -32,7 +32,7 @@ from gateway.settings import PREFIX
 DATA_DIR = Path("data/embedded")
 
 DEFAULT_TEMPERATURE = 1.0
-"""The policy's default temperature: first at N = 8 by both judges, if not outside the interval (README, Results)."""
+"""The policy's default temperature: first at N = 8 by both judges, if not outside the interval (loadtests/README.md)"""
 
 # The reward model shares its cores with llama.cpp: two threads that wait for each other there took .28 s of CPU an
 # answer, one takes .11 s (two cores, races of 8).

@@ -27,6 +27,7 @@ from loadtests.faults.scenarios import SCENARIOS, Scenario
 from loadtests.faults.verdict import NORMAL_WITHIN_S, Facts, Row, judge
 from loadtests.faults.world import SETTINGS, World
 from loadtests.stack import machine
+from loadtests.tables import seconds
 
 OUT = Path("loadtests/results/faults.json")
 _POLL_S = 0.2
@@ -109,19 +110,15 @@ def show(rows: list[Row], left_out: list[str], about: dict[str, str]) -> None:
         table.add_row(
             row.name,
             ", ".join(f"{count} {name}" for name, count in row.outcomes.items()),
-            _seconds(row.slowest_s),
+            seconds(row.slowest_s),
             *(str(number) for number in (row.acknowledged, row.lost, row.wiped, row.duplicates)),
-            _seconds(row.normal_after_s),
-            _seconds(row.arrived_after_s),
+            seconds(row.normal_after_s),
+            seconds(row.arrived_after_s),
             "; ".join(row.failures) or "yes",
         )
     console.print(table)
     for name in left_out:
         console.print(f"{name} was not run: libfaketime is missing (make faults brings it)", style="red")
-
-
-def _seconds(value: float | None) -> str:
-    return "never" if value is None else f"{value:.1f} s"
 
 
 async def main() -> int:

@@ -51,13 +51,3 @@ def test_the_command_lists_them_as_a_table_and_as_an_environment_file() -> None:
     file = CliRunner().invoke(app, ["settings", "--env"]).output
     assert set(settings.variables()) == set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
     assert set(settings.variables()) == set(re.findall(r"^#(\w+)=", file, re.MULTILINE))
-
-
-def test_the_example_of_an_environment_file_is_what_the_settings_make() -> None:
-    made = CliRunner().invoke(app, ["settings", "--env"]).output
-    assert made == (_ROOT / ".env.night.example").read_text()
-
-
-def test_the_table_in_readme_is_what_the_settings_make() -> None:
-    _, table, _ = (_ROOT / "README.md").read_text().split("<!-- night settings -->\n")
-    assert CliRunner().invoke(app, ["settings"]).output == table

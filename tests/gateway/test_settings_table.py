@@ -1,22 +1,10 @@
 """The settings in words are the settings in code."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from gateway import settings, settings_table
-
-_ROOT = Path(__file__).parents[2]
-
-
-def test_env_example_is_what_the_settings_make() -> None:
-    assert settings_table.env_example() == (_ROOT / ".env.example").read_text()
-
-
-def test_the_readme_holds_the_table_that_the_settings_make() -> None:
-    _, table, _ = (_ROOT / "README.md").read_text().split("<!-- settings -->")
-    assert settings_table.markdown().strip() == table.strip()
 
 
 def test_every_default_that_env_example_shows_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

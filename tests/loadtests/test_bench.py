@@ -14,6 +14,7 @@ import pytest
 from gateway.reward.batcher import BatchStats
 from loadtests import bench, cost, journal, reward, tables
 from loadtests.closed_loop import closed_loop
+from loadtests.mutants import summary
 from loadtests.overhead import Load, compare
 from loadtests.stack import stack
 
@@ -82,7 +83,7 @@ async def test_stages_and_the_stub_add_up_to_what_a_caller_waits_for() -> None:
 
 
 def test_a_table_has_a_cell_for_every_column() -> None:
-    """Rows become Markdown as README has it."""
+    """Rows become Markdown."""
     heading, rule, cells = tables.overhead([ROW]).splitlines()
     assert {heading.count("|")} == {rule.count("|"), cells.count("|")}
     assert "| 16 | 4 | 52.0 | 60.0 | 70.0 | 8.0 | 3.0 |" in cells
@@ -131,19 +132,48 @@ def test_results_of_load_faults_and_hostile_cases_become_tables(
     times = {"slowest_s": 0.25, "normal_after_s": 1.5, "arrived_after_s": None}
     fault = {"must_hold": "nothing is lost", "outcomes": {"scored": 8, "502": 1}, **counts, **times}
     faults.write_text(json.dumps({"about": {"date": "today"}, "faults": [fault]}))
-    cases = [{"group": "http", "outcome": "400"}, {"group": "http", "outcome": "400"}]
-    hostile.write_text(json.dumps({"about": {"date": "today"}, "groups": {"http": "HTTP"}, "cases": cases}))
+    cases = [{"group": "http", "outcome": "400", "failures": []}, {"group": "http", "outcome": "400", "failures": [""]}]
+    ending = {
+        "held": {"no traceback": "", "memory": "grew"},
+        "memory_mb": {"tgi": [99.6, 101]},
+        "peak_mb": {"tgi": 120},
+    }
+    hostile.write_text(json.dumps({"about": {"date": "today"}, "groups": {"http": "HTTP"}, "cases": cases, **ending}))
     monkeypatch.setattr(sys, "argv", ["tables", str(page), str(load), str(faults), str(hostile)])
     tables.main()
     assert "| closed | chat | 7 | 0 | 57 | 65 | 87 | 129 |" in page.read_text()
     assert "| nothing is lost | 8 scored, 1 502 | 0.2 s | 9 | 0 | 0 | 1.5 s | never |" in page.read_text()
+    assert "9 answers were acknowledged, 0 of them are lost." in page.read_text()
     assert "| HTTP | 2 | 400 × 2 |" in page.read_text()
+    assert (
+        "2 cases; 2 cases or checks failed. Memory on tgi after each round: 100, 101 MB, at most 120."
+        in page.read_text()
+    )
 
 
-def test_readme_has_a_place_for_every_table() -> None:
-    """Each name that the benchmarks write under stands there twice."""
-    readme = Path("README.md").read_text(encoding="utf-8")
-    names = [*(f"bench {part}" for part in bench.PARTS), "cost", "load", "soak", "faults", "hostile"]
+def test_starts_and_mutants_become_tables() -> None:
+    """A line for each source of rewards, and for each room."""
+    row = {"kind": "local reward", "count": 50, "good": 49, "median_s": 20.71}
+    assert "| local reward | 50 | 49 | 20.7 |" in tables.blocks({"about": {}, "starts": [row]})["starts"]
+    found = {"about": {}, **summary({"gateway.api.a": "killed", "gateway.api.b": "survived"}, made=9_000)}
+    rendered = tables.blocks(found)["mutants"]
+    assert "1 of 2 mutants, out of 9,000, made a test fail: 50% [9%, 91%]." in rendered
+    assert "| gateway.api | 2 | 1 | 50% |" in rendered
+
+
+def test_the_page_of_measurements_has_a_place_for_every_table() -> None:
+    """Each name that the measurements write under stands there twice."""
+    readme = Path("loadtests/README.md").read_text(encoding="utf-8")
+    names = [
+        *(f"bench {part}" for part in bench.PARTS),
+        "cost",
+        "load",
+        "soak",
+        "faults",
+        "hostile",
+        "starts",
+        "mutants",
+    ]
     assert dict.fromkeys(names, 2) == {name: readme.count(f"<!-- {name} -->") for name in names}
 
 
