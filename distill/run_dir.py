@@ -85,6 +85,13 @@ class RunDir:
         """The file that says that a step is through, and what it left."""
         return self.path / "steps" / f"{step}.json"
 
+    def write_once(self, name: str, facts: dict[str, Any]) -> dict[str, Any]:
+        """Write facts once per night; on resume, return those that were written first."""
+        path = self.path / "draws" / f"begun-{name}.json"
+        if not path.exists():
+            write_atomically(path, json.dumps(facts).encode())
+        return _read_json(path)
+
     def begin(self) -> None:
         """Note that the night begins, or is taken up again."""
         self._note(step=None)

@@ -16,7 +16,6 @@ from distill.exits import errors_in_words
 from distill.forget.forget import Forgotten, Places
 from distill.forget.forget import forget as forget_everywhere
 from distill.forget.wanted import Wanted
-from distill.nightly.lock import only_night
 from gateway import settings as gateway_settings
 
 _COMPLETION = re.compile(r"chatcmpl-[0-9a-f]{32}")
@@ -50,6 +49,8 @@ def forget(
     wanted = Wanted(set(completion or []), set(conversation or []), set(key or []))
     if not (wanted.completions or wanted.conversations or wanted.keys):
         raise typer.BadParameter("say what is to be forgotten: --completion, --conversation or --key")
+    from distill.nightly.start import only_night  # imported here: the other commands need none of it
+
     with errors_in_words():
         loaded, gateway = settings.load(), gateway_settings.load()
         places = Places(

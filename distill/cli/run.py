@@ -13,7 +13,7 @@ from rich.console import Console
 
 from distill import exits
 from distill import settings as distill_settings
-from distill.nightly.context import STEPS
+from distill.nightly.results import STEPS
 from distill.run_dir import RunDir, find_run, runs
 from distill.settings import Settings
 from gateway import settings as gateway_settings
@@ -62,10 +62,10 @@ def night() -> None:
 
 def schedule() -> None:
     """Stay, and run a night every day at DISTILL_NIGHT__AT; each in a process of its own."""
-    from distill.nightly.schedule import keep
+    from distill.nightly.schedule import run_schedule
 
     configure_logging("info", "console")
-    raise typer.Exit(_told(lambda settings: keep(settings.night.at, console)))
+    raise typer.Exit(_told(lambda settings: run_schedule(settings.night.at, console)))
 
 
 def report(
@@ -94,43 +94,42 @@ def settings(
 
 
 def _run(settings: Settings, began: list[RunDir], dry_run: bool, until: str, resume: str | None, new: bool) -> int:
-    # Here, not on top: the other commands need none of it.
-    from distill.nightly import collecting, retention
-    from distill.nightly import dry_run as plan
-    from distill.nightly import pipeline as order
-    from distill.nightly import start as beginning
-    from distill.nightly.lock import only_night
+    # Imported here: the other commands need none of it.
+    from distill.nightly import pipeline
+    from distill.nightly.collecting import collect_first
+    from distill.nightly.dry_run import print_plan
+    from distill.nightly.retention import drop_old_runs
+    from distill.nightly.start import only_night, start
 
     gateway = gateway_settings.load()
     if dry_run:
-        plan.show(settings, gateway, console)
+        print_plan(settings, gateway, console)
         return exits.FINISHED
-    # First, and outside the lock: no night that hangs, fails or cannot begin keeps records from the archive.
-    first_pass = collecting.collect_first(gateway.redis, settings.dataset, console)
-    if first_pass.error is not None:
+    # Before the lock is taken: records are archived even if another night hangs, or this one fails or cannot start.
+    collecting = collect_first(gateway.redis, settings.dataset, console)
+    if collecting.error is not None:
         errors.print(
-            f"collecting failed: {exits.words_of(first_pass.error)}", style="red", markup=False, soft_wrap=True
+            f"collecting failed: {exits.words_of(collecting.error)}", style="red", markup=False, soft_wrap=True
         )
     with only_night(settings.night.runs_dir):
-        night = beginning.begin(settings, gateway, console, until=until, resume=resume, new=new)
-        night.first_pass = first_pass
+        night = start(settings, gateway, console, until=until, resume=resume, new=new)
+        night.collecting = collecting
         began.append(night.run)
-        order.run(night)
-        if night.run.finished:
-            told = night.results["report"]
-            console.print(f"[bold]{told['headline']}[/]", highlight=False, soft_wrap=True)
-            console.print(told["page"], markup=False, highlight=False, soft_wrap=True)
-            if dropped := retention.drop_old_runs(settings, night.serving):
-                console.print(f"{len(dropped)} old runs deleted (DISTILL_NIGHT__KEEP_RUNS)", highlight=False)
-    first_pass.result()  # a night that went on without it must not hide that it failed
+        report = pipeline.run(night)
+        if report is not None:
+            console.print(f"[bold]{report.headline}[/]", highlight=False, soft_wrap=True)
+            console.print(str(report.page), markup=False, highlight=False, soft_wrap=True)
+            if deleted := drop_old_runs(settings, night.serving):
+                console.print(f"{len(deleted)} old runs deleted (DISTILL_NIGHT__KEEP_RUNS)", highlight=False)
+    collecting.result()  # the exit code must show that collecting failed, although the night went on without it
     return exits.FINISHED
 
 
-def _told(action: Callable[[Settings], int]) -> int:
+def _told(action: Callable[[Settings], int | None]) -> int:
     """Run a command; what goes wrong is one line and a code to alert on."""
     try:
         with exits.ended_by_sigterm():
-            return action(distill_settings.load())
+            return action(distill_settings.load()) or exits.FINISHED
     except exits.ERRORS as error:
         return exits.tell(error)
     except KeyboardInterrupt:

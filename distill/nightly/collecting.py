@@ -1,4 +1,4 @@
-"""Collecting, before everything else of a night: it must not depend on whether a night can begin, or go on."""
+"""The collecting pass before a night: records are archived even when no night can start or continue."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from gateway.settings import RedisSettings
 
 
 @dataclass(frozen=True, slots=True)
-class FirstPass:
-    """The collecting pass at the start of an attempt at a night: what it did, or why it failed."""
+class CollectingPass:
+    """The collecting pass before an attempt at a night: the records that it archived, or the error that ended it."""
 
     collected: Collected | None = None
     error: Exception | None = None
 
     def result(self) -> Collected:
-        """Return what the pass did.
+        """Return the records that the pass archived.
 
         Raises:
-            Exception: The error that ended it.
+            Exception: The error that ended the pass.
         """
         if self.error is not None:
             raise self.error
         return self.collected or Collected()
 
 
-def collect_first(redis: RedisSettings, dataset: DatasetSettings, console: Console) -> FirstPass:
-    """Archive what the journal's stream holds and trim Redis, whatever state the nights are in.
+def collect_first(redis: RedisSettings, dataset: DatasetSettings, console: Console) -> CollectingPass:
+    """Archive the records in the journal's stream and trim Redis.
 
-    A failure is kept, not raised: a night that has its records already can go on without this pass.
+    An error is returned, not raised: a night that has its records already can continue without this pass.
     """
     with counting(console, indent="  ") as progress:
         bar = progress.add_task("archiving", total=None)
@@ -47,5 +47,5 @@ def collect_first(redis: RedisSettings, dataset: DatasetSettings, console: Conso
                 )
             )
         except exits.ERRORS as error:
-            return FirstPass(error=error)
-    return FirstPass(collected=done)
+            return CollectingPass(error=error)
+    return CollectingPass(collected=done)

@@ -1,4 +1,4 @@
-"""``--dry-run``: what a night would do now, in numbers. Changes nothing, here or in Redis."""
+"""``--dry-run``: print in numbers what a night would do now, and change nothing, here or in Redis."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from distill.dataset.curate import Curated, curate
 from distill.errors import NightError
 from distill.evaluation import draws
 from distill.evaluation.sample import Design
-from distill.nightly import identity
-from distill.nightly.context import STEPS
+from distill.nightly import start
 from distill.nightly.manifest import known_policies
-from distill.nightly.start import check, check_adapter, rolled_back, unfinished
-from distill.nightly.steps.measure import question_of, temperatures
+from distill.nightly.results import STEPS
+from distill.nightly.sample_plan import prompt_of, temperatures
+from distill.nightly.served_model import drawer, last_behaviour
 from distill.settings import Settings
 from gateway.embedded.llama import MODEL_NAME
 from gateway.journal.stream import stream_key
@@ -31,63 +31,63 @@ from gateway.settings import RedisSettings
 from gateway.settings import Settings as GatewaySettings
 
 
-def show(settings: Settings, gateway: GatewaySettings, console: Console) -> None:
-    """Print the plan.
+def print_plan(settings: Settings, gateway: GatewaySettings, console: Console) -> None:
+    """Print the plan of a night that would start or resume now.
 
     Raises:
-        SettingsError: The night could not come to its end with these settings.
+        SettingsError: The night could not finish with these settings.
         NightError: Redis does not answer.
-        DataError: The archive cannot be read, or the serving adapter's folder is not there.
+        DataError: The archive cannot be read, or the serving adapter's folder is missing.
     """
-    check(settings, gateway)
+    start.check_reward_models(settings, gateway)
     with tempfile.TemporaryDirectory() as folder:  # so that not even a copy of the policy is written
         known = asyncio.run(known_policies(gateway, folder=Path(folder)))
-    check_adapter(known[0], settings)
+    start.check_serving_adapter(known[0], settings)
     archive = Archive(settings.dataset.archive_dir)
-    curated = curate(
-        archive.completions(), archive.feedback(), settings.dataset, rolled_back=rolled_back(settings, known)
-    )
-    table = Table("step", "would", title="A night now", title_justify="left")
-    for step, words in _rows(settings, gateway, known[0], curated).items():
-        table.add_row(step, words)
+    rolled_back = start.rolled_back_adapters(settings, known)
+    curated = curate(archive.completions(), archive.feedback(), settings.dataset, rolled_back=rolled_back)
+    table = Table("step", "plan", title="A night now", title_justify="left")
+    for step, text in _rows(settings, gateway, known[0], curated).items():
+        table.add_row(step, text)
     console.print(table)
 
 
 def _rows(settings: Settings, gateway: GatewaySettings, serving: Policy, curated: Curated) -> dict[str, str]:
-    run = unfinished(settings)
+    run = start.unfinished_run(settings)
     evaluation = settings.evaluation
-    temperature = serving.default_temperature
-    asked = [question_of(prompt.messages) for prompt in curated.held_out[: evaluation.prompts]]
-    drawer = identity.drawer(settings, gateway, serving.adapter, identity.last_behaviour(settings, gateway))
-    draws_each = max(evaluation.draws, serving.n)
-    old = Design(asked, temperatures(evaluation, temperature), draws_each, evaluation.max_tokens)
-    new = len(asked) * draws_each * settings.training.checkpoints * max(len(evaluation.candidate_temperatures), 1)
-    missing = draws.missing(old, drawer.file(evaluation.draws_dir))
-    first = "begin a new run"
+    prompts = [prompt_of(prompt.messages) for prompt in curated.held_out[: evaluation.prompts]]
+    samples_each = max(evaluation.draws, serving.n)
+    served_at = temperatures(evaluation, serving.default_temperature)
+    old = Design(prompts, served_at, samples_each, evaluation.max_tokens)
+    new = len(prompts) * samples_each * settings.training.checkpoints * max(len(evaluation.candidate_temperatures), 1)
+    key = drawer(settings, gateway, serving.adapter, last_behaviour(settings, gateway))
+    missing = draws.missing(old, key.file(evaluation.draws_dir))
+    first = "start a new run"
     if run is not None:
         done = [step for step in STEPS if run.result(step) is not None]
-        first = f"take up run {run.id} again, after {done[-1] if done else 'its start'}"
+        first = f"resume run {run.id} after {done[-1] if done else 'its start'}"
     left_out = ", ".join(f"{count} {reason}" for reason, count in curated.excluded.items() if count)
     return {
         "": first,
         "collect": f"archive {_backlog(gateway.redis)} records that wait in Redis",
-        "curate": f"of {curated.total} archived: {len(curated.examples)} winners may train, {len(curated.held_out)} "
-        f"prompts measure; left out: {left_out or 'none'}",
-        "train": f"teach {settings.training.model or MODEL_NAME} by {settings.training.objective}, "
+        "curate": f"of {curated.total} archived: {len(curated.examples)} winners to train on, {len(curated.held_out)} "
+        f"held-out prompts; left out: {left_out or 'none'}",
+        "train": f"train {settings.training.model or MODEL_NAME} by {settings.training.objective}, "
         f"{settings.training.checkpoints} checkpoints, if {settings.night.min_examples} winners are new",
-        "draw": f"{missing} answers from {serving.adapter or 'the base'} "
-        f"({old.size - missing} are there, if the same model still answers), "
-        f"{new} from the checkpoints, on {len(asked)} prompts",
-        "score": "every distinct answer"
-        + (", and judge it" if evaluation.judge_model or evaluation.judge_adapter else ""),
+        "draw": f"{missing} samples of {serving.adapter or 'the base'} "
+        f"({old.size - missing} are stored, for the case that the same model still answers), "
+        f"{new} of the checkpoints, on {len(prompts)} prompts",
+        "score": "every distinct sample"
+        + (", also by the judge" if evaluation.judge_model or evaluation.judge_adapter else ""),
         "gate": f"allow N below {serving.n}, or not"
-        + (", and keep what the base was before the first night" if serving.adapter else ""),
-        "promote": f"only then: publish, load, check, and give it {settings.promotion.canary_share:.0%} of traffic",
+        + (", and stay no worse than the base was before the first night" if serving.adapter else ""),
+        "promote": f"if the gate allows it: publish, load, check the weights, and give the adapter "
+        f"{settings.promotion.canary_share:.0%} of traffic",
     }
 
 
 def _backlog(settings: RedisSettings) -> int:
-    """Records in the stream that no night has archived."""
+    """Return the number of records in the stream that are not archived."""
     stream = stream_key(settings.key_prefix)
     try:
         with redis.Redis.from_url(settings.url, **connection_options(settings)) as client:

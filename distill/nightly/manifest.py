@@ -1,6 +1,6 @@
-"""What a night is told before its first step: settings, versions, seeds, the policy that serves.
+"""The manifest of a night: settings, versions, seeds and the serving policy, written before the first step.
 
-A night that is taken up again goes by its manifest: with other settings its steps would not fit together.
+A resumed night is held to its manifest: with other settings its steps would not fit together.
 """
 
 from __future__ import annotations
@@ -26,18 +26,30 @@ from gateway.settings import Settings as GatewaySettings
 
 _PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "numpy", "scipy", "xllamacpp")
 _SECRETS = ("api_key", "url", "urls", "endpoint", "username", "password", "key_file", "keys_file", "load_command")
-# What changes no result may change between two attempts at one night.
-_FREE = {("dataset", "keep_days"), ("evaluation", "concurrency")}
 _FIXED_GROUPS = ("dataset", "training", "evaluation")
 _FIXED = (("night", "min_examples"),)
-_MEND = "restore it, or move the run's folder away and run again"
+# Settings of the fixed groups that do not change results: they may differ between two attempts at one night.
+_FREE = {("dataset", "keep_days"), ("evaluation", "concurrency")}
+_REPAIR = "restore it, or move the run's folder away and run again"
 _REPOSITORY = Path(__file__).parents[2]
 
 
-def manifest(
+class Manifest(BaseModel):
+    """The fields of a manifest that later steps read."""
+
+    began: datetime
+    commit: str | None
+    versions: dict[str, str]
+    settings: dict[str, dict[str, Any]]
+    gateway: dict[str, Any] = {}
+    serving: Policy
+    rolled_back: list[str] = []
+
+
+def new_manifest(
     settings: Settings, gateway_settings: GatewaySettings, serving: Policy, *, rolled_back: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The manifest of a night that begins now. Keys, passwords and URLs are left out."""
+    """Return the manifest of a night that starts now, without keys, passwords and URLs."""
     return {
         "began": datetime.now(UTC).isoformat(),
         "commit": commit(),
@@ -50,32 +62,48 @@ def manifest(
     }
 
 
-class _Manifest(BaseModel):
-    """What later steps read of a manifest."""
-
-    began: datetime
-    commit: str | None
-    versions: dict[str, str]
-    settings: dict[str, dict[str, Any]]
-    gateway: dict[str, Any] = {}
-    serving: Policy
-
-
-def check_fits(run: RunDir, settings: Settings, gateway_settings: GatewaySettings) -> None:
-    """Refuse to go on with a night whose manifest is damaged, or under settings that would have made another one of it.
+def read_manifest(run: RunDir) -> Manifest:
+    """Read a run's manifest.
 
     Raises:
-        RunMismatch: Names what is wrong, or what differs.
+        RunMismatch: It is damaged; says where, and what to do.
     """
-    begun = _read(run)
+    check_readable(run)
+    try:
+        return Manifest.model_validate(run.manifest)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise RunMismatch(f"the manifest of run {run.id} is damaged ({where}: {problem['msg']}): {_REPAIR}") from None
+
+
+def check_readable(run: RunDir) -> None:
+    """Refuse a run whose manifest is not a JSON object.
+
+    Raises:
+        RunMismatch: Names the run, and says what to do.
+    """
+    try:
+        _ = run.manifest
+    except DataError as error:
+        raise RunMismatch(f"{error}: {_REPAIR}") from error
+
+
+def check_settings(run: RunDir, settings: Settings, gateway_settings: GatewaySettings) -> None:
+    """Refuse to resume a run with other settings than it was begun with.
+
+    Raises:
+        RunMismatch: Names the settings that differ, or says that the manifest is damaged.
+    """
+    manifest = read_manifest(run)
     now = settings.model_dump(mode="json")
     fixed = [(group, name) for group in _FIXED_GROUPS for name in now[group]]
     differing = [
         f"{group}.{name}"
         for group, name in [*fixed, *_FIXED]
-        if (group, name) not in _FREE and now[group][name] != _begun_with(begun, settings, group, name)
+        if (group, name) not in _FREE and now[group][name] != _value_then(manifest, settings, group, name)
     ]
-    redis, key_prefix = begun.gateway.get("redis"), gateway_settings.redis.key_prefix
+    redis, key_prefix = manifest.gateway.get("redis"), gateway_settings.redis.key_prefix
     if isinstance(redis, dict) and redis.get("key_prefix", key_prefix) != key_prefix:
         differing.append("GATEWAY_REDIS__KEY_PREFIX")
     if differing:
@@ -85,51 +113,30 @@ def check_fits(run: RunDir, settings: Settings, gateway_settings: GatewaySetting
         )
 
 
-def check_legible(run: RunDir) -> None:
-    """Refuse a run whose manifest is no JSON object.
+def _value_then(manifest: Manifest, settings: Settings, group: str, name: str) -> object:
+    """Return a setting's value in the manifest, or its default if the release of that run did not have it."""
+    defaults = type(getattr(settings, group))().model_dump(mode="json")
+    return manifest.settings.get(group, {}).get(name, defaults[name])
+
+
+async def serving_policy(settings: GatewaySettings) -> Policy:
+    """Return the policy that serves now.
 
     Raises:
-        RunMismatch: Names the run, and says what to do.
+        NightError: Redis does not answer.
     """
-    try:
-        _ = run.manifest
-    except DataError as error:
-        raise RunMismatch(f"{error}: {_MEND}") from error
-
-
-def _read(run: RunDir) -> _Manifest:
-    check_legible(run)
-    try:
-        return _Manifest.model_validate(run.manifest)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise RunMismatch(f"the manifest of run {run.id} is damaged ({where}: {problem['msg']}): {_MEND}") from None
-
-
-def _begun_with(begun: _Manifest, settings: Settings, group: str, name: str) -> object:
-    """The value of a setting that a night was begun with; its default, where a release did not know it yet."""
-    defaults = type(getattr(settings, group))().model_dump(mode="json")
-    return begun.settings.get(group, {}).get(name, defaults[name])
-
-
-async def serving_policy(settings: GatewaySettings, *, folder: Path | None = None) -> Policy:
-    """The policy that serves now.
-
-    Args and Raises: as ``known_policies``.
-    """
-    return (await known_policies(settings, folder=folder))[0]
+    return (await known_policies(settings))[0]
 
 
 async def known_policies(settings: GatewaySettings, *, folder: Path | None = None) -> list[Policy]:
-    """Every policy that is remembered, the one that serves now first.
+    """Return every policy in the history, the one that serves now first.
 
     Args:
-        settings: Where Redis is, and the policy before any was published.
+        settings: The gateway's: Redis, and the policy before any was published.
         folder: Where the last known good policy is kept; unset: the gateway's own folder.
 
     Raises:
-        NightError: Redis does not answer: nobody knows what serves.
+        NightError: Redis does not answer, so the serving policy is not known.
     """
     try:
         async with PolicyStore.opened(settings, folder=folder) as store:
@@ -141,7 +148,7 @@ async def known_policies(settings: GatewaySettings, *, folder: Path | None = Non
 
 
 def versions() -> dict[str, str]:
-    """Of this program, Python and what results depend on."""
+    """Return the versions of this program, Python and the packages that results depend on."""
     found = {"ratchet": gateway.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -152,7 +159,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The code's commit, with a plus where the tree differs from it; None outside a repository."""
+    """Return the code's commit, with a plus if the work tree differs from it; None outside a repository."""
     try:
         head, status = (
             subprocess.run(

@@ -1,4 +1,4 @@
-"""The last night as a Prometheus textfile, for node_exporter's collector. Written at the end of every attempt."""
+"""The last night as a Prometheus textfile for node_exporter's collector, written at the end of every attempt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from distill.nightly.context import STEPS
+from distill.errors import DataError
+from distill.nightly.results import (
+    STEPS,
+    CollectResult,
+    CurateResult,
+    DrawResult,
+    GateResult,
+    PromoteResult,
+    Result,
+    read_result,
+)
 from distill.run_dir import RunDir
 from gateway.files import write_atomically
 
@@ -15,12 +25,12 @@ _PREFIX = "ratchet_night_"
 
 
 def write_metrics(path: Path, run: RunDir | None, exit_code: int) -> None:
-    """Tell how the last attempt at a night ended, and what its steps took.
+    """Write how the last attempt at a night ended, and the time that its steps took.
 
     Args:
         path: The textfile.
-        run: The night; None when there was none to begin.
-        exit_code: How it ended.
+        run: The night; None if none could start.
+        exit_code: The exit code of the attempt.
     """
     registry = CollectorRegistry()
 
@@ -28,21 +38,30 @@ def write_metrics(path: Path, run: RunDir | None, exit_code: int) -> None:
         Gauge(_PREFIX + name, meaning, registry=registry).set(value)
 
     gauge("last_end_timestamp_seconds", "When the last attempt at a night ended.", time.time())
-    gauge("exit_code", "How the last attempt ended; 0 is well.", exit_code)
-    gauge("finished", "Whether that night came to its end.", run is not None and run.finished)
+    gauge("exit_code", "Exit code of the last attempt; 0 means it succeeded.", exit_code)
+    gauge("finished", "Whether that night finished.", run is not None and run.finished)
     if run is not None:
-        results = {step: run.result(step) or {} for step in STEPS}
-        gauge("attempts", "How often that night was begun.", run.attempts)
-        gauge("lost_records", "Records that left Redis before they were archived.", results["collect"].get("lost", 0))
-        gauge("examples", "Winners that could train.", results["curate"].get("examples", 0))
-        gauge("held_out_prompts", "Prompts that measured.", results["draw"].get("prompts", 0))
-        gauge("promoted", "Whether a new adapter went live.", bool(results["promote"]))
-        if "n_now" in results["gate"]:
-            gauge("n_before", "N before the night.", results["gate"]["n_now"])
-            gauge("n_allowed", "N that the gate allowed.", results["gate"]["n_new"])
-        seconds = Gauge(_PREFIX + "step_seconds", "What the steps took.", ["step"], registry=registry)
+        collected, curated = _read(run, CollectResult), _read(run, CurateResult)
+        drawn, decided = _read(run, DrawResult), _read(run, GateResult)
+        gauge("attempts", "How often that night was started or resumed.", run.attempts)
+        gauge("lost_records", "Records that left Redis before they were archived.", collected.lost if collected else 0)
+        gauge("examples", "Winners that could train.", curated.examples if curated else 0)
+        gauge("held_out_prompts", "Prompts that were measured.", drawn.prompts if drawn else 0)
+        gauge("promoted", "Whether a new adapter went live.", _read(run, PromoteResult) is not None)
+        if decided is not None:
+            gauge("n_before", "N before the night.", decided.n_now)
+            gauge("n_allowed", "N that the gate allowed.", decided.n_new)
+        seconds = Gauge(_PREFIX + "step_seconds", "Seconds that the steps took.", ["step"], registry=registry)
         for step in STEPS:
             if (taken := run.seconds(step)) > 0:
                 seconds.labels(step).set(taken)
     write_atomically(path, generate_latest(registry))
-    path.chmod(0o644)  # the collector is another user
+    path.chmod(0o644)  # node_exporter runs as another user
+
+
+def _read(run: RunDir, kind: type[Result]) -> Result | None:
+    """Return a step's result; None if its marker is damaged, of which the night's own message tells."""
+    try:
+        return read_result(run, kind)
+    except DataError:
+        return None

@@ -1,36 +1,52 @@
-"""A night, from top to bottom. Each step is run once, however often the night is begun."""
+"""A night, step by step. Each step runs once, however often the night is resumed."""
 
 from __future__ import annotations
 
 from distill.nightly.context import Night, UntilReached
-from distill.nightly.steps.data import collect, collect_again, curate, train, why_not_trained
+from distill.nightly.results import (
+    CanaryResult,
+    CollectResult,
+    CurateResult,
+    DrawResult,
+    GateResult,
+    LoadResult,
+    NightResults,
+    PromoteResult,
+    PublishResult,
+    ReportResult,
+    ScoreResult,
+    TrainResult,
+)
+from distill.nightly.steps.data import add_collected, collect, curate, reason_not_to_train, train
 from distill.nightly.steps.gate import gate
-from distill.nightly.steps.measure import draw, run_again_what_lost_files, score
+from distill.nightly.steps.measure import draw, score, unmark_steps_that_lost_files
 from distill.nightly.steps.report import report
-from distill.nightly.steps.rollout import canary, load, promote, publish
+from distill.nightly.steps.rollout import check_weights, load, promote, publish
 
 
-def run(night: Night) -> None:
-    """Run what is left of a night, up to the step it was asked to stop at."""
+def run(night: Night) -> ReportResult | None:
+    """Run the remaining steps of a night; return its report, or None if it was asked to stop before."""
     try:
-        _steps(night)
+        return _run_steps(night)
     except UntilReached:
-        night.say(f"as far as asked: {night.until}")
+        night.print(f"stopped after {night.until}, as --until asks")
+        return None
 
 
-def _steps(night: Night) -> None:
-    collect_again(night)
-    night.step("collect", collect)
-    night.step("curate", curate)
-    if why_not_trained(night) is None:
-        night.step("train", train)
-        run_again_what_lost_files(night)
-        night.step("draw", draw)
-        night.step("score", score)
-        decided = night.step("gate", gate)
-        if decided["promote"]:
-            night.step("publish", publish)
-            night.step("load", load)
-            night.step("canary", canary)
-            night.step("promote", promote)
-    night.step("report", report)
+def _run_steps(night: Night) -> ReportResult:
+    add_collected(night)
+    collected = night.step(CollectResult, collect)
+    curated = night.step(CurateResult, curate)
+    results = NightResults(collected, curated)
+    if reason_not_to_train(night, curated) is None:
+        results.train = trained = night.step(TrainResult, train)
+        unmark_steps_that_lost_files(night)
+        results.draw = drawn = night.step(DrawResult, draw, trained)
+        results.score = scored = night.step(ScoreResult, score, drawn)
+        results.gate = decided = night.step(GateResult, gate, drawn, scored)
+        if decided.promote:
+            results.publish = published = night.step(PublishResult, publish, trained, drawn, decided)
+            results.load = night.step(LoadResult, load, published)
+            results.canary = night.step(CanaryResult, check_weights, published)
+            results.promote = night.step(PromoteResult, promote, decided, published)
+    return night.step(ReportResult, report, results)

@@ -1,131 +1,250 @@
-"""What each step leaves in its marker. Checked when a night is taken up again: a marker may have been edited or cut."""
+"""One result a step: written to the step's marker when it is done, and read back when a night is resumed.
+
+A marker of an earlier release may lack fields that have a default here. The names of the steps and of the fields are
+the format of the markers.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from distill.errors import DataError
+from distill.run_dir import RunDir
 
 
-class _Marker(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=False)
+@dataclass(frozen=True)
+class StepResult:
+    """The part that all steps' results share: the name of the step."""
+
+    step: ClassVar[str]
 
 
-class _Collect(_Marker):
+@dataclass(frozen=True)
+class CollectResult(StepResult):
+    """Records that were archived, over all attempts at the night."""
+
+    step = "collect"
+
     archived: int
     duplicates: int
     unreadable: int
+    lost: int = 0
 
 
-class _Curate(_Marker):
+@dataclass(frozen=True)
+class CurateResult(StepResult):
+    """Counts of the archive's records: ``new`` are winners that no earlier night has trained on."""
+
+    step = "curate"
+
     total: int
     new: int
     examples: int
     held_out: int
     excluded: dict[str, int]
     data_hash: str
-    reward_models: dict[str, int] = {}
-    news: list[str] = []
+    reward_models: dict[str, int] = field(default_factory=dict)
+    news: list[str] = field(default_factory=list)
 
 
-class _Train(_Marker):
-    checkpoints: list[str]
+@dataclass(frozen=True)
+class TrainResult(StepResult):
+    """The checkpoints, ascending by step; ``losses`` and ``gradient_norms`` hold one value a training step."""
+
+    step = "train"
+
+    checkpoints: tuple[Path, ...]
     steps: int
     examples: int
     replayed: int
     tokens: int
     seconds: float
     peak_memory_bytes: int | None
-    losses: list[float]
-    gradient_norms: list[float]
+    losses: tuple[float, ...]
+    gradient_norms: tuple[float, ...]
     base: str
 
 
-class _Draw(_Marker):
+@dataclass(frozen=True)
+class DrawResult(StepResult):
+    """The samples that this night drew, and those of earlier nights that it reused.
+
+    ``refused`` are keys of prompts that the backend refuses; ``candidates`` are adapters by their checkpoint's name;
+    ``behaviour`` is the id of the served model, empty in nights of releases that did not probe it.
+    """
+
+    step = "draw"
+
     tokens: int
     reused: int
     refused: list[str]
     prompts: int
     candidates: dict[str, str]
     behaviour: str = ""
-    news: list[str] = []
+    news: list[str] = field(default_factory=list)
 
 
-class _Scored(_Marker):
+@dataclass(frozen=True)
+class RewardsFile:
+    """The rewards of one reward model, and the tokens that this night scored for it."""
+
     model: str
-    path: str
+    path: Path
     tokens: int
 
 
-class _Score(_Marker):
-    select: _Scored
-    judge: _Scored | None
+@dataclass(frozen=True)
+class ScoreResult(StepResult):
+    """The rewards of the model that selects, and of the held-out judge where one is set."""
+
+    step = "score"
+
+    select: RewardsFile
+    judge: RewardsFile | None
     tokens: int
-    news: list[str] = []
+    news: list[str] = field(default_factory=list)
+
+    @property
+    def files(self) -> list[RewardsFile]:
+        """The rewards of every model that scored."""
+        return [self.select] if self.judge is None else [self.select, self.judge]
 
 
-class _Gate(_Marker):
+@dataclass(frozen=True)
+class GateResult(StepResult):
+    """The verdict in short; the whole of it is in verdict.json."""
+
+    step = "gate"
+
     promote: bool
     n_now: int
     n_new: int
     checkpoint: str | None
     temperature: float | None
     why: str
+    more_prompts: int | None = None
 
 
-class _Publish(_Marker):
+@dataclass(frozen=True)
+class PublishResult(StepResult):
+    """The adapter that was published."""
+
+    step = "publish"
+
     adapter: str
-    path: str
+    path: Path
 
 
-class _Load(_Marker):
+@dataclass(frozen=True)
+class LoadResult(StepResult):
+    """The number of URLs at which the adapter was loaded."""
+
+    step = "load"
+
     urls: int
 
 
-class _Canary(_Marker):
+@dataclass(frozen=True)
+class CanaryResult(StepResult):
+    """The findings of the weight check, one a replica."""
+
+    step = "canary"
+
     found: str
 
 
-class _Promote(_Marker):
+@dataclass(frozen=True)
+class PromoteResult(StepResult):
+    """The policy that started the trial; ``share`` is None where that trial had already ended."""
+
+    step = "promote"
+
     policy_version: int
     share: float | None
 
 
-class _Report(_Marker):
+@dataclass(frozen=True)
+class ReportResult(StepResult):
+    """The outcome of the night, and the file of its report."""
+
+    step = "report"
+
     outcome: str
     headline: str
-    page: str
+    page: Path
 
 
-_MARKERS: dict[str, type[_Marker]] = {
-    "collect": _Collect,
-    "curate": _Curate,
-    "train": _Train,
-    "draw": _Draw,
-    "score": _Score,
-    "gate": _Gate,
-    "publish": _Publish,
-    "load": _Load,
-    "canary": _Canary,
-    "promote": _Promote,
-    "report": _Report,
-}
+@dataclass
+class NightResults:
+    """Results of a night's steps, in order; None for a step that was not reached."""
+
+    collect: CollectResult
+    curate: CurateResult
+    train: TrainResult | None = None
+    draw: DrawResult | None = None
+    score: ScoreResult | None = None
+    gate: GateResult | None = None
+    publish: PublishResult | None = None
+    load: LoadResult | None = None
+    canary: CanaryResult | None = None
+    promote: PromoteResult | None = None
+
+    def steps(self) -> list[StepResult]:
+        """The results that there are."""
+        return [result for result in vars(self).values() if result is not None]
+
+    @property
+    def news(self) -> list[str]:
+        """Changes since earlier nights, in words, in the order of the steps."""
+        return [text for result in (self.curate, self.draw, self.score) if result is not None for text in result.news]
 
 
-def check_result(step: str, result: dict[str, Any], path: Path) -> None:
-    """Refuse a marker that lacks what later steps read of it.
+_KINDS: tuple[type[StepResult], ...] = (
+    CollectResult,
+    CurateResult,
+    TrainResult,
+    DrawResult,
+    ScoreResult,
+    GateResult,
+    PublishResult,
+    LoadResult,
+    CanaryResult,
+    PromoteResult,
+    ReportResult,
+)
+_ADAPTERS: dict[type[StepResult], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in _KINDS}
+
+STEPS = tuple(kind.step for kind in _KINDS)
+"""The steps of a night, in order."""
+
+Result = TypeVar("Result", bound=StepResult)
+
+
+def write_result(run: RunDir, result: StepResult) -> None:
+    """Write a step's marker: from now on the step is never run again in this night."""
+    run.mark(result.step, _ADAPTERS[type(result)].dump_python(result, mode="json"))
+
+
+def read_result(run: RunDir, kind: type[Result]) -> Result | None:
+    """Return a step's result, or None while the step is not done.
 
     Raises:
-        DataError: Says what is wrong with which marker, and what to do.
+        DataError: Its marker is damaged; says which, and what to do.
     """
+    marker = run.result(kind.step)
+    if marker is None:
+        return None
     try:
-        _MARKERS[step].model_validate(result)
+        result: Result = _ADAPTERS[kind].validate_python(marker)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, problem["loc"]))
         raise DataError(
-            f"{path} is not what the step left ({where}: {problem['msg']}): remove it, and the step is run again"
+            f"{run.marker(kind.step)} is not what the step left ({where}: {problem['msg']}): "
+            "remove it, and the step is run again"
         ) from None
+    return result

@@ -1,4 +1,4 @@
-"""Delete old run directories: most of a night's bytes are checkpoints and candidates that nobody asks for again."""
+"""Deletion of old run directories: nothing reads their checkpoints and candidates again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from distill.errors import PromotionError
+from distill.nightly.results import TrainResult
 from distill.promotion.adapter import adapter_named
 from distill.run_dir import MANIFEST, RunDir, runs
 from distill.settings import Settings
@@ -20,15 +21,15 @@ log = structlog.get_logger()
 def drop_old_runs(settings: Settings, serving: Policy) -> list[str]:
     """Delete runs beyond ``keep_runs``, oldest first, and return their ids. No other night may run.
 
-    Never deleted: unfinished runs that are younger than those kept, the last run that trained (the next night asks it
-    what is new), and the runs of which the serving policy's adapters come.
+    Kept beyond that: the last run that trained (the next night reads from it which winners are new), and the runs that
+    published the serving policy's adapters.
 
     Args:
-        settings: Where runs and adapters are, and how many runs are kept.
+        settings: The folders of runs and adapters, and how many runs are kept.
         serving: The policy that serves.
     """
     every = runs(settings.night.runs_dir)
-    trained = [run.id for run in every if run.finished and run.result("train") is not None]
+    trained = [run.id for run in every if run.finished and run.result(TrainResult.step) is not None]
     needed = {*trained[-1:], *_runs_of(serving, settings.promotion.adapters_dir)}
     old = [run for run in every[: -settings.night.keep_runs] if run.id not in needed]
     for run in old:
@@ -39,17 +40,17 @@ def drop_old_runs(settings: Settings, serving: Policy) -> list[str]:
 
 
 def _runs_of(policy: Policy, adapters_dir: Path) -> Iterator[str]:
-    """The runs that published a policy's adapters; none where no night published one."""
+    """Yield the ids of the runs that published a policy's adapters."""
     for adapter in (policy.adapter, None if policy.canary is None else policy.canary.adapter):
         if adapter is not None:
             try:
                 yield adapter_named(adapter, adapters_dir).manifest.run
             except PromotionError:
-                continue  # set by hand, or its folder is gone: it needs no run either
+                continue  # set by hand, or its folder is missing: no run belongs to it
 
 
 def _delete(run: RunDir) -> None:
-    """Delete a run, its manifest last: one that is killed on the way is still a run, and goes the next time."""
+    """Delete a run, its manifest last: if killed halfway, the rest is still a run and goes the next time."""
     for path in run.path.iterdir():
         if path.name == MANIFEST:
             continue

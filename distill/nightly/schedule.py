@@ -1,7 +1,8 @@
-"""The night's clock: every day at one time, a night in a process of its own. What cron does, for who has no cron."""
+"""The schedule: a night every day at a fixed time, each in its own process. For machines without cron."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,18 +14,18 @@ from rich.console import Console
 
 from distill import exits
 
-_LATE_S = 3600  # a machine that was asleep at the time still runs the night, this much later
+_LATE_S = 3600  # a machine that was asleep at that time still starts the night up to this much later
 _STOP_TIMEOUT_S = 120.0
 
 log = structlog.get_logger()
 
 
-class Clock:
-    """Starts a night each day, never two at once, and stops the one that runs when it is stopped itself.
+class Schedule:
+    """Start a night each day, never two at once; leaving the context stops the one that runs.
 
     Args:
         at: HH:MM in local time.
-        command: What a night is.
+        command: The command of a night.
     """
 
     def __init__(self, at: str, command: list[str] | None = None) -> None:
@@ -34,9 +35,9 @@ class Clock:
         self._scheduler = BackgroundScheduler()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Clock:
+    def __enter__(self) -> Schedule:
         options = {"max_instances": 1, "coalesce": True, "misfire_grace_time": _LATE_S}
-        self._job = self._scheduler.add_job(self.night, self._trigger, **options)
+        self._job = self._scheduler.add_job(self.run_night, self._trigger, **options)
         self._scheduler.start()
         return self
 
@@ -52,28 +53,25 @@ class Clock:
 
     @property
     def next(self) -> str:
-        """When the next night begins."""
+        """The start time of the next night."""
         return f"{self._job.next_run_time:%Y-%m-%d %H:%M %Z}"
 
-    def night(self) -> int:
-        """Run one night to its end, and log how it ended."""
+    def run_night(self) -> int:
+        """Run one night, log how it ended, and return its exit code."""
         self._process = subprocess.Popen(self._command)
         code = self._process.wait()
         log.info("night_ended", exit_code=code, meaning=exits.TABLE.get(code, "killed"), next=self.next)
         return code
 
 
-def keep(at: str, console: Console, wait: Callable[[], object] | None = None) -> int:
-    """Stay until a signal ends this.
+def run_schedule(at: str, console: Console, wait: Callable[[], object] = signal.pause) -> None:
+    """Start nights until ``wait`` returns or a signal ends the process.
 
     Args:
         at: HH:MM in local time.
-        console: Where the time of the next night is told.
-        wait: What to wait in; unset: for a signal.
+        console: Where the time of the next night is printed.
+        wait: Returns when the schedule should end.
     """
-    import signal
-
-    with Clock(at) as clock:
-        console.print(f"the next night begins {clock.next}", markup=False, highlight=False)
-        (wait or signal.pause)()
-    return exits.FINISHED
+    with Schedule(at) as schedule:
+        console.print(f"the next night begins {schedule.next}", markup=False, highlight=False)
+        wait()

@@ -1,12 +1,12 @@
-"""The first half of a night: what the journal holds, what of it may train, and the model that it trains."""
+"""The steps that prepare data and train on it: collect, curate, train."""
 
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from distill.dataset.archive import Archive
 from distill.dataset.collect import LOST, Collected
@@ -14,67 +14,68 @@ from distill.dataset.curate import curate as curate_records
 from distill.dataset.files import content_hash, read_examples, write_examples, write_held_out
 from distill.errors import TrainingError
 from distill.exits import TERMINATED
-from distill.nightly.context import Night, Result
+from distill.nightly.context import Night
+from distill.nightly.results import CollectResult, CurateResult, TrainResult, read_result, write_result
 from distill.run_dir import RunDir, runs
 from gateway.processes.child import run_child
 
+if TYPE_CHECKING:
+    from distill.training.callbacks import Step
+
 
 def examples_file(run: RunDir) -> Path:
-    """The winners that may train, of what no earlier night has trained on."""
+    """Return the file of winners that no earlier night has trained on."""
     return run.path / "examples.jsonl"
 
 
 def replay_file(run: RunDir) -> Path:
-    """The winners of earlier nights, of which some may train again."""
+    """Return the file of earlier nights' winners, of which some may train again."""
     return run.path / "replay.jsonl"
 
 
 def held_out_file(run: RunDir) -> Path:
-    """The prompts that measure."""
     return run.path / "held_out.jsonl"
 
 
-def collect(night: Night) -> Result:
-    """Take over what this attempt's collecting pass did.
+def collect(night: Night) -> CollectResult:
+    """Return what the collecting pass of this attempt archived.
 
     Raises:
         Exception: The error that ended the pass.
     """
-    done = night.first_pass.result()
-    _say_collected(night, done)
-    return _collect_facts(done)
+    done = night.collecting.result()
+    _print_collected(night, done)
+    return CollectResult(done.collected, done.duplicates, len(done.unreadable), done.lost)
 
 
-def collect_again(night: Night) -> None:
-    """Add this attempt's collecting pass to what an earlier attempt at the night collected."""
-    before, now = night.run.result("collect"), night.first_pass.collected
-    if before is not None and now is not None:
-        _say_collected(night, now)
-        added = {name: before.get(name, 0) + count for name, count in _collect_facts(now).items()}
-        night.run.mark("collect", before | added)
+def add_collected(night: Night) -> None:
+    """Add this attempt's collecting pass to the marker that an earlier attempt left."""
+    earlier, now = read_result(night.run, CollectResult), night.collecting.collected
+    if earlier is None or now is None:
+        return
+    _print_collected(night, now)
+    total = replace(
+        earlier,
+        archived=earlier.archived + now.collected,
+        duplicates=earlier.duplicates + now.duplicates,
+        unreadable=earlier.unreadable + len(now.unreadable),
+        lost=earlier.lost + now.lost,
+    )
+    write_result(night.run, total)
 
 
-def _say_collected(night: Night, done: Collected) -> None:
+def _print_collected(night: Night, done: Collected) -> None:
     for path in done.unreadable:
-        night.say(f"a record that no version up to this one can read is kept in {path}")
-    night.say(f"{done.collected} new records archived, {done.duplicates} had their row already")
+        night.print(f"a record that this version cannot read is kept in {path}")
+    night.print(f"{done.collected} new records archived, {done.duplicates} were archived before")
     if done.lost:
-        night.say(LOST.format(done.lost))
+        night.print(LOST.format(done.lost))
     for warning in done.warnings:
-        night.say(warning)
+        night.print(warning)
 
 
-def _collect_facts(done: Collected) -> Result:
-    return {
-        "archived": done.collected,
-        "duplicates": done.duplicates,
-        "unreadable": len(done.unreadable),
-        "lost": done.lost,
-    }
-
-
-def curate(night: Night) -> Result:
-    """Sort the archive into what trains, what measures, and what neither does, each with its reason."""
+def curate(night: Night) -> CurateResult:
+    """Sort the archive into winners that train, prompts that are held out, and records left out with their reason."""
     settings = night.settings.dataset
     archive = Archive(settings.archive_dir)
     with night.bar("curating", archive.count()) as advance:
@@ -82,7 +83,7 @@ def curate(night: Night) -> Result:
             archive.completions(),
             archive.feedback(),
             settings,
-            rolled_back=night.run.manifest.get("rolled_back", []),
+            rolled_back=night.manifest.rolled_back,
             on_record=lambda: advance(1),
         )
     known = _trained_before(night)
@@ -91,27 +92,27 @@ def curate(night: Night) -> Result:
     write_examples(replay_file(night.run), earlier)
     write_held_out(held_out_file(night.run), curated.held_out)
     write_examples(examples_file(night.run), new)
-    night.say(
-        f"{len(new)} new winners may train and {len(earlier)} earlier ones, {len(curated.held_out)} prompts measure, "
-        f"{sum(curated.excluded.values())} of {curated.total} records are left out"
+    night.print(
+        f"{len(new)} new and {len(earlier)} earlier winners to train on, {len(curated.held_out)} held-out prompts, "
+        f"{sum(curated.excluded.values())} of {curated.total} records left out"
     )
-    news = _reward_models_in_words(curated.reward_models)
-    for words in news:
-        night.say(words)
-    return {
-        "total": curated.total,
-        "new": len(new),
-        "reward_models": curated.reward_models,
-        "news": news,
-        "examples": len(curated.examples),
-        "held_out": len(curated.held_out),
-        "excluded": {str(reason): count for reason, count in curated.excluded.items() if count},
-        "data_hash": content_hash(curated.examples, curated.held_out),
-    }
+    news = _reward_model_news(curated.reward_models)
+    for text in news:
+        night.print(text)
+    return CurateResult(
+        total=curated.total,
+        new=len(new),
+        examples=len(curated.examples),
+        held_out=len(curated.held_out),
+        excluded={str(reason): count for reason, count in curated.excluded.items() if count},
+        data_hash=content_hash(curated.examples, curated.held_out),
+        reward_models=curated.reward_models,
+        news=news,
+    )
 
 
-def _reward_models_in_words(winners: dict[str, int]) -> list[str]:
-    """Tell of winners that an earlier reward model chose."""
+def _reward_model_news(winners: dict[str, int]) -> list[str]:
+    """Return a line if earlier reward models chose some of the winners; ``winners`` counts them, newest model last."""
     *earlier, newest = winners or {"": 0}
     if not earlier:
         return []
@@ -122,20 +123,19 @@ def _reward_models_in_words(winners: dict[str, int]) -> list[str]:
     ]
 
 
-def why_not_trained(night: Night) -> str | None:
-    """Why this night ends without training, or None if it need not."""
-    found, least = night.results["curate"], night.settings.night.min_examples
-    if found["new"] < least:
-        return f"{found['new']} new winners to train on, {least} are needed"
-    if found["held_out"] < 2:
-        return f"{found['held_out']} held-out prompts to measure on, 2 are needed"
+def reason_not_to_train(night: Night, curated: CurateResult) -> str | None:
+    """Return why this night ends without training, or None if it trains."""
+    least = night.settings.night.min_examples
+    if curated.new < least:
+        return f"{curated.new} new winners to train on, {least} are needed"
+    if curated.held_out < 2:
+        return f"{curated.held_out} held-out prompts to measure on, 2 are needed"
     return None
 
 
-def train(night: Night) -> Result:
-    """Teach the base its winners, tonight's and earlier ones; several checkpoints are left for the gate."""
-    # Here, not on top: the commands that need no torch start without it.
-    from distill.training.train import train as train_policy
+def train(night: Night) -> TrainResult:
+    """Train an adapter on this night's winners and earlier ones; leave several checkpoints for the gate."""
+    from distill.training.train import train as train_policy  # loads torch
 
     folder = night.run.path / "training"
     if night.settings.night.train_launcher:
@@ -143,7 +143,7 @@ def train(night: Night) -> Result:
     with night.bar("training", None) as advance:
         done = 0
 
-        def tell(step: Any) -> None:
+        def show(step: Step) -> None:
             nonlocal done
             advance(step.done - done, step.total)
             done = step.done
@@ -153,20 +153,20 @@ def train(night: Night) -> Result:
             read_examples(replay_file(night.run)),
             night.settings.training,
             folder,
-            on_progress=tell,
+            on_progress=show,
         )
-    night.say(
+    night.print(
         f"{trained.examples} examples, {trained.steps} steps, loss {trained.losses[0]:.2f} → {trained.losses[-1]:.2f}"
     )
-    facts = asdict(trained) | {"checkpoints": [str(path) for path in trained.checkpoints]}
-    return {name: value for name, value in facts.items() if name != "versions"}
+    facts = asdict(trained)
+    return TrainResult(**{each.name: facts[each.name] for each in fields(TrainResult)})
 
 
 def _launch(night: Night, folder: Path) -> None:
-    """Train in processes of their own, on several devices or hosts; what they leave is read back afterwards.
+    """Train in separate processes, on several devices or hosts; their result is read back afterwards.
 
     Raises:
-        TrainingError: They failed; why is on their stderr.
+        TrainingError: They failed; the reason is on their stderr.
     """
     launcher = shlex.split(night.settings.night.train_launcher)
     files = [str(examples_file(night.run)), "--replay", str(replay_file(night.run)), "--out", str(folder)]
@@ -178,11 +178,11 @@ def _launch(night: Night, folder: Path) -> None:
 
 
 def _trained_before(night: Night) -> set[str]:
-    """Records of which an earlier night has made a model already."""
+    """Return the ids of the records on which an earlier night has trained."""
     every = runs(night.settings.night.runs_dir)
     before = takewhile(lambda run: run.id != night.run.id, every)
-    earlier = [run for run in before if run.finished and run.result("train")]
+    earlier = [run for run in before if run.finished and run.result(TrainResult.step)]
     if not earlier:
         return set()
-    # Each night's examples and replay together are all that the archive had to teach then.
+    # The last night's examples and replay together hold every winner that the archive had then.
     return {example.record_id for file in (examples_file, replay_file) for example in read_examples(file(earlier[-1]))}

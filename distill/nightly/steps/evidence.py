@@ -14,8 +14,9 @@ from distill.evaluation.quality import Scale, scale_at
 from distill.evaluation.resample import Bootstrap, conversation_index
 from distill.evaluation.verdict import CurvePoint, Judged, Verdict
 from distill.nightly.context import Night
-from distill.nightly.steps.gate import bounds, conversations, read_verdict
-from distill.nightly.steps.measure import Sampled
+from distill.nightly.results import ScoreResult
+from distill.nightly.scored_samples import PolicySamples
+from distill.nightly.steps.gate import bounds, read_verdict
 from distill.report.facts import (
     Answer,
     Bars,
@@ -43,11 +44,13 @@ class Evidence:
 
     Args:
         night: The night.
+        scored: The result of its score step.
         every: Its draws and rewards.
     """
 
-    def __init__(self, night: Night, every: list[Sampled]) -> None:
+    def __init__(self, night: Night, scored: ScoreResult, every: list[PolicySamples]) -> None:
         self._night = night
+        self._scored = scored
         self._verdict: Verdict = read_verdict(night.run)
         self._sampled = every
         self._served = next(each for each in self._old if each.temperature == self._verdict.serving_temperature)
@@ -56,13 +59,13 @@ class Evidence:
         self._new = next(
             each
             for each in self._sampled
-            if (each.source.side, each.source.name, each.temperature)
+            if (each.policy.side, each.policy.name, each.temperature)
             == ("new", self._best.checkpoint, self._best.temperature)
         )
 
     @property
-    def _old(self) -> list[Sampled]:
-        return [each for each in self._sampled if each.source.side == "old"]
+    def _old(self) -> list[PolicySamples]:
+        return [each for each in self._sampled if each.policy.side == "old"]
 
     def measured(self) -> Measured:
         """Curves of everything drawn, and what one new draw is worth."""
@@ -70,9 +73,9 @@ class Evidence:
         length = next((guard.value for guard in guards if guard.name == "length"), None)
         return Measured(
             prompts=verdict.prompts,
-            draws=len(self._served.draws[0]),
-            max_tokens=self._served.source.design.max_tokens,
-            reward_model=self._night.results["score"]["select"]["model"],
+            draws=len(self._served.samples[0]),
+            max_tokens=self._served.policy.design.max_tokens,
+            reward_model=self._scored.select.model,
             unit=f"standard deviations within a prompt of the serving policy at temperature "
             f"{verdict.serving_temperature:g}; 0 is one of its draws",
             curves=[self._curve(each) for each in self._sampled],
@@ -101,9 +104,9 @@ class Evidence:
             tried=[_tried(each, place, verdict) for each in verdict.candidates for place in range(len(each.trials))],
             guards=[_guard(guard) for guard in guards if guard.name != "judge"],
             judge=None
-            if judge is None
+            if judge is None or self._scored.judge is None
             else Judge(
-                name=self._night.results["score"]["judge"]["model"],
+                name=self._scored.judge.model,
                 agrees=judge.passed,
                 difference=Interval(mean=judge.value, low=judge.low, high=judge.high),
                 detail=judge.why,
@@ -113,24 +116,24 @@ class Evidence:
     def samples(self) -> list[SideBySide]:
         """A dozen prompts, evenly over all, answered by both policies as they would serve them."""
         verdict = self._verdict
-        count = len(self._new.draws)
+        count = len(self._new.samples)
         places = sorted({round(place) for place in np.linspace(0, count - 1, min(_SHOWN, count))})
         n_new = verdict.n_new if verdict.promote else max(verdict.n_now - 1, 1)
         return [
             SideBySide(
-                messages=[dict(message) for message in self._new.draws[place][0].question.messages],
+                messages=[dict(message) for message in self._new.samples[place][0].question.messages],
                 old=self._pick(self._served, place, verdict.n_now),
                 new=self._pick(self._new, place, n_new),
             )
             for place in places
         ]
 
-    def _pick(self, side: Sampled, place: int, n: int) -> Answer:
+    def _pick(self, side: PolicySamples, place: int, n: int) -> Answer:
         """What the gateway would have answered from the first n draws."""
         rewards = self._scale(side.rewards_PM)[place, :n]
-        winner = side.draws[place][int(rewards.argmax())]
+        winner = side.samples[place][int(rewards.argmax())]
         return Answer(
-            name=side.source.name,
+            name=side.policy.name,
             n=n,
             temperature=side.temperature,
             text=winner.text,
@@ -148,14 +151,14 @@ class Evidence:
             found.append(_worth("the base at its best temperature for each n", best.worth_at_base))
         return found
 
-    def _curve(self, side: Sampled) -> Curve:
+    def _curve(self, side: PolicySamples) -> Curve:
         points = self._points(side)
         tokens_K = curves(side.rewards_PM, side.tokens_PM, [point.n for point in points]).mean(axis=0)
-        answers = side.drawn.answers
+        answers = side.scored.answers
         assert answers is not None, "every draw is described"
         return Curve(
-            side=side.source.side,
-            name=side.source.name,
+            side=side.policy.side,
+            name=side.policy.name,
             temperature=side.temperature,
             points=[
                 Point(n=point.n, reward=Interval(mean=point.mean, low=point.low, high=point.high), tokens=float(tokens))
@@ -167,13 +170,13 @@ class Evidence:
             distinct=float(answers.distinct_P.mean()),
         )
 
-    def _points(self, side: Sampled) -> Sequence[CurvePoint]:
-        if side.source.side == "old":
+    def _points(self, side: PolicySamples) -> Sequence[CurvePoint]:
+        if side.policy.side == "old":
             return self._verdict.serving_curves[f"{side.temperature:g}"]
         return next(
             each.curve
             for each in self._verdict.candidates
-            if (each.checkpoint, each.temperature) == (side.source.name, side.temperature)
+            if (each.checkpoint, each.temperature) == (side.policy.name, side.temperature)
         )
 
     def _controls(self) -> list[Control]:
@@ -192,10 +195,10 @@ class Evidence:
             chosen = [trial for trial in looked_at if verdict.promote and trial.n == verdict.n_new]
             return list((chosen or looked_at)[-1].guards)
         n = max(verdict.n_now - 1, 1)
-        index_P = conversation_index(conversations(self._sampled))
-        sides = (verdict.n_now, self._new.drawn, n, index_P, Bootstrap(int(index_P.max()) + 1))
-        judge = judge_agrees({each.temperature: each.drawn for each in self._old}, *sides)
-        found = Comparison(self._served.drawn, *sides).check(bounds(self._night.settings.evaluation))
+        index_P = conversation_index(self._sampled[0].conversations)
+        sides = (verdict.n_now, self._new.scored, n, index_P, Bootstrap(int(index_P.max()) + 1))
+        judge = judge_agrees({each.temperature: each.scored for each in self._old}, *sides)
+        found = Comparison(self._served.scored, *sides).check(bounds(self._night.settings.evaluation))
         return [*found, *([judge] if judge is not None else [])]
 
     def _bars(self, values: Sequence[np.ndarray]) -> list[Bars]:
@@ -209,8 +212,8 @@ class Evidence:
         edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
         return [
             Bars(
-                side=side.source.side,
-                name=side.source.name,
+                side=side.policy.side,
+                name=side.policy.name,
                 temperature=side.temperature,
                 edges=edges.tolist(),
                 counts=np.histogram(each, edges)[0].tolist(),

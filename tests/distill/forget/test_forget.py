@@ -23,7 +23,7 @@ from distill.errors import NightError
 from distill.evaluation.sample import Draw, line_of, read_draws
 from distill.forget.forget import Forgotten, Places, forget
 from distill.forget.wanted import Wanted
-from distill.nightly.lock import only_night
+from distill.nightly.start import only_night
 from distill.run_dir import RunDir
 from distill.settings import DatasetSettings
 from gateway.journal.reader import JournalReader

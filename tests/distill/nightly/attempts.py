@@ -57,8 +57,8 @@ def _run(environment: dict[str, str], arguments: list[str], kill: Kill | None) -
 
 def _serve_what_is_published(url: str) -> None:
 
-    from distill.nightly import candidates
-    from distill.nightly.steps import rollout as promoting
+    from distill.nightly import checkpoint_adapters
+    from distill.nightly.steps import rollout
 
     async def loaded(adapter: Any, *_: object) -> None:
         _tell(
@@ -68,7 +68,7 @@ def _serve_what_is_published(url: str) -> None:
     async def seen(*_: object) -> list[str]:
         return ["it answers"]
 
-    for module in (candidates, promoting):
+    for module in (checkpoint_adapters, rollout):
         setattr(module, "load_adapter", loaded)  # noqa: B010 - mypy knows of no assignment to a module's names
         setattr(module, "check_canary", seen)  # noqa: B010
 
@@ -80,30 +80,31 @@ def _tell(url: str, **knobs: Any) -> None:
 
 
 def _kill_at(step: str, move: int | None) -> None:
-    from distill.nightly.context import Advance, Night, Result
+    from distill.nightly.context import Advance, Night
+    from distill.nightly.results import StepResult
 
-    through, bar = Night.step, Night.bar
+    run_step, bar = Night.step, Night.bar
     number = int(os.environ.get("ATTEMPT_SIGNAL", signal.SIGKILL))
     now: list[str] = []
 
-    def killed_step(night: Night, name: str, action: Callable[[Night], Result]) -> Result:
-        def killed(night: Night) -> Result:
-            result = action(night)
-            if name == step and move is None:
+    def killed_step(night: Night, kind: type[StepResult], action: Callable[..., Any], *results: Any) -> StepResult:
+        def killed(night: Night, *results: Any) -> StepResult:
+            result: StepResult = action(night, *results)
+            if kind.step == step and move is None:
                 os.kill(os.getpid(), number)
             return result
 
-        now[:] = [name]
-        return through(night, name, killed)
+        now[:] = [kind.step]
+        return run_step(night, kind, killed, *results)
 
     @contextmanager
-    def killed_bar(night: Night, words: str, total: int | None) -> Iterator[Advance]:
-        with bar(night, words, total) as advance:
+    def killed_bar(night: Night, text: str, total: int | None) -> Iterator[Advance]:
+        with bar(night, text, total) as advance:
             left = move if now == [step] else None
 
-            def counted(count: int, of: int | None = None) -> None:
+            def counted(count: int, total: int | None = None) -> None:
                 nonlocal left
-                advance(count, of)
+                advance(count, total)
                 if left is not None and count:
                     left -= 1
                     if left == 0:

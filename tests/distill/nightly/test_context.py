@@ -1,4 +1,4 @@
-"""Steps are run once, in whatever attempt; what an attempt took is noted however it ends."""
+"""Tests of a night's context: each step runs once."""
 
 from io import StringIO
 from pathlib import Path
@@ -6,72 +6,79 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from distill.nightly.context import STEPS, Night, Result, UntilReached
+from distill.nightly.context import Night, UntilReached
+from distill.nightly.manifest import new_manifest
+from distill.nightly.results import CollectResult, LoadResult, TrainResult
 from distill.run_dir import new_run
 from distill.settings import Settings
-from gateway.policy import Policy
+from gateway.policy.document import Policy
 from gateway.settings import Settings as GatewaySettings
 
 
 @pytest.fixture
 def night(tmp_path: Path) -> Night:
     serving = Policy(version=3, n=4, n_max=8, adapter="rft-1")
-    run = new_run(tmp_path, {"serving": serving.model_dump(mode="json")})
+    run = new_run(tmp_path, new_manifest(Settings(), GatewaySettings(), serving))
     return Night(Settings(), GatewaySettings(), run, Console(quiet=True))
 
 
-def again(night: Night) -> Night:
-    """The same night in another attempt."""
+def resumed(night: Night) -> Night:
+    """Return the same night in another attempt."""
     return Night(night.settings, night.gateway, night.run, night.console)
 
 
-def test_a_step_that_is_through_is_not_run_again(night: Night) -> None:
+def trained() -> TrainResult:
+    return TrainResult((Path("checkpoint-1"),), 1, 2, 0, 30, 0.5, None, (1.5,), (0.25,), "tiny")
+
+
+def test_a_finished_step_is_not_run_again_and_its_result_is_read_back(night: Night) -> None:
     calls: list[str] = []
 
-    def action(_: Night) -> Result:
+    def action(_: Night) -> TrainResult:
         calls.append("ran")
-        return {"urls": 3}
+        return trained()
 
-    assert {"urls": 3} == night.step("load", action)
-    later = again(night)
-    assert {"urls": 3} == later.step("load", action)
-    assert (["ran"], {"load": {"urls": 3}}) == (calls, later.results)
+    assert trained() == night.step(TrainResult, action)
+    assert trained() == resumed(night).step(TrainResult, action)
+    assert ["ran"] == calls
+
+
+def test_a_step_gets_the_earlier_results_that_it_uses(night: Night) -> None:
+    def load(_: Night, before: TrainResult) -> LoadResult:
+        return LoadResult(before.examples)
+
+    assert LoadResult(2) == night.step(LoadResult, load, trained())
 
 
 def test_a_step_that_fails_is_run_again_and_its_time_counts(night: Night) -> None:
-    def fails(_: Night) -> Result:
+    def fails(_: Night) -> TrainResult:
         raise OSError("no")
 
     with pytest.raises(OSError, match="no"):
-        night.step("train", fails)
+        night.step(TrainResult, fails)
     spent = night.run.seconds("train")
     assert spent >= 0
-    assert {} == again(night).step("train", lambda _: {})
+    assert trained() == resumed(night).step(TrainResult, lambda _: trained())
     assert night.run.seconds("train") >= spent
 
 
-def test_the_last_step_asked_for_ends_the_attempt_each_time(night: Night) -> None:
+def test_the_step_of_until_ends_every_attempt(night: Night) -> None:
     night.until = "load"
-    assert {} == night.step("collect", lambda _: {})
+    night.step(CollectResult, lambda _: CollectResult(1, 0, 0))
     for _ in range(2):
         with pytest.raises(UntilReached):
-            night.step("load", lambda _: {"urls": 1})
+            night.step(LoadResult, lambda _: LoadResult(1))
 
 
-def test_the_policy_it_is_measured_against_is_the_one_of_its_beginning(night: Night) -> None:
+def test_a_night_measures_against_the_policy_that_served_when_it_began(night: Night) -> None:
     assert ("rft-1", 4, 3) == (night.serving.adapter, night.serving.n, night.serving.version)
 
 
-def test_a_bar_learns_its_total_on_the_way(night: Night) -> None:
-    """The first step tells how many there are; those after it need not say so again."""
-    drawn = StringIO()
-    loud = Night(night.settings, night.gateway, night.run, Console(file=drawn, width=100))
+def test_a_bar_can_get_its_total_later(night: Night) -> None:
+    """Training knows the number of its steps only after the first one."""
+    output = StringIO()
+    loud = Night(night.settings, night.gateway, night.run, Console(file=output, width=100))
     with loud.bar("training", None) as advance:
         advance(1, 10)
         advance(9)
-    assert "10/10" in drawn.getvalue()
-
-
-def test_the_steps_are_those_of_the_architecture() -> None:
-    expected = "collect curate train draw score gate publish load canary promote report"
-    assert tuple(expected.split()) == STEPS
+    assert "10/10" in output.getvalue()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.dataset.archive import Archive
-from distill.nightly.context import STEPS
+from distill.nightly.results import STEPS
 from distill.report.facts import NightFacts
 from distill.run_dir import runs
 from gateway.journal.stream import stream_key

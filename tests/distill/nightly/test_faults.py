@@ -8,7 +8,7 @@ import pytest
 
 from distill import exits
 from distill.dataset.archive import Archive
-from distill.nightly.lock import only_night
+from distill.nightly.start import only_night
 from distill.report.facts import NightFacts
 from distill.run_dir import runs
 from gateway.journal.stream import stream_key
@@ -93,7 +93,7 @@ def test_an_unreadable_record_is_kept_and_told_and_stops_nothing(
     with redis_server.client() as client:
         client.xadd(stream_key(redis_settings.key_prefix), {"id": "chatcmpl-bad", "data": b"{}"})
     assert exits.FINISHED == attempt(variables, ["--until", "curate"]), told(tmp_path)
-    assert "a record that no version up to this one can read is kept in" in told(tmp_path)
+    assert "a record that this version cannot read is kept in" in told(tmp_path)
     (run,) = runs(tmp_path / "runs")
     assert 1 == (run.result("collect") or {})["unreadable"]
 
@@ -144,7 +144,7 @@ def test_a_dry_run_tells_and_changes_nothing(
     before = everything(tmp_path)
     assert exits.FINISHED == attempt(variables, ["--dry-run"]), told(tmp_path)
     assert before == everything(tmp_path)
-    assert "take up run" in told(tmp_path)
+    assert "resume run" in told(tmp_path)
     assert "archive 0 records that wait in Redis" in told(tmp_path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distill.errors import RunMismatch
-from distill.nightly.manifest import check_fits, manifest
+from distill.nightly.manifest import check_settings, new_manifest
 from distill.run_dir import new_run
 from distill.settings import Settings
 from gateway.policy import Policy
@@ -34,16 +34,16 @@ def test_no_secret_of_the_gateway_is_in_a_manifest() -> None:
             "tracing": {"endpoint": f"http://user:{SECRET}@collector"},
         }
     )
-    written = manifest(Settings(), gateway, Policy.from_settings(PolicySettings()))
+    written = new_manifest(Settings(), gateway, Policy.from_settings(PolicySettings()))
     assert SECRET not in json.dumps(written)
     assert "timeout_s" in written["gateway"]["redis"]
 
 
 def test_a_night_that_an_older_version_began_goes_on_with_the_settings_that_it_did_not_have(tmp_path: Path) -> None:
-    told = manifest(Settings(), GatewaySettings(), Policy.from_settings(PolicySettings()))
+    told = new_manifest(Settings(), GatewaySettings(), Policy.from_settings(PolicySettings()))
     del told["settings"]["dataset"]["max_examples"]
     run = new_run(tmp_path, told)
-    check_fits(run, Settings(), GatewaySettings())
+    check_settings(run, Settings(), GatewaySettings())
     told["settings"]["dataset"]["max_per_prompt"] = 7
     with pytest.raises(RunMismatch, match=r"dataset\.max_per_prompt"):
-        check_fits(new_run(tmp_path, told), Settings(), GatewaySettings())
+        check_settings(new_run(tmp_path, told), Settings(), GatewaySettings())

@@ -5,6 +5,15 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from distill.nightly.metrics import write_metrics
+from distill.nightly.results import (
+    CurateResult,
+    DrawResult,
+    GateResult,
+    PromoteResult,
+    ReportResult,
+    StepResult,
+    write_result,
+)
 from distill.run_dir import new_run
 
 
@@ -20,15 +29,15 @@ def read(path: Path) -> dict[str, float]:
 def test_a_night_that_promoted(tmp_path: Path) -> None:
     run = new_run(tmp_path / "runs", {})
     run.begin()
-    results: dict[str, dict[str, float]] = {
-        "curate": {"examples": 486},
-        "draw": {"prompts": 290},
-        "gate": {"n_now": 8, "n_new": 4},
-        "promote": {"share": 0.1},
-        "report": {},
-    }
-    for step, result in results.items():
-        run.mark(step, result)
+    results: tuple[StepResult, ...] = (
+        CurateResult(total=700, new=480, examples=486, held_out=300, excluded={}, data_hash="abc"),
+        DrawResult(tokens=9, reused=0, refused=[], prompts=290, candidates={}),
+        GateResult(promote=True, n_now=8, n_new=4, checkpoint="checkpoint-1", temperature=None, why="better"),
+        PromoteResult(policy_version=2, share=0.1),
+        ReportResult("promoted", "N 8 → 4", Path("report.html")),
+    )
+    for result in results:
+        write_result(run, result)
     run.spent("draw", 61.5)
     write_metrics(tmp_path / "night.prom", run, 0)
     found = read(tmp_path / "night.prom")
@@ -45,3 +54,13 @@ def test_a_night_that_could_not_begin(tmp_path: Path) -> None:
     found = read(tmp_path / "night.prom")
     assert (75, 0) == (found["ratchet_night_exit_code"], found["ratchet_night_finished"])
     assert 0o644 == (tmp_path / "night.prom").stat().st_mode & 0o777
+
+
+def test_a_damaged_marker_keeps_no_exit_code_back(tmp_path: Path) -> None:
+    """The exit code of the attempt that found it is what an operator is alerted by."""
+    run = new_run(tmp_path / "runs", {})
+    run.mark("curate", {})
+    run.marker("draw").write_bytes(b"{gar")
+    write_metrics(tmp_path / "night.prom", run, 2)
+    found = read(tmp_path / "night.prom")
+    assert (2, 0, 0) == tuple(found[f"ratchet_night_{name}"] for name in ("exit_code", "examples", "held_out_prompts"))

@@ -1,14 +1,14 @@
-"""The checkpoints as adapters that can be drawn from: published into the run's own folder, loaded, and seen to answer.
+"""Checkpoints as adapters that the fleet can serve, so that they can be sampled before one of them is chosen.
 
-The same weights have the same name when the chosen one is published for good.
+They are published into the run's own folder. The same weights get the same name when the chosen one is published for
+traffic.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 
 import structlog
@@ -27,16 +27,14 @@ from gateway.settings import BackendSettings
 log = structlog.get_logger()
 
 
-def prepare(night: Night) -> dict[str, Adapter]:
-    """Every checkpoint of this night as an adapter, by the checkpoint's name."""
-    found = {}
-    for path in map(Path, night.results["train"]["checkpoints"]):
-        found[path.name] = publish_checkpoint(night, path, night.run.path / "candidates", n_allowed=night.serving.n)
-    return found
+def publish_candidates(night: Night, checkpoints: Sequence[Path]) -> dict[str, Adapter]:
+    """Publish every checkpoint into the run's folder; return the adapters by the checkpoints' names."""
+    folder = night.run.path / "candidates"
+    return {path.name: publish_checkpoint(night, path, folder, n_allowed=night.serving.n) for path in checkpoints}
 
 
 def publish_checkpoint(night: Night, checkpoint: Path, folder: Path, *, n_allowed: int) -> Adapter:
-    """A checkpoint as an adapter in the folder; the one there is when this was done before."""
+    """Publish a checkpoint as an adapter in the folder; return the existing one if that was done before."""
     serving = serving_adapter(night)
     return publish(
         checkpoint,
@@ -46,59 +44,58 @@ def publish_checkpoint(night: Night, checkpoint: Path, folder: Path, *, n_allowe
         n_allowed=n_allowed,
         n_base=night.serving.n if serving is None else serving.manifest.n_base,
         rivals=[] if serving is None else [serving],
-        created=datetime.fromisoformat(night.run.manifest["began"]),
+        created=night.manifest.began,
     )
 
 
 def serving_adapter(night: Night) -> Adapter | None:
-    """The adapter that serves; None where the base does.
+    """Return the adapter that serves, or None if the base does.
 
     Raises:
-        PromotionError: Its folder is gone or is not what was published, or it was never published by a night.
+        PromotionError: Its folder is missing or was changed, or no night published it.
     """
     name = night.serving.adapter
     return None if name is None else adapter_named(name, night.settings.promotion.adapters_dir)
 
 
 @contextmanager
-def serving(night: Night, candidates: Mapping[str, Adapter]) -> Iterator[BackendSettings]:
-    """Where both policies can be drawn from: servers of the night's own, or the fleet with the candidates loaded.
+def served(night: Night, candidates: Iterable[Adapter]) -> Iterator[BackendSettings]:
+    """Serve the candidates and the serving policy: on the fleet, or on llama.cpp servers of the night's own.
 
     Raises:
         EvaluationError: A server did not start.
-        PromotionError: The fleet does not serve a candidate, or serves something else under the serving policy's name.
+        PromotionError: A replica does not serve a candidate, or serves other weights under the serving policy's name.
     """
     settings, backend = night.settings.evaluation, night.gateway.backend
+    serving = serving_adapter(night)
+    adapters = [*candidates, *([] if serving is None else [serving])]
     if settings.own_servers == 0:
-        for adapter in candidates.values():
-            asyncio.run(load_adapter(adapter, backend, night.settings.promotion))
+        for adapter in adapters:
+            if adapter is not serving:
+                asyncio.run(load_adapter(adapter, backend, night.settings.promotion))
             asyncio.run(check_canary(adapter, backend))
-        if (old := serving_adapter(night)) is not None:
-            asyncio.run(check_canary(old, backend))
         yield backend
         return
-    adapters = [*candidates.values(), *([old] if (old := serving_adapter(night)) is not None else [])]
-    files = [export_gguf(adapter, night.run.path / "candidates" / "gguf") for adapter in adapters]
     with draws.served(
         backend,
         servers=settings.own_servers,
         slots=settings.concurrency,
         context_tokens=settings.context_tokens,
-        adapters=files,
+        adapters=[export_gguf(adapter, night.run.path / "candidates" / "gguf") for adapter in adapters],
     ) as own:
         for adapter in adapters:
-            seen = asyncio.run(check_canary(adapter, own))
-            night.say(f"{adapter.name} answers: {seen[0]}")
+            first, *_ = asyncio.run(check_canary(adapter, own))
+            night.print(f"{adapter.name} passed its weight check: {first}")
         yield own
 
 
-def forget(night: Night, names: Iterable[str]) -> None:
-    """Have the fleet drop candidates that were not chosen: nobody draws from them again."""
+def unload_candidates(night: Night, names: Iterable[str]) -> None:
+    """Unload candidates that were not chosen from the fleet: they are not sampled again."""
     settings, backend = night.settings, night.gateway.backend
     if settings.evaluation.own_servers:
         return
     for name in names:
-        # What a llama.cpp fleet finds at its next restart.
+        # llama.cpp's replicas would load the file again at their next restart.
         (settings.promotion.gguf_dir / f"{name}.gguf").unlink(missing_ok=True)
         try:
             asyncio.run(unload(name, backend, drain_s=0.0))
