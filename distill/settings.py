@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from distill.errors import SettingsError
+from gateway import environment
 from gateway import errors as gateway_errors
-from gateway import settings as gateway_settings
 
 PREFIX = "DISTILL_"
 
@@ -186,11 +186,11 @@ def load() -> Settings:
         SettingsError: Names every unknown variable and every bad value.
     """
     try:
-        return gateway_settings.read(Settings, PREFIX, "python -m distill settings")
+        return environment.read(Settings, PREFIX, "python -m distill settings")
     except gateway_errors.SettingsError as error:
         raise SettingsError(str(error)) from error
 
 
 def variables() -> dict[str, tuple[str, str]]:
     """Every environment variable with its default and its one-line description, in the order of the classes."""
-    return gateway_settings.variables(Settings, PREFIX)
+    return environment.variables(Settings, PREFIX)

@@ -11,16 +11,22 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gateway import settings_table, workers
+from gateway import environment, workers
 from gateway.api.keyfile import new_key
 from gateway.app import build
 from gateway.errors import GatewayError
 from gateway.policy import Arm, Policy, PolicyStore
 from gateway.redis_client import check_redis
-from gateway.settings import Settings, load
+from gateway.settings import Settings, load, variables
 from gateway.telemetry import configure_logging
 
 T = TypeVar("T")
+
+_ENV_HEADER = """\
+# Every setting with its default. Take the sign off a line to change it, then load the file before the start:
+#   cp .env.example .env && set -a && . ./.env && set +a && python -m gateway serve
+# Made by `python -m gateway settings --env`.
+"""
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Best-of-N answers behind OpenAI's chat API.")
 policy_cli = typer.Typer(no_args_is_help=True, help="Show or change which adapter answers, and with which N.")
@@ -198,7 +204,8 @@ def settings(
     env: Annotated[bool, typer.Option("--env", help="As .env.example, not as a table.")] = False,
 ) -> None:
     """List every setting, its default and what it means."""
-    typer.echo(settings_table.env_example() if env else settings_table.markdown(), nl=False)
+    rows = variables()
+    typer.echo(environment.example(rows, _ENV_HEADER) if env else environment.table(rows), nl=False)
 
 
 def _settings() -> Settings:

@@ -7,23 +7,35 @@ gateway settings`` prints it; a test keeps the two equal).
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from gateway.errors import SettingsError
+from gateway import environment
 from gateway.redis_url import redis_url
 
 Urls = Annotated[tuple[str, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
-AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 
 PREFIX = "GATEWAY_"
+# Constants by now. Accepted without effect for one release, then unknown like any other name.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "GATEWAY_BACKEND__MAX_CONNECTIONS",
+        "GATEWAY_REWARD__MAX_WAIT_MS",
+        "GATEWAY_REWARD__MAX_QUEUE",
+        "GATEWAY_JOURNAL__BATCH_RECORDS",
+        "GATEWAY_API__LIMITS_TIMEOUT_S",
+        "GATEWAY_SCHEMAS__MAX_VALUES",
+        "GATEWAY_SCHEMAS__MAX_EXPANDED",
+        "GATEWAY_SCHEMAS__MAX_REPEATS",
+        "GATEWAY_SCHEMAS__MAX_PATTERN",
+    }
+)
 _ORIGIN = re.compile(r"(?!https://.*:443$|http://.*:80$)[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?")
 
 
@@ -75,8 +87,6 @@ class BackendSettings(_Group):
     """Longest time one draw may take."""
     connect_timeout_s: float = Field(default=5.0, gt=0)
     """Longest time to open a connection."""
-    max_connections: int = Field(default=1024, ge=1)
-    """Connections kept in each replica's pool."""
     unhealthy_s: float = Field(default=5.0, ge=0)
     """How long a replica that broke a connection is passed over."""
     adapters_dir: str = ""
@@ -122,10 +132,6 @@ class RewardSettings(_Group):
     """Longest input; a longer one loses the beginning of its prompt, and says so."""
     max_batch_tokens: int = Field(default=16384, ge=16)
     """Padded tokens in one batch."""
-    max_wait_ms: float = Field(default=2.0, ge=0)
-    """Longest time an entry waits for others to share its batch."""
-    max_queue: int = Field(default=4096, ge=1)
-    """Entries waiting for the model; more are refused, and those races fall back."""
     timeout_s: float = Field(default=10.0, gt=0)
     """Longest time a race waits for a reward after its last candidate finished."""
     ca_file: Path | None = None
@@ -194,8 +200,6 @@ class JournalSettings(_Group):
     """fsync: a record survives a power cut before its response ends. relaxed: it survives a crash of the gateway."""
     max_spool_bytes: int = Field(default=2_000_000_000, ge=1_000_000)
     """With this much waiting for Redis, readiness says so and an alert metric rises; records are still kept."""
-    batch_records: int = Field(default=256, ge=1)
-    """Records sent to Redis in one round trip."""
     redact: str = ""
     """package.module:function, text to text, over every text of a record; if it fails, no content is recorded."""
     redact_timeout_s: float = Field(default=2.0, gt=0)
@@ -245,8 +249,6 @@ class ApiSettings(_Group):
     """Model names served, separated by commas; the first is canonical, the others are aliases."""
     keys_file: Path | None = None
     """File of hashed API keys (python -m gateway key new NAME), re-read when it changes. Needed beyond loopback."""
-    limits_timeout_s: float = Field(default=0.25, gt=0)
-    """Longest time a request of a limited key waits for Redis to count it; then this process counts alone."""
     cors_origins: Names = ()
     """Origins whose web pages may call this API (https://chat.example.com), separated by commas; * is any page."""
     operators: Literal["anyone", "admin"] = "anyone"
@@ -309,18 +311,10 @@ class SchemaSettings(_Group):
     """Bytes of all schemas of a request together, as JSON."""
     max_depth: int = Field(default=64, ge=1, le=100)
     """Levels of nesting of a schema, references followed. OpenAI allows 10; text-generation-inference ends at 120."""
-    max_values: int = Field(default=50_000, ge=1)
-    """JSON values in all schemas of a request together."""
     max_properties: int = Field(default=5_000, ge=1)
     """Properties in all schemas of a request together."""
     max_enum_values: int = Field(default=2_000, ge=1)
     """Values in enums of all schemas of a request together."""
-    max_expanded: int = Field(default=20_000, ge=1)
-    """Values in all schemas of a request together, once every reference is replaced by what it points to."""
-    max_repeats: int = Field(default=1_000_000_000, ge=1)
-    """Counts (items, lengths) multiplied along a path of a schema."""
-    max_pattern: int = Field(default=10_000, ge=1)
-    """Parts of all patterns of a schema, once their repeats are written out."""
 
 
 class TracingSettings(_Group):
@@ -378,52 +372,14 @@ class Settings(BaseSettings):
 
 
 def load() -> Settings:
-    """Read the settings from the environment, or say in one message which are unknown or bad.
+    """Read the settings from the environment.
 
     Raises:
         SettingsError: Names every unknown variable and every bad value.
     """
-    return read(Settings, PREFIX, "python -m gateway settings")
+    return environment.read(Settings, PREFIX, "python -m gateway settings", without_effect=_WITHOUT_EFFECT)
 
 
-def read(of: type[AnySettings], prefix: str, lister: str) -> AnySettings:
-    """``load`` for any class of settings, whose variables begin with a prefix and are listed by a command."""
-    known = {name.upper() for name in variables(of, prefix)}
-    strangers = sorted(name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known)
-    if strangers:
-        raise SettingsError(f"unknown settings: {', '.join(strangers)} ({lister} lists them)")
-    try:
-        return of()
-    except ValidationError as error:
-        problems = [f"{variable(item['loc'], prefix)}: {item['msg']}" for item in error.errors(include_url=False)]
-        # From None: pydantic's own message quotes the values, passwords included.
-        raise SettingsError("bad settings: " + "; ".join(problems)) from None
-
-
-def variables(of: type[BaseSettings] | None = None, prefix: str = PREFIX) -> dict[str, tuple[str, str]]:
-    """Every environment variable with its default and its one-line description, in the order of the classes.
-
-    Args:
-        of: Settings class with groups of fields; the gateway's, if not given.
-        prefix: What its variables begin with.
-    """
-    rows: dict[str, tuple[str, str]] = {}
-    for name, info in (of or Settings).model_fields.items():
-        group = info.annotation
-        if isinstance(group, type) and issubclass(group, BaseModel):
-            for inner, inner_info in group.model_fields.items():
-                rows[variable((name, inner), prefix)] = (_shown(inner_info.default), inner_info.description or "")
-        else:
-            rows[variable((name,), prefix)] = (_shown(info.default), info.description or "")
-    return rows
-
-
-def variable(loc: tuple[int | str, ...], prefix: str = PREFIX) -> str:
-    """The environment variable of a field, as ``(field,)`` or ``(group, field)``."""
-    return prefix + "__".join(str(part).upper() for part in loc[:2])
-
-
-def _shown(default: object) -> str:
-    if default is None or default == "":
-        return ""
-    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+def variables() -> dict[str, tuple[str, str]]:
+    """Return the default and the meaning of every environment variable, in the order of the classes."""
+    return environment.variables(Settings, PREFIX)

@@ -190,9 +190,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, object]]:
                 print(f"{device}: not measured, for there is no such device", file=sys.stderr)
                 continue
             for dtype in cast("list[Dtype]", ["bfloat16", "float32"] if device.startswith("cuda") else ["float32"]):
-                settings = RewardSettings(
-                    model=model, adapter=adapter, device=device, dtype=dtype, max_wait_ms=options.max_wait_ms
-                )
+                settings = RewardSettings(model=model, adapter=adapter, device=device, dtype=dtype)
                 try:
                     yield measure(settings, options)
                 except RewardError as error:
@@ -210,7 +208,6 @@ def options_from(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each load")
     parser.add_argument("--spread-ms", type=float, default=50.0, help="a race's answers finish this far apart")
     parser.add_argument("--repeats", type=int, default=10, help="long prompts")
-    parser.add_argument("--max-wait-ms", type=float, default=RewardSettings().max_wait_ms)
     return parser.parse_args(words)
 
 

@@ -62,8 +62,10 @@ Serve = Callable[..., Awaitable[Served]]
 
 
 @pytest.fixture
-async def serve(tmp_path: Path, redis_settings: RedisSettings) -> AsyncIterator[Serve]:
+async def serve(tmp_path: Path, redis_settings: RedisSettings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Serve]:
     """What starts gateways, with the knobs of both stubs and the settings of any group: see ``Serve``."""
+    # On a busy machine a slow Redis is not away.
+    monkeypatch.setattr("gateway.api.limits.REDIS_TIMEOUT_S", 5.0)
     async with AsyncExitStack() as stack:
 
         async def start(

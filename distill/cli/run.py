@@ -16,8 +16,8 @@ from distill import settings as distill_settings
 from distill.nightly.results import STEPS
 from distill.run_dir import RunDir, find_run, runs
 from distill.settings import Settings
+from gateway import environment
 from gateway import settings as gateway_settings
-from gateway import settings_table
 from gateway.telemetry import configure_logging
 
 EPILOG = "Exit codes: " + "; ".join(f"{code}: {meaning}" for code, meaning in exits.TABLE.items()) + "."
@@ -90,7 +90,7 @@ def settings(
 ) -> None:
     """List every setting of the night, its default and what it means."""
     rows = distill_settings.variables()
-    typer.echo(settings_table.env_example(rows, _ENV_HEADER) if env else settings_table.markdown(rows), nl=False)
+    typer.echo(environment.example(rows, _ENV_HEADER) if env else environment.table(rows), nl=False)
 
 
 def _run(settings: Settings, began: list[RunDir], dry_run: bool, until: str, resume: str | None, new: bool) -> int:

@@ -39,6 +39,7 @@ from gateway.types import Answer, Delta, JsonObject, Prompt
 
 # A name that comes out of a policy document becomes a path on the server.
 _ADAPTER_NAME = re.compile(r"rft-[0-9-]{8,10}-[0-9a-f]{8,64}")
+_MAX_CONNECTIONS = 1024  # to one replica
 _LOAD_TIMEOUT_S = 60.0
 _KIND_WAIT_S = 1.0
 _ASK_KIND_AGAIN_S = 2.0
@@ -67,7 +68,7 @@ class Calls:
         self._asking_kind: asyncio.Task[Identity | None] | None = None
         self._http = BackendHttp(
             AiohttpTransport(
-                max_connections=settings.max_connections,
+                max_connections=_MAX_CONNECTIONS,
                 tls=client_context(settings.ca_file) if settings.ca_file else None,
                 trace_configs=trace_configs,
             ),

@@ -17,6 +17,10 @@ from gateway.errors import InvalidRequest
 from gateway.settings import SchemaSettings
 from gateway.types import JsonObject, Sampling
 
+MAX_VALUES = 50_000  # JSON values in all schemas of a request
+MAX_EXPANDED = 20_000  # the same, once every reference is replaced by what it points to
+MAX_REPEATS = 10**9  # counts (items, lengths) multiplied along a path of a schema
+MAX_PATTERN_PARTS = 10_000  # of all patterns of a schema, once their repeats are written out
 _CEILING = 10**15
 
 
@@ -77,8 +81,8 @@ class _Totals:
         measure = Measurer(where, schema, limits).measure()
         self._count(where, schema)
         self._expanded += measure.expanded
-        _refuse_over(where, "values once references are put in place", self._expanded, limits.max_expanded)
-        _refuse_over(where, "repeats multiplied along a path", measure.repeats, limits.max_repeats)
+        _refuse_over(where, "values once references are put in place", self._expanded, MAX_EXPANDED)
+        _refuse_over(where, "repeats multiplied along a path", measure.repeats, MAX_REPEATS)
 
     def _count(self, where: str, schema: JsonObject) -> None:
         """Count what stands in the document, and how deep."""
@@ -98,7 +102,7 @@ class _Totals:
             if isinstance(value, dict) and isinstance(values := value.get("enum"), list):
                 self._enum_values += len(values)
             _refuse_over(where, "levels of JSON", depth, 2 * limits.max_depth)
-        _refuse_over(where, "values", self._values, limits.max_values)
+        _refuse_over(where, "values", self._values, MAX_VALUES)
         _refuse_over(where, "properties", self._properties, limits.max_properties)
         _refuse_over(where, "enum values", self._enum_values, limits.max_enum_values)
 
@@ -185,11 +189,9 @@ class Measurer:
             found = read_pattern(pattern)
         except Unreadable as error:
             raise InvalidRequest(f"{self._where}: a pattern cannot be read: {error}", param=self._where) from None
-        _refuse_over(self._where, "repeats in a pattern", found.repeats, self._limits.max_pattern)
+        _refuse_over(self._where, "repeats in a pattern", found.repeats, MAX_PATTERN_PARTS)
         self._pattern_parts += found.size
-        _refuse_over(
-            self._where, "parts in patterns, repeats written out", self._pattern_parts, self._limits.max_pattern
-        )
+        _refuse_over(self._where, "parts in patterns, repeats written out", self._pattern_parts, MAX_PATTERN_PARTS)
 
 
 def _refuse_over(where: str, what: str, found: int, limit: int) -> None:

@@ -26,6 +26,7 @@ from gateway.journal.stream import StreamFull, StreamLink
 from gateway.redis_client import REDIS_ERRORS
 from gateway.settings import RedisSettings
 
+_BATCH_RECORDS = 256
 _BATCH_BYTES = 512 * 1024  # packing more at once would hold up requests for milliseconds
 _ROUND_BATCHES = 32
 _LINGER_S = 0.05  # between rounds, so that a steady trickle ships in batches
@@ -94,17 +95,15 @@ class Shipper:
     Args:
         claim: This worker's own folder.
         redis: Where the stream is.
-        batch_records: Records in one round trip.
         stats: Kept up to date here.
     """
 
-    def __init__(self, claim: Claim, redis: RedisSettings, *, batch_records: int, stats: JournalStats) -> None:
+    def __init__(self, claim: Claim, redis: RedisSettings, *, stats: JournalStats) -> None:
         self._own = _Source(claim, Position(0, 0))
         self._orphans: list[_Source] = []
         self._direct: deque[tuple[bytes, bytes]] = deque()
         self._direct_bytes = 0
         self._spool_dir: Path = claim.folder.parent
-        self._batch_records = batch_records
         self._stats = stats
         self._link = StreamLink(redis)
         # One thread, so that the call of a cancelled round has ended before the next one begins.
@@ -207,7 +206,7 @@ class Shipper:
         for _ in range(_ROUND_BATCHES):
             try:
                 frames = await self._in_thread(
-                    source.tail.read, max_records=self._batch_records, max_bytes=_BATCH_BYTES, end=source.end
+                    source.tail.read, max_records=_BATCH_RECORDS, max_bytes=_BATCH_BYTES, end=source.end
                 )
             except OSError as error:  # this folder waits, the others go on
                 log.error("spool_unreadable", folder=source.claim.folder.name, error=type(error).__name__)
@@ -222,7 +221,7 @@ class Shipper:
         return n_sent, None
 
     async def _send_direct(self) -> int:
-        records = list(self._direct)[: self._batch_records]
+        records = list(self._direct)[:_BATCH_RECORDS]
         if not records:
             return 0
         # Beyond the stream's limit, too: no disk holds them, so they would be lost.

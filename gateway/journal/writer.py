@@ -99,9 +99,7 @@ class Journal:
             claim = await asyncio.to_thread(Claim.new, self._settings.spool_dir)
         except OSError as error:
             raise JournalError(f"the spool {self._settings.spool_dir} cannot be written: {error.strerror}") from error
-        self._shipper = await asyncio.to_thread(
-            Shipper, claim, self._redis, batch_records=self._settings.batch_records, stats=self.stats
-        )
+        self._shipper = await asyncio.to_thread(Shipper, claim, self._redis, stats=self.stats)
         self._loop = asyncio.get_running_loop()
         self._shipping = asyncio.create_task(self._shipper.run(), name="journal-shipper")
         self._shipping.add_done_callback(self._shipper_ended)

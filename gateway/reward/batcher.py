@@ -19,6 +19,9 @@ import structlog
 
 from gateway.errors import RewardError
 
+MAX_QUEUE = 4096
+"""Entries that may wait for a reward model; the races of more fall back."""
+
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")
 

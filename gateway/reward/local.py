@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from gateway.errors import RewardError, RewardTimeout, RewardUnavailable
 from gateway.reward.availability import Availability
-from gateway.reward.batcher import Batcher, BatchStats
+from gateway.reward.batcher import MAX_QUEUE, Batcher, BatchStats
 from gateway.reward.loading import IMPORTS, Loading, import_error
 from gateway.settings import RewardSettings
 from gateway.types import Message, Readiness, Score
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # simulation (20 ms and 1.5 µs a token against 2 ms and 60 µs): with 256 a GPU gives 392 answers a second at 32 races,
 # with 4096 it gives 592; a CPU gives the same with either, and its shorter answers wait less with little.
 LAUNCH_TOKENS = {"cuda": 4096, "cpu": 128}
+MAX_WAIT_MS = 2.0  # that an answer waits for others to share its batch
 _SHARE_OF_TIMEOUT = 0.9  # a reward that is given up after so much of the time that a race waits for it came too late
 
 
@@ -109,8 +110,8 @@ class LocalScorer:
         self._batcher = Batcher["EncodedPair", float](
             self._run,
             max_batch_tokens=settings.max_batch_tokens,
-            max_wait_ms=settings.max_wait_ms,
-            max_queue=settings.max_queue,
+            max_wait_ms=MAX_WAIT_MS,
+            max_queue=MAX_QUEUE,
             launch_tokens=LAUNCH_TOKENS["cpu"],
             observe=observe,
         )

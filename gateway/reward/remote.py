@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gateway.errors import RewardError, RewardRefused, RewardUnavailable
 from gateway.reward import wire
-from gateway.reward.batcher import Batcher, BatchStats
+from gateway.reward.batcher import MAX_QUEUE, Batcher, BatchStats
 from gateway.reward.loading import IMPORTS, Loading, import_error
 from gateway.reward.servers import RewardServers
 from gateway.settings import RewardSettings
@@ -55,7 +55,7 @@ class RemoteScorer:
             self._run,
             max_batch_tokens=settings.max_batch_tokens,
             max_wait_ms=0,  # the server waits for company; here what is ready in one turn of the loop goes together
-            max_queue=settings.max_queue,
+            max_queue=MAX_QUEUE,
             concurrency=CALLS_IN_FLIGHT * len(settings.urls),
             launch_tokens=settings.max_batch_tokens,  # padding costs nothing on the wire, calls do
             abort_unwanted=True,

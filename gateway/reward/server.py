@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.errors import RewardError, SettingsError
-from gateway.reward import wire
+from gateway.reward import batcher, wire
 from gateway.reward.batcher import QueueFull
 from gateway.reward.local import Conversation, LocalScorer, Model, Scored
 from gateway.reward.server_metrics import ServerMetrics
@@ -56,7 +56,7 @@ def create_app(scorer: LocalScorer, settings: RewardSettings, metrics: ServerMet
 
     Args:
         scorer: The model, which may still be loading: until then /health and /classify answer 503.
-        settings: ``api_key`` is required of callers where it is set; ``max_queue`` bounds one call's items.
+        settings: ``api_key`` is required of callers where it is set.
         metrics: What /metrics shows; the scorer's batches are observed by whoever built it.
     """
     service = _Service(scorer, settings)
@@ -126,7 +126,7 @@ class _Service:
     def __init__(self, scorer: LocalScorer, settings: RewardSettings) -> None:
         self._scorer = scorer
         self._authorization = f"Bearer {settings.api_key}".encode() if settings.api_key else b""
-        self._max_items = settings.max_queue
+        self._max_items = batcher.MAX_QUEUE
         self._created = int(time.time())
 
     def authorized(self, handler: Handler) -> Handler:

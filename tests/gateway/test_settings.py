@@ -1,5 +1,7 @@
 """Settings: from the environment, frozen, and fatal by name when they are unknown or bad."""
 
+import os
+
 import pytest
 from pydantic import ValidationError
 
@@ -37,6 +39,19 @@ def test_an_unknown_variable_is_fatal_and_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("GATEWAY_BACKEND__URL", "http://a")
     with pytest.raises(SettingsError, match="GATEWAY_BACKEND__URL "):
         load()
+
+
+def test_a_setting_of_an_earlier_release_is_ignored_and_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The processes that this one starts inherit an environment without it."""
+    monkeypatch.setenv("GATEWAY_REWARD__MAX_QUEUE", "no number")
+    monkeypatch.setenv("gateway_backend__max_connections", "5")
+    assert Settings.model_construct() == load()
+    load()
+    (message,) = caplog.messages
+    assert "GATEWAY_REWARD__MAX_QUEUE, gateway_backend__max_connections" in message
+    assert "GATEWAY_REWARD__MAX_QUEUE" not in os.environ
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ async def test_a_whole_gateway_runs_over_tls(
             backend={"urls": (f"https://127.0.0.1:{backend_port}",), "ca_file": authority.ca_file},
             reward={"url": f"https://127.0.0.1:{reward_port}", "ca_file": authority.ca_file},
             redis=_settings(redis_port, authority).model_dump(),
-            api={"keys_file": tmp_path / "keys", "limits_timeout_s": 5.0},
+            api={"keys_file": tmp_path / "keys"},
         )
         with redis_server.client() as admin:
             admin.execute_command("ACL", "SETUSER", USER, *ACL.split())

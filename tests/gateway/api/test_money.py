@@ -32,7 +32,7 @@ SLACK = 8
 async def with_key(serve: Serve, folder: Path, tgi: Knobs | None = None, **groups: Any) -> tuple[Served, Any]:
     key, line = new_key("app", limits={"tokens_per_minute": LIMIT})
     (folder / "keys").write_text(line)
-    api = {"keys_file": folder / "keys", "limits_timeout_s": 5.0, "keep_alive_s": 20.0, **groups.pop("api", {})}
+    api = {"keys_file": folder / "keys", "keep_alive_s": 20.0, **groups.pop("api", {})}
     return await serve(tgi, api=api, **groups), {"Authorization": f"Bearer {key}"}
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from gateway.contract import bounds
 from gateway.contract.bounds import check_bounds
 from gateway.errors import InvalidRequest
 from gateway.settings import SchemaSettings
@@ -28,10 +29,14 @@ def tool(*schemas: JsonObject) -> Sampling:
 
 def refusal(sampling: Sampling, **limits: int) -> str | None:
     """The words of a refusal, which begin with the field."""
-    try:
-        check_bounds(sampling, SchemaSettings(**limits))
-    except InvalidRequest as error:
-        return error.message if error.message.startswith(f"{error.param}: ") else "the field is missing"
+    settings = SchemaSettings(**{name: limit for name, limit in limits.items() if name in SchemaSettings.model_fields})
+    with pytest.MonkeyPatch.context() as patch:
+        for name in limits.keys() - SchemaSettings.model_fields.keys():
+            patch.setattr(bounds, name, limits[name])
+        try:
+            check_bounds(sampling, settings)
+        except InvalidRequest as error:
+            return error.message if error.message.startswith(f"{error.param}: ") else "the field is missing"
     return None
 
 
@@ -67,15 +72,20 @@ PROPERTIES: JsonObject = {"properties": {"a": {}, "b": {"properties": {"c": {}}}
     [
         (INTEGER, "max_bytes", 18, "bytes"),
         (nested(5), "max_depth", 5, "levels of nesting"),
-        ({"enum": [1, [2, 3]]}, "max_values", 6, "values"),
+        ({"enum": [1, [2, 3]]}, "MAX_VALUES", 6, "values"),
         (PROPERTIES, "max_properties", 3, "properties"),
         (inside({"enum": [1, 2]}, enum=[{}, {}, {}]), "max_enum_values", 5, "enum values"),
-        (doubled(3), "max_expanded", 30, "values once references are put in place"),
-        (arrays(2, 3, 4), "max_repeats", 24, "repeats multiplied along a path"),
-        ({"items": {"type": "string", "minLength": 5}, "minItems": 6}, "max_repeats", 30, "repeats multiplied"),
-        ({"pattern": "(a{3}){4}"}, "max_pattern", 12, "repeats in a pattern"),
-        ({"properties": {"a": {"pattern": "abc"}, "b": {"pattern": "abcd"}}}, "max_pattern", 7, "parts in patterns"),
-        ({"patternProperties": {"^a{9}$": {}}}, "max_pattern", 9, "repeats in a pattern"),
+        (doubled(3), "MAX_EXPANDED", 30, "values once references are put in place"),
+        (arrays(2, 3, 4), "MAX_REPEATS", 24, "repeats multiplied along a path"),
+        ({"items": {"type": "string", "minLength": 5}, "minItems": 6}, "MAX_REPEATS", 30, "repeats multiplied"),
+        ({"pattern": "(a{3}){4}"}, "MAX_PATTERN_PARTS", 12, "repeats in a pattern"),
+        (
+            {"properties": {"a": {"pattern": "abc"}, "b": {"pattern": "abcd"}}},
+            "MAX_PATTERN_PARTS",
+            7,
+            "parts in patterns",
+        ),
+        ({"patternProperties": {"^a{9}$": {}}}, "MAX_PATTERN_PARTS", 9, "repeats in a pattern"),
     ],
 )
 def test_each_bound_holds_exactly(schema: JsonObject, limit: str, at: int, words: str) -> None:

@@ -427,7 +427,7 @@ async def test_closing_ends_even_when_a_cancellation_is_swallowed(
 def test_the_shipper_is_idle_only_after_it_looked_for_orphans(tmp_path: Path, redis_settings: RedisSettings) -> None:
     """``drained`` must not say yes before the replay began."""
     claim = Claim.new(tmp_path)
-    assert not Shipper(claim, redis_settings, batch_records=1, stats=JournalStats()).idle
+    assert not Shipper(claim, redis_settings, stats=JournalStats()).idle
     claim.release()
 
 

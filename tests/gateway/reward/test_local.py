@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import RewardError, RewardUnavailable, SettingsError
-from gateway.reward import availability
+from gateway.reward import availability, local
 from gateway.reward.batcher import BatchStats, QueueFull
 from gateway.reward.build import build_scorer
 from gateway.reward.local import LAUNCH_TOKENS, Conversation, LocalScorer, Scored
@@ -92,9 +92,10 @@ async def test_while_the_model_loads_it_is_not_ready_and_gives_no_reward() -> No
     await scorer.aclose()
 
 
-async def test_answers_that_finish_together_share_a_batch_off_the_event_loop() -> None:
+async def test_answers_that_finish_together_share_a_batch_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "MAX_WAIT_MS", 100)
     model = FakeModel()
-    scorer = scorer_of(model, max_wait_ms=100)
+    scorer = scorer_of(model)
     await scorer.loaded()
     scores = await asyncio.gather(*(scorer.score(ask("hi"), "a" * n) for n in (3, 4, 5)))
     assert [3.0, 4.0, 5.0] == [score.reward for score in scores]
@@ -120,7 +121,7 @@ async def test_a_reward_that_is_no_number_fails_its_own_answer_only() -> None:
 async def test_a_cancelled_score_is_dropped_before_it_costs_anything() -> None:
     model = FakeModel()
     model.gate.clear()
-    scorer = scorer_of(model, max_wait_ms=0)
+    scorer = scorer_of(model)
     await scorer.loaded()
     running = asyncio.create_task(scorer.score(ask("hi"), "a"))
     await asyncio.to_thread(model.begun.wait, 30)
@@ -135,10 +136,11 @@ async def test_a_cancelled_score_is_dropped_before_it_costs_anything() -> None:
     await scorer.aclose()
 
 
-async def test_a_full_queue_takes_all_of_a_call_or_nothing() -> None:
+async def test_a_full_queue_takes_all_of_a_call_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "MAX_QUEUE", 2)
     model = FakeModel()
     model.gate.clear()
-    scorer = scorer_of(model, max_queue=2, max_wait_ms=0)
+    scorer = scorer_of(model)
     await scorer.loaded()
     running = asyncio.create_task(scorer.score(ask("hi"), "a"))
     await asyncio.to_thread(model.begun.wait, 30)

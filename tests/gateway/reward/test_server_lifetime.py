@@ -29,7 +29,7 @@ serve(load())
 async def test_a_client_that_hangs_up_takes_its_answers_along(start: Start) -> None:
     model = FakeModel()
     model.gate.clear()
-    served = await start(model, max_wait_ms=0)
+    served = await start(model)
     running = asyncio.create_task(served.classify(input="one"))
     await asyncio.to_thread(model.begun.wait, 30)
     leaving = asyncio.create_task(served.classify(input=["two", "three"]))

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from gateway.reward import server, wire
+from gateway.reward import batcher, local, server, wire
 from gateway.reward.remote import RemoteScorer
 from gateway.settings import RewardSettings
 from tests.gateway.reward.fake_model import FakeModel
@@ -67,16 +67,18 @@ async def test_an_unknown_model_is_not_found(start: Start) -> None:
 
 
 async def test_too_large_a_body_and_too_many_inputs_are_refused(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    served = await start(FakeModel(), max_queue=2)
+    monkeypatch.setattr(batcher, "MAX_QUEUE", 2)
+    served = await start(FakeModel())
     assert 413 == (await served.classify(input=["one"] * 3)).status_code
     monkeypatch.setattr(server, "MAX_BODY_BYTES", 100)
     assert 413 == (await served.classify(input="a" * 200)).status_code
 
 
-async def test_a_full_queue_is_429_with_retry_after(start: Start) -> None:
+async def test_a_full_queue_is_429_with_retry_after(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "MAX_QUEUE", 2)
     model = FakeModel()
     model.gate.clear()
-    served = await start(model, max_queue=2, max_wait_ms=0)
+    served = await start(model)
     running = asyncio.create_task(served.classify(input="one"))
     await asyncio.to_thread(model.begun.wait, 30)
     waiting = asyncio.create_task(served.classify(input=["one", "two"]))
