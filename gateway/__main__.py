@@ -15,10 +15,11 @@ from gateway import environment, workers
 from gateway.api.keyfile import new_key
 from gateway.app import build
 from gateway.errors import GatewayError
-from gateway.policy import Arm, Policy, PolicyStore
+from gateway.policy import Policy, PolicyStore
 from gateway.redis_client import check_redis
 from gateway.settings import Settings, load, variables
 from gateway.telemetry import configure_logging
+from gateway.types import Arm
 
 T = TypeVar("T")
 

@@ -30,6 +30,7 @@ from gateway.backend.health import Fault
 from gateway.backend.limit import ServerLimits
 from gateway.backend.pools import BackendPools
 from gateway.backend.shared_containment import SharedContainment
+from gateway.best_of_n.answering import Answerer
 from gateway.best_of_n.ledger import FOLDER_VARIABLE, Ledger
 from gateway.best_of_n.permits import Permits
 from gateway.best_of_n.race import BestOfN
@@ -102,7 +103,11 @@ def create_app(settings: Settings) -> FastAPI:
             parts.keys.authenticate(request.headers.get("authorization"), Scope.ADMIN)
 
     service = chat_completions.ChatCompletions(
-        parts.race, parts.backends, parts.policies, parts.journal, parts.keys, parts.limiter, parts.metrics, settings
+        Answerer(parts.race, parts.backends, parts.policies, parts.journal, parts.metrics, settings),
+        parts.keys,
+        parts.limiter,
+        settings,
+        on_error=lambda error: _count_error(parts.metrics, error, streaming=True),
     )
     app.include_router(chat_completions.routes(service))
     app.include_router(models.routes(settings.api, parts.keys))
@@ -283,11 +288,15 @@ def _sample_replicas(parts: Parts) -> None:
         metrics.backend_without_adapter.labels(state.name).set(state.lacks_adapter)
 
 
+def _count_error(metrics: Metrics, error: GatewayError, **facts: bool) -> None:
+    metrics.errors.labels(type(error).__name__).inc()
+    _log.info("refused", error=type(error).__name__, **facts)
+
+
 def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(GatewayError)
     async def on_gateway_error(request: Request, error: GatewayError) -> Response:
-        metrics.errors.labels(type(error).__name__).inc()
-        _log.info("refused", error=type(error).__name__)
+        _count_error(metrics, error)
         response = errors.respond(error)
         visit: Visit = getattr(request.state, "visit", Visit())
         response.headers.update(visit.headers())

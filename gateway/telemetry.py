@@ -24,7 +24,7 @@ from prometheus_client import (
 )
 
 from gateway.errors import RewardUnavailable
-from gateway.types import Outcome, Timings
+from gateway.types import Outcome
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -169,7 +169,7 @@ class Metrics:
     ) -> Gauge:
         return Gauge(_PREFIX + name, help_text, labels, registry=self.registry, multiprocess_mode=mode)
 
-    def completed(self, outcome: Outcome, timings: Timings) -> None:
+    def completed(self, outcome: Outcome) -> None:
         """Count one completion."""
         self.selections.labels(outcome.selection.value).inc()
         self.generated_tokens.inc(outcome.generated_tokens)
@@ -185,15 +185,15 @@ class Metrics:
             if candidate.unusable is not None:
                 self.unusable.labels(candidate.unusable.value).inc()
         if (reward := outcome.winners[0].reward) is not None:
-            labels = (str(outcome.plan.policy_version), outcome.plan.arm)
+            labels = (str(outcome.plan.policy_version), outcome.plan.arm.name)
             self.winner_reward.labels(*labels).observe(reward)
             for sign, magnitude in (("positive", max(reward, 0.0)), ("negative", max(-reward, 0.0))):
                 self.winner_reward_sum.labels(*labels, sign).inc(magnitude)  # both exist: one is taken from the other
-        self.arms.labels(outcome.plan.arm).inc()
+        self.arms.labels(outcome.plan.arm.name).inc()
         if outcome.plan.arm_failed is not None:
             self.arm_failures.labels(outcome.plan.arm_failed).inc()
         for stage in ("queue", "generate", "score", "journal", "overhead"):
-            self.stage_seconds.labels(stage).observe(getattr(timings, f"{stage}_ms") / 1e3)
+            self.stage_seconds.labels(stage).observe(getattr(outcome.timings, f"{stage}_ms") / 1e3)
 
     def scored_batch(self, entries: int, tokens: int, padded_tokens: int, wait_ms: float, run_ms: float) -> None:
         """Count one batch of the reward model."""

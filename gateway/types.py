@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict
@@ -57,6 +57,24 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerRequest:
+    """A caller's request after validation, in the same terms whichever API it came by.
+
+    ``model`` is the name the caller asked for; ``best_of`` is N, None where the policy chooses it; ``n_returned`` is
+    the number of answers wanted; ``store`` false keeps all content out of the journal.
+    """
+
+    model: str
+    messages: Sequence[Message]
+    sampling: Sampling = field(default_factory=Sampling)
+    best_of: int | None = None
+    n_returned: int = 1
+    store: bool = True
+    user: str | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """What is asked of the backend: the conversation, how to sample, and which adapter answers (None: the base).
 
@@ -88,8 +106,8 @@ class Answer:
     reasoned: bool = False
 
     @property
-    def judged_text(self) -> str:
-        """What the reward model reads: the text, or the tool calls as JSON; equal answers have equal ones."""
+    def scored_text(self) -> str:
+        """Return the text that the reward model scores: the answer's text and its tool calls as JSON."""
         if not self.tool_calls:
             return self.text or ""
         calls = [call["function"] for call in self.tool_calls]
@@ -181,28 +199,43 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """One request's race, decided before the first draw.
+class Arm:
+    """A policy variant that serves requests.
 
-    ``n_asked`` is what caller or policy wanted (an exploration request: the policy's n_max, with ``n_ordinary`` what
-    it would have drawn otherwise); ``exploration_probability`` is the policy's share of exploration
-    traffic, on explored and ordinary records alike, so that either can be weighted by it. ``n_from_caller``: N is the
-    caller's own choice. ``arm`` answers at ``urls`` (none: the settings'); ``arm_failed`` was to answer and could not.
-    ``score_single``: even a single draw gets its reward, for two policies are being compared.
+    ``adapter`` is None for the base model; ``n`` is N; ``urls`` are its servers (empty: those of the settings).
+    """
+
+    name: ArmName
+    adapter: str | None
+    n: int
+    urls: tuple[str, ...] = ()
+    default_temperature: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request's race, decided before its first candidate is drawn.
+
+    ``n_asked`` is N as the caller or the policy asked for it. A request that explores asks for the policy's n_max;
+    ``n_ordinary`` is its N without exploration. ``exploration_probability`` is the policy's share of exploring
+    requests, the same for requests that explore and those that do not, so that either can be weighted by it.
+
+    ``sampling`` includes the arm's default temperature. ``n_from_caller``: the caller chose N. ``arm_failed`` should
+    have served the request and could not, so ``arm`` serves it. ``score_single``: a single candidate is scored too,
+    because two policies are being compared.
     """
 
     n_asked: int
     n_ordinary: int
     seed: int
-    adapter: str | None
+    arm: Arm
     policy_version: int
+    sampling: Sampling = field(default_factory=Sampling)
     exploration: bool = False
     exploration_probability: float = 0.0
     n_returned: int = 1
     n_from_caller: bool = False
-    arm: ArmName = "stable"
     arm_failed: ArmName | None = None
-    urls: tuple[str, ...] = ()
     score_single: bool = False
 
 

@@ -24,7 +24,7 @@ import structlog
 from gateway.journal.record import CompletionRecord, completion_record, encode
 from gateway.journal.writer import Journal
 from gateway.settings import JournalSettings, RedisSettings
-from gateway.types import Answer, Candidate, Outcome, Plan, Sampling, Selection, Timings
+from gateway.types import Answer, AnswerRequest, Arm, Candidate, Outcome, Plan, Selection, Timings
 from loadtests.stack import machine
 from loadtests.tables import journal as journal_table
 from loadtests.tables import titled
@@ -37,15 +37,10 @@ _CONCURRENCIES = (1, 16, 64)
 
 def _record(number: int) -> CompletionRecord:
     candidates = [Candidate(i, i, Answer(_TEXT, "stop", 50, 200), reward=float(i), latency_ms=100.0) for i in range(8)]
-    plan = Plan(n_asked=8, n_ordinary=8, seed=1, adapter=None, policy_version=1)
+    plan = Plan(n_asked=8, n_ordinary=8, seed=1, arm=Arm("stable", None, 8), policy_version=1)
     outcome = Outcome(plan, 8, candidates, candidates[-1:], Selection.SCORED, Timings(), reward_model="m")
-    return completion_record(
-        id=f"chatcmpl-{number}",
-        outcome=outcome,
-        messages=[{"role": "user", "content": _TEXT}],
-        sampling=Sampling(),
-        model="ratchet",
-    )
+    request = AnswerRequest("ratchet", [{"role": "user", "content": _TEXT}])
+    return completion_record(request, outcome, id=f"chatcmpl-{number}")
 
 
 async def _measure(journal: Journal, concurrency: int, seconds: float) -> tuple[float, list[float]]:

@@ -26,7 +26,8 @@ from distill.promotion.publish import publish
 from distill.promotion.tail import START, Tail
 from gateway import settings as gateway_settings
 from gateway.journal.record import CompletionRecord, decode
-from gateway.policy import Arm, Policy, PolicyStore
+from gateway.policy import Policy, PolicyStore
+from gateway.types import Arm
 from loadtests.traffic import Traffic
 
 HARM_RANK = 8

@@ -40,8 +40,8 @@ from distill.evaluation.curve import Floats
 from distill.settings import PromotionSettings
 from gateway.expected_max import expected_max
 from gateway.journal.record import CompletionRecord
-from gateway.policy import Arm, Policy
-from gateway.types import Selection
+from gateway.policy import Policy
+from gateway.types import Arm, Selection
 
 Role = Literal["new", "old"]
 Decision = Literal["wait", "promote", "roll back", "end the watch"]

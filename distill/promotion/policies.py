@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from distill.errors import PromotionError
 from gateway.errors import PolicyError
-from gateway.policy import Arm, Canary, Policy, PolicyStore
+from gateway.policy import Canary, Policy, PolicyStore
+from gateway.types import Arm
 from gateway.weight_check import WeightCheck
 
 _HISTORY = 1_000

@@ -57,7 +57,7 @@ async def read_body(request: Request, *, limit_bytes: int, timeout_s: float) -> 
     return bytes(body)
 
 
-async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
+async def cancel_on_disconnect(receive: Receive, work: Awaitable[T]) -> T:
     """Do the work, or cancel it the moment the caller closes the connection.
 
     Raises:
@@ -122,7 +122,7 @@ class EventStream(Response):
             ClientGone: The caller hung up.
         """
         try:
-            await unless_gone(receive, asyncio.wait({self._next}, timeout=self._keep_alive_s))
+            await cancel_on_disconnect(receive, asyncio.wait({self._next}, timeout=self._keep_alive_s))
             if self._next.done():
                 self._next.result()
         except BaseException:
@@ -132,7 +132,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything, unless the caller goes first."""
         try:
-            await unless_gone(receive, self._send_all(send))
+            await cancel_on_disconnect(receive, self._send_all(send))
         except ClientGone:
             return
         except NotReady as error:

@@ -38,8 +38,8 @@ _log = structlog.get_logger()
 class Visit:
     """One request of a key, from its entrance on; ``leave`` when it has ended, once or more often."""
 
-    tokens: int = 0
-    """What it has cost by now: its prompt and every token that was drawn for it."""
+    cost_tokens: Callable[[], int] = lambda: 0
+    """Return what the request has cost so far: its prompt and every token drawn for it."""
     on_leave: Callable[[int], None] | None = None
     limits: Limits = _NONE
     entrance: Entrance | None = None
@@ -47,13 +47,13 @@ class Visit:
 
     def headers(self) -> dict[str, str]:
         """What is left of the key's limits a minute, less what this visit has cost by now."""
-        return {} if self.entrance is None else limit_headers(self.limits, self.entrance, self.tokens)
+        return {} if self.entrance is None else limit_headers(self.limits, self.entrance, self.cost_tokens())
 
     def leave(self) -> None:
         """Give the race back and pay its tokens. Does not wait for Redis."""
         on_leave, self.on_leave = self.on_leave, None
         if on_leave is not None:
-            on_leave(self.tokens)
+            on_leave(self.cost_tokens())
 
 
 class Limiter:

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from gateway.types import Answer, Candidate, JsonObject, Outcome, Timings
+from gateway.types import Answer, Candidate, JsonObject, Outcome
 
 
-def completion(outcome: Outcome, timings: Timings, *, completion_id: str, created: int, model: str) -> JsonObject:
+def completion(outcome: Outcome, *, completion_id: str, created: int, model: str) -> JsonObject:
     """The body of an answer that is not streamed; shape as ``gateway.api.schemas.ChatCompletion``."""
     return {
         "id": completion_id,
@@ -18,7 +18,7 @@ def completion(outcome: Outcome, timings: Timings, *, completion_id: str, create
         "model": model,
         "choices": [choice(rank, answer) for rank, answer in enumerate(answers(outcome))],
         "usage": usage(outcome),
-        "best_of_n": report(outcome, timings),
+        "best_of_n": report(outcome),
     }
 
 
@@ -53,9 +53,9 @@ def usage(outcome: Outcome) -> JsonObject:
     }
 
 
-def report(outcome: Outcome, timings: Timings) -> JsonObject:
+def report(outcome: Outcome) -> JsonObject:
     """The race behind the answer; shape as ``gateway.api.schemas.BestOfNReport``."""
-    plan = outcome.plan
+    plan, timings = outcome.plan, outcome.timings
     return {
         "n": outcome.n_run,
         "n_asked": plan.n_asked,
@@ -68,8 +68,8 @@ def report(outcome: Outcome, timings: Timings) -> JsonObject:
         "shortfall": shortfall(outcome),
         "generated_tokens": outcome.generated_tokens,
         "policy": plan.policy_version,
-        "adapter": plan.adapter,
-        "arm": plan.arm,
+        "adapter": plan.arm.adapter,
+        "arm": plan.arm.name,
         "arm_failed": plan.arm_failed,
         "reward_model": outcome.reward_model,
         "exploration": plan.exploration,
@@ -96,7 +96,7 @@ def shortfall(outcome: Outcome) -> str | None:
     return f"{returned} of {asked} answers: of {outcome.n_run} candidates the others are no use ({told})"
 
 
-def headers(outcome: Outcome, timings: Timings) -> dict[str, str]:
+def headers(outcome: Outcome) -> dict[str, str]:
     """The same facts as ``x-bon-*`` headers."""
     reward, missing = _reward(outcome.winners), shortfall(outcome)
     return {
@@ -106,9 +106,9 @@ def headers(outcome: Outcome, timings: Timings) -> dict[str, str]:
         "x-bon-selection": outcome.selection.value,
         "x-bon-generated-tokens": str(outcome.generated_tokens),
         "x-bon-policy": str(outcome.plan.policy_version),
-        "x-bon-arm": outcome.plan.arm,
-        "x-bon-total-ms": f"{timings.total_ms:.3f}",
-        "x-bon-overhead-ms": f"{timings.overhead_ms:.3f}",
+        "x-bon-arm": outcome.plan.arm.name,
+        "x-bon-total-ms": f"{outcome.timings.total_ms:.3f}",
+        "x-bon-overhead-ms": f"{outcome.timings.overhead_ms:.3f}",
         **({"x-bon-reward-model": _header_text(outcome.reward_model)} if outcome.reward_model else {}),
         **({"x-bon-reward": f"{reward:.6g}"} if reward is not None else {}),
         **({"x-bon-shortfall": missing} if missing is not None else {}),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from gateway.api.schemas import (
     AssistantMessage,
@@ -19,7 +18,7 @@ from gateway.api.schemas import (
 )
 from gateway.errors import InvalidRequest, ModelNotFound, UnsupportedField
 from gateway.settings import ApiSettings
-from gateway.types import JsonObject, Message, Sampling
+from gateway.types import AnswerRequest, JsonObject, Message, Sampling
 
 MAX_STOPS = 4
 """OpenAI's limit, and TGI's."""
@@ -43,24 +42,10 @@ _HUB_DEFAULT_MODEL = "dummy"
 _INSTEAD = {"function_call": "; use tool_choice", "functions": "; use tools"}
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A request after validation: what to draw, how often, and how to return it."""
-
-    model: str
-    messages: list[Message]
-    sampling: Sampling
-    best_of: int | None
-    n_returned: int
-    stream: bool
-    include_usage: bool
-    store: bool
-    user: str | None
-    metadata: dict[str, str] | None
-
-
-def translate(body: ChatCompletionRequest, *, best_of_header: str | None, api: ApiSettings, best_of_max: int) -> Ask:
-    """Turn a request into the gateway's own nouns.
+def translate(
+    body: ChatCompletionRequest, *, best_of_header: str | None, api: ApiSettings, best_of_max: int
+) -> AnswerRequest:
+    """Translate a request into the gateway's own terms.
 
     Raises:
         ModelNotFound: The model is not served here.
@@ -83,15 +68,12 @@ def translate(body: ChatCompletionRequest, *, best_of_header: str | None, api: A
     if n > (best_of if best_of is not None else best_of_max):
         bound = "best_of" if best_of is not None else f"the largest best_of here, {best_of_max}"
         raise InvalidRequest(f"n must not be larger than {bound}", param="n")
-    options = body.stream_options
-    return Ask(
+    return AnswerRequest(
         model=body.model,
         messages=_messages(body.messages),
         sampling=sampling,
         best_of=best_of,
         n_returned=n,
-        stream=bool(body.stream),
-        include_usage=bool(options and options.include_usage),
         store=body.store is not False,
         user=body.user,
         metadata=body.metadata,

@@ -1,8 +1,8 @@
-"""One request's race.
+"""Run one request's race: draw N candidates, score them, select the winners.
 
-Every draw is one plain, cancellable call: when the race is decided, over its deadline, or its client is gone, the
-call is cancelled, its connection closes and generation stops. Streaming N draws through Python would cost ten times
-the CPU, so only a race of one draw is streamed (``BestOfN.live``).
+Each candidate is drawn by one plain, cancellable call. When the race is decided, its deadline has passed or the caller
+has gone, the call is cancelled; its connection closes and generation stops. Streaming N candidates through Python would
+cost ten times the CPU, so only a race of one is streamed (``BestOfN.stream``).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.best_of_n.permits import Grant, Permits
 from gateway.best_of_n.plan import draw_seed
-from gateway.best_of_n.selection import most_telling, select
+from gateway.best_of_n.selection import most_informative_error, select
 from gateway.best_of_n.transcript import Transcript
 from gateway.contract.check import Contract
 from gateway.errors import (
@@ -49,34 +49,36 @@ from gateway.types import (
 
 @dataclass(slots=True)
 class Entry:
-    """A request admitted to race: its plan as load allowed it, its permits, its clock."""
+    """A request that may race: its plan as load allows it, its permits, and the time it waited for them.
+
+    ``unused`` counts permits not yet given to a candidate. ``without_rewards``: the scorer was unavailable, so the race
+    draws only as many candidates as answers are returned.
+    """
 
     plan: Plan
     n_run: int
     queue_ms: float
     grant: Grant
     unused: int
-    """Permits not yet handed to a draw; whoever leaves early gives them back."""
-    unjudged: bool = False
-    """Rewards could not be expected as it was admitted: it draws only as many answers as are wanted."""
+    without_rewards: bool = False
 
 
 @dataclass(slots=True)
 class Live:
-    """A race of one draw, streamed as it is drawn; ``outcome`` is complete once ``deltas`` has ended."""
+    """A race of one, streamed as it is drawn; ``outcome`` is complete once ``deltas`` has ended."""
 
     deltas: AsyncGenerator[Delta]
     outcome: Outcome
 
 
 class BestOfN:
-    """Races requests over one scorer, each on the backend of its policy.
+    """Runs races over one scorer, each on the backend of its policy.
 
     Args:
-        scorer: What gives them rewards.
-        permits: Shared bound on draws in flight.
+        scorer: Gives candidates their rewards.
+        permits: Bounds the candidates in flight over all races.
         settings: Deadline and quorum.
-        reward_timeout_s: Longest wait for rewards after the last draw, in seconds.
+        reward_timeout_s: Longest wait for rewards after the last candidate was drawn, in seconds.
         clock: Monotonic seconds.
     """
 
@@ -95,22 +97,32 @@ class BestOfN:
         self._reward_timeout_s = reward_timeout_s
         self._clock = clock
 
-    async def admit(self, plan: Plan, *, key: str | None = None) -> Entry:
-        """Wait for permits. Under load the race shrinks, to as few draws as answers wanted; then it is refused.
+    @contextlib.asynccontextmanager
+    async def entered(self, plan: Plan, *, key: str | None = None) -> AsyncIterator[Entry]:
+        """Wait for permits, hold them for one race, and give unused ones back at the end.
 
-        Turns go round by API key. An exploration request that cannot have all its draws at once becomes an ordinary
-        one: a measurement that load has trimmed measures nothing.
-
-        While no rewards can be had, a race draws only as many answers as are wanted: more could not be compared.
+        Under load N shrinks, at most to the number of answers wanted; below that the request is refused. Keys take
+        turns. A request that explores and cannot have all its permits at once becomes an ordinary one, because a
+        measurement at a reduced N is worthless. While the scorer is unavailable, a race draws only as many candidates
+        as answers are wanted: more could not be compared.
 
         Raises:
             Overloaded: Not even the answers wanted could be drawn in time.
         """
+        entry = await self._admit(plan, key)
+        try:
+            yield entry
+        finally:
+            unused, entry.unused = entry.unused, 0
+            entry.grant.release(unused)
+
+    async def _admit(self, plan: Plan, key: str | None) -> Entry:
         started = self._clock()
         if not self._scorer.available and (plan.n_asked > 1 or plan.score_single):
             plan = replace(plan, exploration=False, n_asked=plan.n_ordinary, score_single=False)
             grant = await self._permits.acquire(plan.n_returned, floor=plan.n_returned, key=key)
-            return Entry(plan, grant.count, (self._clock() - started) * 1e3, grant, grant.count, unjudged=True)
+            queue_ms = (self._clock() - started) * 1e3
+            return Entry(plan, grant.count, queue_ms, grant, grant.count, without_rewards=True)
         if plan.exploration:
             if (whole := self._permits.try_acquire(plan.n_asked)) is not None:
                 return Entry(plan, plan.n_asked, 0.0, whole, plan.n_asked)
@@ -118,34 +130,29 @@ class BestOfN:
         grant = await self._permits.acquire(plan.n_asked, floor=plan.n_returned, key=key)
         return Entry(plan, grant.count, (self._clock() - started) * 1e3, grant, grant.count)
 
-    def leave(self, entry: Entry) -> None:
-        """Give back the permits of an entry that never raced; harmless after a race."""
-        unused, entry.unused = entry.unused, 0
-        entry.grant.release(unused)
+    async def run(self, entry: Entry, prompt: Prompt, backend: Backend) -> Outcome:
+        """Draw candidates from the backend, score them, and select the winners.
 
-    async def race(self, entry: Entry, prompt: Prompt, backend: Backend) -> Outcome:
-        """Draw from the backend, score and select.
-
-        The deadline bounds the drawing; what is unscored then still has the reward timeout.
+        The deadline bounds the drawing; candidates without a score then still have the reward timeout.
 
         Raises:
-            BackendError: Every candidate failed; the most telling error.
-            CallerError: The backend cannot be asked this.
+            BackendError: Every candidate failed; the most informative of their errors.
+            CallerError: The backend cannot serve this request.
             DeadlineExceeded: No candidate finished in time.
         """
         started = self._clock()
         candidates = [Candidate(index, draw_seed(entry.plan.seed, index)) for index in range(entry.n_run)]
         scores: dict[str, asyncio.Task[Score | RewardError]] = {}
         async with asyncio.TaskGroup() as group:
-            draws = self._start_draws(group, entry, prompt, backend, candidates, scores)
-            cut = await self._until_enough(draws, candidates, entry.plan)
+            tasks = self._start(group, entry, prompt, backend, candidates, scores)
+            cut = await self._until_enough(tasks, candidates, entry.plan)
             drawn = self._clock()
             if scores:
                 await asyncio.wait(scores.values(), timeout=self._reward_timeout_s)
             _cancel(scores.values())
-        scoring_error = RewardUnavailable.__name__ if entry.unjudged else _assign_rewards(candidates, scores)
+        scoring_error = RewardUnavailable.__name__ if entry.without_rewards else _assign_rewards(candidates, scores)
         if not any(candidate.answer for candidate in candidates):
-            raise most_telling(candidates)
+            raise most_informative_error(candidates)
         winners, selection = select(candidates, entry.plan.n_returned)
         ended = self._clock()
         timings = Timings(
@@ -158,17 +165,17 @@ class BestOfN:
             entry.plan, entry.n_run, candidates, winners, selection, timings, cut, scoring_error, self._scorer.name
         )
 
-    def live(self, entry: Entry, prompt: Prompt, backend: Backend) -> Live:
-        """Stream a race of one draw straight from the backend."""
+    def stream(self, entry: Entry, prompt: Prompt, backend: Backend) -> Live:
+        """Stream a race of one straight from the backend."""
         candidate = Candidate(0, draw_seed(entry.plan.seed, 0))
         timings = Timings(queue_ms=entry.queue_ms)
         outcome = Outcome(
             entry.plan, 1, [candidate], [candidate], Selection.SINGLE, timings, reward_model=self._scorer.name
         )
-        outcome.scoring_error = RewardUnavailable.__name__ if entry.unjudged else None
-        return Live(self._draw_live(entry, prompt, backend, outcome), outcome)
+        outcome.scoring_error = RewardUnavailable.__name__ if entry.without_rewards else None
+        return Live(self._stream(entry, prompt, backend, outcome), outcome)
 
-    def _start_draws(
+    def _start(
         self,
         group: asyncio.TaskGroup,
         entry: Entry,
@@ -177,8 +184,9 @@ class BestOfN:
         candidates: Sequence[Candidate],
         scores: dict[str, asyncio.Task[Score | RewardError]],
     ) -> list[asyncio.Task[None]]:
+        """Start a task for each candidate. Each adds a scoring task to ``scores``, unless its text is there already."""
         replica = backend.choose_replica()
-        scored = (len(candidates) > 1 and not entry.unjudged) or entry.plan.score_single
+        scored = (len(candidates) > 1 and not entry.without_rewards) or entry.plan.score_single
         contract = Contract(prompt.sampling)
 
         async def draw(candidate: Candidate) -> None:
@@ -186,45 +194,47 @@ class BestOfN:
             try:
                 answer = candidate.answer = await backend.complete(prompt, seed=candidate.seed, replica=replica)
             except (BackendError, CallerError) as error:
-                candidate.error = strip_traceback(error)  # its trace holds this frame, and the answer it could not read
+                # The traceback holds this frame and perhaps an unreadable answer of many megabytes.
+                candidate.error = strip_traceback(error)
                 return
             finally:
                 candidate.latency_ms = (self._clock() - started) * 1e3
             candidate.unusable = contract.broken_by(answer)
-            if scored and candidate.unusable is not Unusable.EMPTY and answer.judged_text not in scores:
-                score = self._score(prompt.messages, answer.judged_text)
-                scores[answer.judged_text] = group.create_task(score)
+            if scored and candidate.unusable is not Unusable.EMPTY and answer.scored_text not in scores:
+                score = self._score(prompt.messages, answer.scored_text)
+                scores[answer.scored_text] = group.create_task(score)
 
-        draws = []
+        tasks = []
         for candidate in candidates:
             task = group.create_task(draw(candidate))
-            # Not inside the task: one that is cancelled before its first step would keep its permit for ever.
+            # Not inside the task: a task cancelled before its first step would never release its permit.
             task.add_done_callback(lambda _: entry.grant.release())
             entry.unused -= 1
-            draws.append(task)
-        return draws
+            tasks.append(task)
+        return tasks
 
     async def _until_enough(
-        self, draws: Sequence[asyncio.Task[None]], candidates: Sequence[Candidate], plan: Plan
+        self, tasks: Sequence[asyncio.Task[None]], candidates: Sequence[Candidate], plan: Plan
     ) -> bool:
-        """Wait for all draws, a late quorum of answers or the deadline; cancel the rest and say whether any was."""
+        """Wait for all candidates, a late quorum or the deadline; cancel the rest and return whether any was left."""
         now = asyncio.get_running_loop().time
         deadline = now() + self._settings.deadline_s
-        quorum = len(draws) if plan.exploration else math.ceil(self._settings.quorum * len(draws))
-        late: Iterable[asyncio.Task[None]] = draws
-        if quorum < len(draws):
-            _, late = await asyncio.wait(draws, timeout=min(self._settings.quorum_after_s, self._settings.deadline_s))
-        while late and now() < deadline and (quorum == len(draws) or _n_finished(candidates) < quorum):
-            _, late = await asyncio.wait(
-                late,
+        quorum = len(tasks) if plan.exploration else math.ceil(self._settings.quorum * len(tasks))
+        pending: Iterable[asyncio.Task[None]] = tasks
+        if quorum < len(tasks):
+            timeout_s = min(self._settings.quorum_after_s, self._settings.deadline_s)
+            _, pending = await asyncio.wait(tasks, timeout=timeout_s)
+        while pending and now() < deadline and (quorum == len(tasks) or _n_finished(candidates) < quorum):
+            _, pending = await asyncio.wait(
+                pending,
                 timeout=max(0.0, deadline - now()),
-                return_when=asyncio.ALL_COMPLETED if quorum == len(draws) else asyncio.FIRST_COMPLETED,
+                return_when=asyncio.ALL_COMPLETED if quorum == len(tasks) else asyncio.FIRST_COMPLETED,
             )
-        _cancel(late)
-        for candidate, task in zip(candidates, draws, strict=True):
-            if task in late:
+        _cancel(pending)
+        for candidate, task in zip(candidates, tasks, strict=True):
+            if task in pending:
                 candidate.error = DeadlineExceeded("this candidate was not finished in time")
-        return bool(late)
+        return bool(pending)
 
     async def _score(self, messages: Sequence[Message], text: str) -> Score | RewardError:
         try:
@@ -233,21 +243,19 @@ class BestOfN:
             return strip_traceback(error)
         return score if math.isfinite(score.reward) else RewardError("the reward is not a finite number")
 
-    async def _draw_live(
-        self, entry: Entry, prompt: Prompt, backend: Backend, outcome: Outcome
-    ) -> AsyncGenerator[Delta]:
+    async def _stream(self, entry: Entry, prompt: Prompt, backend: Backend, outcome: Outcome) -> AsyncGenerator[Delta]:
         started = self._clock()
         deadline = asyncio.get_running_loop().time() + self._settings.deadline_s
         [candidate] = outcome.candidates
-        said = Transcript()
+        transcript = Transcript()
         entry.unused -= 1
         try:
             stream = backend.stream(prompt, seed=candidate.seed, replica=backend.choose_replica())
             async with contextlib.aclosing(stream):
                 while (delta := await _next_before(deadline, stream)) is not None:
-                    said.add(delta)
+                    transcript.add(delta)
                     yield delta
-            candidate.answer = said.answer()
+            candidate.answer = transcript.answer()
             candidate.unusable = Contract(prompt.sampling).broken_by(candidate.answer)
         finally:
             entry.grant.release()
@@ -258,16 +266,16 @@ class BestOfN:
                 total_ms=outcome.timings.queue_ms + candidate.latency_ms,
             )
         if entry.plan.score_single and candidate.unusable is not Unusable.EMPTY:
-            await self._score_live(prompt, candidate, candidate.answer, outcome)
+            await self._score_streamed(prompt, candidate, candidate.answer, outcome)
 
-    async def _score_live(self, prompt: Prompt, candidate: Candidate, answer: Answer, outcome: Outcome) -> None:
-        """Give a streamed draw its reward, for the record: its client has the text already."""
+    async def _score_streamed(self, prompt: Prompt, candidate: Candidate, answer: Answer, outcome: Outcome) -> None:
+        """Score a streamed candidate for the record; the caller has its text already."""
         started = self._clock()
         async with asyncio.TaskGroup() as group:
-            score = group.create_task(self._score(prompt.messages, answer.judged_text))
+            score = group.create_task(self._score(prompt.messages, answer.scored_text))
             await asyncio.wait([score], timeout=self._reward_timeout_s)
             score.cancel()
-        outcome.scoring_error = _assign_rewards([candidate], {answer.judged_text: score})
+        outcome.scoring_error = _assign_rewards([candidate], {answer.scored_text: score})
         score_ms = (self._clock() - started) * 1e3
         outcome.timings = replace(outcome.timings, score_ms=score_ms, total_ms=outcome.timings.total_ms + score_ms)
 
@@ -275,10 +283,10 @@ class BestOfN:
 def _assign_rewards(
     candidates: Sequence[Candidate], scores: Mapping[str, asyncio.Task[Score | RewardError]]
 ) -> str | None:
-    """Give each candidate its answer's reward; the first scoring error's name where there was one."""
+    """Give each candidate the reward of its text; return the name of the first scoring error, if any."""
     error: str | None = None
     for candidate in candidates:
-        task = scores.get(candidate.answer.judged_text) if candidate.answer is not None else None
+        task = scores.get(candidate.answer.scored_text) if candidate.answer is not None else None
         if task is None:
             continue
         result = RewardTimeout("the reward model was too slow") if task.cancelled() else task.result()
@@ -299,9 +307,9 @@ def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 async def _next_before(deadline: float, stream: AsyncGenerator[Delta]) -> Delta | None:
-    # A timeout strikes where something is waited for: a backend that floods its caller would never meet one.
+    # Checked here too: a timeout strikes only where the task waits, and a flood of deltas never lets it wait.
     if asyncio.get_running_loop().time() < deadline:
-        # Not raised out of the handler: a timeout knows its task, which would have the error, which would have it.
+        # Raise outside "except": otherwise timeout -> task -> exception -> traceback -> timeout is a reference cycle.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 return await anext(stream, None)

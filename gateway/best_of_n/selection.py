@@ -20,7 +20,7 @@ from gateway.errors import (
 from gateway.types import Candidate, Selection, Unusable
 
 # When every candidate failed, the error that tells the caller most comes first.
-_MOST_TELLING = (
+_MOST_INFORMATIVE = (
     CallerError,
     BackendRejected,
     RequestContained,
@@ -57,10 +57,10 @@ def _class(candidate: Candidate) -> int:
     return 1 if candidate.unusable is Unusable.CUT else 2
 
 
-def most_telling(candidates: Sequence[Candidate]) -> GatewayError:
+def most_informative_error(candidates: Sequence[Candidate]) -> GatewayError:
     """Of a race without an answer, the error that helps its caller most; none failed means none was in time."""
     errors = [candidate.error for candidate in candidates if candidate.error is not None]
-    for kind in _MOST_TELLING:
+    for kind in _MOST_INFORMATIVE:
         for error in errors:
             if isinstance(error, kind):
                 return error

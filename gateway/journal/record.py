@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, cast
 
@@ -20,12 +20,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from gateway.errors import JournalError
 from gateway.types import (
+    AnswerRequest,
     ArmName,
     Candidate,
     Ending,
     FinishReason,
     JsonObject,
-    Message,
     Outcome,
     Sampling,
     Selection,
@@ -147,46 +147,31 @@ _ADAPTERS: dict[str, TypeAdapter[Any]] = {
 
 
 def completion_record(
-    *,
-    id: str,
-    outcome: Outcome,
-    messages: Sequence[Message],
-    sampling: Sampling,
-    model: str,
-    key_id: str | None = None,
-    store: bool = True,
-    user: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    time_ms: int | None = None,
+    request: AnswerRequest, outcome: Outcome, *, id: str, key_id: str | None = None, time_ms: int | None = None
 ) -> CompletionRecord:
     """Build the record of one race.
 
     Args:
-        id: The completion's id, as the caller sees it (``chatcmpl-…``).
+        request: What the caller asked for. Where ``store`` is false, no content goes into the record.
         outcome: How the race ended.
-        messages: The conversation, as it was sent to the backend.
-        sampling: What the draws were sampled with (the caller's seed, not the draws').
-        model: The model name the caller asked for.
+        id: The completion's id, as the caller sees it (``chatcmpl-…``).
         key_id: Hash of the API key, never the key.
-        store: False keeps all content out.
-        user: The caller's ``user`` field.
-        metadata: The caller's ``metadata`` field.
         time_ms: UTC in milliseconds since the epoch; now, if not given.
     """
-    plan = outcome.plan
+    plan, store = outcome.plan, request.store
     return CompletionRecord(
         id=id,
         time_ms=_now_ms() if time_ms is None else time_ms,
         key_id=key_id,
-        model=model,
+        model=request.model,
         store=store,
-        n_messages=len(messages),
-        messages=cast("list[JsonObject]", list(messages)) if store else None,
-        sampling=sampling if store else _without_content(sampling),
-        user=user if store else None,
-        metadata=dict(metadata) if store and metadata is not None else None,
+        n_messages=len(request.messages),
+        messages=cast("list[JsonObject]", list(request.messages)) if store else None,
+        sampling=plan.sampling if store else _without_content(plan.sampling),
+        user=request.user if store else None,
+        metadata=dict(request.metadata) if store and request.metadata is not None else None,
         policy_version=plan.policy_version,
-        adapter=plan.adapter,
+        adapter=plan.arm.adapter,
         reward_model=outcome.reward_model,
         n_asked=plan.n_asked,
         n_ordinary=plan.n_ordinary,
@@ -202,7 +187,7 @@ def completion_record(
         scoring_error=outcome.scoring_error,
         usage=_usage(outcome),
         timings=outcome.timings,
-        arm=plan.arm,
+        arm=plan.arm.name,
         arm_failed=plan.arm_failed,
         n_from_caller=plan.n_from_caller,
         ending=outcome.ending,

@@ -4,7 +4,7 @@
 memory, refreshed from Redis and saved on disk.
 """
 
-from gateway.policy.document import Arm, Base, Canary, Policy
+from gateway.policy.document import Base, Canary, Policy
 from gateway.policy.store import PolicyStore
 
-__all__ = ["Arm", "Base", "Canary", "Policy", "PolicyStore"]
+__all__ = ["Base", "Canary", "Policy", "PolicyStore"]

@@ -2,14 +2,13 @@
 
 A second policy may answer a share of all conversations: before its promotion it is the ``canary``; after it the two
 change places, and the old one keeps a small share as the ``holdback``, for comparison. Each conversation has one
-number in [0, 1) (see ``gateway.best_of_n.plan``): the canary answers those below its share, the holdback those from
+number in [0, 1) (see ``gateway.best_of_n.arms``): the canary answers those below its share, the holdback those from
 1 − its share on. So a growing share, and the promotion itself, move conversations only from the old policy to the new
 one. A program that does not know ``canary`` serves the first policy alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -17,22 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from gateway.errors import PolicyError
 from gateway.settings import PolicySettings, server_urls
-from gateway.types import ArmName
+from gateway.types import Arm, ArmName
 from gateway.weight_check import WeightCheck
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """A policy variant that serves a request: an adapter (None: the base) with N draws.
-
-    ``urls`` are the servers to draw from; empty means those of the settings.
-    """
-
-    name: ArmName
-    adapter: str | None
-    n: int
-    urls: tuple[str, ...] = ()
-    default_temperature: float | None = None
 
 
 class _Variant(BaseModel):

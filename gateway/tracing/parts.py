@@ -41,16 +41,16 @@ class TracedRace(BestOfN):
         super().__init__(scorer, permits, settings, reward_timeout_s=reward_timeout_s)
         self._tracer = tracer
 
-    async def race(self, entry: Entry, prompt: Prompt, backend: Backend) -> Outcome:
+    async def run(self, entry: Entry, prompt: Prompt, backend: Backend) -> Outcome:
         """Draw, score and select, under a span."""
         with spanning(self._tracer, "race", attributes=_planned(entry)) as span:
-            outcome = await super().race(entry, prompt, TracedBackend(backend, entry, self._tracer))
+            outcome = await super().run(entry, prompt, TracedBackend(backend, entry, self._tracer))
             span.set_attributes(_ended(outcome))
             return outcome
 
-    def live(self, entry: Entry, prompt: Prompt, backend: Backend) -> Live:
+    def stream(self, entry: Entry, prompt: Prompt, backend: Backend) -> Live:
         """Stream a race of one draw, under a span that ends with it."""
-        live = super().live(entry, prompt, TracedBackend(backend, entry, self._tracer))
+        live = super().stream(entry, prompt, TracedBackend(backend, entry, self._tracer))
         live.deltas = self._traced(entry, live.deltas, live.outcome)
         return live
 
@@ -165,7 +165,7 @@ def _planned(entry: Entry) -> JsonObject:
         "ratchet.n_asked": plan.n_asked,
         "ratchet.queue_ms": entry.queue_ms,
         "ratchet.policy_version": plan.policy_version,
-        "ratchet.arm": plan.arm,
+        "ratchet.arm": plan.arm.name,
         "ratchet.exploration": plan.exploration,
         CUT: False,
     }

@@ -13,7 +13,7 @@ import pytest
 from gateway.journal.record import CompletionRecord, completion_record, encode
 from gateway.journal.writer import Journal
 from gateway.settings import JournalSettings, RedisSettings
-from gateway.types import Answer, Candidate, Outcome, Plan, Sampling, Selection, Timings
+from gateway.types import Answer, AnswerRequest, Arm, Candidate, Outcome, Plan, Selection, Timings
 from tests.docker.files import DOCKER
 from tests.redis_server import RedisServer
 
@@ -34,7 +34,11 @@ def record(n: int, answer_bytes: int, conversation_bytes: int, numbers: random.R
         for index in range(n)
     ]
     plan = Plan(
-        n_asked=n, n_ordinary=n, seed=numbers.getrandbits(63), adapter="rft-2026-11-01-0123abcd", policy_version=12
+        n_asked=n,
+        n_ordinary=n,
+        seed=numbers.getrandbits(63),
+        arm=Arm("stable", "rft-2026-11-01-0123abcd", n),
+        policy_version=12,
     )
     outcome = Outcome(
         plan,
@@ -45,13 +49,8 @@ def record(n: int, answer_bytes: int, conversation_bytes: int, numbers: random.R
         Timings(),
         reward_model="Skywork/Skywork-Reward-V2-Qwen3-0.6B",
     )
-    return completion_record(
-        id=f"chatcmpl-{uuid.uuid4().hex}",
-        outcome=outcome,
-        messages=[{"role": "user", "content": "q" * conversation_bytes}],
-        sampling=Sampling(),
-        model="ratchet",
-    )
+    request = AnswerRequest("ratchet", [{"role": "user", "content": "q" * conversation_bytes}])
+    return completion_record(request, outcome, id=f"chatcmpl-{uuid.uuid4().hex}")
 
 
 def guide() -> tuple[int, int]:

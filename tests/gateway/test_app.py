@@ -66,7 +66,7 @@ async def test_a_defect_is_a_500_without_its_trace(serve: Serve, monkeypatch: py
         raise ZeroDivisionError("secret detail")
 
     served = await serve()
-    monkeypatch.setattr("gateway.api.chat_completions.make_plan", broken)
+    monkeypatch.setattr("gateway.best_of_n.answering.make_plan", broken)
     response = await served.chat()
     assert (response.status_code, response.json()["error"]["type"]) == (500, "internal_error")
     assert "secret" not in response.text

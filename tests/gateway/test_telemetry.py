@@ -10,14 +10,22 @@ import structlog
 
 from gateway.errors import BackendFailed
 from gateway.telemetry import MULTIPROCESS_DIR, Metrics, configure_logging
-from gateway.types import Answer, Candidate, Outcome, Plan, Selection, Timings
+from gateway.types import Answer, Arm, Candidate, Outcome, Plan, Selection, Timings
 
 
 def outcome() -> Outcome:
     answers = [Answer("a", "stop", 3, tokens) for tokens in (5, 7)]
     candidates = [Candidate(i, i, answer=answer, reward=float(i)) for i, answer in enumerate(answers)]
     candidates.append(Candidate(2, 2, error=BackendFailed("no")))
-    plan = Plan(n_asked=4, n_ordinary=2, seed=1, adapter=None, policy_version=9, exploration=True, arm_failed="canary")
+    plan = Plan(
+        n_asked=4,
+        n_ordinary=2,
+        seed=1,
+        arm=Arm("stable", None, 2),
+        policy_version=9,
+        exploration=True,
+        arm_failed="canary",
+    )
     return Outcome(plan, 3, candidates, [candidates[1]], Selection.SCORED, Timings(), deadline_hit=True)
 
 
@@ -27,7 +35,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 def test_a_completion_is_counted_under_what_happened() -> None:
     metrics = Metrics()
-    metrics.completed(outcome(), replace(Timings(), generate_ms=250.0, total_ms=260.0))
+    metrics.completed(replace(outcome(), timings=Timings(generate_ms=250.0, total_ms=260.0)))
     assert value(metrics, "ratchet_selections_total", selection="scored") == 1
     assert value(metrics, "ratchet_candidates_total", outcome="finished") == 2
     assert value(metrics, "ratchet_candidates_total", outcome="BackendFailed") == 1
@@ -61,7 +69,7 @@ def test_a_race_without_rewards_to_expect_is_not_one_without_permits(
     scoring_error: str | None, n_run: int, unjudged: int, reduced: int
 ) -> None:
     metrics = Metrics()
-    metrics.completed(replace(outcome(), scoring_error=scoring_error, n_run=n_run), Timings())
+    metrics.completed(replace(outcome(), scoring_error=scoring_error, n_run=n_run))
     assert (unjudged, reduced) == (value(metrics, "ratchet_unjudged_total"), value(metrics, "ratchet_reduced_total"))
 
 
@@ -70,7 +78,7 @@ def test_the_mean_reward_is_to_be_had_though_rewards_are_negative() -> None:
     for reward in (1.5, -0.5, -4.0):
         told = outcome()
         told.winners[0].reward = reward
-        metrics.completed(told, Timings())
+        metrics.completed(told)
     labels = {"policy": "9", "arm": "stable"}
     assert value(metrics, "ratchet_winner_reward_magnitude_total", **labels, sign="positive") == 1.5
     assert value(metrics, "ratchet_winner_reward_magnitude_total", **labels, sign="negative") == 4.5

@@ -27,7 +27,8 @@ from distill.promotion.canary import check_canary, standing_check
 from distill.promotion.load import load as load_adapter
 from distill.promotion.policies import start_canary
 from gateway.errors import PolicyError
-from gateway.policy import Arm, Policy, PolicyStore
+from gateway.policy import Policy, PolicyStore
+from gateway.types import Arm
 
 
 def publish(night: Night, trained: TrainResult, drawn: DrawResult, decided: GateResult) -> PublishResult:

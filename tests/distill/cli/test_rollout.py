@@ -16,8 +16,9 @@ from typer.testing import CliRunner, Result
 from distill.cli.rollout import rollback, watch
 from distill.promotion.policies import promote_canary, start_canary
 from gateway.journal.record import encode
-from gateway.policy import Arm, PolicyStore
+from gateway.policy import PolicyStore
 from gateway.settings import variables
+from gateway.types import Arm
 from tests.distill.promotion.traffic import record
 from tests.redis_server import RedisServer
 

@@ -12,8 +12,8 @@ import pytest
 from distill.evaluation import eprocess
 from distill.promotion.guard import FAILED, Evidence, Phase, Reading, Verdict, judge, phase_of, read
 from distill.settings import PromotionSettings
-from gateway.policy import Arm, Canary, Policy
-from gateway.types import Selection
+from gateway.policy import Canary, Policy
+from gateway.types import Arm, Selection
 from tests.distill.promotion.traffic import CANARY, NEW, OLD, record
 
 SETTINGS = PromotionSettings(canary_requests=50, watch_requests=80)
@@ -57,7 +57,7 @@ def test_what_the_new_policy_could_not_answer_counts_as_worse_than_everything() 
     [
         ("another policy", {"policy_version": 2}),
         ("another policy", {"arm_failed": "holdback"}),
-        ("another policy", {"adapter": "rft-0"}),
+        ("another policy", {"arm": replace(OLD, adapter="rft-0")}),
         ("another policy", {"n_ordinary": 5}),
         ("not stored", {"store": False}),
         ("N not the policy's", {"n_from_caller": True}),

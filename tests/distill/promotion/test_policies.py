@@ -16,7 +16,8 @@ from distill.promotion.policies import (
     start_canary,
 )
 from gateway.errors import PolicyError
-from gateway.policy import Arm, Canary, Policy, PolicyStore
+from gateway.policy import Canary, Policy, PolicyStore
+from gateway.types import Arm
 from gateway.weight_check import CheckedPrompt, WeightCheck
 from tests.redis_server import RedisServer
 

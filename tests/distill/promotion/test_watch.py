@@ -25,8 +25,9 @@ from distill.settings import PromotionSettings
 from gateway.errors import GatewayError
 from gateway.journal.reader import JournalReader
 from gateway.journal.record import CompletionRecord, encode
-from gateway.policy import Arm, Policy, PolicyStore
+from gateway.policy import Policy, PolicyStore
 from gateway.settings import RedisSettings, RewardSettings
+from gateway.types import Arm
 from tests.distill.promotion.traffic import record
 from tests.redis_server import RedisServer
 from tests.serving import Serve, Served

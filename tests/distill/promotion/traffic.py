@@ -8,8 +8,7 @@ from typing import Any
 
 from distill.promotion.guard import Phase
 from gateway.journal.record import CompletionRecord, completion_record
-from gateway.policy import Arm
-from gateway.types import Answer, ArmName, Candidate, Outcome, Plan, Sampling, Selection, Timings
+from gateway.types import Answer, AnswerRequest, Arm, ArmName, Candidate, Outcome, Plan, Sampling, Selection, Timings
 
 NEW = Arm("canary", "rft-1", 1)
 OLD = Arm("stable", None, 4)
@@ -39,19 +38,18 @@ def record(
     ]
     scored = [candidate for candidate in candidates if candidate.reward is not None]
     winner = max(scored, key=lambda candidate: candidate.reward or 0.0, default=candidates[0])
-    decided = {
+    decided: dict[str, Any] = {
         "n_asked": len(rewards),
         "n_ordinary": arm.n,
         "seed": number,
-        "adapter": arm.adapter,
+        "arm": arm,
         "policy_version": 3,
-        "arm": arm.name,
+        "sampling": Sampling(temperature=temperature),
         "arm_failed": arm_failed,
-        "urls": arm.urls,
     }
     return completion_record(
-        id=f"chatcmpl-{number}",
-        outcome=Outcome(
+        AnswerRequest("ratchet", [{"role": "user", "content": question or f"question {number}"}], store=store),
+        Outcome(
             Plan(**(decided | plan)),
             len(rewards),
             candidates,
@@ -62,8 +60,5 @@ def record(
             None,
             reward_model,
         ),
-        messages=[{"role": "user", "content": question or f"question {number}"}],
-        sampling=Sampling(temperature=temperature),
-        model="ratchet",
-        store=store,
+        id=f"chatcmpl-{number}",
     )

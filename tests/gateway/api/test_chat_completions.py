@@ -232,6 +232,21 @@ async def test_a_streamed_race_is_its_winner_in_chunks_with_its_report_last(serv
     assert (pieces[-1]["choices"], pieces[-1]["usage"]) == ([], whole["usage"])
 
 
+@pytest.mark.parametrize("options", [None, {}, {"include_usage": False}])
+@pytest.mark.parametrize("best_of", [1, 2])
+async def test_a_stream_has_no_usage_unless_it_is_asked_for(
+    serve: Serve, options: dict[str, Any] | None, best_of: int
+) -> None:
+    served = await serve()
+    _, frames = await events(served, best_of=best_of, stream_options=options)
+    assert not any("usage" in chunk for chunk in chunks(frames))
+
+
+async def test_an_answer_that_is_not_streamed_has_its_usage_whatever_the_stream_options(serve: Serve) -> None:
+    served = await serve()
+    assert (await served.chat(best_of=1, stream_options={"include_usage": True})).json()["usage"]["total_tokens"] > 0
+
+
 async def test_a_streamed_race_of_several_answers_numbers_its_choices(serve: Serve) -> None:
     served = await serve()
     whole = (await served.chat(best_of=4, n=2, seed=3)).json()

@@ -11,7 +11,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from gateway.api.connection import ClientGone, EventStream, read_body, unless_gone
+from gateway.api.connection import ClientGone, EventStream, cancel_on_disconnect, read_body
 from gateway.errors import (
     BackendFailed,
     InvalidRequest,
@@ -169,7 +169,7 @@ async def test_work_is_done_for_a_caller_who_stays() -> None:
     async def work() -> int:
         return 42
 
-    assert 42 == await unless_gone(Caller(b"").receive, work())
+    assert 42 == await cancel_on_disconnect(Caller(b"").receive, work())
 
 
 async def test_work_has_ended_when_its_caller_is_found_gone() -> None:
@@ -183,7 +183,7 @@ async def test_work_has_ended_when_its_caller_is_found_gone() -> None:
             ended.set()
 
     with pytest.raises(ClientGone):
-        await unless_gone(caller.receive, work())
+        await cancel_on_disconnect(caller.receive, work())
     assert ended.is_set()
 
 
@@ -192,7 +192,7 @@ async def test_works_own_error_is_its_callers() -> None:
         raise BackendFailed("no")
 
     with pytest.raises(BackendFailed):
-        await unless_gone(Caller().receive, work())
+        await cancel_on_disconnect(Caller().receive, work())
 
 
 async def test_a_stream_sends_its_events_and_ends() -> None:
@@ -319,7 +319,7 @@ async def test_a_request_cut_by_the_servers_stop_is_told_so_and_its_work_has_end
         finally:
             ended.set()
 
-    request = asyncio.create_task(unless_gone(Caller().receive, work()))
+    request = asyncio.create_task(cancel_on_disconnect(Caller().receive, work()))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     request.cancel()

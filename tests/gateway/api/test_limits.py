@@ -280,7 +280,7 @@ async def test_a_race_is_paid_where_it_entered_and_here_where_that_is_away() -> 
     shared, own, clock = FakeCounters(), FakeCounters(), Clock()
     limiter = limiter_over(shared, own, clock)
     first, second = [await limiter.enter(KEY, race=True) for _ in range(2)]
-    first.tokens, second.tokens = 70, 80
+    first.cost_tokens, second.cost_tokens = lambda: 70, lambda: 80
     first.leave()
     first.leave()
     await asyncio.sleep(0)

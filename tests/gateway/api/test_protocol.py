@@ -15,7 +15,7 @@ import orjson
 import pytest
 import uvicorn
 
-from gateway.api.connection import ClientGone, unless_gone
+from gateway.api.connection import ClientGone, cancel_on_disconnect
 from gateway.api.keyfile import new_key
 from gateway.api.protocol import server_options
 from gateway.settings import Settings
@@ -216,7 +216,7 @@ async def large_answer(*, at_once: bool, write_timeout_s: float) -> AsyncIterato
             await send({"type": "http.response.body", "body": piece * 200 if at_once else b""})
 
         with contextlib.suppress(ClientGone):
-            await unless_gone(receive, answer())
+            await cancel_on_disconnect(receive, answer())
         ended.set()
 
     options = server_options(Settings.model_validate({"api": {"write_timeout_s": write_timeout_s}}))

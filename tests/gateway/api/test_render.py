@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.api import render
-from gateway.types import Answer, Candidate, Outcome, Plan, Selection, Timings, Unusable
+from gateway.types import Answer, Arm, Candidate, Outcome, Plan, Selection, Timings, Unusable
 
 TIMINGS = Timings(queue_ms=1.00049, generate_ms=20.0004, score_ms=3.0006, journal_ms=0.5, total_ms=30.25)
 
@@ -24,15 +24,14 @@ def outcome(*, n_returned: int = 2) -> Outcome:
         n_asked=8,
         n_ordinary=4,
         seed=1,
-        adapter="rft-1",
+        arm=Arm("canary", "rft-1", 4),
         policy_version=3,
         exploration=True,
         n_returned=n_returned,
-        arm="canary",
         arm_failed="holdback",
     )
     winners = [candidates[1], candidates[0]]
-    return Outcome(plan, 4, candidates, winners, Selection.SCORED, Timings(), True, "RewardError", "judge")
+    return Outcome(plan, 4, candidates, winners, Selection.SCORED, TIMINGS, True, "RewardError", "judge")
 
 
 def test_a_whole_answer_has_every_field_under_its_name() -> None:
@@ -83,7 +82,7 @@ def test_a_whole_answer_has_every_field_under_its_name() -> None:
                 "total_ms": 30.25,
             },
         },
-    } == render.completion(outcome(), TIMINGS, completion_id="chatcmpl-1", created=9, model="m")
+    } == render.completion(outcome(), completion_id="chatcmpl-1", created=9, model="m")
 
 
 def test_the_headers_say_the_same() -> None:
@@ -99,7 +98,7 @@ def test_the_headers_say_the_same() -> None:
         "x-bon-overhead-ms": "5.749",
         "x-bon-reward-model": "judge",
         "x-bon-reward": "2.5",
-    } == render.headers(outcome(), TIMINGS)
+    } == render.headers(outcome())
 
 
 @pytest.mark.parametrize(("n_returned", "missing"), [(1, False), (2, False), (3, True)])
@@ -107,8 +106,8 @@ def test_a_shortfall_is_told_where_an_answer_is_missing_and_only_there(n_returne
     words = "2 of 3 answers: of 4 candidates the others are no use (1 failed, 1 not_json)"
     short = outcome(n_returned=n_returned)
     assert (words if missing else None) == render.shortfall(short)
-    assert (words if missing else None) == render.report(short, TIMINGS)["shortfall"]
-    assert (words if missing else None) == render.headers(short, TIMINGS).get("x-bon-shortfall")
+    assert (words if missing else None) == render.report(short)["shortfall"]
+    assert (words if missing else None) == render.headers(short).get("x-bon-shortfall")
 
 
 def test_a_usable_answer_that_is_not_returned_is_counted_as_one() -> None:
@@ -125,14 +124,14 @@ def test_a_usable_answer_that_is_not_returned_is_counted_as_one() -> None:
 def test_a_reward_models_name_is_quoted_where_a_header_needs_it(name: str, sent: str) -> None:
     one = outcome()
     one.reward_model = name
-    assert sent == render.headers(one, TIMINGS)["x-bon-reward-model"]
+    assert sent == render.headers(one)["x-bon-reward-model"]
 
 
 @pytest.mark.parametrize(("reward", "sent"), [(None, None), (0.0, "0"), (-1.2345678, "-1.23457"), (1e9, "1e+09")])
 def test_the_winners_reward_has_six_digits(reward: float | None, sent: str | None) -> None:
     one = outcome()
     one.winners[0].reward = reward
-    assert sent == render.headers(one, TIMINGS).get("x-bon-reward")
+    assert sent == render.headers(one).get("x-bon-reward")
 
 
 @pytest.mark.parametrize(("text", "calls", "content"), [(None, (), ""), ("", (), ""), ("a", ({"id": "1"},), "a")])

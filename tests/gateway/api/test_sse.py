@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.api import render, sse
-from gateway.types import Answer, Candidate, Delta, Outcome, Plan, Selection, Timings
+from gateway.types import Answer, Arm, Candidate, Delta, Outcome, Plan, Selection, Timings
 
 # What JSON can hold: no lone surrogates.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -18,13 +18,13 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 def outcome_of(*answers: Answer, reward_model: str | None = "judge") -> Outcome:
     candidates = [Candidate(index, seed=index, answer=answer, reward=1.5) for index, answer in enumerate(answers)]
-    plan = Plan(n_asked=len(answers), n_ordinary=len(answers), seed=1, adapter=None, policy_version=3)
+    plan = Plan(n_asked=len(answers), n_ordinary=len(answers), seed=1, arm=Arm("stable", None, 4), policy_version=3)
     return Outcome(plan, len(answers), candidates, candidates, Selection.SCORED, Timings(), reward_model=reward_model)
 
 
 def chunks_of(outcome: Outcome, *, include_usage: bool = False) -> list[dict[str, Any]]:
     chunks = sse.Chunks(completion_id="chatcmpl-1", created=7, model="m", include_usage=include_usage)
-    stream = b"".join([*chunks.winners(outcome), *chunks.end(outcome, Timings())])
+    stream = b"".join([*chunks.winners(outcome), *chunks.end(outcome)])
     frames = stream.split(b"\n\n")
     assert [b"data: [DONE]", b""] == frames[-2:]
     return [orjson.loads(frame.removeprefix(b"data: ")) for frame in frames[:-2]]
@@ -84,17 +84,15 @@ def test_usage_is_the_last_chunk_where_it_is_asked_for_and_null_before() -> None
 
 def test_a_reward_model_of_any_name_fits_a_header() -> None:
     for name, sent in (("org/Judge-V2:1", "org/Judge-V2:1"), ("裁判\r\nx: y", "%E8%A3%81%E5%88%A4%0D%0Ax: y")):
-        headers = render.headers(outcome_of(Answer("a", "stop", 1, 1), reward_model=name), Timings())
+        headers = render.headers(outcome_of(Answer("a", "stop", 1, 1), reward_model=name))
         assert sent == headers["x-bon-reward-model"]
-    assert "x-bon-reward-model" not in render.headers(
-        outcome_of(Answer("a", "stop", 1, 1), reward_model=None), Timings()
-    )
+    assert "x-bon-reward-model" not in render.headers(outcome_of(Answer("a", "stop", 1, 1), reward_model=None))
 
 
 def test_an_outcome_without_winners_has_neither_usage_nor_reward() -> None:
     outcome = outcome_of()
     assert {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0} == render.usage(outcome)
-    assert "x-bon-reward" not in render.headers(outcome, Timings())
+    assert "x-bon-reward" not in render.headers(outcome)
 
 
 def test_a_whole_answer_has_tool_calls_where_there_are_any() -> None:
@@ -117,7 +115,7 @@ def test_a_stream_has_every_field_under_its_name() -> None:
         chunk({"role": "assistant", "content": "", "refusal": None}),
         *(chunk({"content": text}) for text in ("Oak", " and", " ash.")),
     ] == pieces
-    assert {**chunk({}, "stop"), "best_of_n": render.report(outcome, Timings())} == last
+    assert {**chunk({}, "stop"), "best_of_n": render.report(outcome)} == last
     assert {**head, "choices": [], "usage": render.usage(outcome)} == usage
     assert "usage" not in chunks_of(outcome)[0]
 

@@ -10,17 +10,17 @@ import pytest
 from openai.types.chat import completion_create_params
 
 from gateway.api.schemas import ChatCompletionRequest
-from gateway.api.translate import NEUTRAL, Ask, translate
+from gateway.api.translate import NEUTRAL, translate
 from gateway.errors import CallerError, ModelNotFound, UnsupportedField
 from gateway.settings import ApiSettings
-from gateway.types import Message, Sampling
+from gateway.types import AnswerRequest, Message, Sampling
 
 USER = {"role": "user", "content": "Hello"}
 TEXT = {"type": "text", "text": "a"}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
 
 
-def ask(*, header: str | None = None, **fields: Any) -> Ask:
+def ask(*, header: str | None = None, **fields: Any) -> AnswerRequest:
     body = orjson.dumps({"model": "ratchet", "messages": [USER], **fields})
     request = ChatCompletionRequest.model_validate_json(body)
     return translate(request, best_of_header=header, api=ApiSettings(), best_of_max=16)
@@ -34,9 +34,7 @@ def test_the_official_clients_fields_are_all_known() -> None:
 def test_what_is_not_said_stays_unsaid() -> None:
     asked = ask()
     assert Sampling() == asked.sampling
-    assert (None, 1, False, False, True) == (
-        asked.best_of, asked.n_returned, asked.stream, asked.include_usage, asked.store
-    )  # fmt: skip
+    assert (None, 1, True) == (asked.best_of, asked.n_returned, asked.store)
 
 
 def test_null_is_not_said() -> None:
@@ -183,10 +181,6 @@ def test_what_asks_for_nothing_is_nothing(fields: dict[str, Any]) -> None:
     assert ask() == replace(asked, sampling=replace(asked.sampling, top_logprobs=None))
 
 
-def test_a_whole_answer_has_its_usage_anyhow() -> None:
-    assert not ask(stream_options={"include_usage": True}).stream
-
-
 @pytest.mark.parametrize("top_p", [0, 0.0, 1])
 def test_top_p_is_taken_over_its_whole_range(top_p: float) -> None:
     assert top_p == ask(top_p=top_p).sampling.top_p
@@ -228,11 +222,9 @@ def test_a_schema_is_passed_on_as_it_came() -> None:
     ).sampling.response_format
 
 
-def test_store_user_metadata_and_stream_options_are_kept() -> None:
-    asked = ask(store=False, user="me", metadata={"a": "b"}, stream=True, stream_options={"include_usage": True})
-    assert (False, "me", {"a": "b"}, True, True) == (
-        asked.store, asked.user, asked.metadata, asked.stream, asked.include_usage
-    )  # fmt: skip
+def test_store_user_and_metadata_are_kept() -> None:
+    asked = ask(store=False, user="me", metadata={"a": "b"})
+    assert (False, "me", {"a": "b"}) == (asked.store, asked.user, asked.metadata)
 
 
 def test_every_parameter_of_sampling_is_passed_on_under_its_name() -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from gateway.errors import GatewayError
 from gateway.types import Answer, Delta, Message, Prompt, Readiness, Score
 
+HELLO: list[Message] = [{"role": "user", "content": "hello"}]
+
 
 def answer(text: str, tokens: int = 3) -> Answer:
     return Answer(text=text, finish_reason="stop", prompt_tokens=5, completion_tokens=tokens)

@@ -1,9 +1,9 @@
 """The race: N cancellable draws, scored as they finish, bounded by permits, deadline and quorum."""
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 
 import pytest
 
@@ -21,7 +21,7 @@ from gateway.errors import (
     RewardError,
 )
 from gateway.settings import RaceSettings
-from gateway.types import Answer, Delta, Message, Outcome, Plan, Prompt, Sampling, Score, Selection, Unusable
+from gateway.types import Answer, Arm, Delta, Message, Outcome, Plan, Prompt, Sampling, Score, Selection, Unusable
 from tests.gateway.best_of_n.fakes import FakeBackend, FakeScorer, answer
 
 PROMPT = Prompt([{"role": "user", "content": "hello"}], Sampling())
@@ -39,7 +39,7 @@ def plan(
         n_asked=n,
         n_ordinary=ordinary or n,
         seed=7,
-        adapter=None,
+        arm=Arm("stable", None, n),
         policy_version=0,
         exploration=exploration,
         n_returned=n_returned,
@@ -73,12 +73,11 @@ class Track:
         self.race = BestOfN(self.scorer, self.permits, settings, reward_timeout_s=reward_timeout_s)
 
     async def run(self, n: int, **options: int | bool) -> Outcome:
-        entry = await self.race.admit(plan(n, **options))  # type: ignore[arg-type]
         try:
-            return await self.race.race(entry, PROMPT, self.backend)
+            async with self.race.entered(plan(n, **options)) as entry:  # type: ignore[arg-type]
+                return await self.race.run(entry, PROMPT, self.backend)
         finally:
-            self.race.leave(entry)
-            await asyncio.sleep(0)  # the last draw gives its permit back in a callback
+            await asyncio.sleep(0)  # the last task gives its permit back in a callback
             assert self.permits.in_flight == 0
 
 
@@ -253,10 +252,9 @@ async def test_under_load_a_race_runs_with_fewer_and_says_so() -> None:
 
 async def test_without_any_permit_a_request_is_refused() -> None:
     track = Track(FakeBackend([None]), limit=1)
-    entry = await track.race.admit(plan(1))
-    with pytest.raises(Overloaded):
-        await track.race.admit(plan(1))
-    track.race.leave(entry)
+    async with track.race.entered(plan(1)):
+        with pytest.raises(Overloaded):
+            await track.race.entered(plan(1)).__aenter__()
     assert track.permits.in_flight == 0
 
 
@@ -328,21 +326,21 @@ async def test_a_races_timings_are_its_phases_in_milliseconds() -> None:
     permits = Permits(8, max_waiting=1, queue_timeout_s=5.0)
     settings = RaceSettings(deadline_s=5.0, quorum=1.0)
     race = BestOfN(scorer, permits, settings, reward_timeout_s=5.0, clock=clock)
-    before = await race.admit(plan(8))
-    assert (8, 8, 0.0) == (before.n_run, before.unused, before.queue_ms)
-    waiting = asyncio.create_task(race.admit(plan(2)))
-    await settled()
-    clock.now += 0.25
-    race.leave(before)
-    entry = await waiting
-    assert (2, 2, 250.0) == (entry.n_run, entry.unused, entry.queue_ms)
-    running = asyncio.create_task(race.race(entry, PROMPT, FakeBackend([answer("a"), answer("bb")], gates)))
-    await settled()
-    assert 0 == entry.unused
-    await clock.after(1.0, gates[0])
-    await clock.after(0.5, gates[1])
-    await clock.after(0.125, scorer.may_answer)
-    outcome = await running
+    async with contextlib.AsyncExitStack() as stack:
+        async with race.entered(plan(8)) as before:
+            assert (8, 8, 0.0) == (before.n_run, before.unused, before.queue_ms)
+            waiting = asyncio.create_task(stack.enter_async_context(race.entered(plan(2))))
+            await settled()
+            clock.now += 0.25
+        entry = await waiting
+        assert (2, 2, 250.0) == (entry.n_run, entry.unused, entry.queue_ms)
+        running = asyncio.create_task(race.run(entry, PROMPT, FakeBackend([answer("a"), answer("bb")], gates)))
+        await settled()
+        assert 0 == entry.unused
+        await clock.after(1.0, gates[0])
+        await clock.after(0.5, gates[1])
+        await clock.after(0.125, scorer.may_answer)
+        outcome = await running
     assert [1000.0, 1500.0] == [each.latency_ms for each in outcome.candidates]
     timings = outcome.timings
     found = (timings.queue_ms, timings.generate_ms, timings.score_ms, timings.total_ms)
@@ -362,21 +360,22 @@ async def test_a_live_draws_timings_are_its_phases_in_milliseconds() -> None:
     race = BestOfN(
         scorer, Permits(2, max_waiting=1, queue_timeout_s=5.0), RaceSettings(), reward_timeout_s=5.0, clock=clock
     )
-    entry = await race.admit(plan(1, score_single=True))
-    entry.queue_ms = 250.0
-    live = race.live(entry, PROMPT, Timed([]))
-    assert (0, draw_seed(7, 0)) == (live.outcome.candidates[0].index, live.outcome.candidates[0].seed)
-    assert (1, 250.0, "fake-judge") == (live.outcome.n_run, live.outcome.timings.queue_ms, live.outcome.reward_model)
-    assert entry.plan is live.outcome.plan
+    async with race.entered(plan(1, score_single=True)) as entry:
+        entry.queue_ms = 250.0
+        live = race.stream(entry, PROMPT, Timed([]))
+        outcome = live.outcome
+        assert (0, draw_seed(7, 0)) == (outcome.candidates[0].index, outcome.candidates[0].seed)
+        assert (1, 250.0, "fake-judge") == (outcome.n_run, outcome.timings.queue_ms, outcome.reward_model)
+        assert entry.plan is outcome.plan
 
-    async def read() -> list[Delta]:
-        return [delta async for delta in live.deltas]
+        async def read() -> list[Delta]:
+            return [delta async for delta in live.deltas]
 
-    reading = asyncio.create_task(read())
-    await settled()
-    assert 0 == entry.unused
-    await clock.after(0.125, scorer.may_answer)
-    assert PIECES == await reading
+        reading = asyncio.create_task(read())
+        await settled()
+        assert 0 == entry.unused
+        await clock.after(0.125, scorer.may_answer)
+        assert PIECES == await reading
     timings = live.outcome.timings
     found = (timings.queue_ms, timings.generate_ms, timings.score_ms, timings.total_ms)
     assert (250.0, 1500.0, 125.0, 1875.0) == found
@@ -396,7 +395,7 @@ class AskedPermits(Permits):
 
 
 @pytest.mark.parametrize(
-    ("n", "options", "available", "asked", "unjudged"),
+    ("n", "options", "available", "asked", "without_rewards"),
     [
         (4, {}, True, [(4, 1, "a")], False),
         (4, {"n_returned": 3}, True, [(4, 3, "a")], False),
@@ -413,16 +412,14 @@ async def test_a_race_asks_for_its_keys_permits_and_no_fewer_than_its_answers(
     options: dict[str, int | bool],
     available: bool,
     asked: list[tuple[int, int, str | None]],
-    unjudged: bool,
+    without_rewards: bool,
 ) -> None:
     permits = AskedPermits(8)
     race = BestOfN(FakeScorer(length, available=available), permits, RaceSettings(), reward_timeout_s=5.0)
-    entry = await race.admit(plan(n, **options), key="a")  # type: ignore[arg-type]
-    assert (asked, unjudged) == (permits.asked, entry.unjudged)
-    assert [entry.n_run, entry.n_run] == [entry.unused, permits.in_flight]
-    assert 0.0 <= entry.queue_ms < 1000.0
-    race.leave(entry)
-    race.leave(entry)
+    async with race.entered(plan(n, **options), key="a") as entry:  # type: ignore[arg-type]
+        assert (asked, without_rewards) == (permits.asked, entry.without_rewards)
+        assert [entry.n_run, entry.n_run] == [entry.unused, permits.in_flight]
+        assert 0.0 <= entry.queue_ms < 1000.0
     assert (0, 0) == (entry.unused, permits.in_flight)
 
 
@@ -444,13 +441,13 @@ async def test_the_time_in_the_queue_is_the_entrys(n: int, options: dict[str, in
     scorer = FakeScorer(length, available=available)
     race = BestOfN(scorer, permits, RaceSettings(), reward_timeout_s=5.0, clock=clock)
     running = await permits.acquire(8)
-    waiting = asyncio.create_task(race.admit(plan(n, **options)))  # type: ignore[arg-type]
-    await settled()
-    clock.now += 0.25
-    running.release(8)
-    entry = await waiting
-    assert 250.0 == entry.queue_ms
-    race.leave(entry)
+    async with contextlib.AsyncExitStack() as stack:
+        entered = race.entered(plan(n, **options))  # type: ignore[arg-type]
+        waiting = asyncio.create_task(stack.enter_async_context(entered))
+        await settled()
+        clock.now += 0.25
+        running.release(8)
+        assert 250.0 == (await waiting).queue_ms
 
 
 async def test_what_finishes_after_the_deadline_is_too_late() -> None:
@@ -482,11 +479,10 @@ async def test_a_quorum_is_rounded_up_to_whole_draws(quorum: float, finished: in
 
 
 async def drain(track: Track, n: int = 1, **options: bool) -> tuple[list[Delta], Outcome]:
-    entry = await track.race.admit(plan(n, **options))
-    live = track.race.live(entry, PROMPT, track.backend)
-    async with aclosing(live.deltas):
-        deltas = [delta async for delta in live.deltas]
-    track.race.leave(entry)
+    async with track.race.entered(plan(n, **options)) as entry:
+        live = track.race.stream(entry, PROMPT, track.backend)
+        async with contextlib.aclosing(live.deltas):
+            deltas = [delta async for delta in live.deltas]
     assert track.permits.in_flight == 0
     return deltas, live.outcome
 
@@ -542,9 +538,10 @@ async def test_a_live_draw_that_never_waits_meets_its_deadline_too() -> None:
 
 async def test_leaving_a_live_draw_closes_the_backends_stream_and_gives_its_permit_back() -> None:
     track = Track(FakeBackend([], deltas=[Delta("a"), Delta("b")]))
-    live = track.race.live(await track.race.admit(plan(1)), PROMPT, track.backend)
-    await anext(live.deltas)
-    await live.deltas.aclose()
+    async with track.race.entered(plan(1)) as entry:
+        live = track.race.stream(entry, PROMPT, track.backend)
+        await anext(live.deltas)
+        await live.deltas.aclose()
     assert (track.backend.closed_streams, track.permits.in_flight) == (1, 0)
 
 
@@ -559,7 +556,5 @@ async def test_an_empty_answer_is_neither_scored_nor_chosen() -> None:
 async def test_a_streamed_draw_is_told_usable_or_not() -> None:
     cut = [Delta(text="Hel"), Delta(finish_reason="length", prompt_tokens=1, completion_tokens=1)]
     track = Track(FakeBackend([], deltas=cut))
-    entry = await track.race.admit(plan(1))
-    live = track.race.live(entry, PROMPT, track.backend)
-    assert 2 == len([delta async for delta in live.deltas])
-    assert Unusable.CUT is live.outcome.candidates[0].unusable
+    _, outcome = await drain(track)
+    assert Unusable.CUT is outcome.candidates[0].unusable

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.best_of_n.selection import most_telling, select
+from gateway.best_of_n.selection import most_informative_error, select
 from gateway.errors import (
     BackendFailed,
     BackendOverloaded,
@@ -99,7 +99,7 @@ def test_the_winner_is_the_maximum(rewards: list[float]) -> None:
     assert winner == rewards.index(max(rewards))
 
 
-def test_the_most_telling_error_is_the_callers_own_fault_then_overload_then_time() -> None:
+def test_the_most_informative_error_error_is_the_callers_own_fault_then_overload_then_time() -> None:
     ordered: list[GatewayError] = [
         InvalidRequest("no such thing"),
         BackendRejected("too long"),
@@ -113,8 +113,8 @@ def test_the_most_telling_error_is_the_callers_own_fault_then_overload_then_time
     ]
     for better, worse in itertools.combinations(ordered, 2):
         candidates = [Candidate(0, 0, error=worse), Candidate(1, 1, error=better)]
-        assert most_telling(candidates) is better
+        assert most_informative_error(candidates) is better
 
 
 def test_no_error_at_all_means_that_time_ran_out() -> None:
-    assert isinstance(most_telling([Candidate(0, 0)]), DeadlineExceeded)
+    assert isinstance(most_informative_error([Candidate(0, 0)]), DeadlineExceeded)

@@ -7,7 +7,7 @@ import redis
 
 from gateway.journal.record import CompletionRecord, completion_record, decode, encode
 from gateway.journal.stream import stream_key
-from gateway.types import Answer, Candidate, Outcome, Plan, Sampling, Selection, Timings
+from gateway.types import Answer, AnswerRequest, Arm, Candidate, Outcome, Plan, Selection, Timings
 
 KEY = stream_key("ratchet")
 
@@ -20,16 +20,20 @@ def race_record(*, rewards: Sequence[float | None], id: str = "chatcmpl-1") -> C
     ]
     winner = max(candidates, key=lambda candidate: -1e9 if candidate.reward is None else candidate.reward)
     outcome = Outcome(
-        plan=Plan(n_asked=len(rewards), n_ordinary=len(rewards), seed=1, adapter=None, policy_version=0),
+        plan=Plan(
+            n_asked=len(rewards),
+            n_ordinary=len(rewards),
+            seed=1,
+            arm=Arm("stable", None, len(rewards)),
+            policy_version=0,
+        ),
         n_run=len(rewards),
         candidates=candidates,
         winners=[winner],
         selection=Selection.SCORED,
         timings=Timings(),
     )
-    return completion_record(
-        id=id, outcome=outcome, messages=[{"role": "user", "content": "why?"}], sampling=Sampling(), model="ratchet"
-    )
+    return completion_record(AnswerRequest("ratchet", [{"role": "user", "content": "why?"}]), outcome, id=id)
 
 
 def add(client: redis.Redis, record: CompletionRecord) -> None:

@@ -2,7 +2,7 @@
 
 from gateway.errors import BackendFailed
 from gateway.journal.record import CompletionRecord, completion_record
-from gateway.types import Answer, Candidate, Message, Outcome, Plan, Sampling, Selection, Timings
+from gateway.types import Answer, AnswerRequest, Arm, Candidate, Message, Outcome, Plan, Sampling, Selection, Timings
 
 MESSAGES: list[Message] = [
     {"role": "system", "content": "secret system"},
@@ -34,8 +34,9 @@ def outcome() -> Outcome:
             n_asked=3,
             n_ordinary=2,
             seed=7,
-            adapter="rft-1",
+            arm=Arm("stable", "rft-1", 2),
             policy_version=4,
+            sampling=SAMPLING,
             exploration=True,
             exploration_probability=0.02,
         ),
@@ -51,15 +52,7 @@ def outcome() -> Outcome:
 
 def completion(id: str = "chatcmpl-1", *, store: bool = True) -> CompletionRecord:
     """The record of that race."""
-    return completion_record(
-        id=id,
-        outcome=outcome(),
-        messages=MESSAGES,
-        sampling=SAMPLING,
-        model="ratchet",
-        key_id="4f2a",
-        store=store,
-        user="secret user",
-        metadata={"k": "secret metadata"},
-        time_ms=1_700_000_000_000,
+    request = AnswerRequest(
+        "ratchet", MESSAGES, SAMPLING, store=store, user="secret user", metadata={"k": "secret metadata"}
     )
+    return completion_record(request, outcome(), id=id, key_id="4f2a", time_ms=1_700_000_000_000)
