@@ -23,9 +23,9 @@ from distill.promotion.canary import check_canary
 from distill.promotion.load import load
 from distill.promotion.policies import known_policies, start_canary
 from distill.promotion.publish import publish
-from distill.promotion.tail import START, Tail
 from gateway import settings as gateway_settings
-from gateway.journal.record import CompletionRecord, decode
+from gateway.journal.record import CompletionRecord
+from gateway.journal.stream import START, StreamTail
 from gateway.policy import Policy, PolicyStore
 from gateway.types import Arm
 from loadtests.traffic import Traffic
@@ -60,11 +60,11 @@ class Trial:
         """Every race in the stream."""
 
         async def read() -> list[CompletionRecord]:
-            async with contextlib.aclosing(Tail(self._gateway.redis)) as tail:
+            async with contextlib.aclosing(StreamTail(self._gateway.redis)) as tail:
                 found, place = [], START
                 while entries := await tail.read(place):
-                    place = entries[-1].place
-                    found += [decode(entry.data) for entry in entries]
+                    place = entries[-1].entry_id
+                    found += [entry.record() for entry in entries]
                 return [record for record in found if isinstance(record, CompletionRecord)]
 
         return asyncio.run(read())

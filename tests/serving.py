@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from typing import Any
 import httpx2
 import pytest
 import uvicorn
-from redis.asyncio import Redis
 
 from gateway.api.protocol import server_options
 from gateway.app import create_app
-from gateway.journal.record import Record, decode
+from gateway.journal.record import Record
+from gateway.journal.stream import START, StreamEntry, StreamTail
 from gateway.settings import RedisSettings, Settings
 from tests.stubs.knobs import Knobs
 from tests.stubs.reward import RewardKnobs, RewardStub
@@ -46,16 +46,12 @@ class Served:
 
     async def records(self, count: int, timeout_s: float = 10.0) -> list[Record]:
         """The first ``count`` records of the journal's stream, once Redis has them."""
-        stream = f"{self.settings.redis.key_prefix}:journal"
-        async with asyncio.timeout(timeout_s), Redis.from_url(self.settings.redis.url) as redis:
-            last: Any = "0"
-            found: list[Record] = []
+        async with asyncio.timeout(timeout_s), aclosing(StreamTail(self.settings.redis)) as tail:
+            found: list[StreamEntry] = []
             while len(found) < count:
-                read: Any = await redis.xread({stream: last}, block=500)
-                for _, entries in read:
-                    last = entries[-1][0]
-                    found += [decode(fields[b"data"]) for _, fields in entries]
-            return found
+                found += await tail.read(found[-1].entry_id if found else START)
+                await asyncio.sleep(0.01)
+            return [entry.record() for entry in found]
 
 
 Serve = Callable[..., Awaitable[Served]]

@@ -18,9 +18,9 @@ from distill import settings
 from distill.exits import ROLLED_BACK, errors_in_words
 from distill.promotion.policies import roll_back
 from distill.promotion.reward_identity import RewardIdentity
-from distill.promotion.tail import Tail
 from distill.promotion.watch import Look, Watch
 from gateway import settings as gateway_settings
+from gateway.journal.stream import StreamTail
 from gateway.policy import Policy, PolicyStore
 from gateway.telemetry import configure_logging
 
@@ -84,7 +84,7 @@ async def _watch_forever(gateway: gateway_settings.Settings, promotion: settings
 async def _watch(gateway: gateway_settings.Settings, promotion: settings.PromotionSettings) -> AsyncIterator[Watch]:
     async with (
         PolicyStore.opened(gateway) as store,
-        contextlib.aclosing(Tail(gateway.redis)) as tail,
+        contextlib.aclosing(StreamTail(gateway.redis)) as tail,
         contextlib.aclosing(RewardIdentity(gateway.reward)) as reward,
     ):
         yield Watch(store, tail, promotion, reward)

@@ -21,7 +21,8 @@ from distill.dataset.archive_writer import ArchiveWriter, writing
 from distill.errors import DataError, NightError
 from distill.settings import DatasetSettings
 from gateway.errors import JournalError
-from gateway.journal.reader import Delivery, JournalReader
+from gateway.journal.reader import JournalReader
+from gateway.journal.stream import StreamEntry
 from gateway.settings import RedisSettings
 
 GROUP = "night"
@@ -148,7 +149,7 @@ async def _drain(
 ) -> None:
     end = await reader.newest()
     collected = datetime.fromtimestamp(await reader.clock_ms() / 1000, UTC)
-    waiting: dict[str, Delivery] = {}
+    waiting: dict[str, StreamEntry] = {}
     more = True
     while more:
         deliveries = await reader.read()

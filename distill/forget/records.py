@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import redis
@@ -16,10 +17,10 @@ from distill.dataset.collect import GROUP
 from distill.forget.wanted import Wanted
 from gateway.errors import JournalError
 from gateway.journal.erase import Erased, erase
-from gateway.journal.record import CompletionRecord, Record, decode
+from gateway.journal.record import CompletionRecord, Record
 from gateway.journal.retention import delete_entries
+from gateway.journal.stream import read_entries
 
-_BATCH = 500
 _COLUMNS = ["id", "kind", "key_id", "conversation_key", "completion_id"]
 _REWRITE_TIMEOUT_S = 60.0
 _SHIP_TIMEOUT_S = 10.0
@@ -29,8 +30,7 @@ _POLL_S = 0.1
 def look_at_stream(client: redis.Redis, stream: str, wanted: Wanted) -> None:
     """Note every completion of the stream that is to go."""
     for _, record in _entries(client, stream):
-        if record is not None:
-            wanted.look_at(record)
+        wanted.look_at(record)
 
 
 def look_at_archive(archive: Archive, wanted: Wanted) -> None:
@@ -59,9 +59,9 @@ def forget_in_spool(spool_dir: Path, wanted: Wanted) -> Erased:
 
 def forget_in_stream(client: redis.Redis, stream: str, wanted: Wanted) -> int:
     """Delete from the stream: feedback first, for a completion is what leads to it."""
-    going: dict[bool, list[bytes]] = {False: [], True: []}  # feedback, completions
+    going: dict[bool, list[str]] = {False: [], True: []}  # feedback, completions
     for entry_id, record in _entries(client, stream):
-        if record is not None and wanted.has(record):
+        if wanted.has(record):
             going[isinstance(record, CompletionRecord)].append(entry_id)
     ids = going[False] + going[True]
     delete_entries(client, stream, GROUP, ids)
@@ -145,17 +145,11 @@ def _wait(client: redis.Redis) -> None:
         time.sleep(_POLL_S)
 
 
-def _entries(client: redis.Redis, stream: str) -> Iterator[tuple[bytes, Record | None]]:
-    """Every entry of the stream; None for a record that cannot be read."""
-    after = "-"
-    while entries := client.xrange(stream, min=after, count=_BATCH):
-        found: list[tuple[bytes, dict[bytes, bytes]]] = cast("Any", entries)
-        for entry_id, fields in found:
-            try:
-                yield entry_id, decode(fields[b"data"])
-            except (JournalError, KeyError):
-                yield entry_id, None
-        after = f"({found[-1][0].decode()}"
+def _entries(client: redis.Redis, stream: str) -> Iterator[tuple[str, Record]]:
+    """Yield the entry id and the record of every entry that can be read."""
+    for entry in read_entries(client, stream):
+        with contextlib.suppress(JournalError):
+            yield entry.entry_id, entry.record()
 
 
 def _facts(path: Path) -> list[dict[str, Any]]:

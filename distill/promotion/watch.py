@@ -23,11 +23,11 @@ from distill.errors import AnotherNight, DataError, NightError
 from distill.promotion import policies
 from distill.promotion.guard import Evidence, Phase, Verdict, judge, phase_of
 from distill.promotion.reward_identity import RewardIdentity, same_identity
-from distill.promotion.tail import START, Tail, later, place_at
 from distill.settings import PromotionSettings
 from gateway.errors import GatewayError, JournalError
 from gateway.files import write_atomically
 from gateway.journal.record import CompletionRecord, decode
+from gateway.journal.stream import START, StreamTail, entry_id_at, entry_order
 from gateway.policy import Policy, PolicyStore
 
 _CLOCKS_DIFFER = timedelta(minutes=5)  # between who published a policy and Redis: read from so long before
@@ -73,7 +73,7 @@ class Watch:
     """
 
     def __init__(
-        self, store: PolicyStore, tail: Tail, settings: PromotionSettings, reward: RewardIdentity | None = None
+        self, store: PolicyStore, tail: StreamTail, settings: PromotionSettings, reward: RewardIdentity | None = None
     ) -> None:
         self._store = store
         self._tail = tail
@@ -120,7 +120,7 @@ class Watch:
         state = self._state(phase, known)
         entries = await self._tail.read(state.after)
         for entry in entries:
-            state.after = entry.place
+            state.after = entry.entry_id
             record = _completion(entry.data)
             if record is not None:
                 state.evidence.take(record, phase)
@@ -178,7 +178,7 @@ class Watch:
         if state.phase == named:
             return state
         began = next(policy.created for policy in known if policy.version == phase.version)
-        return _State(after=later(state.after, place_at(began - _CLOCKS_DIFFER)), phase=named)
+        return _State(after=max(state.after, entry_id_at(began - _CLOCKS_DIFFER), key=entry_order), phase=named)
 
     def _load(self) -> _State:
         try:

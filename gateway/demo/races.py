@@ -9,8 +9,8 @@ from typing import Any, Self
 import redis
 
 from gateway.errors import JournalError
-from gateway.journal.record import CompletionRecord, decode
-from gateway.journal.stream import stream_key
+from gateway.journal.record import CompletionRecord
+from gateway.journal.stream import START, read_entries, stream_key
 from gateway.settings import RedisSettings
 
 _FIND_TIMEOUT_S = 30.0
@@ -24,13 +24,12 @@ class RaceLog:
         self.key = stream_key(RedisSettings().key_prefix)
         self._redis = redis.Redis.from_url(redis_url)
         newest: Any = self._redis.xrevrange(self.key, count=1)
-        # "(" leaves the entry itself out; "-" is the stream's beginning.
-        self._after = f"({newest[0][0].decode()}" if newest else "-"
+        self._after = newest[0][0].decode() if newest else START
 
     def read(self) -> list[CompletionRecord]:
         """The races since, oldest first; one that Redis was handed twice counts once."""
-        entries: Any = self._redis.xrange(self.key, min=self._after)
-        records = {fields[b"id"]: decode(fields[b"data"]) for _, fields in entries}
+        entries = read_entries(self._redis, self.key, self._after)
+        records = {entry.record_id: entry.record() for entry in entries}
         return [record for record in records.values() if isinstance(record, CompletionRecord)]
 
     def find(self, race_id: str) -> CompletionRecord:

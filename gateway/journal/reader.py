@@ -11,49 +11,23 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from gateway.errors import JournalError, SettingsError
+from gateway.errors import SettingsError
 from gateway.journal import retention
-from gateway.journal.record import Record, decode
 from gateway.journal.retention import HeldBack, Place
-from gateway.journal.stream import stream_key
+from gateway.journal.stream import START, RawEntry, StreamEntry, entry_order, parse_entries, stream_key, unreadable
 from gateway.redis_client import REDIS_ERRORS, UnsupportedRedis, connect, refuse_unsupported, run_when_full
 from gateway.settings import RedisSettings
 
-_FIRST = "0-0"
 _POLL_S = 1.0
 _MAKE_GROUP = "return redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0-0', 'MKSTREAM')"
 
 log = structlog.get_logger()
-_Entry = tuple[bytes, dict[bytes, bytes]]
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One entry of the stream: what to acknowledge, the record's id, and its bytes."""
-
-    entry_id: str
-    record_id: str
-    data: bytes
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """The entry's place in the stream; later entries compare greater."""
-        return retention.order(self.entry_id)
-
-    def record(self) -> Record:
-        """The record.
-
-        Raises:
-            JournalError: The bytes are not a record.
-        """
-        return decode(self.data)
 
 
 class JournalReader:
@@ -91,8 +65,8 @@ class JournalReader:
         self._claim_idle_ms = int(claim_idle_s * 1000)
         self._window = window
         self._seen: OrderedDict[str, str] = OrderedDict()  # record id → the entry that brought it first
-        self._backlog_after: str | None = _FIRST  # own entries from an earlier life; None once they are through
-        self._claim_from = _FIRST
+        self._backlog_after: str | None = START  # own entries from an earlier life; None once they are through
+        self._claim_from = START
         self._block_s = min(_POLL_S, redis.timeout_s / 2)
         self._redis: Redis = connect(redis, protocol=2)
 
@@ -110,7 +84,7 @@ class JournalReader:
                 raise SettingsError(str(error)) from error
             await self._make_group()
 
-    async def read(self, *, wait_s: float = 0.0) -> list[Delivery]:
+    async def read(self, *, wait_s: float = 0.0) -> list[StreamEntry]:
         """The next records: this consumer's own unacknowledged ones, then dead consumers', then new ones.
 
         Args:
@@ -133,13 +107,13 @@ class JournalReader:
                 return deliveries
 
     async def newest(self) -> tuple[int, int]:
-        """The place of the newest entry that the stream has had, as ``Delivery.order`` gives it.
+        """The place of the newest entry that the stream has had, as ``StreamEntry.order`` gives it.
 
         Raises:
             JournalError: Redis does not answer.
         """
         async with self._translated():
-            return retention.order((await self._redis.xinfo_stream(self._stream))["last-generated-id"])
+            return entry_order((await self._redis.xinfo_stream(self._stream))["last-generated-id"])
 
     async def ack(self, entry_ids: Sequence[str]) -> None:
         """These entries are safe elsewhere: they will not be delivered to this group again.
@@ -246,21 +220,21 @@ class JournalReader:
     async def _make_group(self) -> None:
         try:
             try:
-                await self._redis.xgroup_create(self._stream, self._group, id=_FIRST, mkstream=True)
+                await self._redis.xgroup_create(self._stream, self._group, id=START, mkstream=True)
             except OutOfMemoryError:  # reading is what will free it
                 await run_when_full(self._redis, _MAKE_GROUP, keys=[self._stream], args=[self._group])
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
 
-    async def _backlog(self) -> list[_Entry]:
+    async def _backlog(self) -> list[RawEntry]:
         if self._backlog_after is None:
             return []
         entries = await self._read_group(self._backlog_after, block_s=0)
         self._backlog_after = entries[-1][0].decode() if entries else None
         return entries
 
-    async def _claimed(self) -> list[_Entry]:
+    async def _claimed(self) -> list[RawEntry]:
         """Some of what dead consumers left. One call looks through a stretch of it; go on until it found some."""
         while True:
             reply = await self._in_group(
@@ -274,17 +248,17 @@ class JournalReader:
                 )
             )
             self._claim_from = reply[0].decode()
-            entries: list[_Entry] = reply[1]
+            entries: list[RawEntry] = reply[1]
             self.lost_pending += len(reply[2]) if len(reply) > 2 else 0  # Redis has dropped these from the group
-            if entries or self._claim_from == _FIRST:
+            if entries or self._claim_from == START:
                 return entries
 
-    async def _new(self, block_s: float) -> list[_Entry]:
+    async def _new(self, block_s: float) -> list[RawEntry]:
         entries = await self._read_group(">", block_s=block_s)
         self.delivered += len(entries)
         return entries
 
-    async def _read_group(self, after: str, *, block_s: float) -> list[_Entry]:
+    async def _read_group(self, after: str, *, block_s: float) -> list[RawEntry]:
         reply = await self._in_group(
             lambda: self._redis.xreadgroup(
                 self._group,
@@ -307,7 +281,7 @@ class JournalReader:
         await self._make_group()
         return await call()
 
-    async def _unseen(self, entries: list[_Entry]) -> list[Delivery]:
+    async def _unseen(self, entries: list[RawEntry]) -> list[StreamEntry]:
         """Deliveries of the entries, without second copies (acknowledged here) and trimmed ones."""
         deliveries, done = [], []
         for raw_id, found in entries:
@@ -316,12 +290,12 @@ class JournalReader:
                 self.lost_pending += 1
                 done.append(entry_id)
                 continue
-            record_id = found.get(b"id", b"").decode("utf-8", "replace")
-            if record_id and self._seen.setdefault(record_id, entry_id) != entry_id:
+            (entry,) = parse_entries([(raw_id, found)])
+            if entry.record_id and self._seen.setdefault(entry.record_id, entry_id) != entry_id:
                 self.duplicates += 1
                 done.append(entry_id)
                 continue
-            deliveries.append(Delivery(entry_id, record_id, found.get(b"data", b"")))
+            deliveries.append(entry)
         while len(self._seen) > self._window:
             self._seen.popitem(last=False)
         if done:
@@ -333,4 +307,4 @@ class JournalReader:
         try:
             yield
         except REDIS_ERRORS as error:
-            raise JournalError(f"the journal's stream cannot be read: Redis said {type(error).__name__}") from error
+            raise unreadable(error) from error

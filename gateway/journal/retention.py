@@ -17,11 +17,11 @@ import redis as sync_redis
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from gateway.journal.stream import EntryOrder, entry_order
+
 _STEP_ENTRIES = 500
 _NEARLY = 0.9
 _WORTH_FREEING_ENTRIES = 1_000
-
-EntryOrder = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ async def place_of(redis: Redis, stream: str, group: str) -> Place:
     return Place(
         gone=None if added is None else added - found["length"],
         read=0 if ours["last-delivered-id"] == b"0-0" else ours.get("entries-read"),
-        behind=first is not None and order(first[0]) <= order(ours["last-delivered-id"]),
+        behind=first is not None and entry_order(first[0]) <= entry_order(ours["last-delivered-id"]),
         delivered=ours["last-delivered-id"].decode(),
     )
 
@@ -123,12 +123,12 @@ async def held_back(redis: Redis, stream: str, group: str) -> list[HeldBack]:
     first = (await redis.xinfo_stream(stream)).get("first-entry")
     if first is None:
         return []
-    since = {name: max(place, order(first[0])) for name, place in needed.items() if name != group}
+    since = {name: max(place, entry_order(first[0])) for name, place in needed.items() if name != group}
     older = {name: place for name, place in since.items() if place < needed[group]}
     return [HeldBack(name, place[0]) for name, place in sorted(older.items(), key=lambda item: item[1])]
 
 
-def delete_entries(redis: sync_redis.Redis, stream: str, group: str, entry_ids: Sequence[bytes]) -> None:
+def delete_entries(redis: sync_redis.Redis, stream: str, group: str, entry_ids: Sequence[str]) -> None:
     """Remove entries on purpose, so that the group takes none of them for lost.
 
     Args:
@@ -145,16 +145,10 @@ def delete_entries(redis: sync_redis.Redis, stream: str, group: str, entry_ids: 
         if ours is None:
             continue
         redis.xack(stream, group, *chunk)
-        unread = sum(order(entry_id) > order(ours["last-delivered-id"]) for entry_id in chunk)
+        unread = sum(entry_order(entry_id) > entry_order(ours["last-delivered-id"]) for entry_id in chunk)
         read = ours.get("entries-read")
         if unread and gone and read is not None:
             redis.xgroup_setid(stream, group, ours["last-delivered-id"], entries_read=read + min(unread, gone))
-
-
-def order(entry_id: bytes | str) -> EntryOrder:
-    """Return an entry's place in the stream; later entries compare greater."""
-    milliseconds, _, sequence = (entry_id.decode() if isinstance(entry_id, bytes) else entry_id).partition("-")
-    return int(milliseconds), int(sequence)
 
 
 async def _needed(redis: Redis, stream: str) -> dict[str, EntryOrder]:
@@ -164,8 +158,8 @@ async def _needed(redis: Redis, stream: str) -> dict[str, EntryOrder]:
         pending = await redis.xpending(stream, group["name"])
         name = group["name"].decode("utf-8", "replace")
         if pending["pending"]:
-            needed[name] = order(pending["min"])
+            needed[name] = entry_order(pending["min"])
         else:
-            milliseconds, sequence = order(group["last-delivered-id"])
+            milliseconds, sequence = entry_order(group["last-delivered-id"])
             needed[name] = (milliseconds, sequence + 1)
     return needed

@@ -21,8 +21,8 @@ from redis.exceptions import OutOfMemoryError, RedisError
 
 from gateway.errors import strip_traceback
 from gateway.journal.claim import Claim
+from gateway.journal.link import StreamFull, StreamLink
 from gateway.journal.spool import Position, Tail
-from gateway.journal.stream import StreamFull, StreamLink
 from gateway.redis_client import REDIS_ERRORS
 from gateway.settings import RedisSettings
 

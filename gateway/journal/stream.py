@@ -1,192 +1,117 @@
-"""The shipper's own connection to the Redis stream.
+"""The journal's stream in Redis: its key, its entries, and readers without a consumer group.
 
-One connection, without the client's silent reconnects and retries: what ``confirm`` asserts holds only for what went
-over the same connection before it.
+A consumer group holds back the night's trimming (``JournalReader.trim``) for as long as the group exists, whether it
+is read or not: a reader that is stopped for a week would fill Redis. A reader without a group remembers the id of its
+last entry itself; entries that were trimmed before it read them are missing.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+import redis as sync_redis
 
-from gateway.errors import strip_traceback
-from gateway.redis_client import connection_options, refuse_modes
+from gateway.errors import JournalError
+from gateway.journal.record import Record, decode
+from gateway.redis_client import REDIS_ERRORS, connect
 from gateway.settings import RedisSettings
 
-_ENTRY_ID = re.compile(rb"\d+-\d+")
-_MODE = re.compile(rb"(?m)^(redis_mode|server_mode|cluster_enabled):(\w+)")
+START = "0-0"
+_PAGE_ENTRIES = 500
+
+EntryOrder = tuple[int, int]
+RawEntry = tuple[bytes, dict[bytes, bytes]]
 
 
-class StreamFull(RedisError):
-    """The stream holds as many records as the settings allow: nobody has collected them."""
+@dataclass(frozen=True, slots=True)
+class StreamEntry:
+    """One entry: its id in the stream, the record's id, and the record's bytes."""
+
+    entry_id: str
+    record_id: str
+    data: bytes
+
+    @property
+    def order(self) -> EntryOrder:
+        """Sort key: later entries compare greater."""
+        return entry_order(self.entry_id)
+
+    def record(self) -> Record:
+        """Decode the record.
+
+        Raises:
+            JournalError: The bytes are not a record.
+        """
+        return decode(self.data)
+
+
+class StreamTail:
+    """Reads the stream from an entry on.
+
+    Args:
+        redis: Connection settings.
+        batch_records: Most entries of one ``read``.
+    """
+
+    def __init__(self, redis: RedisSettings, *, batch_records: int = 256) -> None:
+        self._stream = stream_key(redis.key_prefix)
+        self._batch_records = batch_records
+        self._redis = connect(redis, protocol=2)
+
+    async def read(self, after: str) -> list[StreamEntry]:
+        """Return the next entries after an entry id; an empty list when there are none now.
+
+        Raises:
+            JournalError: Redis does not answer.
+        """
+        try:
+            reply: Any = await self._redis.xread({self._stream: after}, count=self._batch_records)
+        except REDIS_ERRORS as error:
+            raise unreadable(error) from error
+        return parse_entries(entry for _, entries in reply for entry in entries)
+
+    async def aclose(self) -> None:
+        await self._redis.aclose()
 
 
 def stream_key(key_prefix: str) -> str:
-    """The journal's stream."""
     return f"{key_prefix}:journal"
 
 
-class StreamLink:
-    """Adds records to the stream, up to the number that the settings allow. It never removes one.
+def read_entries(client: sync_redis.Redis, stream: str, after: str = START) -> Iterator[StreamEntry]:
+    """Yield every entry after an entry id, page by page, over a blocking client."""
+    while entries := parse_entries(_page(client, stream, after)):
+        yield from entries
+        after = entries[-1].entry_id
 
-    ``n_records`` is the stream's length as this connection last saw it; other gateways add to it as well, so the limit
-    is kept to within a batch of each.
 
-    ``aof`` says whether Redis acknowledges what its append-only file has (WAITAOF: Valkey and Redis 7.2 on, with
-    ``appendonly yes``) or only what its memory has; None before that is known.
-    """
+def parse_entries(raw: Iterable[RawEntry]) -> list[StreamEntry]:
+    """Parse the entries of a reply of Redis."""
+    return [
+        StreamEntry(entry_id.decode(), fields.get(b"id", b"").decode("utf-8", "replace"), fields.get(b"data", b""))
+        for entry_id, fields in raw
+    ]
 
-    def __init__(self, redis: RedisSettings) -> None:
-        self._stream = stream_key(redis.key_prefix)
-        self._max_records = redis.stream_max_records
-        # Half of the socket's timeout: a slow disk is told by the reply, not by a broken connection.
-        self._wait_ms = max(1, int(redis.timeout_s * 500))
-        self._pool: ConnectionPool = ConnectionPool.from_url(
-            redis.url,
-            **connection_options(redis),
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-            driver_info=None,  # telling Redis the library's version reads files on the event loop
-        )
-        self._connection: AbstractConnection | None = None
-        self.aof: bool | None = None
-        self.n_records = 0
 
-    @property
-    def max_records(self) -> int:
-        """The number of records that the stream may hold."""
-        return self._max_records
+def entry_order(entry_id: bytes | str) -> EntryOrder:
+    """Return the sort key of an entry id: later entries compare greater."""
+    milliseconds, _, sequence = (entry_id.decode() if isinstance(entry_id, bytes) else entry_id).partition("-")
+    return int(milliseconds), int(sequence)
 
-    @property
-    def connected(self) -> bool:
-        """Whether the connection stands, as far as is known."""
-        return self._connection is not None and self._connection.is_connected
 
-    async def connect(self) -> None:
-        """Open the connection, if it does not stand.
+def entry_id_at(moment: datetime) -> str:
+    """Return the entry id before all entries that were added after a moment, by Redis's clock."""
+    return f"{max(0, int(moment.timestamp() * 1000))}-0"
 
-        Raises:
-            RedisError: Redis does not answer.
-            UnsupportedRedis: It is a node of a cluster, or a Sentinel.
-        """
-        if not self.connected:
-            connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
-            await connection.connect()
-            self._connection = connection
-            self.aof = None
-            await self._refuse_unsupported(connection)
-            await self.measure()
 
-    async def measure(self) -> None:
-        """Look how many records the stream holds.
+def unreadable(error: Exception) -> JournalError:
+    """Return the error that tells why the stream could not be read."""
+    return JournalError(f"the journal's stream cannot be read: Redis said {type(error).__name__}")
 
-        Raises:
-            RedisError: The connection broke, or Redis does not say.
-        """
-        connection = self._standing()
-        await connection.send_command("XLEN", self._stream, check_health=False)
-        self.n_records = await self._length(connection)
 
-    async def add(
-        self, records: Sequence[tuple[bytes, bytes]], *, limited: bool = True
-    ) -> tuple[int, RedisError | None]:
-        """Add records (id, bytes) in one round trip, as far as there is room.
-
-        Args:
-            records: What to add, in this order.
-            limited: Whether the stream's limit holds for them.
-
-        Returns:
-            How many Redis took before it first refused one, and why it did; fewer than given, and no refusal, where
-            only so many had room.
-
-        Raises:
-            RedisError: The connection broke; Redis may have taken any of them.
-        """
-        connection = self._standing()
-        if limited:
-            if self.n_records >= self._max_records:
-                await self.measure()
-            records = records[: max(0, self._max_records - self.n_records)]
-            if not records:
-                return 0, StreamFull(f"the stream holds {self.n_records} records")
-        commands: list[tuple[str | bytes, ...]] = [
-            ("XADD", self._stream, "*", "id", record_id, "data", data) for record_id, data in records
-        ]
-        commands.append(("XLEN", self._stream))
-        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        n_taken, refusal = 0, None
-        for _ in records:
-            try:
-                entry_id = await connection.read_response(disable_decoding=True)
-            except ResponseError as error:
-                refusal = refusal or strip_traceback(error)
-            else:
-                if not isinstance(entry_id, bytes) or not _ENTRY_ID.fullmatch(entry_id):
-                    raise RedisConnectionError("what answers took a record and does not say where: it is no Redis")
-                n_taken += refusal is None
-        self.n_records = await self._length(connection)
-        return n_taken, refusal
-
-    async def confirm(self) -> bool:
-        """Wait until what was added is in the append-only file, where Redis keeps one.
-
-        Returns:
-            False if its disk was too slow: ask again.
-
-        Raises:
-            RedisError: The connection broke, or Redis is a primary no more.
-        """
-        if self.aof is False:
-            return True
-        connection = self._standing()
-        await connection.send_command("WAITAOF", 1, 0, self._wait_ms, check_health=False)
-        try:
-            reply = await connection.read_response(disable_decoding=True)
-        except ResponseError as error:
-            # A primary that has become a replica since will throw away what it took: that confirms nothing.
-            if "replica" in str(error):
-                raise
-            self.aof = False  # no append-only file, no such command, or no permission for it
-            return True
-        match reply:
-            case [int(synced_here), int()]:
-                self.aof = True
-                return synced_here >= 1
-        raise RedisConnectionError("what answers does not say what is on its disk: it is no Redis")
-
-    async def close(self) -> None:
-        """Close the connection."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.disconnect(nowait=True)
-
-    async def _length(self, connection: AbstractConnection) -> int:
-        """Read the answer to XLEN; 0 where Redis does not say, so that its own memory is the only limit."""
-        try:
-            reply = await connection.read_response(disable_decoding=True)
-        except ResponseError:
-            return 0
-        if not isinstance(reply, int):
-            raise RedisConnectionError("what answers does not say how long the stream is: it is no Redis")
-        return reply
-
-    async def _refuse_unsupported(self, connection: AbstractConnection) -> None:
-        await connection.send_command("INFO", check_health=False)
-        try:
-            reply = await connection.read_response(disable_decoding=True)
-        except ResponseError:
-            return  # a user or a proxy that may not ask
-        if isinstance(reply, bytes):
-            refuse_modes({name.decode(): value.decode() for name, value in _MODE.findall(reply)})
-
-    def _standing(self) -> AbstractConnection:
-        if self._connection is None or not self._connection.is_connected:
-            raise RedisConnectionError("the connection to Redis is closed")
-        return self._connection
+def _page(client: sync_redis.Redis, stream: str, after: str) -> list[RawEntry]:
+    found: Any = client.xrange(stream, min=f"({after}", count=_PAGE_ENTRIES)
+    return list(found)

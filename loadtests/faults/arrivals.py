@@ -6,14 +6,11 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Set
-from typing import Any
 
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-
-from gateway.journal.stream import stream_key
+from gateway.errors import JournalError
+from gateway.journal.stream import START, StreamTail
+from gateway.redis_client import connect
+from gateway.settings import RedisSettings
 
 _POLL_S = 0.2
 _PAGE = 500
@@ -32,39 +29,36 @@ class Arrivals:
         self.now: set[str] = set()
         self.wiped: set[str] = set()
         self.duplicates = 0
-        self._stream = stream_key(key_prefix)
-        self._last: Any = "-"
-        self._redis = redis.asyncio.Redis.from_url(url, socket_timeout=5.0, retry=Retry(NoBackoff(), 0), protocol=2)
+        self._last = START
+        self._settings = RedisSettings(url=url, key_prefix=key_prefix, timeout_s=5.0)
+        self._tail = StreamTail(self._settings, batch_records=_PAGE)
 
     async def read(self) -> None:
         """Read what is new.
 
         Raises:
-            RedisError: Redis does not answer.
+            JournalError: Redis does not answer.
         """
-        while True:
-            entries: Any = await self._redis.xrange(self._stream, min=self._last, count=_PAGE)
-            for entry, fields in entries:
-                identity = fields[b"id"].decode()
-                self.duplicates += identity in self.now
-                self.now.add(identity)
-                self._last = f"({entry.decode()}"
-            if len(entries) < _PAGE:
-                return
+        while entries := await self._tail.read(self._last):
+            for entry in entries:
+                self.duplicates += entry.record_id in self.now
+                self.now.add(entry.record_id)
+            self._last = entries[-1].entry_id
 
     async def last_look(self) -> None:
         """Remember what Redis holds before its data is thrown away; it takes no more writes until it ends."""
-        await self._redis.execute_command("CLIENT", "PAUSE", "60000", "WRITE")  # type: ignore[no-untyped-call]
+        async with contextlib.aclosing(connect(self._settings)) as redis:
+            await redis.execute_command("CLIENT", "PAUSE", "60000", "WRITE")  # type: ignore[no-untyped-call]
         await self.read()
         self.wiped |= self.now
         self.now = set()
-        self._last = "-"
+        self._last = START
 
     async def all_of(self, wanted: Set[str], timeout_s: float) -> float | None:
         """Wait until the stream holds them (or held them when it was wiped); seconds that took, None when too long."""
         started_s = time.monotonic()
         while True:
-            with contextlib.suppress(RedisError, OSError):  # it may still be away: that is what this is about
+            with contextlib.suppress(JournalError):  # it may still be away: that is what this is about
                 await self.read()
             waited_s = time.monotonic() - started_s
             if not self.missing(wanted):
@@ -79,4 +73,4 @@ class Arrivals:
 
     async def aclose(self) -> None:
         """Close the connection."""
-        await self._redis.aclose()
+        await self._tail.aclose()

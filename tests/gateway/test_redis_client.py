@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from distill.promotion.tail import START, Tail
 from gateway.api.counters import CountersLost, SharedCounters
 from gateway.api.keyfile import Limits
 from gateway.errors import JournalError
 from gateway.journal.reader import JournalReader
+from gateway.journal.stream import START, StreamTail
 from gateway.journal.writer import Journal
 from gateway.policy import PolicyStore
 from gateway.redis_client import connect
@@ -91,7 +91,7 @@ async def test_records_stay_in_the_spool(settings: RedisSettings, tmp_path: Path
 
 
 async def test_the_nights_readers_find_nothing_or_say_that_it_cannot_be_read(settings: RedisSettings) -> None:
-    reader, tail = JournalReader(settings, group="g", consumer="c"), Tail(settings)
+    reader, tail = JournalReader(settings, group="g", consumer="c"), StreamTail(settings)
     try:
         for reading in (reader.read(), tail.read(START)):
             with contextlib.suppress(JournalError):

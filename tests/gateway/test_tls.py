@@ -12,12 +12,12 @@ import redis
 from redis.exceptions import RedisError
 
 from distill.nightly.dry_run import _backlog
-from distill.promotion.tail import Tail
 from gateway.api.keyfile import new_key
 from gateway.backend.client import BackendPool
 from gateway.errors import BackendUnreachable, JournalError, RewardError, SettingsError
+from gateway.journal.link import StreamLink
 from gateway.journal.reader import JournalReader
-from gateway.journal.stream import StreamLink
+from gateway.journal.stream import StreamTail
 from gateway.redis_client import connect
 from gateway.reward.remote import RemoteScorer
 from gateway.settings import BackendSettings, RedisSettings, RewardSettings
@@ -83,7 +83,7 @@ async def test_every_client_of_redis_passes_with_tls_certificate_and_acl_user(
         reader = JournalReader(settings, group="night", consumer="one")
         await reader.start()
         await reader.aclose()
-        tail = Tail(settings)
+        tail = StreamTail(settings)
         assert 1 == len(await tail.read("0"))
         await tail.aclose()
         assert 1 == await asyncio.to_thread(_backlog, settings)

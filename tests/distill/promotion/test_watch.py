@@ -19,12 +19,12 @@ import pytest
 from distill.errors import DataError, NightError
 from distill.promotion.policies import known_policies, promote_canary, start_canary
 from distill.promotion.reward_identity import RewardIdentity
-from distill.promotion.tail import Tail
 from distill.promotion.watch import Watch
 from distill.settings import PromotionSettings
 from gateway.errors import GatewayError
 from gateway.journal.reader import JournalReader
 from gateway.journal.record import CompletionRecord, encode
+from gateway.journal.stream import StreamTail
 from gateway.policy import Policy, PolicyStore
 from gateway.settings import RedisSettings, RewardSettings
 from gateway.types import Arm
@@ -52,7 +52,7 @@ async def watching(served: Served, tmp_path: Path, **changes: Any) -> AsyncItera
         policy, redis = served.settings.policy, served.settings.redis
         store = PolicyStore(policy, redis, folder=tmp_path / "guard", n_limit=16)
         stack.push_async_callback(store.aclose)
-        tail = await stack.enter_async_context(aclosing(Tail(redis)))
+        tail = await stack.enter_async_context(aclosing(StreamTail(redis)))
         guard = asyncio.create_task(Watch(store, tail, settings(tmp_path, **LIVE | changes)).forever(stop))
         yield store
         stop.set()
@@ -186,7 +186,7 @@ def pair(version: int = 1, new: float = 5.0) -> list[CompletionRecord]:
 
 @asynccontextmanager
 async def guard(store: PolicyStore, redis: RedisSettings, options: PromotionSettings) -> AsyncIterator[Watch]:
-    async with aclosing(Tail(redis, batch_records=16)) as tail:
+    async with aclosing(StreamTail(redis, batch_records=16)) as tail:
         yield Watch(store, tail, options)
 
 
@@ -211,7 +211,7 @@ async def test_weights_swapped_behind_the_reward_models_name_end_the_trial(
 
 async def decided(store: PolicyStore, redis: RedisSettings, options: PromotionSettings, url: str) -> str | None:
     """What a guard decides that is started now."""
-    async with aclosing(Tail(redis)) as tail, aclosing(RewardIdentity(RewardSettings(url=url))) as reward:
+    async with aclosing(StreamTail(redis)) as tail, aclosing(RewardIdentity(RewardSettings(url=url))) as reward:
         look = await Watch(store, tail, options, reward).once()
     return None if look.verdict is None else look.verdict.decision
 

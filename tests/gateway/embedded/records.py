@@ -1,12 +1,11 @@
 """Race records as the demo reads them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import redis
 
-from gateway.journal.record import CompletionRecord, completion_record, decode, encode
-from gateway.journal.stream import stream_key
+from gateway.journal.record import CompletionRecord, completion_record, encode
+from gateway.journal.stream import read_entries, stream_key
 from gateway.types import Answer, AnswerRequest, Arm, Candidate, Outcome, Plan, Selection, Timings
 
 KEY = stream_key("ratchet")
@@ -44,6 +43,5 @@ def add(client: redis.Redis, record: CompletionRecord) -> None:
 def stream_of(redis_url: str) -> list[CompletionRecord]:
     """Every race in the stream, oldest first."""
     with redis.Redis.from_url(redis_url) as client:
-        entries: Any = client.xrange(KEY)
-    records = [decode(fields[b"data"]) for _, fields in entries]
+        records = [entry.record() for entry in read_entries(client, KEY)]
     return [record for record in records if isinstance(record, CompletionRecord)]

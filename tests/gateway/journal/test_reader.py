@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from gateway.errors import JournalError
-from gateway.journal.reader import Delivery, JournalReader
+from gateway.journal.reader import JournalReader
 from gateway.journal.record import encode
+from gateway.journal.stream import StreamEntry
 from gateway.settings import RedisSettings
 from tests.gateway.journal.records import completion
 from tests.redis_server import RedisServer
@@ -45,11 +46,11 @@ def pending(server: RedisServer, group: str = "night") -> int:
     return int(summary["pending"])
 
 
-def names(deliveries: list[Delivery]) -> list[str]:
+def names(deliveries: list[StreamEntry]) -> list[str]:
     return [delivery.record_id for delivery in deliveries]
 
 
-def entry_ids(deliveries: list[Delivery]) -> list[str]:
+def entry_ids(deliveries: list[StreamEntry]) -> list[str]:
     return [delivery.entry_id for delivery in deliveries]
 
 

@@ -1,76 +1,32 @@
-"""The shipper's connection: what it asserts holds for this connection and no other."""
+"""Places in the journal's stream: before what came after a moment, and in their order as numbers."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
 
-from gateway.journal.stream import StreamLink
-from gateway.settings import RedisSettings
-from tests.redis_server import RedisServer
+from gateway.journal.stream import START, entry_id_at, entry_order
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@pytest.fixture
-async def link(redis_settings: RedisSettings) -> AsyncIterator[StreamLink]:
-    link = StreamLink(redis_settings)
-    yield link
-    await link.close()
+@pytest.mark.parametrize(
+    ("milliseconds", "place"), [(-5.0, "0-0"), (0.0, "0-0"), (1.0, "1-0"), (1234.9, "1234-0"), (1e12, f"{10**12}-0")]
+)
+def test_a_moments_place_is_its_millisecond(milliseconds: float, place: str) -> None:
+    assert place == entry_id_at(EPOCH + timedelta(milliseconds=milliseconds))
 
 
-async def test_a_closed_connection_is_never_opened_behind_the_callers_back(
-    link: StreamLink, redis_server: RedisServer
-) -> None:
-    """A confirmation over a new connection would say nothing about the old one's records."""
-    await link.connect()
-    assert (1, None) == await link.add([(b"a", b"1")])
-    await link.close()
-    assert not link.connected
-    with pytest.raises(RedisConnectionError):
-        await link.confirm()
-    with pytest.raises(RedisConnectionError):
-        await link.add([(b"b", b"2")])
-
-
-async def test_a_redis_without_append_only_file_is_asked_once_a_connection(
-    link: StreamLink, redis_server: RedisServer
-) -> None:
-    """It may have been given one by the next."""
-    for _ in range(2):
-        await link.connect()
-        before = link.aof
-        assert before is None
-        assert [True, True] == [await link.confirm(), await link.confirm()]
-        assert link.aof is False
-        await link.close()
-    with redis_server.client() as client:
-        assert 2 == client.info("errorstats")["errorstat_ERR"]["count"]
-
-
-async def test_what_redis_took_before_it_refused_counts(link: StreamLink, redis_server: RedisServer) -> None:
-    """Those need not be sent again."""
-    await link.connect()
-    redis_server.fill()
-    taken, refusal = await link.add([(b"a", b"1"), (b"b", b"2")])
-    assert (0, "OutOfMemoryError") == (taken, type(refusal).__name__)
-    redis_server.drain()
-    assert (2, None) == await link.add([(b"a", b"1"), (b"b", b"2")])
-
-
-async def test_a_redis_that_became_a_replica_confirms_nothing(
-    link: StreamLink, stopped_redis_server: RedisServer
-) -> None:
-    """After a failover it throws away what it took last; the spool must keep that."""
-    stopped_redis_server.start(appendonly="yes")
-    await link.connect()
-    assert (1, None) == await link.add([(b"a", b"1")])
-    with stopped_redis_server.client() as client:
-        client.replicaof("127.0.0.1", "1")
-        with pytest.raises(ResponseError, match="replica"):
-            await link.confirm()
-        assert link.aof is None
-        client.replicaof("NO", "ONE")
-    assert await link.confirm()
-    assert link.aof is True
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("9-0", "10-0", "10-0"),
+        ("10-0", "9-0", "10-0"),
+        ("5-9", "5-10", "5-10"),
+        (START, "0-1", "0-1"),
+        ("7-1", "7-1", "7-1"),
+    ],
+)
+def test_the_later_place_is_the_larger_number_not_the_longer_text(one: str, other: str, expected: str) -> None:
+    assert expected == max(one, other, key=entry_order)

@@ -7,6 +7,7 @@ import errno
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -15,6 +16,7 @@ from gateway.errors import JournalError
 from gateway.journal.record import encode
 from gateway.journal.shipper import Shipper
 from gateway.journal.spool import Tail
+from gateway.journal.stream import parse_entries
 from gateway.journal.writer import Journal
 from gateway.settings import JournalSettings, RedisSettings
 from tests.gateway.journal.conftest import MakeJournal
@@ -129,8 +131,8 @@ async def test_what_the_disk_refuses_goes_to_redis_without_a_promise(
     assert "" == (await journal.readiness()).detail
     assert (1, 1, 0) == (journal.stats.direct_records, journal.stats.shipped_records, journal.stats.lost_records)
     with redis_server.client() as client:
-        found = {fields[b"id"] for _, fields in client.xrange("ratchet:journal")}
-    assert {b"chatcmpl-1", b"chatcmpl-2"} == found
+        entries: Any = client.xrange("ratchet:journal")
+    assert {"chatcmpl-1", "chatcmpl-2"} == {entry.record_id for entry in parse_entries(entries)}
 
 
 async def test_without_disk_and_redis_a_record_is_lost_and_counted(make_journal: MakeJournal) -> None:

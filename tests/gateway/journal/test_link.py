@@ -1,0 +1,76 @@
+"""The shipper's connection: what it asserts holds for this connection and no other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+from gateway.journal.link import StreamLink
+from gateway.settings import RedisSettings
+from tests.redis_server import RedisServer
+
+
+@pytest.fixture
+async def link(redis_settings: RedisSettings) -> AsyncIterator[StreamLink]:
+    link = StreamLink(redis_settings)
+    yield link
+    await link.close()
+
+
+async def test_a_closed_connection_is_never_opened_behind_the_callers_back(
+    link: StreamLink, redis_server: RedisServer
+) -> None:
+    """A confirmation over a new connection would say nothing about the old one's records."""
+    await link.connect()
+    assert (1, None) == await link.add([(b"a", b"1")])
+    await link.close()
+    assert not link.connected
+    with pytest.raises(RedisConnectionError):
+        await link.confirm()
+    with pytest.raises(RedisConnectionError):
+        await link.add([(b"b", b"2")])
+
+
+async def test_a_redis_without_append_only_file_is_asked_once_a_connection(
+    link: StreamLink, redis_server: RedisServer
+) -> None:
+    """It may have been given one by the next."""
+    for _ in range(2):
+        await link.connect()
+        before = link.aof
+        assert before is None
+        assert [True, True] == [await link.confirm(), await link.confirm()]
+        assert link.aof is False
+        await link.close()
+    with redis_server.client() as client:
+        assert 2 == client.info("errorstats")["errorstat_ERR"]["count"]
+
+
+async def test_what_redis_took_before_it_refused_counts(link: StreamLink, redis_server: RedisServer) -> None:
+    """Those need not be sent again."""
+    await link.connect()
+    redis_server.fill()
+    taken, refusal = await link.add([(b"a", b"1"), (b"b", b"2")])
+    assert (0, "OutOfMemoryError") == (taken, type(refusal).__name__)
+    redis_server.drain()
+    assert (2, None) == await link.add([(b"a", b"1"), (b"b", b"2")])
+
+
+async def test_a_redis_that_became_a_replica_confirms_nothing(
+    link: StreamLink, stopped_redis_server: RedisServer
+) -> None:
+    """After a failover it throws away what it took last; the spool must keep that."""
+    stopped_redis_server.start(appendonly="yes")
+    await link.connect()
+    assert (1, None) == await link.add([(b"a", b"1")])
+    with stopped_redis_server.client() as client:
+        client.replicaof("127.0.0.1", "1")
+        with pytest.raises(ResponseError, match="replica"):
+            await link.confirm()
+        assert link.aof is None
+        client.replicaof("NO", "ONE")
+    assert await link.confirm()
+    assert link.aof is True
