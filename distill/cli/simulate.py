@@ -1,4 +1,4 @@
-"""``python -m distill simulate``: how many held-out prompts does a night need?"""
+"""``python -m distill simulate``: simulate nights to see how many held-out prompts a night needs."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def simulate(
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts of a night.")] = 711,
     draws: Annotated[int, typer.Option(min=2, help="Answers to each, from each policy.")] = 8,
     n_from: Annotated[int, typer.Option("--from", min=2, help="N now.")] = 8,
-    n_to: Annotated[int, typer.Option("--to", min=1, help="N that is asked for.")] = 4,
-    true_d: Annotated[float, typer.Option(help="True E[D] in δ: -1 the null's edge, 0 equality, 1 better.")] = -1.0,
-    shape: Annotated[Shape, typer.Option(help="Rewards within a prompt.")] = "gaussian",
+    n_to: Annotated[int, typer.Option("--to", min=1, help="N after the night.")] = 4,
+    true_d: Annotated[float, typer.Option(help="True E[D] in δ: -1 null edge, 0 equal, 1 better.")] = -1.0,
+    shape: Annotated[Shape, typer.Option(help="Distribution of rewards within a prompt.")] = "gaussian",
     sd_ratio: Annotated[float, typer.Option(help="The new policy's spread within a prompt over the old one's.")] = 1.0,
-    alpha: Annotated[float, typer.Option(min=1e-6, max=0.5, help="The gate's level.")] = 0.05,
+    alpha: Annotated[float, typer.Option(min=1e-6, max=0.5, help="The gate's error level.")] = 0.05,
     betting: Annotated[Literal["star"], typer.Option(hidden=True)] = "star",
     power: Annotated[
-        float | None, typer.Option(help="Instead: the fewest prompts at which this share is promoted.")
+        float | None, typer.Option(help="Search for the fewest prompts at which this share of nights is promoted.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same nights.")] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help='Print {"promoted" (the share), "low", "high", "nights"}.')
     ] = False,
 ) -> None:
-    """Run nights whose truth is known through the gate and count promotions."""
+    """Run nights with a known truth through the gate and count promotions."""
     with errors_in_words():
         scenario = Scenario(prompts, draws, n_from, n_to, true_d, shape, sd_ratio)
         with counting(stderr, transient=True) as progress:
@@ -64,7 +64,7 @@ def _table(scenario: Scenario, prompts: int, outcome: Outcome) -> Table:
     table = Table(title=title, show_header=False)
     table.add_row("held-out prompts × draws", f"{prompts} × {scenario.draws}")
     table.add_row("promoted", f"{outcome.promoted:.1%} [{outcome.low:.1%}, {outcome.high:.1%}]")
-    table.add_row("a fixed-sample t-test would have", f"{outcome.fixed_sample:.1%}")
+    table.add_row("a fixed-sample t-test would promote", f"{outcome.fixed_sample:.1%}")
     if outcome.crossed_at is not None:
-        table.add_row("evidence was there after, on average", f"{outcome.crossed_at:.0%} of the prompts")
+        table.add_row("enough evidence after, on average", f"{outcome.crossed_at:.0%} of the prompts")
     return table

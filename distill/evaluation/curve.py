@@ -1,4 +1,4 @@
-"""What the best of n draws is worth, estimated without bias from m ≥ n draws: pure statistics.
+"""Unbiased estimates of the expected reward of the best of n draws, from m ≥ n draws. Pure statistics.
 
 Shapes: P prompts, M draws of each, K values of n. Arrays are float64.
 """
@@ -26,15 +26,15 @@ class Estimate:
 
 
 def curves(select_rewards_PM: Floats, values_PM: Floats, ns: Sequence[int]) -> Floats:
-    """Expected value of the draw with the highest reward among n, of each prompt; the same array twice: its best of n.
+    """Return the expected value of the draw with the highest reward among n, for each prompt.
 
-    The gateway breaks a tie by position, and draws come in no particular order: over all orders each of the tied is
-    picked equally often, so each stands for their mean.
+    The same array twice gives the best of n. The gateway breaks a tie by position, and draws have no particular order:
+    over all orders each tied draw is picked equally often, so their mean counts.
 
     Args:
-        select_rewards_PM: What decides.
-        values_PM: What is told of the picked draw (a judge's reward, a length), in the same places.
-        ns: Draws to pick from, each at most M.
+        select_rewards_PM: Rewards by which a draw is picked.
+        values_PM: Values of the picked draw (a judge's reward, a length), in the same places.
+        ns: Numbers of draws to pick from, each at most M.
 
     Returns:
         Shape (P, K).
@@ -43,7 +43,7 @@ def curves(select_rewards_PM: Floats, values_PM: Floats, ns: Sequence[int]) -> F
         raise ValueError(f"{select_rewards_PM.size} rewards but {values_PM.size} values")
     prompts, draws = select_rewards_PM.shape
     weights_MK: Floats = np.array([rank_weights(draws, n) for n in ns]).T
-    if select_rewards_PM is values_PM:  # the tied are equal: nothing to average
+    if select_rewards_PM is values_PM:  # tied draws are equal: nothing to average
         return np.sort(values_PM, axis=1) @ weights_MK
     order_PM = np.argsort(select_rewards_PM, axis=1, kind="stable")
     select_PM = np.take_along_axis(select_rewards_PM, order_PM, axis=1)
@@ -55,9 +55,9 @@ def curves(select_rewards_PM: Floats, values_PM: Floats, ns: Sequence[int]) -> F
 
 
 def mean_curve(values_PK: Floats, *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> list[Estimate]:
-    """The mean over prompts in each column, with a percentile bootstrap interval.
+    """Return the mean over prompts of each column, with a percentile bootstrap interval.
 
-    Whole rows are resampled: a prompt's draws, and its columns, stay together. So differences of columns taken before
+    Whole rows are resampled: a prompt's draws and columns stay together. So differences of columns taken before
     the call (gains over n = 1, one temperature against another on the same prompts) have paired intervals.
 
     Args:
@@ -78,12 +78,12 @@ def mean_curve(values_PK: Floats, *, resamples: int = 2000, level: float = 0.95,
 
 
 def within_prompt_sd(rewards_PM: Floats) -> float:
-    """Pooled within-prompt standard deviation: the root of the mean of each prompt's unbiased variance."""
+    """Return the pooled within-prompt standard deviation: the root of the mean of each prompt's unbiased variance."""
     return float(np.sqrt(rewards_PM.var(axis=1, ddof=1).mean()))
 
 
 def within_prompt_correlation(first_PM: Floats, second_PM: Floats) -> float:
-    """Correlation of two rewards of the same draws once each prompt's mean is taken off; 0 where one never varies."""
+    """Return the correlation of two rewards of the same draws, less each prompt's mean; 0 where one never varies."""
     first, second = ((rewards - rewards.mean(axis=1, keepdims=True)).ravel() for rewards in (first_PM, second_PM))
     norm = float(np.sqrt((first @ first) * (second @ second)))
     return float(first @ second) / norm if norm else 0.0

@@ -1,6 +1,6 @@
-"""Does best-of-n make answers better? One reward model selects; another, which selected nothing, judges.
+"""Measure the quality of best-of-n: one reward model selects, and another, which selected nothing, judges.
 
-A model that judges its own choices would take any noise it selects for an improvement.
+A model that judges its own choices would count the noise that it selects as an improvement.
 Shapes: P prompts, M draws of each at one temperature, K values of n.
 """
 
@@ -25,17 +25,16 @@ _BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Turns a model's raw rewards into standard ones: ``(raw − origin) / sd``.
+    """Convert a model's raw rewards to standard ones: ``(raw − origin) / sd``.
 
     ``origin`` is the mean reward of one draw and ``sd`` the pooled within-prompt standard deviation, both at the
-    reference temperature. So 0 is what one draw gives there, and 1 is how far draws of one prompt lie apart.
+    reference temperature. So 0 is the mean of one draw there, and 1 the spread of draws of one prompt.
     """
 
     origin: float
     sd: float
 
     def __call__(self, raw_PM: Floats) -> Floats:
-        """The rewards in standard units."""
         return (raw_PM - self.origin) / self.sd
 
 
@@ -61,7 +60,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Every point, and what to know when reading them."""
+    """Every point, with the facts needed to read them."""
 
     prompts: int
     draws: int
@@ -73,7 +72,7 @@ class Quality:
     points: list[Point]
 
     def best_temperatures(self) -> dict[int, float]:
-        """For each n the temperature that the judge rates highest."""
+        """Return for each n the temperature that the judge rates highest."""
         by_n: dict[int, list[Point]] = defaultdict(list)
         for point in self.points:
             by_n[point.n].append(point)
@@ -81,7 +80,9 @@ class Quality:
 
 
 def complete_prompts(draws: Sequence[Draw]) -> dict[float, list[list[Draw]]]:
-    """Draws by temperature, then prompt: only prompts whose every temperature is fully drawn, in one order for all.
+    """Return draws by temperature, then prompt, of the prompts that have all draws at every temperature.
+
+    The prompts are in the same order at each temperature.
 
     Raises:
         DataError: No prompt is complete.
@@ -100,19 +101,19 @@ def complete_prompts(draws: Sequence[Draw]) -> dict[float, list[list[Draw]]]:
 def score_draws(
     model: RewardModel, draws: dict[float, list[list[Draw]]], on_scored: Callable[[int], None] = lambda _: None
 ) -> dict[float, Floats]:
-    """Rewards of every draw, shape (P, M) a temperature. Equal answers to a prompt are scored once.
+    """Return the rewards of every draw, shape (P, M) for each temperature. Equal answers to a prompt are scored once.
 
     Args:
         model: A loaded reward model.
         draws: From ``complete_prompts``.
-        on_scored: Told how many draws each batch settled.
+        on_scored: Called with the number of draws that each batch scored.
     """
     every = [draw for prompts in draws.values() for prompt in prompts for draw in prompt]
     waiting: dict[tuple[str, str], int] = defaultdict(int)
     questions = {draw.question.key: draw.question for draw in every}
     for draw in every:
         waiting[draw.question.key, draw.text] += 1
-    # Longest first: texts of one length share a batch, so little is padding, and time left is never underrated.
+    # Longest first: texts of similar length share a batch, which saves padding and never underestimates the time left.
     texts = sorted(waiting, key=lambda text: len(text[0]) + len(text[1]), reverse=True)
     rewards: dict[tuple[str, str], float] = {}
     for start in range(0, len(texts), _BATCH):
@@ -132,18 +133,18 @@ def measure(
     reference_temperature: float,
     seed: int = 0,
 ) -> Quality:
-    """The curves of both rewards at every temperature and n.
+    """Return the curves of both rewards at every temperature and n.
 
     Args:
         draws: From ``complete_prompts``.
         select: Rewards of the model that selects, raw, from ``score_draws``.
         judge: Rewards of the model that judges, raw.
-        ns: Numbers of draws to choose from, each at most M; the first is what gains are measured against.
-        reference_temperature: Where the standard units are taken.
-        seed: Of the bootstrap.
+        ns: Numbers of draws to choose from, each at most M; gains are measured against the first.
+        reference_temperature: Temperature that defines the standard units.
+        seed: Seed of the bootstrap.
     """
     if reference_temperature not in draws:
-        raise DataError(f"nothing was drawn at the reference temperature {reference_temperature:g}")
+        raise DataError(f"no draws at the reference temperature {reference_temperature:g}")
     prompt_count, draw_count = select[reference_temperature].shape
     if max(ns) > draw_count:
         raise DataError(
@@ -180,7 +181,7 @@ def measure(
 
 
 def scale_at(raw_PM: Floats) -> Scale:
-    """The scale whose reference these rewards are.
+    """Return the scale with these rewards as its reference.
 
     Raises:
         DataError: Rewards do not differ within any prompt.
@@ -192,7 +193,7 @@ def scale_at(raw_PM: Floats) -> Scale:
 
 
 def _best_columns(values_PK: list[Floats]) -> Floats:
-    """Each column from that one of the arrays whose mean is highest there."""
+    """Take each column from the array with the highest mean in that column."""
     values_TPK = np.stack(values_PK)
     best_K = values_TPK.mean(axis=1).argmax(axis=0)
     return values_TPK[best_K, :, np.arange(values_TPK.shape[2])].T

@@ -1,4 +1,4 @@
-"""Conversations as the unit of evidence: means over each one's prompts, and the bootstrap over conversations.
+"""Means over each conversation's prompts, and the bootstrap over conversations: conversations are the unit of evidence.
 
 Shapes: P prompts, C conversations, R bootstrap samples, K columns.
 """
@@ -15,16 +15,16 @@ from distill.evaluation.curve import Estimate, Floats
 
 
 def conversation_index(conversations: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Which conversation each prompt belongs to, numbered as they first appear."""
+    """Return the number of each prompt's conversation; conversations are numbered as they first appear."""
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(name, len(numbers)) for name in conversations], dtype=np.int64)
 
 
 def by_conversation(values_PK: Floats, index_P: npt.NDArray[np.int64]) -> Floats:
-    """Mean of each conversation's rows, in the order of their numbers.
+    """Return the mean of each conversation's rows, in the order of their numbers.
 
-    Prompts of one conversation resemble one another; two conversations are independent. So every test and interval
-    counts conversations, each once.
+    Prompts of one conversation are similar; conversations are independent. So every test and interval counts each
+    conversation once.
     """
     sizes_C = np.bincount(index_P)
     sums_CK = np.zeros((len(sizes_C), values_PK.shape[1]))
@@ -40,18 +40,18 @@ class Bootstrap:
         self._tails = [(1 - level) / 2, (1 + level) / 2]
 
     def means(self, values_CK: Floats) -> Floats:
-        """Mean of each column in each bootstrap sample, shape (R, K)."""
+        """Return the mean of each column in each bootstrap sample, shape (R, K)."""
         means_RK: Floats = self._weights_RC @ values_CK
         return means_RK
 
     def estimates(self, values_CK: Floats) -> list[Estimate]:
-        """Mean and interval of each column."""
+        """Return the mean and interval of each column."""
         low_K, high_K = np.quantile(self.means(values_CK), self._tails, axis=0)
         columns = zip(values_CK.mean(axis=0), low_K, high_K, strict=True)
         return [Estimate(float(mean), float(low), float(high)) for mean, low, high in columns]
 
     def interval(self, statistic_R: Floats) -> tuple[float, float]:
-        """Interval of a statistic that was computed in each bootstrap sample."""
+        """Return the interval of a statistic that was computed in each bootstrap sample."""
         low, high = np.quantile(statistic_R, self._tails)
         return float(low), float(high)
 

@@ -1,8 +1,8 @@
-"""Simulated nights through the real gate: how often it promotes when the truth is known.
+"""Simulate nights with a known truth through the real gate, and count how often it promotes.
 
 Rewards are a prompt's own level plus noise within the prompt. The new policy's are shifted so that the true E[D], on
-the gate's [0, 1] scale, is the wished multiple of δ: −1 is the null's edge, 0 equality with the old best of N.
-Shapes: P prompts, M draws; G × U a grid of levels and quantiles that stands for the whole population.
+the gate's [0, 1] scale, is the given multiple of δ: −1 is the edge of the null, 0 equality with the old best of N.
+Shapes: P prompts, M draws; G × U a grid of levels and quantiles that represents the whole population.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _LEVELS = (np.arange(100) + 0.5) / 100
 _QUANTILES = (np.arange(1000) + 0.5) / 1000
 _HEAVY_DF = 3
 _SKEW_SHAPE = 1.0  # of the gamma distribution: exponential
-_RESAMPLES = 50  # intervals do not decide anything
-_MOST_PROMPTS = 50_000
+_RESAMPLES = 50  # the decision does not depend on intervals
+_MAX_PROMPTS = 50_000
 _SEARCH_STEP = 0.03
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A night whose truth is known."""
+    """A night with a known truth."""
 
     prompts: int
     draws: int
@@ -42,8 +42,8 @@ class Scenario:
     true_d: float
     """E[D] at N′ = ``n_to``, in units of δ."""
     shape: Shape = "gaussian"
-    """Of rewards within a prompt: gaussian; skewed (exponential); heavy (t with 3 degrees of freedom); discrete (whole
-    standard deviations: about six values)."""
+    """Distribution of rewards within a prompt: gaussian; skewed (exponential); heavy (t with 3 degrees of freedom);
+    discrete (whole standard deviations: about six values)."""
     sd_ratio: float = 1.0
     """The new policy's spread within a prompt, over the old one's."""
     prompt_sd: float = 1.0
@@ -58,7 +58,7 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How often the gate let N fall to ``n_to``."""
+    """The share of nights in which N fell to ``n_to``."""
 
     promoted: float
     """Share of the nights."""
@@ -67,9 +67,9 @@ class Outcome:
     """Clopper-Pearson 95 % interval of the share."""
     nights: int
     fixed_sample: float
-    """Share in which a t-test of a fixed sample would have: what anytime validity costs."""
+    """Share that a t-test of a fixed sample would promote; the difference is the cost of anytime validity."""
     crossed_at: float | None
-    """Mean share of the prompts after which the promoted had their evidence; None: none was."""
+    """Mean share of the prompts after which promoted nights had enough evidence; None if no night was promoted."""
 
 
 def simulate(
@@ -84,9 +84,9 @@ def simulate(
 
     Args:
         scenario: The truth.
-        nights: How many.
+        nights: Number of nights.
         seed: Same seed, same nights.
-        rules: The gate's level and betting; N′ below the scenario's is not asked about.
+        rules: The gate's level; N′ below the scenario's is not tested.
         on_night: Called after each night.
     """
     shift = solve_shift(replace(scenario, prompts=1))
@@ -97,10 +97,10 @@ def simulate(
         old_PM, new_PM = _night(scenario, shift, np.random.default_rng(child))
         candidate = Candidate("new", 1.0, Drawn(new_PM))
         verdict = decide({1.0: Drawn(old_PM)}, 1.0, [candidate], n_now=scenario.n_from, rules=rules)
-        trial = verdict.candidates[0].trials[-1]
-        if verdict.n_new == scenario.n_to and trial.crossed_at is not None:
-            crossed.append(trial.crossed_at / scenario.prompts)
-        fixed_sample += trial.fixed_sample_p <= rules.alpha
+        test = verdict.candidates[0].tests[-1]
+        if verdict.n_new == scenario.n_to and test.crossed_at is not None:
+            crossed.append(test.crossed_at / scenario.prompts)
+        fixed_sample += test.fixed_sample_p <= rules.alpha
         on_night()
     low, high = clopper_pearson(len(crossed), nights)
     mean_crossed = float(np.mean(crossed)) if crossed else None
@@ -116,18 +116,18 @@ def prompts_for_power(
     rules: Rules = DEFAULTS,
     on_night: Callable[[], None] = lambda: None,
 ) -> tuple[int, Outcome]:
-    """The fewest prompts, to about 3 %, at which the gate promotes with this chance.
+    """Return the fewest prompts, to about 3 %, at which the gate promotes with the given chance.
 
     Args:
         scenario: The truth; its number of prompts is where the search starts.
-        power: Wished share of promotions.
-        nights: For each number of prompts tried.
-        seed: Of the nights.
-        rules: The gate's.
+        power: Required share of promotions.
+        nights: Nights for each number of prompts tried.
+        seed: Seed of the nights.
+        rules: The gate's parameters.
         on_night: Called after each night.
 
     Raises:
-        DataError: At the null's edge or below no number of prompts will do.
+        DataError: At the edge of the null or below no number of prompts is enough.
     """
     if scenario.true_d <= -1 or not 0 < power < 1:
         raise DataError("no number of prompts promotes a policy at the null's edge with that chance")
@@ -142,7 +142,7 @@ def prompts_for_power(
     high = scenario.prompts
     while not reaches(high):
         high *= 2
-        if high > _MOST_PROMPTS:
+        if high > _MAX_PROMPTS:
             raise DataError(f"even {high // 2} prompts do not reach {power:.0%}")
     low = high // 2
     while low > 1 and reaches(low):
@@ -154,7 +154,7 @@ def prompts_for_power(
 
 
 def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a share."""
+    """Return the exact interval of a share."""
     tail = (1 - level) / 2
     low = stats.beta.ppf(tail, successes, trials - successes + 1) if successes else 0.0
     high = stats.beta.ppf(1 - tail, successes + 1, trials - successes) if successes < trials else 1.0

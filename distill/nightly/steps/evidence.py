@@ -8,11 +8,11 @@ import numpy as np
 
 from distill.evaluation import equivalent
 from distill.evaluation.curve import Estimate, curves
-from distill.evaluation.guards import Comparison, judge_agrees
-from distill.evaluation.guards import Guard as GateGuard
+from distill.evaluation.guardrails import Comparison, check_judge
+from distill.evaluation.guardrails import Guardrail as GateGuard
 from distill.evaluation.quality import Scale, scale_at
 from distill.evaluation.resample import Bootstrap, conversation_index
-from distill.evaluation.verdict import CurvePoint, Judged, Verdict
+from distill.evaluation.verdict import CheckpointResult, CurvePoint, Verdict
 from distill.nightly.context import Night
 from distill.nightly.results import ScoreResult
 from distill.nightly.scored_samples import PolicySamples
@@ -101,7 +101,7 @@ class Evidence:
             threshold=verdict.threshold,
             margin=verdict.delta,
             more_prompts=verdict.more_prompts,
-            tried=[_tried(each, place, verdict) for each in verdict.candidates for place in range(len(each.trials))],
+            tried=[_tried(each, place, verdict) for each in verdict.candidates for place in range(len(each.tests))],
             guards=[_guard(guard) for guard in guards if guard.name != "judge"],
             judge=None
             if judge is None or self._scored.judge is None
@@ -190,14 +190,14 @@ class Evidence:
     def _guards(self) -> list[GateGuard]:
         """The gate's own where it looked at them; else of the smallest step down, so that the report can tell."""
         verdict = self._verdict
-        looked_at = [trial for trial in self._best.trials if trial.guards]
+        looked_at = [trial for trial in self._best.tests if trial.guardrails]
         if looked_at:
             chosen = [trial for trial in looked_at if verdict.promote and trial.n == verdict.n_new]
-            return list((chosen or looked_at)[-1].guards)
+            return list((chosen or looked_at)[-1].guardrails)
         n = max(verdict.n_now - 1, 1)
         index_P = conversation_index(self._sampled[0].conversations)
         sides = (verdict.n_now, self._new.scored, n, index_P, Bootstrap(int(index_P.max()) + 1))
-        judge = judge_agrees({each.temperature: each.scored for each in self._old}, *sides)
+        judge = check_judge({each.temperature: each.scored for each in self._old}, *sides)
         found = Comparison(self._served.scored, *sides).check(bounds(self._night.settings.evaluation))
         return [*found, *([judge] if judge is not None else [])]
 
@@ -222,27 +222,27 @@ class Evidence:
         ]
 
 
-def _best_candidate(verdict: Verdict) -> Judged:
+def _best_candidate(verdict: Verdict) -> CheckpointResult:
     """The checkpoint that was chosen, or the one that came nearest."""
     for each in verdict.candidates:
         if verdict.promote and (each.checkpoint, each.temperature) == (verdict.checkpoint, verdict.temperature):
             return each
-    return max(verdict.candidates, key=lambda each: each.trials[0].gain_mean)
+    return max(verdict.candidates, key=lambda each: each.tests[0].gain_mean)
 
 
-def _tried(judged: Judged, place: int, verdict: Verdict) -> Tried:
-    trial = judged.trials[place]
+def _tried(judged: CheckpointResult, place: int, verdict: Verdict) -> Tried:
+    trial = judged.tests[place]
     step = max(1, -(-len(trial.path) // _PATH_POINTS))
     reason = ""
     if not trial.passed:
-        earlier = next((each.n for each in judged.trials[:place] if not each.passed), None)
+        earlier = next((each.n for each in judged.tests[:place] if not each.passed), None)
         reason = (
             f"evidence {trial.highest_wealth:.2f}, {verdict.threshold:.0f} asked, against {trial.against}"
             if earlier is None
             else f"not asked: N′ = {earlier} did not pass"
         )
     else:
-        reason = "; ".join(guard.why for guard in trial.guards if not guard.passed)
+        reason = "; ".join(guard.why for guard in trial.guardrails if not guard.passed)
     return Tried(
         checkpoint=judged.checkpoint,
         n=trial.n,

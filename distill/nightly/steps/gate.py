@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
-import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from distill.errors import DataError
 from distill.evaluation.drawn import Candidate
 from distill.evaluation.gate import Rules, decide
-from distill.evaluation.guards import Bounds
+from distill.evaluation.guardrails import Bounds
 from distill.evaluation.verdict import Verdict
 from distill.nightly.checkpoint_adapters import unload_candidates
 from distill.nightly.context import Night
@@ -44,9 +42,7 @@ def gate(night: Night, drawn: DrawResult, scored: ScoreResult) -> GateResult:
         conversations=every[0].conversations,
         rules=Rules(alpha=settings.alpha, bounds=bounds(settings)),
     )
-    write_atomically(
-        verdict_file(night.run), orjson.dumps(asdict(verdict), option=orjson.OPT_NON_STR_KEYS | orjson.OPT_INDENT_2)
-    )
+    write_atomically(verdict_file(night.run), _VERDICT.dump_json(verdict, by_alias=True, indent=2))
     night.print(verdict.why)
     unload_candidates(
         night, [adapter for checkpoint, adapter in drawn.candidates.items() if checkpoint != verdict.checkpoint]

@@ -43,7 +43,7 @@ def test_a_policy_that_is_far_better_shrinks_n_to_one() -> None:
     assert (True, 8, 1, "step-10", 1.0) == (
         verdict.promote, verdict.n_now, verdict.n_new, verdict.checkpoint, verdict.temperature
     )  # fmt: skip
-    assert "N may fall from 8 to 1: the best of 1 of step-10 beats the old policy's best of 7" in verdict.why
+    assert "N falls from 8 to 1: the best of 1 of step-10 beats the old policy's best of 7" in verdict.why
     assert verdict.more_prompts is None
 
 
@@ -51,14 +51,14 @@ def test_a_policy_that_is_somewhat_better_shrinks_n_as_far_as_its_rewards_reach(
     """+.86 SD is equality at N′ = 2; +1.1 is clearly above best of 7 at 2, and below it at 1."""
     verdict = gate(candidate(1.1))
     assert (True, 2) == (verdict.promote, verdict.n_new)
-    passed = {trial.n: trial.passed for trial in verdict.candidates[0].trials}
+    passed = {test.n: test.passed for test in verdict.candidates[0].tests}
     assert {7: True, 6: True, 5: True, 4: True, 3: True, 2: True, 1: False} == passed
 
 
 def test_the_same_policy_stays_and_the_reason_says_so() -> None:
     verdict = gate(candidate(0.0))
     assert (False, 8, None) == (verdict.promote, verdict.n_new, verdict.checkpoint)
-    assert verdict.why.startswith("N stays 8: the best of 7 of step-10 lies")
+    assert verdict.why.startswith("N stays 8: the best of 7 of step-10 scores")
 
 
 def test_a_worse_policy_is_told_that_more_prompts_would_not_help() -> None:
@@ -71,7 +71,7 @@ def test_a_mean_below_zero_on_few_prompts_is_not_called_hopeless() -> None:
     few = slice(0, 20)
     old, new = Drawn(SERVING[1.0].rewards_PM[few]), Drawn(candidate(-0.25, seed=4).drawn.rewards_PM[few])
     verdict = gate(Candidate("step-10", 1.0, new), serving={1.0: old})
-    assert verdict.candidates[0].trials[0].gain_mean < 0
+    assert verdict.candidates[0].tests[0].gain_mean < 0
     assert verdict.why.endswith("but 20 conversations are too few to rule out that it is")
 
 
@@ -80,7 +80,7 @@ def test_a_slightly_better_policy_is_told_how_many_more_prompts_it_needs() -> No
     assert not verdict.promote
     assert verdict.more_prompts is not None
     assert 25 <= verdict.more_prompts < 20_000
-    assert f"needs about {verdict.more_prompts} more conversations" in verdict.why
+    assert f"about {verdict.more_prompts} more conversations are needed" in verdict.why
 
 
 def test_the_promised_number_of_prompts_is_enough_if_they_are_like_those_measured() -> None:
@@ -98,25 +98,23 @@ def test_the_old_policy_counts_at_its_best_temperature() -> None:
     verdict = gate(new, serving={**SERVING, 0.5: Drawn(rewards(1.0, sd=0.7, seed=7))})
     assert not verdict.promote
     assert (1.0, 0.5) == (verdict.serving_temperature, verdict.control_temperature)
-    assert {"the old policy's best of 7 at temperature 0.5"} == {
-        trial.against for trial in verdict.candidates[0].trials
-    }
-    (judged,) = verdict.candidates
-    assert judged.worth_at_best.value < 1.3 < 2 < judged.worth_at_serving.value
+    assert {"the old policy's best of 7 at temperature 0.5"} == {test.against for test in verdict.candidates[0].tests}
+    (result,) = verdict.candidates
+    assert result.worth_at_best.value < 1.3 < 2 < result.worth_at_serving.value
 
 
 def test_every_temperature_must_be_beaten() -> None:
     """Two temperatures that look alike: evidence against both is asked, so never less than against one."""
     new, twin = candidate(0.25, seed=3), Drawn(rewards(0.0, seed=8))
     alone, both = gate(new), gate(new, serving={**SERVING, 0.7: twin})
-    for one, two in zip(alone.candidates[0].trials, both.candidates[0].trials, strict=True):
+    for one, two in zip(alone.candidates[0].tests, both.candidates[0].tests, strict=True):
         assert (two.crossed_at or math.inf) >= (one.crossed_at or math.inf)
         assert two.passed <= one.passed
 
 
 def test_n_prime_is_tried_downwards_and_nothing_passes_after_a_failure() -> None:
     for mean in (0.2, 0.5, 0.9):
-        passed = [trial.passed for trial in gate(candidate(mean)).candidates[0].trials]
+        passed = [test.passed for test in gate(candidate(mean)).candidates[0].tests]
         assert sorted(passed, reverse=True) == passed
 
 
@@ -137,13 +135,13 @@ def test_between_equal_n_the_larger_difference_wins() -> None:
 def test_at_n_one_only_a_better_policy_replaces_the_old() -> None:
     better, same = gate(candidate(1.0), n_now=1), gate(candidate(0.0), n_now=1)
     assert (True, 1, "step-10", 0.0) == (better.promote, better.n_new, better.checkpoint, better.delta)
-    assert better.why.startswith("N stays 1: the best of 1 of step-10 beats")
+    assert better.why.startswith("N stays 1, with the new policy: the best of 1 of step-10 beats")
     assert (False, 1) == (same.promote, same.n_new)
 
 
 def test_at_n_two_one_draw_is_held_against_one_draw() -> None:
-    (trial,) = gate(candidate(1.0), n_now=2).candidates[0].trials
-    assert (1, True) == (trial.n, trial.passed)
+    (test,) = gate(candidate(1.0), n_now=2).candidates[0].tests
+    assert (1, True) == (test.n, test.passed)
 
 
 def test_prompts_of_one_conversation_are_one_piece_of_evidence() -> None:
@@ -156,7 +154,7 @@ def test_prompts_of_one_conversation_are_one_piece_of_evidence() -> None:
     once = decide(few, 1.0, [new], n_now=8, rules=RULES)
     five = decide(many, 1.0, [again], n_now=8, rules=RULES, conversations=names)
     assert (200, 40) == (five.prompts, five.conversations)
-    for one, other in zip(once.candidates[0].trials, five.candidates[0].trials, strict=True):
+    for one, other in zip(once.candidates[0].tests, five.candidates[0].tests, strict=True):
         assert pytest.approx(one.path) == other.path
 
 
@@ -165,17 +163,17 @@ def answered(tokens: float) -> Answers:
     return Answers(ones * tokens, ones * 0, ones * 0, ones[:, 0], ones[:, 0])
 
 
-def test_a_broken_guard_keeps_n_and_is_the_reason() -> None:
+def test_a_broken_guardrail_keeps_n_and_is_the_reason() -> None:
     serving = {1.0: replace(SERVING[1.0], answers=answered(100))}
     new = candidate(3.0)
     longer = replace(new, drawn=replace(new.drawn, answers=answered(150)))
     verdict = gate(longer, serving=serving)
     assert (False, None) == (verdict.promote, verdict.candidates[0].chosen)
     assert "keeps the reward at N = 7, but answers are 100 → 150 tokens long" in verdict.why
-    assert all(trial.guards for trial in verdict.candidates[0].trials if trial.passed)
+    assert all(test.guardrails for test in verdict.candidates[0].tests if test.passed)
 
 
-def test_a_guard_that_breaks_at_the_smallest_n_leaves_the_next() -> None:
+def test_a_guardrail_that_breaks_at_the_smallest_n_leaves_the_next() -> None:
     """The judge likes winners of two and more; single draws it finds worse than before."""
     judge_old = np.zeros((PROMPTS, DRAWS))
     new = candidate(3.0)
@@ -184,8 +182,8 @@ def test_a_guard_that_breaks_at_the_smallest_n_leaves_the_next() -> None:
     serving = {1.0: replace(SERVING[1.0], judge_PM=judge_old)}
     verdict = gate(replace(new, drawn=replace(new.drawn, judge_PM=judge_new)), serving=serving)
     assert (True, 2) == (verdict.promote, verdict.n_new)
-    guards = {trial.n: [guard.passed for guard in trial.guards] for trial in verdict.candidates[0].trials}
-    assert ([False], [True], []) == (guards[1], guards[2], guards[3])
+    guardrails = {test.n: [guardrail.passed for guardrail in test.guardrails] for test in verdict.candidates[0].tests}
+    assert ([False], [True], []) == (guardrails[1], guardrails[2], guardrails[3])
 
 
 def test_the_numbers_in_the_verdict_are_what_the_definitions_say() -> None:
@@ -195,12 +193,12 @@ def test_the_numbers_in_the_verdict_are_what_the_definitions_say() -> None:
     old, fresh = to_unit(SERVING[1.0].rewards_PM), to_unit(new.drawn.rewards_PM)
     best = {n: np.mean([expected_max(row, n) for row in old.tolist()]) for n in (7, 8)}
     assert pytest.approx(best[8] - best[7]) == verdict.delta
-    for trial in verdict.candidates[0].trials:
-        mean = np.mean([expected_max(row, trial.n) for row in fresh.tolist()])
-        assert pytest.approx(mean - best[8]) == trial.difference.mean
-        assert pytest.approx(trial.difference.mean + verdict.delta) == trial.gain_mean
-        assert trial.difference.low < trial.difference.mean < trial.difference.high
-        assert pytest.approx(trial.wealth) == trial.path[-1]
+    for test in verdict.candidates[0].tests:
+        mean = np.mean([expected_max(row, test.n) for row in fresh.tolist()])
+        assert pytest.approx(mean - best[8]) == test.difference.mean
+        assert pytest.approx(test.difference.mean + verdict.delta) == test.gain_mean
+        assert test.difference.low < test.difference.mean < test.difference.high
+        assert pytest.approx(test.wealth) == test.path[-1]
     assert pytest.approx(1.0, abs=0.05) == verdict.candidates[0].sd_ratio
     assert pytest.approx(0.0, abs=1e-9) == verdict.serving_curves["1"][0].mean
     assert list(range(1, 9)) == [point.n for point in verdict.candidates[0].curve]
@@ -229,8 +227,8 @@ def test_a_look_at_the_first_part_sees_the_start_of_the_path() -> None:
         n_now=8, planned=PROMPTS, rules=RULES,
     )  # fmt: skip
     # The ranks are among the draws seen so far, so the paths are close, not equal.
-    first = whole.candidates[0].trials[0].path[:100]
-    assert pytest.approx(np.log(first), abs=0.3) == np.log(part.candidates[0].trials[0].path)
+    first = whole.candidates[0].tests[0].path[:100]
+    assert pytest.approx(np.log(first), abs=0.3) == np.log(part.candidates[0].tests[0].path)
 
 
 def test_a_verdict_is_json() -> None:
@@ -258,7 +256,7 @@ def test_more_draws_of_one_side_are_welcome() -> None:
         (SERVING, [], 8, "no checkpoint"),
         (SERVING, [candidate(0.0)], 0, "N = 0"),
         (SERVING, [candidate(0.0)], 9, "temperature 1: 8 draws of each prompt; at least 9"),
-        ({0.5: SERVING[1.0]}, [candidate(0.0)], 8, "nothing was drawn at the serving temperature 1"),
+        ({0.5: SERVING[1.0]}, [candidate(0.0)], 8, "no draws at the serving temperature 1"),
         ({1.0: Drawn(np.empty((0, 8)))}, [candidate(0.0)], 8, "no held-out prompts"),
         ({1.0: Drawn(np.ones((PROMPTS, DRAWS)))}, [candidate(0.0)], 8, "same reward"),
         (SERVING, [Candidate("nan", 1.0, Drawn(np.full((PROMPTS, 8), np.nan)))], 8, "checkpoint nan: 2000 rewards"),
@@ -280,22 +278,22 @@ def test_what_the_base_was_before_the_first_night_is_never_lost() -> None:
     assert gate(new, serving=serving, n_now=2).promote
     verdict = decide(serving, 1.0, [new], n_now=2, anchor=base, rules=RULES)
     assert (False, 8) == (verdict.promote, verdict.n_base)
-    assert "from the base's best of 7 at temperature 1, which no night may lose (a sample is worth" in verdict.why
+    assert "compared with the base's best of 7 at temperature 1, which every night must keep (" in verdict.why
     far = decide(serving, 1.0, [candidate(3.0)], n_now=2, anchor=base, rules=RULES)
-    assert "beats the old policy's best of 1 and the base's best of 7 at every temperature drawn" in far.why
+    assert "beats the old policy's best of 1 and the base's best of 7 at every temperature (" in far.why
 
 
 def test_one_draw_is_worth_more_of_the_base_than_of_the_adapter_that_serves() -> None:
     """One draw at +1.0 SD; the adapter serves at +.5 (k* near 1.8), the base's best temperature is its 1.0 at 0."""
     serving = {1.0: Drawn(rewards(0.5, seed=0))}
     base = Anchor(8, {1.0: Drawn(rewards(0.0, seed=5)), 0.5: Drawn(rewards(-0.3, seed=6))})
-    (judged,) = decide(serving, 1.0, [candidate(1.0)], n_now=4, anchor=base, rules=RULES).candidates
-    of_base = judged.worth_at_base
+    (result,) = decide(serving, 1.0, [candidate(1.0)], n_now=4, anchor=base, rules=RULES).candidates
+    of_base = result.worth_at_base
     assert of_base is not None
     straight = gate(candidate(1.0), serving={1.0: base.drawn[1.0]}).candidates[0].worth_at_best
     assert pytest.approx(straight.value, rel=1e-6) == of_base.value
     assert (True, False) == (of_base.low < of_base.value < of_base.high, of_base.beyond)
-    assert judged.worth_at_best.value < of_base.value
+    assert result.worth_at_best.value < of_base.value
     assert gate(candidate(1.0)).candidates[0].worth_at_base is None
 
 
@@ -308,11 +306,11 @@ def test_an_anchor_with_too_few_draws_is_refused() -> None:
 def test_the_rules_say_how_the_bootstrap_draws() -> None:
     """Its seed and its size move the intervals, and nothing else."""
     new = candidate(0.5)
-    trials = [
-        decide(SERVING, 1.0, [new], n_now=8, rules=Rules(resamples=resamples, seed=seed)).candidates[0].trials[0]
+    tests = [
+        decide(SERVING, 1.0, [new], n_now=8, rules=Rules(resamples=resamples, seed=seed)).candidates[0].tests[0]
         for resamples, seed in ((200, 0), (200, 0), (200, 1), (201, 0))
     ]
-    first, again, other_seed, other_size = (trial.difference for trial in trials)
+    first, again, other_seed, other_size = (test.difference for test in tests)
     assert first == again
     assert 3 == len({first.low, other_seed.low, other_size.low})
     assert {first.mean} == {other_seed.mean, other_size.mean}
@@ -322,4 +320,4 @@ def test_the_rules_say_how_the_bootstrap_draws() -> None:
 def test_two_conversations_have_a_spread(conversations: int, has_spread: bool) -> None:
     serving, new = rewards(0.0, seed=0, prompts=conversations), rewards(0.5, seed=1, prompts=conversations)
     verdict = decide({1.0: Drawn(serving)}, 1.0, [Candidate("a", 1.0, Drawn(new))], n_now=8, rules=RULES)
-    assert has_spread == (verdict.candidates[0].trials[0].gain_sd > 0)
+    assert has_spread == (verdict.candidates[0].tests[0].gain_sd > 0)

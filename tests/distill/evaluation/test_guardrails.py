@@ -1,4 +1,4 @@
-"""Each guard passes what it should and stops what it should."""
+"""Each guardrail passes what it should and stops what it should."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pytest
 
 from distill.evaluation.curve import Floats
 from distill.evaluation.drawn import Answers, Drawn
-from distill.evaluation.guards import Bounds, Comparison, Guard, judge_agrees
+from distill.evaluation.guardrails import Bounds, Comparison, Guardrail, check_judge
 from distill.evaluation.resample import Bootstrap
 from gateway.expected_max import expected_max
 
@@ -39,16 +39,16 @@ def answers(
     )
 
 
-def check(old: Answers | None, new: Answers | None, bounds: Bounds | None = None) -> dict[str, Guard]:
+def check(old: Answers | None, new: Answers | None, bounds: Bounds | None = None) -> dict[str, Guardrail]:
     comparison = Comparison(Drawn(REWARDS, old), 4, Drawn(REWARDS, new), 2, INDEX, Bootstrap(PROMPTS))
-    return {guard.name: guard for guard in comparison.check(bounds or Bounds())}
+    return {guardrail.name: guardrail for guardrail in comparison.check(bounds or Bounds())}
 
 
-def test_the_same_answers_pass_every_guard() -> None:
-    guards = check(answers(entropy=2.0), answers(entropy=2.0))
+def test_the_same_answers_pass_every_guardrail() -> None:
+    guardrails = check(answers(entropy=2.0), answers(entropy=2.0))
     names = ["length", "truncation", "repetition", "distinct answers", "distinct word pairs", "token entropy"]
-    assert names == list(guards)
-    assert all(guard.passed for guard in guards.values())
+    assert names == list(guardrails)
+    assert all(guardrail.passed for guardrail in guardrails.values())
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_the_same_answers_pass_every_guard() -> None:
         (answers(entropy=1.1), "token entropy"),
     ],
 )
-def test_a_guard_stops_exactly_what_is_beyond_its_bound(changed: Answers, broken: str | None) -> None:
-    guards = check(answers(entropy=2.0), changed)
-    assert ([broken] if broken else []) == [guard.name for guard in guards.values() if not guard.passed]
+def test_a_guardrail_stops_exactly_what_is_beyond_its_bound(changed: Answers, broken: str | None) -> None:
+    guardrails = check(answers(entropy=2.0), changed)
+    assert ([broken] if broken else []) == [guardrail.name for guardrail in guardrails.values() if not guardrail.passed]
 
 
 @pytest.mark.parametrize(("mean_rise", "passed"), [(0.029, True), (0.031, False)])
@@ -81,9 +81,10 @@ def test_a_rise_is_judged_by_its_mean_not_by_what_chance_may_explain(name: str, 
     """Few conversations leave a wide interval: its lower end would let a real rise through."""
     rise_P1 = np.where(INDEX % 2 == 0, mean_rise + 0.2, mean_rise - 0.2)[:, None]
     field = {"truncation": "truncated_PM", "repetition": "repetition_PM"}[name]
-    guard = check(answers(truncated=0.5, repetition=0.5), replace(answers(), **{field: constant(0.5) + rise_P1}))[name]
-    assert guard.low < 0.03 < guard.high
-    assert passed == guard.passed
+    risen = replace(answers(), **{field: constant(0.5) + rise_P1})
+    guardrail = check(answers(truncated=0.5, repetition=0.5), risen)[name]
+    assert guardrail.low < 0.03 < guardrail.high
+    assert passed == guardrail.passed
 
 
 @pytest.mark.parametrize(
@@ -97,11 +98,11 @@ def test_the_length_may_change_by_the_bound_and_no_more(tokens: float, passed: b
 @pytest.mark.parametrize("name", ["truncation", "repetition"])
 def test_a_share_may_rise_by_the_bound_and_no_more(name: str, now: float, passed: bool) -> None:
     field = {"truncation": "truncated", "repetition": "repetition"}[name]
-    guard = check(answers(**{field: 0.25}), answers(**{field: now}), Bounds(max_rise=0.125))[name]
-    assert passed == guard.passed
-    assert [pytest.approx(now - 0.25)] * 3 == [guard.value, guard.low, guard.high]
-    assert 0.125 == guard.bound
-    assert f": 25.0% → {now:.1%} (at most +12.5% allowed)" in guard.why
+    guardrail = check(answers(**{field: 0.25}), answers(**{field: now}), Bounds(max_rise=0.125))[name]
+    assert passed == guardrail.passed
+    assert [pytest.approx(now - 0.25)] * 3 == [guardrail.value, guardrail.low, guardrail.high]
+    assert 0.125 == guardrail.bound
+    assert f": 25.0% → {now:.1%} (at most +12.5% allowed)" in guardrail.why
 
 
 @pytest.mark.parametrize(("now", "passed"), [(0.49, False), (0.5, True), (0.51, True)])
@@ -109,19 +110,19 @@ def test_a_share_may_rise_by_the_bound_and_no_more(name: str, now: float, passed
 def test_diversity_may_fall_to_the_bound_and_no_further(name: str, now: float, passed: bool) -> None:
     field = {"distinct answers": "distinct", "distinct word pairs": "bigrams", "token entropy": "entropy"}[name]
     old, new = ({"entropy": 1.0, field: value} for value in (1.0, now))
-    guard = check(answers(**old), answers(**new), Bounds(min_diversity=0.5))[name]
-    assert passed == guard.passed
-    assert [pytest.approx(now)] * 3 == [guard.value, guard.low, guard.high]
-    assert 0.5 == guard.bound
-    assert f"{name} of one prompt: 1.00 → {now:.2f} ({now:.0%} of before; at least 50% asked)" == guard.why
+    guardrail = check(answers(**old), answers(**new), Bounds(min_diversity=0.5))[name]
+    assert passed == guardrail.passed
+    assert [pytest.approx(now)] * 3 == [guardrail.value, guardrail.low, guardrail.high]
+    assert 0.5 == guardrail.bound
+    assert f"{name} of one prompt: 1.00 → {now:.2f} ({now:.0%} of before; at least 50% required)" == guardrail.why
 
 
 def test_a_ratio_has_the_interval_of_its_resamples() -> None:
     """Half of the conversations keep all of the diversity, half keep nothing: the mean is a half, the interval wide."""
     new = replace(answers(), distinct_P=np.where(INDEX % 2 == 0, 1.0, 0.0))
-    guard = check(answers(), new)["distinct answers"]
-    assert pytest.approx(0.5) == guard.value
-    assert pytest.approx((0.39, 0.61), abs=0.02) == (guard.low, guard.high)
+    guardrail = check(answers(), new)["distinct answers"]
+    assert pytest.approx(0.5) == guardrail.value
+    assert pytest.approx((0.39, 0.61), abs=0.02) == (guardrail.low, guardrail.high)
 
 
 def test_a_bound_can_be_set() -> None:
@@ -129,10 +130,10 @@ def test_a_bound_can_be_set() -> None:
     assert not check(answers(), answers(tokens=110), Bounds(max_length_change=0.05))["length"].passed
 
 
-def test_a_guard_says_what_was_and_what_is() -> None:
-    guard = check(answers(), answers(tokens=120))["length"]
-    assert "answers are 100 → 120 tokens long (+20.0%; allowed ±15%)" == guard.why
-    assert pytest.approx((0.2, 0.2, 0.2, 0.15)) == (guard.value, guard.low, guard.high, guard.bound)
+def test_a_guardrail_says_what_was_and_what_is() -> None:
+    guardrail = check(answers(), answers(tokens=120))["length"]
+    assert "answers are 100 → 120 tokens long (+20.0%; allowed ±15%)" == guardrail.why
+    assert pytest.approx((0.2, 0.2, 0.2, 0.15)) == (guardrail.value, guardrail.low, guardrail.high, guardrail.bound)
 
 
 def test_what_callers_get_is_compared_not_what_was_drawn() -> None:
@@ -141,7 +142,7 @@ def test_what_callers_get_is_compared_not_what_was_drawn() -> None:
     assert pytest.approx(0.5) == check(answers(), long)["length"].value
 
 
-def test_without_answers_no_guard_is_asked() -> None:
+def test_without_answers_no_guardrail_is_asked() -> None:
     assert {} == check(None, answers()) == check(answers(), None)
 
 
@@ -155,22 +156,22 @@ def test_nothing_before_and_nothing_after_is_no_change() -> None:
     [(0.0, 0.0, 1.0), (0.0, 1.0, float(np.finfo(np.float64).max)), (1.0, 0.0, 0.0), (1.0, 2.0, 2.0)],
 )
 def test_a_ratio_to_nothing_is_a_number_that_json_holds(before: float, now: float, ratio: float) -> None:
-    guard = check(answers(distinct=before), answers(distinct=now))["distinct answers"]
-    assert [pytest.approx(ratio)] * 3 == [guard.value, guard.low, guard.high]
+    guardrail = check(answers(distinct=before), answers(distinct=now))["distinct answers"]
+    assert [pytest.approx(ratio)] * 3 == [guardrail.value, guardrail.low, guardrail.high]
 
 
-def judged(old: dict[float, Drawn], new: Drawn) -> Guard | None:
-    return judge_agrees(old, 4, new, 2, INDEX, Bootstrap(PROMPTS))
+def judged(old: dict[float, Drawn], new: Drawn) -> Guardrail | None:
+    return check_judge(old, 4, new, 2, INDEX, Bootstrap(PROMPTS))
 
 
-def test_the_judge_agrees_with_what_it_finds_better_itself() -> None:
+def test_the_check_judge_with_what_it_finds_better_itself() -> None:
     old = {1.0: Drawn(REWARDS, judge_PM=REWARDS)}
     better, worse = (Drawn(REWARDS, judge_PM=REWARDS + shift) for shift in (1.0, -1.0))
     for new, passed in ((better, True), (worse, False)):
-        guard = judged(old, new)
-        assert guard is not None
-        assert passed == guard.passed
-        assert guard.low < guard.value < guard.high
+        guardrail = judged(old, new)
+        assert guardrail is not None
+        assert passed == guardrail.passed
+        assert guardrail.low < guardrail.value < guardrail.high
 
 
 def test_the_judge_holds_the_new_against_the_temperature_it_likes_best() -> None:
@@ -185,9 +186,9 @@ def test_the_judge_holds_the_new_against_the_temperature_it_likes_best() -> None
 
 def test_the_judge_rates_what_the_serving_model_picked() -> None:
     """A judge that likes what the serving model rejects sees no gain in best-of-n."""
-    guard = judged({1.0: Drawn(REWARDS, judge_PM=-REWARDS)}, Drawn(REWARDS, judge_PM=-REWARDS - 3))
-    assert guard is not None
-    assert not guard.passed
+    guardrail = judged({1.0: Drawn(REWARDS, judge_PM=-REWARDS)}, Drawn(REWARDS, judge_PM=-REWARDS - 3))
+    assert guardrail is not None
+    assert not guardrail.passed
 
 
 def test_without_a_judge_none_is_asked() -> None:
@@ -199,17 +200,17 @@ def test_without_a_judge_none_is_asked() -> None:
 def test_the_judge_holds_best_of_n_prime_against_best_of_n_minus_one(n_old: int) -> None:
     """At N = 1 against one draw. The exact claim, and the difference to the best of N in the reason."""
     new = Drawn(REWARDS, judge_PM=REWARDS + 0.25)
-    guard = judge_agrees({1.0: Drawn(REWARDS, judge_PM=REWARDS)}, n_old, new, 2, INDEX, Bootstrap(PROMPTS))
+    guardrail = check_judge({1.0: Drawn(REWARDS, judge_PM=REWARDS)}, n_old, new, 2, INDEX, Bootstrap(PROMPTS))
     best = {n: np.mean([expected_max(row, n) for row in REWARDS.tolist()]) for n in (1, 2, 3, 4)}
-    assert guard is not None
-    assert pytest.approx(best[2] + 0.25 - best[max(n_old - 1, 1)]) == guard.value
-    assert ("judge", 0.0) == (guard.name, guard.bound)
-    assert f"the best of 2 {guard.value:+.3f} from the old best of {max(n_old - 1, 1)} [" in guard.why
-    assert f"{best[2] + 0.25 - best[n_old]:+.3f} from its best of {n_old} [" in guard.why
+    assert guardrail is not None
+    assert pytest.approx(best[2] + 0.25 - best[max(n_old - 1, 1)]) == guardrail.value
+    assert ("judge", 0.0) == (guardrail.name, guardrail.bound)
+    assert f"the best of 2 {guardrail.value:+.3f} compared with the old best of {max(n_old - 1, 1)} [" in guardrail.why
+    assert f"{best[2] + 0.25 - best[n_old]:+.3f} compared with its best of {n_old} [" in guardrail.why
 
 
 def test_a_judge_that_sees_no_difference_does_not_agree() -> None:
     zeros = constant(0.0)
-    guard = judged({1.0: Drawn(REWARDS, judge_PM=zeros)}, Drawn(REWARDS, judge_PM=zeros))
-    assert guard is not None
-    assert (0.0, False) == (guard.value, guard.passed)
+    guardrail = judged({1.0: Drawn(REWARDS, judge_PM=zeros)}, Drawn(REWARDS, judge_PM=zeros))
+    assert guardrail is not None
+    assert (0.0, False) == (guardrail.value, guardrail.passed)

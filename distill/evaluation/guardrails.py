@@ -1,7 +1,8 @@
-"""What must hold beside the reward: a reward model can be pleased in ways that callers would not be.
+"""Guardrails: conditions that must hold besides the reward.
 
+A reward model can be pleased in ways that callers would not be.
 All but distinctness compare the answer that callers would get: the best of N′ of the new policy with the best of N of
-the old one at the temperature it serves at.
+the old one at its serving temperature.
 """
 
 from __future__ import annotations
@@ -16,22 +17,24 @@ from distill.evaluation.curve import Floats, curves
 from distill.evaluation.drawn import Answers, Drawn
 from distill.evaluation.resample import Bootstrap, by_conversation
 
+JUDGE = "judge"
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What the guards allow."""
+    """The largest changes that the guardrails allow."""
 
     max_length_change: float = 0.15
-    """Of the mean length, relative, either way."""
+    """Relative change of the mean length, in either direction."""
     max_rise: float = 0.03
-    """Of the shares of truncated answers and of repeated text, absolute."""
+    """Absolute rise of the share of truncated answers, and of the share of repeated text."""
     min_diversity: float = 0.6
-    """Of the new policy's distinctness to the old one's."""
+    """Ratio of the new policy's distinctness to the old one's."""
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
-    """One guard's outcome."""
+class Guardrail:
+    """The outcome of one guardrail."""
 
     name: str
     value: float
@@ -39,20 +42,24 @@ class Guard:
     high: float
     """Bootstrap interval of the value, over conversations."""
     bound: float
-    """What the value is held against."""
+    """Limit of the value."""
     passed: bool
     why: str
 
+    @property
+    def label(self) -> str:
+        return "held-out reward model" if self.name == JUDGE else self.name
+
 
 class Comparison:
-    """The two policies' means, side by side on the same conversations.
+    """Compare both policies' answers on the same conversations.
 
     Args:
-        old: The serving policy at the temperature it serves at.
-        n_old: How many draws it chooses from now.
+        old: The serving policy at its serving temperature.
+        n_old: Draws that it chooses from now.
         new: The candidate.
-        n_new: How many draws it would choose from.
-        index_P: Each prompt's conversation.
+        n_new: Draws that it would choose from.
+        index_P: Number of each prompt's conversation.
         bootstrap: Over conversations.
     """
 
@@ -63,12 +70,12 @@ class Comparison:
         self._index_P = index_P
         self._bootstrap = bootstrap
 
-    def check(self, bounds: Bounds) -> list[Guard]:
-        """Every guard on the answers; none where answers are not known."""
+    def check(self, bounds: Bounds) -> list[Guardrail]:
+        """Return every guardrail on the answers; none where the answers are not known."""
         old, new = (drawn.answers for drawn, _ in self._sides)
         if old is None or new is None:
             return []
-        guards = [
+        guardrails = [
             self._length(old, new, bounds.max_length_change),
             self._rise("truncation", "answers cut at the limit", old.truncated_PM, new.truncated_PM, bounds.max_rise),
             self._rise("repetition", "repeated text", old.repetition_PM, new.repetition_PM, bounds.max_rise),
@@ -77,32 +84,32 @@ class Comparison:
         ]
         if old.entropy_PM is not None and new.entropy_PM is not None:
             entropies_P = (old.entropy_PM.mean(axis=1), new.entropy_PM.mean(axis=1))
-            guards.append(self._floor("token entropy", *entropies_P, bounds.min_diversity))
-        return guards
+            guardrails.append(self._floor("token entropy", *entropies_P, bounds.min_diversity))
+        return guardrails
 
-    def _length(self, old: Answers, new: Answers, bound: float) -> Guard:
-        means_C2 = self._of_the_chosen(old.tokens_PM, new.tokens_PM)
+    def _length(self, old: Answers, new: Answers, bound: float) -> Guardrail:
+        means_C2 = self._means_of_the_picks(old.tokens_PM, new.tokens_PM)
         value, low, high = self._ratio(means_C2)
         change = value - 1
         tokens = means_C2.mean(axis=0)
         why = f"answers are {tokens[0]:.0f} → {tokens[1]:.0f} tokens long ({change:+.1%}; allowed ±{bound:.0%})"
-        return Guard("length", change, low - 1, high - 1, bound, abs(change) <= bound, why)
+        return Guardrail("length", change, low - 1, high - 1, bound, abs(change) <= bound, why)
 
-    def _rise(self, name: str, what: str, old_PM: Floats, new_PM: Floats, bound: float) -> Guard:
-        means_C2 = self._of_the_chosen(old_PM, new_PM)
+    def _rise(self, name: str, what: str, old_PM: Floats, new_PM: Floats, bound: float) -> Guardrail:
+        means_C2 = self._means_of_the_picks(old_PM, new_PM)
         (rise,) = self._bootstrap.estimates(means_C2[:, 1:] - means_C2[:, :1])
         was, now = means_C2.mean(axis=0)
         why = f"{what}: {was:.1%} → {now:.1%} (at most {bound:+.1%} allowed)"
-        return Guard(name, rise.mean, rise.low, rise.high, bound, rise.mean <= bound, why)
+        return Guardrail(name, rise.mean, rise.low, rise.high, bound, rise.mean <= bound, why)
 
-    def _floor(self, name: str, old_P: Floats, new_P: Floats, bound: float) -> Guard:
+    def _floor(self, name: str, old_P: Floats, new_P: Floats, bound: float) -> Guardrail:
         means_C2 = by_conversation(np.stack([old_P, new_P], axis=1), self._index_P)
         value, low, high = self._ratio(means_C2)
         was, now = means_C2.mean(axis=0)
-        why = f"{name} of one prompt: {was:.2f} → {now:.2f} ({value:.0%} of before; at least {bound:.0%} asked)"
-        return Guard(name, value, low, high, bound, value >= bound, why)
+        why = f"{name} of one prompt: {was:.2f} → {now:.2f} ({value:.0%} of before; at least {bound:.0%} required)"
+        return Guardrail(name, value, low, high, bound, value >= bound, why)
 
-    def _of_the_chosen(self, old_PM: Floats, new_PM: Floats) -> Floats:
+    def _means_of_the_picks(self, old_PM: Floats, new_PM: Floats) -> Floats:
         columns = [
             curves(drawn.rewards_PM, values_PM, [n])
             for (drawn, n), values_PM in zip(self._sides, (old_PM, new_PM), strict=True)
@@ -110,7 +117,7 @@ class Comparison:
         return by_conversation(np.hstack(columns), self._index_P)
 
     def _ratio(self, means_C2: Floats) -> tuple[float, float, float]:
-        """New over old, with its interval; 1 where both are nothing."""
+        """Return new over old with its interval; 1 where both are zero."""
         was, now = means_C2.mean(axis=0)
         if was == 0:
             return (1.0, 1.0, 1.0) if now == 0 else (np.finfo(np.float64).max,) * 3
@@ -119,26 +126,26 @@ class Comparison:
         return (float(now / was), *self._bootstrap.interval(ratios_R))
 
 
-def judge_agrees(
+def check_judge(
     old: Mapping[float, Drawn],
     n_old: int,
     new: Drawn,
     n_new: int,
     index_P: npt.NDArray[np.int64],
     bootstrap: Bootstrap,
-) -> Guard | None:
-    """Does a reward model that selected nothing see what the serving one claims?
+) -> Guardrail | None:
+    """Check the claim with a reward model that selected nothing.
 
-    The claim that lets N shrink is "best of N′ of the new policy is above best of N − 1 of the old one"; the judge's
-    mean of that very difference must be positive, against the old policy at the temperature that the judge likes best.
-    Its difference to the best of N is told beside it.
+    The claim that lets N shrink is "best of N′ of the new policy is above best of N − 1 of the old one". The judge's
+    mean of that difference must be positive, against the old policy at the temperature that the judge rates highest.
+    Its difference to the best of N is reported too.
 
     Args:
         old: The serving policy's draws by temperature.
-        n_old: How many it chooses from now.
+        n_old: Draws that it chooses from now.
         new: The candidate's draws.
-        n_new: How many it would choose from.
-        index_P: Each prompt's conversation.
+        n_new: Draws that it would choose from.
+        index_P: Number of each prompt's conversation.
         bootstrap: Over conversations.
 
     Returns:
@@ -155,8 +162,8 @@ def judge_agrees(
     chosen_C1 = by_conversation(curves(new.rewards_PM, new.judge_PM, [n_new]), index_P)
     claim, whole = bootstrap.estimates(chosen_C1 - control_C2)
     why = (
-        f"the judge finds the best of {n_new} {claim.mean:+.3f} from the old best of {max(n_old - 1, 1)} "
-        f"[{claim.low:+.3f}, {claim.high:+.3f}], {whole.mean:+.3f} from its best of {n_old} "
+        f"the judge scores the best of {n_new} {claim.mean:+.3f} compared with the old best of {max(n_old - 1, 1)} "
+        f"[{claim.low:+.3f}, {claim.high:+.3f}], {whole.mean:+.3f} compared with its best of {n_old} "
         f"[{whole.low:+.3f}, {whole.high:+.3f}]; the first must be positive"
     )
-    return Guard("judge", claim.mean, claim.low, claim.high, 0.0, claim.mean > 0, why)
+    return Guardrail(JUDGE, claim.mean, claim.low, claim.high, 0.0, claim.mean > 0, why)
