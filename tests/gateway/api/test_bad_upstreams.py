@@ -8,7 +8,6 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.journal.record import CompletionRecord
 from tests.gateway.api.conftest import Shared, chat_body
 from tests.redis_server import RedisServer
 from tests.serving import MESSAGES, Serve
@@ -176,14 +175,6 @@ async def test_redis_that_takes_nothing_slows_nobody(serve: Serve, redis_server:
         redis_server.resume() if state == "paused" else redis_server.drain()
     assert [200] * 5 == [response.status_code for response in responses]
     assert {response.json()["id"] for response in responses} == {record.id for record in await served.records(5)}
-
-
-async def test_fallback_is_recorded_as_such(serve: Serve, redis_server: RedisServer) -> None:
-    served = await serve(rewards=RewardKnobs(fault=RewardFault.NAN, fault_probability=1.0))
-    await served.chat(best_of=2)
-    [record] = await served.records(1)
-    assert isinstance(record, CompletionRecord)
-    assert ("fallback", "RewardError") == (record.selection, record.scoring_error)
 
 
 async def test_a_full_gateway_says_when_to_come_back(serve: Serve) -> None:

@@ -166,13 +166,6 @@ async def test_temperature_0_is_a_single_draw(serve: Serve) -> None:
     assert (report["n"], report["selection"], report["rewards"]) == (1, "single", [None])
 
 
-async def test_the_policys_temperature_holds_for_who_sets_none(serve: Serve) -> None:
-    served = await serve(policy={"default_temperature": 0.4})
-    await served.chat(best_of=1)
-    await served.chat(best_of=1, temperature=1.1)
-    assert [body["temperature"] for body in sent_to_backend(served)] == [0.4, 1.1]
-
-
 async def test_text_parts_are_one_text_to_the_backend(serve: Serve) -> None:
     served = await serve()
     parts = [{"type": "text", "text": "What"}, {"type": "text", "text": "floats?"}]
@@ -193,28 +186,6 @@ async def test_without_rewards_the_answer_is_flagged(serve: Serve, redis_server:
     [record] = await served.records(1)
     assert isinstance(record, CompletionRecord)
     assert record.scoring_error is not None
-
-
-async def test_one_candidates_failure_costs_that_candidate(serve: Serve) -> None:
-    served = await serve(tgi=Knobs(fault=Fault.STATUS, fault_next=1))
-    report = (await served.chat(best_of=3)).json()["best_of_n"]
-    assert (report["n"], report["scored"], report["rewards"].count(None)) == (3, 2, 1)
-
-
-async def test_overload_shrinks_the_race_and_says_so(serve: Serve) -> None:
-    served = await serve(race={"max_in_flight": 3})
-    report = (await served.chat(best_of=8)).json()["best_of_n"]
-    assert (report["n"], report["n_asked"]) == (3, 8)
-
-
-async def test_store_false_keeps_content_out_of_the_journal(serve: Serve, redis_server: RedisServer) -> None:
-    served = await serve()
-    await served.chat(best_of=2, store=False, user="someone", metadata={"a": "b"})
-    [record] = await served.records(1)
-    assert isinstance(record, CompletionRecord)
-    assert (record.messages, record.user, record.metadata) == (None, None, None)
-    assert [candidate.text for candidate in record.candidates] == [None, None]
-    assert record.usage.generated_tokens > 0
 
 
 async def test_a_streamed_race_is_its_winner_in_chunks_with_its_report_last(serve: Serve) -> None:

@@ -15,7 +15,7 @@ from gateway.journal.record import CompletionRecord
 from gateway.policy import PolicyStore
 from tests.redis_server import RedisServer
 from tests.serving import Serve, Served
-from tests.stubs.knobs import Fault, Knobs
+from tests.stubs.knobs import Knobs
 from tests.stubs.tgi import TgiStub
 
 DEAD = "http://127.0.0.1:9"
@@ -91,56 +91,6 @@ async def test_the_same_seed_finds_the_same_policy_and_the_same_winner(
         first, second = [(await ask(served, text, seed=5)).json() for _ in range(2)]
         assert first["best_of_n"]["arm"] == second["best_of_n"]["arm"]
         assert first["choices"] == second["choices"]
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("n", [1, 2])
-async def test_a_dead_canary_pool_fails_no_request(
-    serve: Serve, redis_server: RedisServer, stream: bool, n: int
-) -> None:
-    """The stable policy answers, with its own N; answer, record and metric say so."""
-    served = await serve(policy=FAST, backend={"unhealthy_s": 0.0})
-    await publish(served, canary={"adapter": "new", "n": n, "urls": (DEAD,), "share": 0.99})
-    response = await ask(served, "hello", stream=stream)
-    assert "best_of_n" in response.text
-    record = next(
-        r
-        for r in await _newest(served, response.json()["id"] if not stream else None)
-        if isinstance(r, CompletionRecord)
-    )
-    assert ("stable", "canary", None, 3) == (record.arm, record.arm_failed, record.adapter, record.n_run)
-    assert 'ratchet_arm_failures_total{arm="canary"}' in (await served.http.get("/metrics")).text
-
-
-async def _newest(served: Served, completion: str | None) -> list[Any]:
-    """The journal's records, newest first, once it has this completion (or any that fell back)."""
-    count = 1
-    async with asyncio.timeout(10):
-        while True:
-            records = (await served.records(count))[::-1]
-            fell = [r for r in records if isinstance(r, CompletionRecord) and r.arm_failed is not None]
-            if fell and completion in (None, *(r.id for r in fell)):
-                return fell
-            count += 1
-
-
-async def test_a_canary_pool_that_knows_no_such_model_fails_no_request(serve: Serve, redis_server: RedisServer) -> None:
-    served = await serve(policy=FAST, backend={"unhealthy_s": 0.0})
-    async with TgiStub(Knobs(fault=Fault.STATUS, fault_status=404, fault_probability=1.0)) as without:
-        await publish(served, canary={"adapter": "new", "n": 2, "urls": (without.url,), "share": 0.99})
-        report = (await ask(served, "hello")).json()["best_of_n"]
-    assert ("stable", "canary") == (report["arm"], report["arm_failed"])
-
-
-async def test_a_canary_that_hangs_costs_its_deadline_once(serve: Serve, redis_server: RedisServer) -> None:
-    """Then it is set aside, and the next request does not wait for it."""
-    served = await serve(policy=FAST, race={"deadline_s": 3.0}, backend={"unhealthy_s": 60.0})
-    async with TgiStub(Knobs(fault=Fault.HANG, fault_probability=1.0)) as hung:
-        await publish(served, canary={"n": 1, "urls": (hung.url,), "share": 0.99})
-        asked = hung.state.started
-        report = (await ask(served, "hello")).json()["best_of_n"]
-        assert ("stable", "canary") == (report["arm"], report["arm_failed"])
-        assert hung.state.started == asked
 
 
 async def test_the_holdback_keeps_the_old_policy_on_its_share(
