@@ -1,1 +1,1 @@
-"""Benchmarks: programs that print what they measured, on which machine."""
+"""Measurements: load, faults, hostile input, overhead, cost, quality of training. README.md lists them."""

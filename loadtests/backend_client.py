@@ -1,7 +1,7 @@
-"""What one draw costs the gateway in CPU: the hub's client as it comes, as the gateway uses it, and bare aiohttp.
+"""CPU of one draw in the gateway: the hub's client as it comes, as the gateway uses it, and bare aiohttp.
 
-Every client asks the same stub, which runs in a process of its own and answers at once with 128 tokens; the rounds
-are interleaved, so that whatever else the machine does falls on all alike.
+Every client calls the same stub, which runs in a process of its own and answers at once with 128 tokens; the rounds
+are interleaved, so that other work on the machine affects all of them alike.
 
     python -m loadtests.backend_client [--calls 300] [--rounds 5]
 """
@@ -34,7 +34,7 @@ MESSAGES = [{"role": "user", "content": "Why is the sky blue? Answer in two sent
 
 @dataclass
 class Contender:
-    """One way to call: ``call`` makes one plain draw and ``stream`` one streamed draw, each given a seed."""
+    """A way to call the backend: ``call`` makes one plain draw, ``stream`` one streamed draw, each with a seed."""
 
     name: str
     call: Callable[[int], Awaitable[object]]
@@ -45,7 +45,7 @@ class Contender:
 
 @asynccontextmanager
 async def hub_contender(name: str, url: str, http: httpx2.AsyncClient | None) -> AsyncIterator[Contender]:
-    """The hub's own client, with its own HTTP client or another."""
+    """Open the hub's own client, with its own HTTP client or another."""
     async with AsyncInferenceClient(base_url=url, token="unused", timeout=60) as hub:
         if http is not None:
             hub._async_client = http
@@ -62,7 +62,7 @@ async def hub_contender(name: str, url: str, http: httpx2.AsyncClient | None) ->
 
 @asynccontextmanager
 async def gateway_contender(name: str, url: str) -> AsyncIterator[Contender]:
-    """The gateway's backend: the hub's client, trimmed, over aiohttp, and the answer in OpenAI's terms."""
+    """Open the gateway's backend: the hub's client over aiohttp, with answers parsed by the gateway."""
     prompt = Prompt(MESSAGES, Sampling(max_tokens=ANSWER_TOKENS))  # type: ignore[arg-type]
     async with BackendPool(BackendSettings(urls=(url,))) as pool:
 
@@ -77,7 +77,7 @@ async def gateway_contender(name: str, url: str) -> AsyncIterator[Contender]:
 
 @asynccontextmanager
 async def aiohttp_contender(name: str, url: str) -> AsyncIterator[Contender]:
-    """The floor: aiohttp and orjson by hand, nothing checked."""
+    """Open the lower bound: aiohttp and orjson by hand, nothing checked."""
     address = url + "/v1/chat/completions"
     headers = {"content-type": "application/json"}
     async with aiohttp.ClientSession(auto_decompress=False, headers=headers) as session:
@@ -98,7 +98,7 @@ async def aiohttp_contender(name: str, url: str) -> AsyncIterator[Contender]:
 
 
 async def measure(url: str, calls: int, rounds: int) -> list[Contender]:
-    """CPU of this process, a plain call and a streamed chunk, by contender, one figure a round."""
+    """Measure this process's CPU for a plain call and for a streamed chunk, one figure for each round."""
     async with AsyncExitStack() as stack:
         over_aiohttp = httpx2.AsyncClient(transport=AiohttpTransport(max_connections=64), timeout=60, trust_env=False)
         await stack.enter_async_context(over_aiohttp)

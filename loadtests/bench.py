@@ -1,9 +1,9 @@
-"""``make bench``: what the gateway adds, and beside whom.
+"""``make bench``: the gateway's overhead by stage, beside other gateways, and its parts alone.
 
-Four parts, each of which can be had alone (``--only``): the gateway's overhead by stage at several N and concurrencies;
-other best-of-N gateways on the same stub in the same run, in rounds of which the middle counts; the reward batcher; the
-journal. The result is JSON with the machine, the commit and the date in it, written after each part, and its tables are
-printed as README has them (``python -m loadtests.tables`` puts them there).
+Four parts, each of which can run alone (``--only``): the gateway's overhead by stage at several N and concurrencies;
+other best-of-N gateways on the same stub in the same run, in rounds whose median counts; the reward batcher; the
+journal. The result is JSON with machine, commit and date, written after each part; its tables are printed as in
+README.md (``python -m loadtests.tables`` writes them there).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PEERS_N = 4
 async def side_by_side(
     around: Surroundings, workers: Sequence[int], concurrencies: Sequence[int], seconds: float
 ) -> AsyncIterator[Row]:
-    """This gateway, then each peer, at N = 4; one that cannot be had is told of and left out."""
+    """Measure this gateway, then each peer, at N = 4. A peer that cannot be installed is reported and left out."""
     once_ms, slowest_ms = {}, {}
     for count in workers:
         async with gateway(around, workers=count) as running:
@@ -66,26 +66,26 @@ async def side_by_side(
 
 
 async def on_stack(options: argparse.Namespace, found: dict[str, Any]) -> None:
-    """The parts that need a running gateway."""
+    """Measure the parts that need a running gateway."""
     async with surroundings(latency_ms=options.latency_ms) as around:
         if "overhead" in options.only:
             async with gateway(around, workers=options.workers[0]) as running:
                 rows = overhead.run(running, options.n, options.concurrency, options.seconds)
-                found["overhead"] = [row async for row in told(rows)]
-            keep(found, options.out)
+                found["overhead"] = [row async for row in printed(rows)]
+            write_results(found, options.out)
         if "peers" in options.only:
             rounds: list[Row] = []
             for _ in range(options.rounds):
                 rows = side_by_side(around, options.workers, options.concurrency, options.seconds)
-                rounds += [row async for row in told(rows)]
+                rounds += [row async for row in printed(rows)]
             found["peers"] = middle(rounds)
-            keep(found, options.out)
+            write_results(found, options.out)
 
 
 def middle(rounds: Sequence[Row]) -> list[Row]:
-    """A row for each who and concurrency: the median of each number over the rounds, and the extremes of one.
+    """Return a row for each gateway and concurrency: the medians over the rounds, and the extremes of the rate.
 
-    A shared machine is not as fast in every minute: who is measured in a slow one would look slow.
+    A shared machine is not equally fast in every minute: a gateway measured in a slow minute would look slow.
     """
     found: list[Row] = []
     for who, concurrency in dict.fromkeys((row["who"], row["concurrency"]) for row in rounds):
@@ -97,22 +97,22 @@ def middle(rounds: Sequence[Row]) -> list[Row]:
     return found
 
 
-async def told(rows: AsyncIterator[Row]) -> AsyncIterator[Row]:
-    """The same rows; each is told of as it comes, for a run takes minutes."""
+async def printed(rows: AsyncIterator[Row]) -> AsyncIterator[Row]:
+    """Yield the same rows, and print each as it comes: a run takes minutes."""
     async for row in rows:
         short = {name: round(value, 1) if isinstance(value, float) else value for name, value in row.items()}
         print(short, file=sys.stderr)
         yield row
 
 
-def keep(found: dict[str, Any], out: Path) -> None:
-    """Write what is known by now."""
+def write_results(found: dict[str, Any], out: Path) -> None:
+    """Write the result so far."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """The chosen parts, one after the other."""
+    """Measure the chosen parts, one after the other."""
     about = {**machine(), "latency_ms": f"{options.latency_ms:g}", "workers": " and ".join(map(str, options.workers))}
     found: dict[str, Any] = {"about": about}
     if {"overhead", "peers"} & set(options.only):
@@ -120,23 +120,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if "reward" in options.only:
         words = ["--devices", "cpu", "cuda", "--seconds", str(2 * options.seconds), "--repeats", "3"]
         found["reward"] = list(reward.run(reward.options_from(words)))
-        keep(found, options.out)
+        write_results(found, options.out)
     if "journal" in options.only:
         found["journal"] = asyncio.run(journal.run(options.seconds))
-        keep(found, options.out)
+        write_results(found, options.out)
     return found
 
 
 def main() -> None:
-    """Measure, keep, show."""
+    """Measure, write the result, print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="measure these parts only")
     parser.add_argument("--n", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--rounds", type=int, default=3, help="how often all are measured beside the peers")
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each load")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the comparison with peers")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of each load")
     parser.add_argument("--latency-ms", type=float, default=50.0, help="of every answer of the stub")
-    words = "of the gateway: all are measured beside the peers, the first by stage"
+    words = "of the gateway: all are compared with the peers, the first is measured by stage"
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help=words)
     parser.add_argument("--out", type=Path, default=OUT, help=f"the result, as JSON; default: {OUT}")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Closed-loop load, on the standard library alone: the interpreters of other gateways' environments run it as well."""
+"""A closed loop of callers, on the standard library alone: interpreters of other gateways' environments run it too."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Measured:
 async def closed_loop(call: Call, *, concurrency: int, seconds: float, warm_up_s: float = 1.0) -> Measured:
     """Keep ``concurrency`` callers busy; each sends its next request when the last one is answered.
 
-    On a machine too slow for it the loop lasts longer: until each caller has had two answers after the warm-up.
+    On a slow machine the loop lasts longer: until each caller has had two answers after the warm-up.
     """
     latencies_ms: list[float] = []
     begin = time.perf_counter() + warm_up_s

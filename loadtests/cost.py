@@ -1,11 +1,12 @@
-"""How cost grows, with N, concurrency, the prompt and Redis: ``python -m loadtests.cost``.
+"""Measure how cost grows with N, concurrency, the prompt and Redis: ``python -m loadtests.cost``.
 
-One thing is varied at a time, from N = 4 at concurrency 4 with a prompt of a thousand characters and a Redis at hand.
-Each point is the stub alone, then the gateway before it: what the gateway adds to the slowest of N candidates, what it
-serves a second, and what a request costs it in CPU. Writes JSON and one figure, prints a line for each.
+One thing is varied at a time, from N = 4 at concurrency 4 with a prompt of a thousand characters and a Redis without
+delay. Each point is measured on the stub alone, then with the gateway before it: the latency that the gateway adds to
+the slowest of N candidates, its requests per second, and its CPU for each request. Writes JSON and one figure, prints a
+line for each point.
 
-Redis is behind a proxy of the measuring process, which delays what the gateway sends. Requests do not wait for Redis,
-unless their key has limits, which all gateways count there together: so Redis is measured with such a key as well.
+Redis is behind a proxy of the measuring process, which delays the gateway's bytes. Requests do not wait for Redis
+unless their key has limits, which all gateways count there: so Redis is measured with such a key as well.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ FREE, LIMITED = "rk-free", "rk-limited"
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """One thing that is varied; ``at`` are its values, each with the load and the delay of Redis that it means."""
+    """A quantity that is varied; ``at`` holds its values, each with its load and the delay of Redis."""
 
     name: str
     unit: str
@@ -50,7 +51,7 @@ class Sweep:
 
 
 def sweeps(seconds: float) -> list[Sweep]:
-    """Everything that is measured."""
+    """Return all sweeps."""
     base = Load(n=4, concurrency=4, seconds=seconds, prompt=prompt(1_000), key=FREE)
     return [
         Sweep("N", "draws", [(n, replace(base, n=n), 0.0) for n in N]),
@@ -62,13 +63,13 @@ def sweeps(seconds: float) -> list[Sweep]:
 
 
 def prompt(characters: int) -> str:
-    """A prompt of that length, in words of six letters."""
+    """Return a prompt of this length, in words of seven letters."""
     return ("harbour " * (characters // 8 + 1))[:characters]
 
 
 @asynccontextmanager
 async def late_redis_stack(latency_ms: float) -> AsyncIterator[tuple[Stack, TcpProxy]]:
-    """A stack whose Redis is as late as the proxy is told to be, with one key that has limits and one without."""
+    """Start a stack whose Redis is delayed by a proxy, with one key that has limits and one without."""
     with tempfile.TemporaryDirectory(prefix="ratchet-cost-") as folder, RedisServer(Path(folder) / "redis") as redis:
         port = urlsplit(redis.url).port
         assert port is not None
@@ -87,7 +88,7 @@ async def late_redis_stack(latency_ms: float) -> AsyncIterator[tuple[Stack, TcpP
 
 
 async def measure(seconds: float, latency_ms: float) -> list[Row]:
-    """A row for each point of each sweep."""
+    """Return a row for each point of each sweep."""
     rows: list[Row] = []
     async with late_redis_stack(latency_ms) as (running, proxy):
         for sweep in sweeps(seconds):
@@ -101,7 +102,7 @@ async def measure(seconds: float, latency_ms: float) -> list[Row]:
 
 
 def figure(rows: Sequence[Row]) -> str:
-    """One SVG of four panels, in which points lie at equal distances."""
+    """Draw one SVG of four panels; points lie at equal distances."""
     added, cpu = ("added", "new", "added_ms"), ("CPU", "old", "cpu_ms")
     drawn = [
         _panel(rows, "N (draws)", [("N", *added), ("N", *cpu)]),
@@ -113,11 +114,14 @@ def figure(rows: Sequence[Row]) -> str:
             [("Redis", *added), ("Redis, a key with limits", "added, key with limits", "old", "added_ms")],
         ),
     ]
-    return panels(drawn, "What the gateway adds to the slowest candidate, and its CPU a request, as each thing grows")
+    return panels(
+        drawn,
+        "Latency added to the slowest candidate, and CPU for each request, as each quantity grows",
+    )
 
 
 def _panel(rows: Sequence[Row], title: str, curves: Sequence[tuple[str, str, str, str]]) -> Plot:
-    """One panel; a curve is its sweep, name, class and field."""
+    """Draw one panel; a curve is its sweep, name, class and field."""
     lines = [[float(str(row[field])) for row in rows if row["sweep"] == sweep] for sweep, _, _, field in curves]
     values = [str(row["at"]) for row in rows if row["sweep"] == curves[0][0]]
     high = max(1.0, *(value for line in lines for value in line)) * 1.05
@@ -134,9 +138,9 @@ def _key(secret: str, limits: Limits) -> Key:
 
 
 def main() -> None:
-    """Measure, keep, draw, show."""
+    """Measure, write the result and the figure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each load; there are two a point")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of each load; a point has two")
     parser.add_argument("--latency-ms", type=float, default=50.0, help="of every answer of the stub")
     parser.add_argument("--out", type=Path, default=OUT, help=f"the result, as JSON, with an SVG beside it; {OUT}")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Whether a quantity that should stay where it is grows, by samples over time."""
+"""Decide by samples over time if a quantity grows that should stay constant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WARM_UP = 0.2  # share of the samples that is left out: caches fill, pools open
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """How much more there may be at the end: a share of what was there, and a number of units."""
+    """The growth that is allowed: a share of the first value, and a number of units."""
 
     share: float
     units: float
@@ -27,7 +27,7 @@ class Growth:
 
 
 def growth(samples: Sequence[float], allowance: Allowance) -> Growth:
-    """Compare the end with the beginning.
+    """Compare the end of the samples with their beginning.
 
     Raises:
         ValueError: There are too few samples to tell.
@@ -35,6 +35,6 @@ def growth(samples: Sequence[float], allowance: Allowance) -> Growth:
     steady = samples[int(len(samples) * _WARM_UP) :]
     third = len(steady) // 3
     if third < 1:
-        raise ValueError(f"{len(samples)} samples are too few to tell")
+        raise ValueError(f"{len(samples)} samples are too few to decide")
     before, after = median(steady[:third]), median(steady[-third:])
     return Growth(before, after, after > before * (1 + allowance.share) + allowance.units)

@@ -1,14 +1,14 @@
-"""The product's claim on real weights: traffic, a night, and N: ``python -m loadtests.headline PROMPTS``.
+"""The headline measurement on real weights: traffic, a night, and N: ``python -m loadtests.headline PROMPTS``.
 
-Asks prompts through the real gateway on the embedded stack, best of 8, and then has ``python -m distill run`` make a
-night of it: the winners of one part train, the other part (by the night's own hash) measures. Run again, it asks the
-next prompts and makes the next night; killed, it goes on. What the prompts of the other part say at N = 8 is of no use
-to anybody, so they are asked once each: the night draws on them by itself. The guard, ``python -m distill watch``,
-runs beside the traffic; while it has not decided on the last night's canary, more is asked.
+Sends prompts through the real gateway on the embedded stack, best of 8, and then runs a night (``python -m distill
+run``): the winners of one part of the prompts train, the other part (by the night's own hash) measures. A second call
+sends the next prompts and runs the next night; a killed one continues. Held-out prompts are sent once each, best of 1:
+the night draws its own samples for them. The guard, ``python -m distill watch``, runs at the same time; until it has
+decided on the last night's canary, more prompts are sent.
 
-PROMPTS is a file of JSON lines with a ``prompt``; their order is drawn by the seed. Settings of the night
-(``DISTILL_…``) come from the environment before those here. ``--out`` takes the night's facts (no prompt, no answer)
-and its figure as a file of its own.
+PROMPTS is a file of JSON lines with a ``prompt``; the seed decides their order. ``DISTILL_…`` variables of the
+environment come before the settings here. ``--out`` is a folder for the night's facts (no prompt, no answer) and its
+figure.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ HELD_OUT_SHARE = 0.35
 MAX_TOKENS = 128
 N = 8
 MORE = 60
-CLIENTS = 6  # more draws in flight than slots: a race's slowest draw leaves no slot empty
+CLIENTS = 6  # more draws in flight than slots, so that no slot idles while a race waits for its slowest draw
 
 NIGHT = {
     "DISTILL_DATASET__HELD_OUT_SHARE": str(HELD_OUT_SHARE),
@@ -63,23 +63,23 @@ console = Console()
 
 
 def chosen(path: Path, *, seed: int) -> tuple[list[str], list[str]]:
-    """Prompts that teach and prompts that measure, each in an order that the seed draws."""
+    """Return the prompts that train and those that measure, each in an order drawn by the seed."""
     lines = path.read_text(encoding="utf-8").splitlines()
     prompts = list(dict.fromkeys(str(json.loads(line)["prompt"]) for line in lines if line.strip()))
     random.Random(seed).shuffle(prompts)
-    measure = [p for p in prompts if is_held_out(conversation_key([{"role": "user", "content": p}]), HELD_OUT_SHARE)]
-    apart = set(measure)
-    return [p for p in prompts if p not in apart], measure
+    measuring = [p for p in prompts if is_held_out(conversation_key([{"role": "user", "content": p}]), HELD_OUT_SHARE)]
+    apart = set(measuring)
+    return [p for p in prompts if p not in apart], measuring
 
 
-def asked(file: Path) -> set[str]:
-    """Prompts that were answered already."""
+def answered(file: Path) -> set[str]:
+    """Return the prompts that were answered already."""
     return {json.loads(line) for line in file.read_text().splitlines()} if file.exists() else set()
 
 
-def ask(url: str, prompts: list[str], done_file: Path, *, best_of: int | None, words: str) -> None:
-    """Ask those that the file does not name yet, and name each in it once it is answered."""
-    done = asked(done_file)
+def send(url: str, prompts: list[str], done_file: Path, *, best_of: int | None, words: str) -> None:
+    """Send the prompts that the file does not name yet, and append each to it once it is answered."""
+    done = answered(done_file)
     left = [prompt for prompt in prompts if prompt not in done]
     extra = {} if best_of is None else {"best_of": best_of}
     done_file.parent.mkdir(parents=True, exist_ok=True)
@@ -99,20 +99,20 @@ def ask(url: str, prompts: list[str], done_file: Path, *, best_of: int | None, w
             progress.advance(bar)
 
 
-def ask_what_teaches(stack: EmbeddedStack, teach: list[str], night: Path, number: int, count: int) -> None:
-    """Tonight's traffic: prompts that no night before asked, and more of them while the guard waits for evidence."""
-    earlier = set[str]().union(*(asked(night / f"asked-{before}.jsonl") for before in range(1, number)))
-    fresh = [prompt for prompt in teach if prompt not in earlier]
+def send_training_prompts(stack: EmbeddedStack, training: list[str], night: Path, number: int, count: int) -> None:
+    """Send tonight's traffic: prompts that no earlier night sent, and more while the guard waits for evidence."""
+    earlier = set[str]().union(*(answered(night / f"asked-{before}.jsonl") for before in range(1, number)))
+    fresh = [prompt for prompt in training if prompt not in earlier]
     file = night / f"asked-{number}.jsonl"
-    count = max(count, len(asked(file)))
-    ask(stack.url, fresh[:count], file, best_of=None, words="asking what teaches")
+    count = max(count, len(answered(file)))
+    send(stack.url, fresh[:count], file, best_of=None, words="sending training prompts")
     while on_trial(stack) and count < len(fresh):
         count += MORE
-        ask(stack.url, fresh[:count], file, best_of=None, words="asking more: the guard has not decided yet")
+        send(stack.url, fresh[:count], file, best_of=None, words="sending more: the guard has not decided yet")
 
 
 def on_trial(stack: EmbeddedStack) -> bool:
-    """Whether a canary answers a part of the traffic, as the gateway's own copy of the policy says."""
+    """Return whether a canary answers a part of the traffic, by the gateway's own copy of the policy."""
     copy = stack.data_dir / "spool" / "policy.json"
     canary = Policy.model_validate_json(copy.read_bytes()).canary if copy.exists() else None
     return canary is not None and not canary.holdback
@@ -120,7 +120,7 @@ def on_trial(stack: EmbeddedStack) -> bool:
 
 @contextmanager
 def guarded(environment: Mapping[str, str]) -> Iterator[None]:
-    """The guard, as an operator has it running."""
+    """Run the guard, as an operator does."""
     with subprocess.Popen([sys.executable, "-m", "distill", "watch"], env=environment) as guard:
         try:
             yield
@@ -129,7 +129,7 @@ def guarded(environment: Mapping[str, str]) -> Iterator[None]:
 
 
 def publish(run: RunDir, out: Path, number: int) -> None:
-    """What the night found, without what anybody asked or answered: facts as JSON, the curves as SVG."""
+    """Write the night's facts, without prompts and answers, as JSON, and its curves as SVG."""
     facts = NightFacts.read(run.path)
     out.mkdir(parents=True, exist_ok=True)
     kept = facts.model_dump(mode="json", exclude={"samples": True, "decision": {"tried": {"__all__": {"path"}}}})
@@ -139,14 +139,14 @@ def publish(run: RunDir, out: Path, number: int) -> None:
         wide = str(figure).split("</svg>")[0].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
         style = resources.files("distill.report").joinpath("templates/style.css").read_text(encoding="utf-8")
         opening, rest = wide.split(">", 1)
-        # The page's own style, dark where its reader's is; not narrow and not printed, for those draw another figure.
+        # The page's own style, light or dark; without the rules for narrow screens and print, which show other figures.
         wide_style = style.partition("@media screen and (max-width")[0]
         paper = '<rect width="100%" height="100%" style="fill: var(--page)"/>'
         (out / f"headline-{number}.svg").write_text(f"{opening}><style>{wide_style}</style>{paper}{rest}</svg>\n")
 
 
 def main() -> int:
-    """Traffic, then the night; returns its exit code."""
+    """Send traffic, then run the night; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts", type=Path)
     parser.add_argument("--folder", type=Path, default=Path("data/headline"))
@@ -156,7 +156,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder that takes the night's facts and its figure")
     options = parser.parse_args()
     night = options.folder.absolute() / "night"
-    teach, measure = chosen(options.prompts, seed=options.seed)
+    training, measuring = chosen(options.prompts, seed=options.seed)
     known = runs(night / "runs")
     nights = sum(run.finished for run in known)
     with exits.ended_by_sigterm(), EmbeddedStack(options.folder, settings=STACK, on_step=console.print) as stack:
@@ -164,9 +164,9 @@ def main() -> int:
         variables = environment(stack.environment, night)
         with guarded(variables):
             once = night / "asked-once.jsonl"
-            ask(stack.url, measure[: options.held_out], once, best_of=1, words="asking what measures")
+            send(stack.url, measuring[: options.held_out], once, best_of=1, words="sending held-out prompts")
             if not known or known[-1].finished:
-                ask_what_teaches(stack, teach, night, nights + 1, options.train)
+                send_training_prompts(stack, training, night, nights + 1, options.train)
             code = run_child([sys.executable, "-m", "distill", "run"], variables)
     if options.out and code == exits.FINISHED:
         every = runs(night / "runs")

@@ -1,11 +1,11 @@
-"""How fast the journal takes records, and what an append costs a request.
+"""Measure the journal's throughput, and the time of an append.
 
     python -m loadtests.journal [--seconds 3] [--redis URL] [--spool DIR]
 
-Each writer appends one record after another (8 candidates of 1 kB); the table says how many records a second came
-through and how long one append took. Without ``--redis`` nothing is listening there, as in an outage: appends do not
-depend on Redis, and this shows it. The spool's disk decides the fsync rows, so say which one it was. Without
-``--spool`` it is the checkout's, in ``data/``, which git ignores: /tmp may be memory, where an fsync costs nothing.
+Each writer appends one record after another (8 candidates of 1 kB); the table has the records per second and the
+time of one append. Without ``--redis`` there is no Redis, as in an outage: appends do not depend on it. The spool's
+disk decides the fsync rows, so state which one it was. Without ``--spool`` it is the checkout's, in ``data/``, which
+git ignores: /tmp may be memory, where an fsync costs nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from loadtests.tables import journal as journal_table
 from loadtests.tables import titled
 
 FOLDER = Path("data")
-_NOBODY = "redis://127.0.0.1:1/0"
+_NO_REDIS = "redis://127.0.0.1:1/0"
 _TEXT = "word " * 200
 _CONCURRENCIES = (1, 16, 64)
 
@@ -44,7 +44,7 @@ def _record(number: int) -> CompletionRecord:
 
 
 async def _measure(journal: Journal, concurrency: int, seconds: float) -> tuple[float, list[float]]:
-    """Records a second, and the milliseconds of each append, building and encoding included."""
+    """Return records per second, and the milliseconds of each append, building and encoding included."""
     waits_ms: list[float] = []
     end = time.perf_counter() + seconds
 
@@ -73,7 +73,7 @@ async def _rows(seconds: float, url: str, spool: Path) -> AsyncIterator[dict[str
                 "p99_ms": waits_ms[len(waits_ms) * 99 // 100],
                 "records_per_commit": journal.stats.appended_records / journal.stats.commits,
             }
-            await journal.aclose(drain_s=0.0 if url == _NOBODY else 60.0)
+            await journal.aclose(drain_s=0.0 if url == _NO_REDIS else 60.0)
 
 
 def _new_folder(parent: Path) -> tempfile.TemporaryDirectory[str]:
@@ -81,13 +81,13 @@ def _new_folder(parent: Path) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(dir=parent, prefix="ratchet-journal-")
 
 
-async def run(seconds: float, *, redis: str = _NOBODY, folder: Path = FOLDER) -> dict[str, object]:
-    """What a record costs to encode, and what comes through at each number of writers, durable or not.
+async def run(seconds: float, *, redis: str = _NO_REDIS, folder: Path = FOLDER) -> dict[str, object]:
+    """Measure the encoding of a record, and the throughput at each number of writers, with and without fsync.
 
     Args:
-        seconds: For each row.
+        seconds: Length of each row's measurement.
         redis: URL of a Redis to ship to meanwhile.
-        folder: On the disk to measure, not in memory; made where it is missing.
+        folder: Folder on the disk to measure, not in memory; made if it is missing.
     """
     n = 2_000
     start = time.perf_counter()
@@ -100,10 +100,9 @@ async def run(seconds: float, *, redis: str = _NOBODY, folder: Path = FOLDER) ->
 
 
 def main() -> None:
-    """Parse the command line, measure, print a table."""
     parser = argparse.ArgumentParser(description="Measure the journal.")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each row of the table")
-    parser.add_argument("--redis", default=_NOBODY, help="URL of a Redis to ship to meanwhile")
+    parser.add_argument("--redis", default=_NO_REDIS, help="URL of a Redis to ship to meanwhile")
     parser.add_argument("--spool", type=Path, default=FOLDER, help=f"folder on the disk to measure; {FOLDER}")
     options = parser.parse_args()
     found = asyncio.run(run(options.seconds, redis=options.redis, folder=options.spool))

@@ -1,12 +1,12 @@
-"""A pytest plugin for mutants: which tests run against one, and in which order.
+"""A pytest plugin for mutants: it selects and orders the tests that run against one.
 
 mutmut runs every test that reaches the mutant's function, in no order, and ends at the first that fails.
 
-- **The fastest first.** Most mutants fall to a test of milliseconds. A survivor would have to wait for every test over
-  HTTP: only so many run as take ``MOST_S`` seconds together, and none that takes ``MOST_OF_ONE_S`` alone. A mutant that
-  only another one notices has survived.
-- **None that fails without a mutant.** On a busy machine tests of time and memory fail by themselves, and would be
-  taken for kills. What fails in either of mutmut's two runs without a mutant is left out.
+- **The fastest first.** Most mutants are killed by a test of milliseconds. A survivor would have to wait for every test
+  over HTTP: only tests that take ``MOST_S`` seconds together run, and none that takes ``MOST_OF_ONE_S`` alone. A mutant
+  that only another test notices has survived.
+- **None that fails without a mutant.** On a busy machine tests of time and memory fail by themselves, and would count
+  as kills. Tests that fail in either of mutmut's two runs without a mutant are left out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NO_CHOICE = frozenset({"stats", "fail", "list_all_tests", "mutant_generation"})
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Count the tests that fail without a mutant, and go on behind them; end those that hang because of one."""
+    """Collect the tests that fail without a mutant without stopping at them; end those that hang because of one."""
     mutant = _under_test()
     if mutant in _WITHOUT_MUTANT:
         config.option.maxfail = 0
@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _Failures:
-    """Writes down which tests failed; the run itself has not."""
+    """Writes the names of failed tests to a file, and lets the run pass."""
 
     def __init__(self) -> None:
         self._names: set[str] = set()
@@ -64,7 +64,7 @@ class _Failures:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sort and shorten the list of tests, once it is known how long each takes."""
+    """Sort and shorten the list of tests, once their durations are known."""
     mutant = _under_test()
     if mutant in _NO_CHOICE or not STATISTICS.exists():
         return
@@ -76,12 +76,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def chosen(tests: Sequence[str], durations_s: Mapping[str, float], most_s: float = MOST_S) -> list[str]:
-    """Return the fastest tests that take ``most_s`` seconds together, the fastest first, and always that one.
+    """Return the fastest tests that take ``most_s`` seconds together, the fastest first, and at least one.
 
     Args:
         tests: Their names.
-        durations_s: By name; a new test counts as nothing.
-        most_s: What they may take together.
+        durations_s: Durations by name; a new test counts as 0.
+        most_s: Longest time of all of them together.
     """
     kept: list[str] = []
     left_s = most_s

@@ -1,8 +1,8 @@
-"""What the gateway adds to a backend's latency, and in which stage: a part of ``make bench``.
+"""The gateway's overhead over its backend, by stage: a part of ``make bench``.
 
 The TGI stub answers every call after a fixed time, the reward stub at once. The stub is called directly (N calls side
-by side, of which the slowest counts), then through the gateway at the same N and concurrency. Client, stubs, Redis and
-gateway share the machine's cores, so this is the whole cost, not the gateway's alone.
+by side, the slowest counts), then through the gateway at the same N and concurrency. Client, stubs, Redis and gateway
+share the machine's cores, so this is the cost of all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Row = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is asked, how often at once, and for how long; ``key`` is the caller's, where one is asked for."""
+    """A load: N, callers at once, seconds, prompt; ``key`` is the API key, if one is needed."""
 
     n: int
     concurrency: int
@@ -37,14 +37,14 @@ class Load:
     key: str = ""
 
     def body(self, model: str, **fields: object) -> bytes:
-        """The request's body."""
+        """Return the request's body."""
         messages = [{"role": "user", "content": self.prompt}]
         return orjson.dumps({"model": model, "messages": messages, "max_tokens": MAX_TOKENS, **fields})
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What the gateway did under a load: its CPU and calls for rewards a request, medians of its own stages' time."""
+    """The gateway under a load: CPU and reward calls for each request, medians of its own stages' times."""
 
     measured: Measured
     cpu_ms: float
@@ -54,14 +54,14 @@ class Served:
 
 @asynccontextmanager
 async def client() -> AsyncIterator[aiohttp.ClientSession]:
-    """One client for all that is measured over HTTP."""
+    """Open the HTTP client that all measurements use."""
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
         yield session
 
 
 async def direct(url: str, load: Load) -> Measured:
-    """N calls to the stub side by side, without a gateway."""
+    """Measure N calls to the stub side by side, without a gateway."""
     body = load.body("tgi")
     async with client() as session:
 
@@ -77,10 +77,10 @@ async def direct(url: str, load: Load) -> Measured:
 
 
 async def through_gateway(running: Stack, load: Load) -> Served:
-    """The same through the gateway."""
+    """Measure the same load through the gateway."""
     body = load.body("ratchet", best_of=load.n)
     headers = {**JSON, "authorization": f"Bearer {load.key}"} if load.key else JSON
-    told: list[dict[str, float]] = []
+    races: list[dict[str, float]] = []
     async with client() as session:
 
         async def call() -> None:
@@ -89,13 +89,13 @@ async def through_gateway(running: Stack, load: Load) -> Served:
             assert response.status == 200, answer
             race = answer["best_of_n"]
             assert (load.n, load.n if load.n > 1 else 0) == (race["n"], race["scored"]), race
-            told.append(race["timings"])
+            races.append(race["timings"])
 
         calls, cpu = await _reward_calls(session, running), cpu_s(running.gateway_pid)
         measured = await closed_loop(call, concurrency=load.concurrency, seconds=load.seconds)
         calls, cpu = await _reward_calls(session, running) - calls, cpu_s(running.gateway_pid) - cpu
-    stages_ms = {stage: median(timings[stage] for timings in told) for stage in told[0]}
-    return Served(measured, cpu * 1e3 / len(told), calls / len(told), stages_ms)
+    stages_ms = {stage: median(timings[stage] for timings in races) for stage in races[0]}
+    return Served(measured, cpu * 1e3 / len(races), calls / len(races), stages_ms)
 
 
 async def _reward_calls(session: aiohttp.ClientSession, running: Stack) -> int:
@@ -104,7 +104,7 @@ async def _reward_calls(session: aiohttp.ClientSession, running: Stack) -> int:
 
 
 async def compare(running: Stack, load: Load) -> Row:
-    """One load, direct and through the gateway, and what lies between the two."""
+    """Measure one load directly and through the gateway, and return the differences."""
     alone = await direct(running.backend, load)
     served = await through_gateway(running, load)
     stages_ms = served.stages_ms
@@ -125,7 +125,7 @@ async def compare(running: Stack, load: Load) -> Row:
 
 
 async def run(running: Stack, ns: Sequence[int], concurrencies: Sequence[int], seconds: float) -> AsyncIterator[Row]:
-    """Every combination, direct and through the gateway next to each other."""
+    """Measure every combination, directly and through the gateway in turn."""
     for concurrency in concurrencies:
         for n in ns:
             yield await compare(running, Load(n, concurrency, seconds))

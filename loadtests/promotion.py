@@ -1,16 +1,16 @@
 """A promotion and a rollback on real parts under traffic: ``python -m loadtests.promotion``.
 
-The embedded stack serves best of four, and clients ask it from the first minute to the last. Meanwhile:
+The embedded stack serves best of 4, and clients send requests from the first minute to the last. Meanwhile:
 
-1. the winners of that traffic train an adapter, which is published, loaded by a rolling restart, seen to answer, given
-   half of the conversations with N = 3, and promoted by the guard (``python -m distill watch``, beside the gateway);
-2. a harmful adapter (random weights, large) passes the canary, for it does answer as it did offline; it is given half
-   of the conversations with N = 1, and the guard takes it back: N is 3 again;
-3. ``python -m distill rollback`` takes back the first promotion by hand: the base, N = 4.
+1. the winners of that traffic train an adapter, which is published, loaded by a rolling restart, checked by its
+   weights, given half of the conversations with N = 3, and promoted by the guard (``python -m distill watch``);
+2. a harmful adapter (large random weights) passes the weight check, because it computes what it did offline; it gets
+   half of the conversations with N = 1, and the guard rolls it back: N is 3 again;
+3. ``python -m distill rollback`` rolls back the first promotion by hand: the base, N = 4.
 
-Nothing decides but the guard, on live rewards. Its margin is wide and its errors are allowed 10 %, so that tens of
-pairs suffice; an operator's settings ask for hundreds. Every request must be answered, and every answer must have one
-record that says which policy gave it. Takes from five minutes to a quarter of an hour on two cores.
+The guard decides by live rewards alone. Its margin is wide and its error rate is 10 %, so that tens of pairs suffice;
+an operator's settings need hundreds. Every request must be answered, and every answer must have one record that names
+its policy. Takes five minutes to a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from distill import exits
 from gateway.demo import prompts
 from gateway.embedded.stack import EmbeddedStack
 from gateway.telemetry import configure_logging
+from loadtests.promotion_steps import Trial, harmful
 from loadtests.stack import machine
 from loadtests.traffic import Traffic
-from loadtests.trial import Trial, harmful
 
 RESULT = Path("loadtests/results/promotion.json")
 SHORT = "Answer in one short sentence."
@@ -61,13 +61,13 @@ NIGHT = {
 
 
 def run(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The whole of it; what was found."""
-    asked = [f"{each.prompt} {SHORT}" for each in prompts.load()]
-    random.Random(0).shuffle(asked)
+    """Run the whole scenario, and return the result."""
+    texts = [f"{each.prompt} {SHORT}" for each in prompts.load()]
+    random.Random(0).shuffle(texts)
     began = time.monotonic()
     with EmbeddedStack(folder / "stack", settings=STACK) as stack:
         os.environ.update(stack.environment | NIGHT | _folders(folder, stack))
-        with Traffic(stack.url, asked, clients=CLIENTS, max_tokens=MAX_TOKENS) as traffic:
+        with Traffic(stack.url, texts, clients=CLIENTS, max_tokens=MAX_TOKENS) as traffic:
             trial = Trial(folder, traffic, limit_s=options.limit_s)
             with guard():
                 decisions = scenario(trial, folder, options)
@@ -105,7 +105,7 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def scenario(trial: Trial, folder: Path, options: argparse.Namespace) -> dict[str, str]:
-    """Promote, roll back, and roll back by hand; the decisions in the guard's words."""
+    """Promote, roll back, and roll back by hand; return the decisions in the guard's words."""
     checkpoint = options.checkpoint or trial.train(trial.winners(options.winners))
     better = trial.bring(checkpoint, "night-1", n=N_NEW)
     promoted = trial.await_verdict("night-1", promoted=True)
@@ -114,30 +114,30 @@ def scenario(trial: Trial, folder: Path, options: argparse.Namespace) -> dict[st
     back = trial.await_verdict("night-2", promoted=False)
     check(back.adapter == better.name and back.n == N_NEW, "N is what it was before the harmful adapter")
     trial.await_answers(2 * CLIENTS)
-    command = [sys.executable, "-m", "distill", "rollback", "--reason", "by hand, to show it"]
+    command = [sys.executable, "-m", "distill", "rollback", "--reason", "by hand"]
     subprocess.run(command, check=True)
     by_hand = trial.history()[0]
-    check(by_hand.adapter is None and by_hand.n == N, "the base serves with the N it had")
+    check(by_hand.adapter is None and by_hand.n == N, "the base serves with its earlier N")
     trial.await_answers(2 * CLIENTS)
     return {"night-1": promoted.reason, "night-2": back.reason, "rollback": by_hand.reason}
 
 
 @contextmanager
 def guard() -> Iterator[None]:
-    """``python -m distill watch`` beside the gateway, as an operator has it."""
+    """Run ``python -m distill watch`` beside the gateway, as an operator does."""
     with subprocess.Popen([sys.executable, "-m", "distill", "watch"]) as process:
         try:
             yield
-            check(process.poll() is None, "the guard is at work")
+            check(process.poll() is None, "the guard runs")
         finally:
             process.terminate()
 
 
 def check(held: bool, what: str) -> None:
-    """Go on only where it holds.
+    """Continue only if a condition holds.
 
     Raises:
-        SystemExit: It does not.
+        SystemExit: It does not hold.
     """
     if not held:
         raise SystemExit(f"does not hold: {what}")
@@ -152,12 +152,12 @@ def _folders(folder: Path, stack: EmbeddedStack) -> dict[str, str]:
 
 
 def main() -> None:
-    """Run it, keep the result, and fail where a request did or a record is missing."""
+    """Run the scenario, write the result, and fail if a request failed or a record is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--winners", type=int, default=16, help="winners that train the first adapter")
     parser.add_argument("--checkpoint", type=Path, help="one that an earlier run trained, instead of training now")
     parser.add_argument("--strength", type=float, default=1.0, help="size of the harmful adapter's random weights")
-    parser.add_argument("--limit-s", type=float, default=1200.0, help="longest wait for any one thing")
+    parser.add_argument("--limit-s", type=float, default=1200.0, help="longest wait for each step")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     configure_logging("warning", "console")
@@ -165,8 +165,8 @@ def main() -> None:
         result = run(Path(folder), options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    told = ("requests", "failed", "records", "by_arm", "decisions", "request_s", "step_s", "seconds")
-    print(json.dumps({name: result[name] for name in told}, indent=1, ensure_ascii=False))
+    shown = ("requests", "failed", "records", "by_arm", "decisions", "request_s", "step_s", "seconds")
+    print(json.dumps({name: result[name] for name in shown}, indent=1, ensure_ascii=False))
     check(result["failed"] == 0, "no request failed")
     check(result["answers_without_record"] == 0, "every answer has its record")
 

@@ -1,12 +1,12 @@
-"""How fast rewards are: ``python -m loadtests.reward``.
+"""Measure the speed of rewards: ``python -m loadtests.reward``.
 
-Two questions. How many answers a second does the batcher give at several loads, how much of a batch is padding and how
-long does an answer wait for its batch? And how long do the eight answers to one 1,000-token prompt take? On CUDA both
-are asked in bfloat16 and in float32; on the CPU in float32.
+Two questions: how many answers per second the batcher scores at several loads, with the padding of its batches and the
+wait of an answer for its batch; and how long the eight answers to one 1,000-token prompt take. On CUDA both are
+measured in bfloat16 and in float32, on the CPU in float32.
 
 Without ``--model`` the embedded model is measured (MiniLM: it reads 512 tokens, so the long prompt is clipped to that).
-``--random-qwen3`` measures Qwen3-0.6B's shape with random weights, for machines that have no model hub: speed does not
-depend on what the weights know.
+``--random-qwen3`` measures Qwen3-0.6B's shape with random weights, for machines without a model hub: speed does not
+depend on the weights' values.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 @dataclass
 class Load:
-    """One load and what the batcher told about it."""
+    """One load, and the batcher's statistics under it."""
 
     races: int
     seconds: float = 0.0
@@ -66,7 +66,7 @@ class Load:
     batches: list[BatchStats] = field(default_factory=list)
 
     def figures(self) -> dict[str, float]:
-        """What this load got, and what it cost."""
+        """Return the throughput, padding and waits of this load."""
         waits = sorted(batch.wait_ms for batch in self.batches)
         padded = sum(batch.padded_tokens for batch in self.batches)
         return {
@@ -81,12 +81,12 @@ class Load:
 
 
 def words(rng: random.Random, count: int) -> str:
-    """About ``count`` tokens: common words are one token in any vocabulary."""
+    """Return about ``count`` tokens: common words are one token in any vocabulary."""
     return " ".join(rng.choices(WORDS, k=count))
 
 
 async def load(settings: RewardSettings, races: int, seconds: float, spread_ms: float) -> Load:
-    """Keep ``races`` going for ``seconds``; a race's answers finish within ``spread_ms`` of one another."""
+    """Keep ``races`` running for ``seconds``; a race's answers finish within ``spread_ms`` of one another."""
     result = Load(races)
     rng = random.Random(races)
 
@@ -121,7 +121,7 @@ async def load(settings: RewardSettings, races: int, seconds: float, spread_ms: 
 
 
 async def long_prompt(settings: RewardSettings, repeats: int) -> tuple[float, bool]:
-    """Median milliseconds of eight answers to a 1,000-token prompt, and whether the model had to clip it."""
+    """Return the median milliseconds of eight answers to a 1,000-token prompt, and whether the model clipped it."""
     rng = random.Random(0)
     scorer = LocalScorer(settings)
     await scorer.loaded()
@@ -139,7 +139,7 @@ async def long_prompt(settings: RewardSettings, repeats: int) -> tuple[float, bo
 
 
 def random_qwen3(folder: Path) -> None:
-    """Qwen3-0.6B's shape with random weights and a tokenizer that is at hand."""
+    """Write a model of Qwen3-0.6B's shape with random weights, and a tokenizer that is installed."""
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification
 
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder(), model_max_length=4096)
@@ -161,7 +161,7 @@ def random_qwen3(folder: Path) -> None:
 
 
 def measure(settings: RewardSettings, options: argparse.Namespace) -> dict[str, object]:
-    """Both answers for one model on one device in one type."""
+    """Measure both questions for one model on one device in one type."""
     loads = [asyncio.run(load(settings, races, options.seconds, options.spread_ms)) for races in options.races]
     median_ms, clipped = asyncio.run(long_prompt(settings, options.repeats))
     return {
@@ -175,7 +175,7 @@ def measure(settings: RewardSettings, options: argparse.Namespace) -> dict[str, 
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, object]]:
-    """The chosen model on every device there is, in every type that the device is used with."""
+    """Measure the chosen model on every device there is, in every type that is used there."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +187,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, object]]:
             model, adapter = str(minilm_folder()), reward_adapter_folder()
         for device in options.devices:
             if device.startswith("cuda") and not torch.cuda.is_available():
-                print(f"{device}: not measured, for there is no such device", file=sys.stderr)
+                print(f"{device}: not measured: there is no such device", file=sys.stderr)
                 continue
             for dtype in cast("list[Dtype]", ["bfloat16", "float32"] if device.startswith("cuda") else ["float32"]):
                 settings = RewardSettings(model=model, adapter=adapter, device=device, dtype=dtype)
@@ -198,7 +198,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, object]]:
 
 
 def options_from(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line's options; ``words`` instead of it."""
+    """Parse the command line's options, or ``words`` instead of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="folder or hub id; default: the embedded model")
     parser.add_argument("--adapter", type=Path, default=None)
@@ -212,7 +212,7 @@ def options_from(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure on the CPU, and on CUDA where it is; print a table for each."""
+    """Measure on the CPU, and on CUDA if there is one; print a table for each."""
     found = list(run(options_from()))
     print(titled({**machine(), "torch": version("torch")}, rewards(found)))
 

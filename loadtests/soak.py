@@ -1,10 +1,10 @@
 """Steady load for a long time: ``python -m loadtests.soak --minutes 20``, ``make soak``.
 
-First the capacity of this machine is measured, with the very client and the mix of requests that follow (one in four
-streamed, best of 4, the TGI stub at 50 ms): a closed loop of 16. Then requests come at a share of it, at a constant
-rate, and the gateway is looked at: memory, file descriptors, tasks of its event loop, what streamed calls leave on
-the hub's client, records that wait for Redis. Exit code 0 only if none of these grows, every request is answered with
-a scored answer, and Redis has the record of each.
+First the capacity of this machine is measured, with the same client and mix of requests (one in four streamed, best of
+4, the TGI stub at 50 ms): a closed loop of 16. Then requests come at a constant rate, a share of that capacity, and
+the gateway is sampled: memory, file descriptors, tasks of its event loop, entries that streamed calls leave on the
+hub's client, records that wait for Redis. The exit code is 0 only if none of these grows, every request gets a scored
+answer, and Redis has the record of each.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from rich.table import Table
 
 from distill.report.svg import Margins, Plot, Spot, ticks
 from loadtests.closed_loop import closed_loop
-from loadtests.faults.arrivals import Arrivals
 from loadtests.faults.callers import MAX_TOKENS, outcome_of_answer, outcome_of_stream
 from loadtests.growth import Allowance, Growth, growth
 from loadtests.load.plot import PANEL, panels
 from loadtests.load.summary import percentile
+from loadtests.records import StreamRecords
 from loadtests.stack import Stack, machine, stack
 from loadtests.tables import SOAKED
 
@@ -58,7 +58,7 @@ console = Console(width=130)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The gateway at one moment, its worker processes together; ``spool_records`` are those that wait for Redis."""
+    """The gateway at one moment, all worker processes together; ``spool_records`` wait for Redis."""
 
     second: float
     memory_mb: float
@@ -79,7 +79,7 @@ class Client:
         self._number = 0
 
     async def ask(self) -> None:
-        """One request, to its last byte."""
+        """Send one request, and read it to its last byte."""
         self._number += 1
         streamed = self._number % STREAMED_EVERY == 0
         question = f"Question {self._number}: what floats on the harbour?"
@@ -106,13 +106,13 @@ class Client:
 
 
 async def capacity_per_s(running: Stack, seconds: float) -> float:
-    """Requests a second of a closed loop, with the client of the soak."""
+    """Measure the requests per second of a closed loop, with the client of the soak."""
     async with _session(running) as session:
         return (await closed_loop(Client(session).ask, concurrency=CAPACITY_CALLERS, seconds=seconds)).requests_per_s
 
 
 async def arrive(client: Client, per_s: float, seconds: float) -> None:
-    """Requests at a constant rate, whatever becomes of those before them; returns when the last one has ended."""
+    """Send requests at a constant rate, independent of earlier ones; return when the last one has ended."""
     loop = asyncio.get_running_loop()
     begin_s = loop.time()
     async with asyncio.TaskGroup() as under_way:
@@ -122,7 +122,7 @@ async def arrive(client: Client, per_s: float, seconds: float) -> None:
 
 
 async def watch(running: Stack, every_s: float, samples: list[Sample]) -> None:
-    """Look at the gateway again and again, until cancelled."""
+    """Sample the gateway again and again, until cancelled."""
     begin_s = time.monotonic()
     root = psutil.Process(running.gateway_pid)
     async with _session(running) as session:
@@ -144,7 +144,7 @@ async def watch(running: Stack, every_s: float, samples: list[Sample]) -> None:
 
 
 def verdict(found: dict[str, Growth], outcomes: dict[str, int], missing: int) -> list[str]:
-    """What should not be, in words; empty where all is well."""
+    """Return a sentence for each failure; empty if all is well."""
     failures = [f"{name} grows from {one.before:g} to {one.after:g}" for name, one in found.items() if one.grows]
     if wrong := {name: count for name, count in outcomes.items() if name != "scored"}:
         failures.append(f"clients saw {wrong}")
@@ -156,7 +156,7 @@ def verdict(found: dict[str, Growth], outcomes: dict[str, int], missing: int) ->
 
 
 def show(found: dict[str, Growth], about: dict[str, object]) -> None:
-    """The growth of each quantity as a table."""
+    """Print the growth of each quantity as a table."""
     title = ", ".join(f"{name} {value}" for name, value in about.items())
     table = Table("quantity", "first third", "last third", "grows", title=title)
     for name, one in found.items():
@@ -164,8 +164,8 @@ def show(found: dict[str, Growth], about: dict[str, object]) -> None:
     console.print(table)
 
 
-def keep(samples: list[Sample], facts: dict[str, object], about: dict[str, object], out: Path) -> None:
-    """JSON, the samples as CSV, and a figure of them, side by side."""
+def write_results(samples: list[Sample], facts: dict[str, object], about: dict[str, object], out: Path) -> None:
+    """Write JSON, the samples as CSV, and a figure of them, side by side."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"about": about, **facts}, indent=1) + "\n")
     names = [field.name for field in fields(Sample)]
@@ -187,11 +187,11 @@ def _panel(title: str, curve: list[Spot]) -> Plot:
 
 
 async def main() -> int:
-    """Measure the capacity, soak, judge; 0 only if all stayed as it was."""
+    """Measure the capacity, soak, judge; return 0 only if nothing grew, failed or is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--share", type=float, default=0.7, help="of the measured capacity")
-    parser.add_argument("--capacity-s", type=float, default=15.0, help="how long the capacity is measured")
+    parser.add_argument("--capacity-s", type=float, default=15.0, help="length of the capacity measurement")
     parser.add_argument("--sample-s", type=float, default=5.0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT, help="JSON here, CSV and SVG beside it")
@@ -212,9 +212,9 @@ async def main() -> int:
                 await asyncio.wait([watching])
         if not watching.cancelled():
             watching.result()
-        async with aclosing(Arrivals(running.redis)) as arrivals:
-            await arrivals.all_of(client.acknowledged, _ARRIVE_S)
-            missing = len(arrivals.missing(client.acknowledged))
+        async with aclosing(StreamRecords(running.redis)) as records:
+            await records.wait_for(client.acknowledged, _ARRIVE_S)
+            missing = len(records.missing(client.acknowledged))
     found = {name: growth([getattr(s, name) for s in samples], allowed) for name, allowed in ALLOWED.items()}
     failures = verdict(found, client.outcomes, missing)
     load = {"capacity_per_s": round(per_s, 1), "rate_per_s": round(rate, 1), "minutes": options.minutes}
@@ -226,7 +226,7 @@ async def main() -> int:
         console.print(failure, style="red")
     facts = {"outcomes": client.outcomes, **times, "acknowledged": len(client.acknowledged), "missing": missing}
     growths = {name: asdict(one) for name, one in found.items()}
-    keep(samples, {**facts, "failures": failures, "growth": growths}, about, options.out)
+    write_results(samples, {**facts, "failures": failures, "growth": growths}, about, options.out)
     return int(bool(failures))
 
 

@@ -1,4 +1,4 @@
-"""What every benchmark needs: the gateway, its stubs and a Redis as processes of their own."""
+"""The stack that every measurement needs: the gateway, its stubs and a Redis as processes of their own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -16,19 +15,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
-import aiohttp
 import psutil
 
 from gateway.embedded.redis import RedisServer
 from gateway.processes.child import free_port
+from loadtests.processes import GatewayProcess, gateway_environment
 from tests.listeners import until_all_listen
 from tests.stubs.process import StubProcess
 
 # Longer prompts than any measurement sends.
 _PROMPT_TOKENS = 1_000_000
-_READY_TIMEOUT_S = 180.0  # a busy machine takes a minute to import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a gateway needs, running."""
+    """Addresses of everything that a gateway needs, running."""
 
     backend: str
     reward: str
@@ -54,16 +52,16 @@ class Surroundings:
 
 @asynccontextmanager
 async def stack(*, latency_ms: float, workers: int = 1, **settings: str) -> AsyncIterator[Stack]:
-    """The TGI stub, the reward stub, Redis and ``python -m gateway serve``, until the block ends."""
+    """Start the TGI stub, the reward stub, Redis and ``python -m gateway serve``, until the block ends."""
     async with surroundings(latency_ms=latency_ms) as around, gateway(around, workers=workers, **settings) as running:
         yield running
 
 
 @asynccontextmanager
 async def surroundings(*, latency_ms: float) -> AsyncIterator[Surroundings]:
-    """The TGI stub, the reward stub and Redis, until the block ends.
+    """Start the TGI stub, the reward stub and Redis, until the block ends.
 
-    The stub takes what other gateways send too: several answers in one call, and long prompts.
+    The stub also accepts requests that other gateways send: several answers in one call, and long prompts.
     """
     backend = StubProcess(
         "tests.stubs.tgi",
@@ -79,13 +77,14 @@ async def surroundings(*, latency_ms: float) -> AsyncIterator[Surroundings]:
 
 
 @asynccontextmanager
-async def gateway(
-    around: Surroundings, log: IO[bytes] | None = None, /, *, workers: int, **settings: str
-) -> AsyncIterator[Stack]:
-    """``python -m gateway serve``, until the block ends; what it logs goes to ``log``, else to stderr."""
+async def gateway(around: Surroundings, *, workers: int, **settings: str) -> AsyncIterator[Stack]:
+    """Start ``python -m gateway serve``, until the block ends; its log is ``gateway.log`` in the surroundings' folder.
+
+    Raises:
+        RuntimeError: It ended, or was not ready in time.
+    """
     port = free_port()
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")},
+    variables = {
         "GATEWAY_PORT": str(port),
         "GATEWAY_WORKERS": str(workers),
         "GATEWAY_LOG_LEVEL": "warning",
@@ -97,22 +96,18 @@ async def gateway(
         "GATEWAY_POLICY__EXPLORATION": "0",
         **settings,
     }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", "serve", env=environment, stderr=log
-    )
+    process = GatewayProcess(Path(around.folder), gateway_environment(variables), port)
     try:
-        url = f"http://127.0.0.1:{port}"
-        await _until_ready(url, process)
-        if workers > 1:  # of one that is ready nothing has to be asked
+        await process.begin()
+        if workers > 1:
             await until_all_listen(port, workers)
-        yield Stack(url, around.backend, around.reward, process.pid, around.redis)
+        yield Stack(process.url, around.backend, around.reward, process.pid, around.redis)
     finally:
-        process.terminate()
-        await process.wait()
+        await asyncio.to_thread(process.stop)
 
 
 class Assembled(ABC):
-    """``async with`` starts every part, and ends them all after it; where one does not start, those before it too."""
+    """Parts that start and end together: ``async with`` starts all; if one fails, those before it are ended."""
 
     def __init__(self) -> None:
         self._running = AsyncExitStack()
@@ -136,14 +131,14 @@ class Assembled(ABC):
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds that a process and its children have used."""
+    """Return the CPU seconds that a process and its children have used."""
     process = psutil.Process(pid)
     times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
     return sum(one.user + one.system for one in times)
 
 
 def machine() -> dict[str, str]:
-    """Where and on what code a result was measured."""
+    """Return date, machine and commit of a measurement."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
     models = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
@@ -154,19 +149,3 @@ def machine() -> dict[str, str]:
         "python": platform.python_version(),
         "commit": commit.stdout.strip() + ("+" if dirty.stdout.strip() else ""),
     }
-
-
-async def _until_ready(url: str, process: asyncio.subprocess.Process) -> None:
-    deadline = time.monotonic() + _READY_TIMEOUT_S
-    async with aiohttp.ClientSession() as session:
-        while time.monotonic() < deadline:
-            if process.returncode is not None:
-                raise RuntimeError(f"the gateway ended with status {process.returncode}")
-            try:
-                async with session.get(url + "/health/ready") as response:
-                    if response.status == 200:
-                        return
-            except aiohttp.ClientConnectionError:
-                pass
-            await asyncio.sleep(0.1)
-    raise RuntimeError("the gateway was not ready in time")

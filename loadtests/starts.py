@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import aiohttp
 import typer
@@ -59,13 +58,11 @@ async def _repeat(
     failures, seconds = 0, []
     for number in range(1, count + 1):
         began = time.monotonic()
-        with tempfile.TemporaryFile() as log:
-            try:
-                failure = await _start(around, log, workers, settings)
-            except RuntimeError as error:
-                failure = str(error)
-            log.seek(0)
-            lines = log.read().decode().splitlines()
+        try:
+            failure = await _start(around, workers, settings)
+        except RuntimeError as error:
+            failure = str(error)
+        lines = _log_lines(Path(around.folder))
         seconds.append(time.monotonic() - began)
         if not failure and (loaded := sum(_LOADED in line for line in lines)) > workers:
             failure = f"the model was loaded {loaded} times"
@@ -77,15 +74,19 @@ async def _repeat(
     return {"kind": name, "count": count, "good": good, "median_s": median_s}
 
 
+def _log_lines(folder: Path) -> list[str]:
+    return (folder / "gateway.log").read_text(errors="replace").splitlines()
+
+
 def _troubles(lines: Sequence[str]) -> Sequence[str]:
     """Return a log's warnings and errors, or its last lines if it has none."""
     return [line for line in lines if '"level": "warning"' in line or '"level": "error"' in line] or lines[-_LOG_LINES:]
 
 
-async def _start(around: Surroundings, log: IO[bytes], workers: int, settings: Mapping[str, str]) -> str:
+async def _start(around: Surroundings, workers: int, settings: Mapping[str, str]) -> str:
     """Start a gateway, send requests to each worker, and return the problem; empty if there was none."""
     async with (
-        gateway(around, log, workers=workers, **settings) as running,
+        gateway(around, workers=workers, **settings) as running,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session,
     ):
         # One connection for each request: a hash of their addresses distributes connections to the workers.

@@ -1,4 +1,4 @@
-"""Steady traffic through the official client, as an application sends it, that notes every answer and every failure."""
+"""Steady traffic through the official client, as an application sends it; every answer and failure is noted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STREAMED_EVERY = 3  # one request in three is streamed
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One request that was answered: the completion's id, and how long it took."""
+    """An answered request: the completion's id, and its duration."""
 
     id: str
     seconds: float
@@ -26,11 +26,11 @@ class Answered:
 
 
 class Traffic:
-    """Clients that ask one prompt after the other until the block ends; no request is ever tried again.
+    """Clients that each send one prompt after the other until the block ends; no request is sent again.
 
     Args:
         url: The gateway's, without /v1.
-        prompts: Asked in turn; each request is a conversation of its own, with a ``user`` of its own.
+        prompts: Sent in turn; each request is a conversation of its own, with a ``user`` of its own.
         clients: Requests in flight.
         max_tokens: Longest answer.
     """
@@ -42,7 +42,7 @@ class Traffic:
         self._max_tokens = max_tokens
         self._numbers = itertools.count()
         self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._ask_on, name=f"client-{index}") for index in range(clients)]
+        self._threads = [threading.Thread(target=self._send_on, name=f"client-{index}") for index in range(clients)]
         self._client = openai.OpenAI(
             base_url=f"{url}/v1",
             api_key="unused",
@@ -62,20 +62,20 @@ class Traffic:
             thread.join()
         self._client.close()
 
-    def _ask_on(self) -> None:
+    def _send_on(self) -> None:
         while not self._ended.is_set():
             number = next(self._numbers)
             started = time.monotonic()
             try:
-                identity = self._ask(number)
+                identity = self._send(number)
             except openai.OpenAIError as error:
                 self.failed.append(f"request {number}: {type(error).__name__}: {error}")
                 continue
             streamed = number % STREAMED_EVERY == 0
             self.answered.append(Answered(identity, time.monotonic() - started, streamed))
 
-    def _ask(self, number: int) -> str:
-        """The completion's id.
+    def _send(self, number: int) -> str:
+        """Send one request, and return the completion's id.
 
         Raises:
             openai.OpenAIError: No whole answer came.
@@ -92,7 +92,7 @@ class Traffic:
             )
             identity, text, reason = answer.id, answer.choices[0].message.content or "", answer.choices[0].finish_reason
         if not text or reason is None:
-            raise openai.OpenAIError("the answer is empty or broken off")
+            raise openai.OpenAIError("the answer is empty or cut")
         return identity
 
     def _streamed(self, prompt: str, user: str) -> tuple[str, str, str | None]:

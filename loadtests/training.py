@@ -1,10 +1,10 @@
-"""How fast the policy trains: ``python -m loadtests.training``, against plain TRL on the same data in the same run.
+"""Measure the speed of training the policy, and of plain TRL on the same data: ``python -m loadtests.training``.
 
 Each contender runs in a process of its own, so that its peak memory is its own; one after the other, on the same
-examples, same base, same LoRA. ``trl`` is ``SFTTrainer`` with its defaults: on a CPU it starts only when told
-``use_cpu``, casts to bfloat16 and computes activations twice. ``trl-float32`` is the same without either, which is the
-best it does there by options alone. On a machine with other work, tokens a CPU second are the fairer figure. Examples
-are word salad as long as SmolLM2's answers are: speed does not depend on what the words say.
+examples, base and LoRA. ``trl`` is ``SFTTrainer`` with its defaults: on a CPU it starts only with ``use_cpu``, casts to
+bfloat16 and computes activations twice. ``trl-float32`` does neither, which is the best it does there by options
+alone. On a machine with other work, tokens per CPU second are the fairer figure. Examples are random words, as long as
+SmolLM2's answers: speed does not depend on their meaning.
 
 Prints a table, or with ``--json`` the same as JSON with the machine, its load and the versions.
 """
@@ -34,8 +34,8 @@ MEDIAN_WORDS = 55
 SPREAD = 0.6
 
 
-def salad(count: int, seed: int) -> list[Example]:
-    """Examples with this project's own prompts and answers of about 75 tokens, lognormal as real ones are."""
+def random_examples(count: int, seed: int) -> list[Example]:
+    """Return examples with this project's prompts and answers of about 75 tokens, lognormal as real ones are."""
     rng = random.Random(seed)
     lines = resources.files("gateway.embedded").joinpath("prompts.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = [json.loads(line)["prompt"] for line in lines if line.strip()]
@@ -50,7 +50,7 @@ def salad(count: int, seed: int) -> list[Example]:
 
 
 def run_ratchet(examples: list[Example], settings: TrainingSettings, folder: Path) -> dict[str, Any]:
-    """This project's training."""
+    """Run this project's training."""
     from distill.training.base import load_base
     from distill.training.train import train
 
@@ -66,7 +66,7 @@ def run_ratchet(examples: list[Example], settings: TrainingSettings, folder: Pat
 
 
 def run_trl(examples: list[Example], settings: TrainingSettings, folder: Path, *, defaults: bool) -> dict[str, Any]:
-    """TRL's own trainer, on its prompt and completion format."""
+    """Run TRL's own trainer, on its prompt and completion format."""
     import torch
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -99,11 +99,11 @@ def run_trl(examples: list[Example], settings: TrainingSettings, folder: Path, *
 
 
 def contend(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Run one contender here, and measure it."""
+    """Run and measure one contender in this process."""
     import torch
 
     torch.set_num_threads(options.threads)
-    examples = read_examples(options.examples) if options.examples else salad(options.count, options.seed)
+    examples = read_examples(options.examples) if options.examples else random_examples(options.count, options.seed)
     settings = TrainingSettings(model=options.model, epochs=options.epochs, max_length_tokens=1024)
     with tempfile.TemporaryDirectory() as folder:
         if name == "ratchet":
@@ -124,7 +124,7 @@ def in_own_process(name: str) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Where it was measured."""
+    """Return the machine and the versions of a measurement."""
     import torch
 
     from distill.training.train import versions
@@ -141,8 +141,8 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     """Measure every contender, or one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=Path, help="examples file of a night; word salad when not given")
-    parser.add_argument("--count", type=int, default=64, help="examples of word salad")
+    parser.add_argument("--examples", type=Path, help="examples file of a night; random words when not given")
+    parser.add_argument("--count", type=int, default=64, help="examples of random words")
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--model", default="", help="base model; the embedded SmolLM2 when not given")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))

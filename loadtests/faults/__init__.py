@@ -1,1 +1,1 @@
-"""Faults on real processes: what clients see, what is lost, how long until all is well again."""
+"""Faults on real processes: what clients see, how many records are lost, how long until all is normal."""

@@ -1,13 +1,13 @@
-"""Break things under load and count what is lost: ``python -m loadtests.faults``, ``make faults``.
+"""Break every part under load and count the lost records: ``python -m loadtests.faults``, ``make faults``.
 
 Each scenario has a fresh stack of real processes (the gateway, Valkey with an append-only file, stubs of TGI and of a
-reward server) and clients that ask without a pause, one request in four streamed. After a few calm seconds a fault
-strikes, heals, and the load goes on for a while. Every completion that a client got whole is looked for in Redis by
-its id. Exit code 0 only if none is missing and all that must hold held.
+reward server) and clients that send requests without a pause, one in four streamed. After a few calm seconds a fault
+strikes, heals, and the load continues for a while. Every completion that a client got whole is looked for in Redis by
+its id. The exit code is 0 only if none is missing and everything that must hold held.
 
-One exception is counted apart: where Redis loses its data, what it had acknowledged to the gateway is gone with it
-(``wiped``). Where the night collects, they are looked for in its archive. Client, stubs, Redis and gateway share the
-machine. libfaketime is needed to fake clocks (``make faults`` brings it): a scenario that cannot be run is a failure.
+One exception is counted apart: if Redis loses its data, records that it had acknowledged to the gateway are lost with
+it (``wiped``). If the night collects, records are looked for in its archive. Client, stubs, Redis and gateway share the
+machine. libfaketime is needed to fake clocks (``make faults`` installs it): a scenario that cannot run is a failure.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
+from loadtests.faults.fault_stack import SETTINGS, FaultStack
 from loadtests.faults.scenarios import SCENARIOS, Scenario
 from loadtests.faults.verdict import NORMAL_WITHIN_S, Facts, Row, judge
-from loadtests.faults.world import SETTINGS, World
 from loadtests.stack import machine
 from loadtests.tables import seconds
 
@@ -37,7 +37,7 @@ console = Console(width=200)
 
 async def observe(scenario: Scenario, options: argparse.Namespace) -> Facts:
     """Run one scenario."""
-    world = World(
+    stack = FaultStack(
         callers=scenario.callers or options.callers,
         n=options.n,
         fault_s=options.fault_s,
@@ -49,57 +49,57 @@ async def observe(scenario: Scenario, options: argparse.Namespace) -> Facts:
         settings=scenario.settings,
         knobs=scenario.knobs,
     )
-    async with world:
-        async with world.callers:
+    async with stack:
+        async with stack.callers:
             await asyncio.sleep(options.calm_s)
             struck_s = time.monotonic()
-            await scenario.strike(world)
+            await scenario.strike(stack)
             healed_s = time.monotonic()
             since_s = healed_s if scenario.heals else struck_s
-            under_fault = world.callers.acknowledged()
-            arriving = asyncio.create_task(_arrival(world, under_fault, archived=scenario.archived))
+            under_fault = stack.callers.acknowledged()
+            arriving = asyncio.create_task(_arrival(stack, under_fault, archived=scenario.archived))
             await asyncio.sleep(options.calm_s)
-            at_the_end = "ready" if scenario.scarred else await _until_ready(world)
+            readiness_after = "ready" if scenario.stays_broken else await _until_ready(stack)
             _, waited_s = await arriving
-        acknowledged = world.callers.acknowledged()
-        lost, _ = await _arrival(world, acknowledged, archived=scenario.archived)
+        acknowledged = stack.callers.acknowledged()
+        lost, _ = await _arrival(stack, acknowledged, archived=scenario.archived)
         return Facts(
-            seen=world.callers.seen,
+            seen=stack.callers.seen,
             since_s=since_s,
             struck_s=struck_s,
             acknowledged=len(acknowledged),
             lost=len(lost),
-            wiped=len((acknowledged & world.arrivals.wiped) - world.arrivals.now),
-            duplicates=world.arrivals.duplicates,
+            wiped=len((acknowledged & stack.records.wiped) - stack.records.present),
+            duplicates=stack.records.duplicates,
             arrived_after_s=None if waited_s is None else waited_s + healed_s - since_s,
-            told=world.told,
-            at_the_end=at_the_end,
-            as_meant=world.as_meant,
+            readiness=stack.readiness,
+            readiness_after=readiness_after,
+            as_planned=stack.as_planned,
         )
 
 
-async def _arrival(world: World, wanted: set[str], *, archived: bool) -> tuple[set[str], float | None]:
-    """Wait until the stream, or the archive, has these records: what is missing, and how long it took to have all."""
+async def _arrival(stack: FaultStack, wanted: set[str], *, archived: bool) -> tuple[set[str], float | None]:
+    """Wait until the stream, or the archive, has these records; return the missing ones, and the seconds it took."""
     if not archived:
-        waited_s = await world.arrivals.all_of(wanted, NORMAL_WITHIN_S)
-        return world.arrivals.missing(wanted), waited_s
+        waited_s = await stack.records.wait_for(wanted, NORMAL_WITHIN_S)
+        return stack.records.missing(wanted), waited_s
     started_s = time.monotonic()
-    missing = await world.archive_all(wanted)
+    missing = await stack.archive_all(wanted)
     return missing, None if missing else time.monotonic() - started_s
 
 
-async def _until_ready(world: World) -> str:
-    """What readiness says once it says "ready", or after too long."""
+async def _until_ready(stack: FaultStack) -> str:
+    """Wait until readiness is "ready", or too long; return the last status."""
     deadline = time.monotonic() + NORMAL_WITHIN_S
     while True:
-        status = await world.gateway.readiness()
+        status = await stack.gateway.readiness()
         if status == "ready" or time.monotonic() > deadline:
             return status
         await asyncio.sleep(_POLL_S)
 
 
 def show(rows: list[Row], left_out: list[str], about: dict[str, str]) -> None:
-    """The rows as a table."""
+    """Print the rows as a table."""
     table = Table(title=", ".join(f"{key} {value}" for key, value in about.items()))
     for name in ("fault", "clients saw", "slowest", "acknowledged", "lost", "wiped", "twice"):
         table.add_column(name)
@@ -118,17 +118,17 @@ def show(rows: list[Row], left_out: list[str], about: dict[str, str]) -> None:
         )
     console.print(table)
     for name in left_out:
-        console.print(f"{name} was not run: libfaketime is missing (make faults brings it)", style="red")
+        console.print(f"{name} was not run: libfaketime is missing (make faults installs it)", style="red")
 
 
 async def main() -> int:
-    """Run what was asked for, show it, keep it; 0 only if all held."""
+    """Run the chosen scenarios, print and write the result; return 0 only if all held."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [scenario.name for scenario in SCENARIOS]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--callers", type=int, default=8, help="requests in flight")
-    parser.add_argument("--n", type=int, default=4, help="best of how many")
-    parser.add_argument("--calm-s", type=float, default=4.0, help="load before the fault, and after it")
+    parser.add_argument("--n", type=int, default=4, help="N of every request")
+    parser.add_argument("--calm-s", type=float, default=4.0, help="length of the load before the fault, and after it")
     parser.add_argument("--fault-s", type=float, default=6.0, help="how long a fault lasts")
     parser.add_argument("--pause-s", type=float, default=30.0, help="how long Redis freezes in redis-paused")
     parser.add_argument("--out", type=Path, default=OUT, help="write the result here as JSON")
@@ -148,9 +148,9 @@ async def main() -> int:
     load = {name: getattr(options, name) for name in ("callers", "n", "calm_s", "fault_s", "pause_s")}
     about = machine()
     show(rows, left_out, about)
-    told = {"about": about, "load": load, "settings": SETTINGS, "not_run": left_out}
+    result = {"about": about, "load": load, "settings": SETTINGS, "not_run": left_out}
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({**told, "faults": [row.as_json() for row in rows]}, indent=1) + "\n")
+    options.out.write_text(json.dumps({**result, "faults": [row.as_json() for row in rows]}, indent=1) + "\n")
     return int(any(row.failures for row in rows) or not rows or bool(left_out))
 
 

@@ -1,4 +1,4 @@
-"""Clients under whose eyes things go wrong: each request's outcome in one word, and the id of what was acknowledged."""
+"""Clients under load while a fault strikes: the outcome of each request, and the id of each acknowledged answer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import orjson
 
 STREAMED_EVERY = 4  # one request in four is streamed
 _TIMEOUT_S = 30.0
-MAX_TOKENS = 128  # longer than any answer of the stub: one that is cut competes with no other
-_PAUSE_S = 0.05  # between a caller's requests, so that one that is refused does not spin
+MAX_TOKENS = 128  # longer than any answer of the stub: a truncated answer would lose its race
+_PAUSE_S = 0.05  # between a caller's requests, so that a refused caller does not spin
 Outcome = tuple[str, str | None, int | None]
-"""One request in a word; its completion's id and its N where it was answered."""
+"""The outcome of a request in a word; its completion's id and its N if it was answered."""
 
 NORMAL = frozenset({"scored"})
 _ANSWERED = frozenset({"scored", "fallback", "single"})
@@ -28,9 +28,9 @@ _ANSWERED = frozenset({"scored", "fallback", "single"})
 class Seen:
     """One request as its client saw it, on this process's monotonic clock.
 
-    ``outcome`` is ``scored``, ``fallback`` or ``single`` (a whole answer, by how it was selected); an HTTP status; the
-    code of an error frame in a stream; ``refused`` (no connection), ``cut`` (it broke before the answer was whole) or
-    ``silent`` (nothing within the client's patience). ``id`` is the completion's: its record was acknowledged.
+    ``outcome`` is the selection of a whole answer (``scored``, ``fallback``, ``single``); an HTTP status; the code of
+    an error event in a stream; ``refused`` (no connection), ``cut`` (the connection broke before the answer was whole)
+    or ``silent`` (no answer within the timeout). ``id`` is the completion's: its record was acknowledged.
     """
 
     started_s: float
@@ -42,22 +42,21 @@ class Seen:
 
     @property
     def answered(self) -> bool:
-        """Whether a whole answer came, however it was selected."""
+        """Return whether a whole answer came, by any selection."""
         return self.outcome in _ANSWERED
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
         return self.ended_s - self.started_s
 
 
 class Callers:
-    """Clients that ask one thing after the other until the block ends; none tries a request again.
+    """Clients that each send one request after the other until the block ends; none sends a request again.
 
     Args:
         url: The gateway's.
         callers: Requests in flight.
-        n: Best of how many.
+        n: N of every request.
     """
 
     def __init__(self, url: str, *, callers: int, n: int) -> None:
@@ -71,20 +70,20 @@ class Callers:
         self._session: aiohttp.ClientSession
 
     async def __aenter__(self) -> Self:
-        # A connection for each request: one that is kept open may be closed just as a request sets out on it, which
-        # would look like an answer that broke off.
+        # A connection for each request: the server may close an idle one just as a request is sent on it, which would
+        # look like a cut answer.
         self._session = aiohttp.ClientSession(
             self._url,
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
         )
-        self._tasks = [asyncio.create_task(self._ask_on(), name=f"caller-{index}") for index in range(self._callers)]
+        self._tasks = [asyncio.create_task(self._send_on(), name=f"caller-{index}") for index in range(self._callers)]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        """Let what is under way end, unless the block failed."""
+        """Let the requests in flight end, unless the block failed."""
         self._ending = True
         if kind is not None:
             for task in self._tasks:
@@ -96,18 +95,18 @@ class Callers:
             raise defects[0]
 
     def acknowledged(self) -> set[str]:
-        """Ids of the completions that clients got whole."""
+        """Return the ids of the completions that clients got whole."""
         return {one.id for one in self.seen if one.id is not None}
 
-    async def _ask_on(self) -> None:
+    async def _send_on(self) -> None:
         while not self._ending:
             self._numbers += 1
             started_s = time.monotonic()
-            outcome, identity, n = await self._ask(self._numbers)
+            outcome, identity, n = await self._send(self._numbers)
             self.seen.append(Seen(started_s, time.monotonic(), outcome, identity, n))
             await asyncio.sleep(_PAUSE_S)
 
-    async def _ask(self, number: int) -> Outcome:
+    async def _send(self, number: int) -> Outcome:
         streamed = number % STREAMED_EVERY == 0
         body: dict[str, Any] = {
             "model": "ratchet",
@@ -131,13 +130,13 @@ class Callers:
 
 
 def outcome_of_answer(raw: bytes) -> Outcome:
-    """Outcome, id and N of a whole answer."""
+    """Return outcome, id and N of a whole answer."""
     body = orjson.loads(raw)
     return str(body["best_of_n"]["selection"]), str(body["id"]), int(body["best_of_n"]["n"])
 
 
 def outcome_of_stream(raw: bytes) -> Outcome:
-    """Outcome, id and N of a stream that ended: it is whole only with its report and its last word."""
+    """Return outcome, id and N of a stream that ended. It is whole only with its report and ``[DONE]``."""
     events = [line.removeprefix(b"data: ") for line in raw.split(b"\n") if line.startswith(b"data: ")]
     if not events or events[-1] != b"[DONE]":
         return "cut", None, None
@@ -152,14 +151,14 @@ def outcome_of_stream(raw: bytes) -> Outcome:
 
 
 def counts(seen: Sequence[Seen]) -> dict[str, int]:
-    """How many requests had each outcome, the commonest first."""
+    """Return the number of requests with each outcome, the most frequent first."""
     return dict(Counter(one.outcome for one in seen).most_common())
 
 
 def normal_after_s(seen: Sequence[Seen], since_s: float, normal: Set[str] = NORMAL) -> float | None:
-    """How long after ``since_s`` the last request that had no normal outcome ended; 0 where none did later.
+    """Return the seconds from ``since_s`` until the last request without a normal outcome ended; 0 if none did later.
 
-    None where no request that began after it was answered well: then nobody knows.
+    None if no request that began after it had a normal outcome.
     """
     bad_s = max((one.ended_s for one in seen if one.outcome not in normal), default=since_s)
     if not any(one.outcome in normal and one.started_s >= max(bad_s, since_s) for one in seen):

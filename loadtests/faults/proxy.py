@@ -1,4 +1,4 @@
-"""A TCP proxy on this machine that can be slow, go down and break connections: the network's own faults."""
+"""A TCP proxy on this machine that can delay, go down and break connections, like a network."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Self
 _CHUNK_BYTES = 64 * 1024
 _CHUNKS_UNDER_WAY = 64
 
-_Line = asyncio.Queue[tuple[float, bytes]]
+_Queue = asyncio.Queue[tuple[float, bytes]]
 
 
 class TcpProxy:
     """Forwards to a port of this machine: ``async with TcpProxy(port) as proxy``.
 
     Attributes:
-        delay_s: How much later a request's bytes arrive; answers are not held up, so this is the delay of a call.
-            May be changed at any time.
-        port: Where it listens, the same after ``down`` and ``up``.
-        n_cut: Connections that were broken.
+        delay_s: Delay of a request's bytes; answers are not delayed, so this is the delay of a call. It may change at
+            any time.
+        port: Port that it listens on, the same after ``down`` and ``up``.
+        n_cut: Number of connections that were broken.
     """
 
     def __init__(self, target_port: int, *, delay_s: float = 0.0) -> None:
@@ -32,18 +32,18 @@ class TcpProxy:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def up(self) -> None:
-        """Listen."""
+        """Start to listen."""
         self._listener = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
         self.port = self._listener.sockets[0].getsockname()[1]
 
     def cut(self) -> None:
-        """Break every connection, without a goodbye."""
+        """Abort every connection."""
         self.n_cut += len(self._writers) // 2  # one to the client, one to the target
         for writer in self._writers:
             writer.transport.abort()
 
     async def down(self) -> None:
-        """Listen no more, and break every connection."""
+        """Stop listening, and abort every connection."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -78,27 +78,27 @@ class TcpProxy:
                 self._writers.discard(one)
 
     async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, delayed: bool) -> None:
-        """One direction, in order, until its end; bytes under way do not delay those behind them."""
-        line: _Line = asyncio.Queue(_CHUNKS_UNDER_WAY)
-        delivery = asyncio.create_task(self._deliver(line, sink))
+        """Forward one direction, in order, until its end; bytes in flight do not delay later ones."""
+        queue: _Queue = asyncio.Queue(_CHUNKS_UNDER_WAY)
+        delivery = asyncio.create_task(self._deliver(queue, sink))
         loop = asyncio.get_running_loop()
         data = b"-"
         try:
             while data and not delivery.done():
-                # A broken connection is an end as well.
+                # A broken connection ends the direction too.
                 with contextlib.suppress(OSError):
                     data = await source.read(_CHUNK_BYTES)
                 if source.exception() is not None:
                     data = b""
-                await line.put((loop.time() + (self.delay_s if delayed else 0.0), data))
+                await queue.put((loop.time() + (self.delay_s if delayed else 0.0), data))
             await delivery
         finally:
             delivery.cancel()
 
-    async def _deliver(self, line: _Line, sink: asyncio.StreamWriter) -> None:
+    async def _deliver(self, queue: _Queue, sink: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            due_s, data = await line.get()
+            due_s, data = await queue.get()
             await asyncio.sleep(max(0.0, due_s - loop.time()))
             try:
                 if not data:
@@ -107,4 +107,4 @@ class TcpProxy:
                 sink.write(data)
                 await sink.drain()
             except OSError:
-                return  # who should read it is gone
+                return  # the reader is gone

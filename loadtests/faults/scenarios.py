@@ -1,4 +1,4 @@
-"""The faults, one function each: it strikes while clients ask, lasts a while, and heals."""
+"""The scenarios: one function for each fault, which strikes under load, lasts a while, and heals."""
 
 from __future__ import annotations
 
@@ -9,45 +9,52 @@ from dataclasses import dataclass, field
 
 from loadtests.faults import fleet_side, night_side
 from loadtests.faults.callers import NORMAL
-from loadtests.faults.world import DEADLINE_S, World, clock_can_be_faked, freeze, thaw
+from loadtests.faults.fault_stack import DEADLINE_S, FaultStack, clock_can_be_faked
+from loadtests.processes import freeze, thaw
 
 AN_HOUR_S = 3600
 
-# What clients may see, beside scored answers.
+# Outcomes that clients may see in addition to scored answers.
 NOTHING_ELSE: frozenset[str] = frozenset()
-UNJUDGED = frozenset({"fallback", "single"})  # races that were under way as the rewards went, and those of one draw
+UNJUDGED = frozenset({"fallback", "single"})  # races in flight when the rewards failed, and races of one draw
 BACKEND_AWAY = frozenset({"502", "504", "backend_unreachable", "backend_timeout", "deadline_exceeded"})
 GATEWAY_AWAY = frozenset({"refused", "cut"})
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One fault and what must hold under it, beside this: nothing acknowledged is lost, and all is well in the end.
+    """A fault, and what must hold under it. In any case: no acknowledged record is lost, and all is normal in the end.
 
-    ``allowed`` are the outcomes that clients may see beside those that are ``normal``. ``told`` is what the gateway's
-    readiness must say under the fault: it proves that the fault struck, and that operators learn of it. ``heals``: the
-    time until all is well counts from the fault's end; otherwise from its beginning. ``least_answered``: share of the
-    requests that must be answered. ``most_slowdown``: the p95 of the requests that begin under the fault, as a multiple
-    of the p95 before it. ``slowest_s``: no request may take longer. ``even``: under the fault N takes two
-    neighbouring values. ``most_draws``: mean N of the requests under it. ``scarred``: what
-    broke stays broken, so readiness need not say "ready" in the end. ``archived``: the night collects, so what was
-    acknowledged is looked for in its archive. ``callers``: requests in flight, where it is not for the command line
-    to say. ``settings`` are the gateway's, ``knobs`` the backends'.
+    Attributes:
+        allowed: Outcomes that clients may see in addition to ``normal`` ones.
+        readiness: The gateway's readiness under the fault, which proves that the fault struck and operators learn of
+            it; empty: any.
+        heals: The time until all is normal counts from the fault's end; otherwise from its beginning.
+        least_answered: Share of the requests that must be answered.
+        most_slowdown: Bound of the p95 of requests that begin under the fault, as a multiple of the p95 before it.
+        slowest_s: Longest time of any request.
+        even: Under the fault N must take one value or two neighbouring ones.
+        most_draws: Bound of the mean N of the requests under the fault.
+        stays_broken: The broken part stays broken, so readiness need not be "ready" in the end.
+        archived: The night collects, so acknowledged records are looked for in its archive.
+        callers: Requests in flight; 0: the command line decides.
+        settings: More settings of the gateway.
+        knobs: More knobs of the backends.
     """
 
     name: str
     must_hold: str
-    strike: Callable[[World], Awaitable[None]]
+    strike: Callable[[FaultStack], Awaitable[None]]
     normal: frozenset[str] = NORMAL
     allowed: frozenset[str] = NOTHING_ELSE
-    told: str = "ready"
+    readiness: str = "ready"
     heals: bool = True
     least_answered: float = 0.0
     most_slowdown: float = math.inf
     slowest_s: float = DEADLINE_S + 2.0
     even: bool = False
     most_draws: float = math.inf
-    scarred: bool = False
+    stays_broken: bool = False
     callers: int = 0
     replicas: int = 1
     backend: str = "tests.stubs.tgi"
@@ -60,120 +67,120 @@ class Scenario:
 
     @property
     def possible(self) -> bool:
-        """Whether this machine has what it takes."""
+        """Return whether this machine can run the scenario."""
         return clock_can_be_faked() or not (self.faked_clock or self.faked_commands)
 
 
-async def gateway_killed(world: World) -> None:
-    """Kill -9 in mid-load, and start again at once, as a supervisor would."""
-    await world.gateway.kill()
-    await world.gateway.begin()
-    world.told = await world.gateway.readiness()
+async def gateway_killed(stack: FaultStack) -> None:
+    """Kill -9 the gateway under load, and start it again at once, as a supervisor would."""
+    await stack.gateway.kill()
+    await stack.gateway.begin()
+    stack.readiness = await stack.gateway.readiness()
 
 
-async def gateway_killed_without_redis(world: World) -> None:
-    """The same with records of some seconds in the spool: Redis is frozen."""
-    freeze(world.redis.pid)
-    await asyncio.sleep(world.fault_s)
-    await world.gateway.kill()
-    thaw(world.redis.pid)
-    await world.gateway.begin()
-    world.told = await world.gateway.readiness()
+async def gateway_killed_without_redis(stack: FaultStack) -> None:
+    """Kill -9 the gateway while some seconds of records wait in the spool, because Redis is frozen."""
+    freeze(stack.redis.pid)
+    await asyncio.sleep(stack.fault_s)
+    await stack.gateway.kill()
+    thaw(stack.redis.pid)
+    await stack.gateway.begin()
+    stack.readiness = await stack.gateway.readiness()
 
 
-async def gateway_terminated(world: World) -> None:
-    """SIGTERM under load; what it had begun it must end."""
-    world.as_meant = await world.gateway.terminate() in {0, -15}  # uvicorn raises the signal again, once all is done
-    await world.gateway.begin()
-    world.told = await world.gateway.readiness()
+async def gateway_terminated(stack: FaultStack) -> None:
+    """Send SIGTERM under load; races in flight must finish."""
+    stack.as_planned = await stack.gateway.terminate() in {0, -15}  # uvicorn raises the signal again at its end
+    await stack.gateway.begin()
+    stack.readiness = await stack.gateway.readiness()
 
 
-async def redis_killed(world: World) -> None:
-    """Kill -9; later it comes back with its append-only file."""
-    await world.redis.kill()
-    await world.hold()
-    await world.redis.begin()
+async def redis_killed(stack: FaultStack) -> None:
+    """Kill -9 Redis; later it comes back with its append-only file."""
+    await stack.redis.kill()
+    await stack.hold()
+    await stack.redis.begin()
 
 
-async def redis_wiped(world: World) -> None:
-    """Kill -9; later it comes back empty."""
-    await world.arrivals.last_look()
-    await world.redis.kill()
-    world.redis.wipe()
-    await world.hold()
-    await world.redis.begin()
+async def redis_wiped(stack: FaultStack) -> None:
+    """Kill -9 Redis; later it comes back empty."""
+    await stack.records.note_wipe()
+    await stack.redis.kill()
+    stack.redis.wipe()
+    await stack.hold()
+    await stack.redis.begin()
 
 
-async def redis_paused(world: World) -> None:
-    """Frozen: connections stand, nothing answers."""
-    freeze(world.redis.pid)
-    await asyncio.sleep(world.pause_s)
-    world.told = await world.gateway.readiness()
-    thaw(world.redis.pid)
+async def redis_paused(stack: FaultStack) -> None:
+    """Freeze Redis: connections stay open, nothing answers."""
+    freeze(stack.redis.pid)
+    await asyncio.sleep(stack.pause_s)
+    stack.readiness = await stack.gateway.readiness()
+    thaw(stack.redis.pid)
 
 
-async def redis_full(world: World) -> None:
-    """Out of memory, and nothing may be evicted."""
-    await world.redis.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
-    await world.redis.command("CONFIG", "SET", "maxmemory", "1")
-    await world.hold()
-    await world.redis.command("CONFIG", "SET", "maxmemory", "0")
+async def redis_full(stack: FaultStack) -> None:
+    """Let Redis be out of memory without eviction."""
+    await stack.redis.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    await stack.redis.command("CONFIG", "SET", "maxmemory", "1")
+    await stack.hold()
+    await stack.redis.command("CONFIG", "SET", "maxmemory", "0")
 
 
-async def redis_read_only(world: World) -> None:
-    """It takes itself for a replica, as after a failover."""
-    await world.redis.command("REPLICAOF", "127.0.0.1", "1")
-    await world.hold()
-    await world.redis.command("REPLICAOF", "NO", "ONE")
+async def redis_read_only(stack: FaultStack) -> None:
+    """Make Redis a replica, as after a failover."""
+    await stack.redis.command("REPLICAOF", "127.0.0.1", "1")
+    await stack.hold()
+    await stack.redis.command("REPLICAOF", "NO", "ONE")
 
 
-async def redis_slow(world: World) -> None:
-    """Each call takes 200 ms longer."""
-    world.proxy.delay_s = 0.2
-    await world.hold()
-    world.proxy.delay_s = 0.0
+async def redis_slow(stack: FaultStack) -> None:
+    """Delay each call to Redis by 200 ms."""
+    stack.proxy.delay_s = 0.2
+    await stack.hold()
+    stack.proxy.delay_s = 0.0
 
 
-async def workers_share_a_server(world: World) -> None:
-    """Nothing breaks: two workers ask one server for more than it takes."""
-    await world.hold()
+async def workers_share_a_server(stack: FaultStack) -> None:
+    """Break nothing: two workers ask one server for more than it takes."""
+    await stack.hold()
 
 
-async def reward_killed(world: World) -> None:
-    """The reward server is gone, and comes back."""
-    await asyncio.to_thread(world.reward.stop)
-    await world.hold()
-    await asyncio.to_thread(world.reward.start)
+async def reward_killed(stack: FaultStack) -> None:
+    """Kill the reward server, and start it again."""
+    await asyncio.to_thread(stack.reward.stop)
+    await stack.hold()
+    await asyncio.to_thread(stack.reward.start)
 
 
-async def reward_hung(world: World) -> None:
-    """The reward server takes requests and says nothing."""
-    freeze(world.reward.pid)
-    await world.hold()
-    thaw(world.reward.pid)
+async def reward_hung(stack: FaultStack) -> None:
+    """Freeze the reward server: it accepts requests and answers nothing."""
+    freeze(stack.reward.pid)
+    await stack.hold()
+    thaw(stack.reward.pid)
 
 
-async def disk_full(world: World) -> None:
-    """The spool's file may not grow by another byte."""
-    world.limit_files(world.spool_bytes())
-    await world.hold()
-    world.limit_files(-1)
+async def disk_full(stack: FaultStack) -> None:
+    """Let the spool's file grow by no further byte."""
+    stack.limit_files(stack.spool_bytes())
+    await stack.hold()
+    stack.limit_files(-1)
 
 
-async def clock_jumps(world: World) -> None:
-    """The wall clock jumps an hour ahead, then an hour back, then is right."""
+async def clock_jumps(stack: FaultStack) -> None:
+    """Move the wall clock an hour ahead, then an hour behind, then back."""
     for offset_s in (AN_HOUR_S, -AN_HOUR_S):
-        world.set_clock(offset_s)
-        await asyncio.sleep(world.fault_s / 2)
-        world.as_meant &= await world.clock_shows(offset_s)
-    world.told = await world.gateway.readiness()
-    world.set_clock(0)
+        stack.set_clock(offset_s)
+        await asyncio.sleep(stack.fault_s / 2)
+        stack.as_planned &= await stack.clock_shows(offset_s)
+    stack.readiness = await stack.gateway.readiness()
+    stack.set_clock(0)
 
 
 SCENARIOS = (
     Scenario(
         "gateway-killed",
-        "kill -9 under load: clients lose what was under way, the journal nothing",
+        "kill -9 under load: clients lose requests in flight, the journal loses nothing",
         gateway_killed,
         allowed=GATEWAY_AWAY,
         heals=False,
@@ -183,39 +190,41 @@ SCENARIOS = (
         "kill -9 with seconds of records waiting for Redis: the next start replays them",
         gateway_killed_without_redis,
         allowed=GATEWAY_AWAY,
-        told="",  # the new process may or may not have seen Redis answer yet
+        readiness="",  # the new process may or may not have seen Redis answer yet
     ),
     Scenario(
         "sigterm",
-        "SIGTERM under load: what has begun ends with its answer, only new connections are refused",
+        "SIGTERM under load: requests in flight are answered, only new connections are refused",
         gateway_terminated,
         allowed=frozenset({"refused"}),
         heals=False,
     ),
-    Scenario("redis-killed", "kill -9 of Redis: no client notices", redis_killed, told="degraded"),
+    Scenario("redis-killed", "kill -9 of Redis: no client notices", redis_killed, readiness="degraded"),
     Scenario(
         "redis-wiped",
-        "Redis comes back empty: no client notices; only what Redis itself had acknowledged dies with it",
+        "Redis comes back empty: no client notices; only records that Redis had acknowledged are lost with it",
         redis_wiped,
-        told="degraded",
+        readiness="degraded",
     ),
-    Scenario("redis-paused", "Redis freezes: no client notices", redis_paused, told="degraded"),
-    Scenario("redis-full", "Redis is out of memory (noeviction): no client notices", redis_full, told="degraded"),
-    Scenario("redis-read-only", "Redis is a read-only replica: no client notices", redis_read_only, told="degraded"),
+    Scenario("redis-paused", "Redis freezes: no client notices", redis_paused, readiness="degraded"),
+    Scenario("redis-full", "Redis is out of memory (noeviction): no client notices", redis_full, readiness="degraded"),
+    Scenario(
+        "redis-read-only", "Redis is a read-only replica: no client notices", redis_read_only, readiness="degraded"
+    ),
     Scenario("redis-slow", "every Redis call takes 200 ms more: no client notices", redis_slow, proxied="redis"),
     Scenario(
         "backend-killed",
-        "the only backend is gone: 502 at once, readiness says so, and all is well when it is back",
+        "the only backend is gone: 502 at once, readiness says so, and all is normal when it is back",
         fleet_side.backend_killed,
-        allowed=BACKEND_AWAY | {"single"},  # a race that had one draw when the backend went answers with that one
-        told="not ready",
+        allowed=BACKEND_AWAY | {"single"},  # a race that had one draw when the backend died answers with it
+        readiness="not ready",
     ),
     Scenario(
         "backend-hung",
         "the only backend hangs: 504 at the deadline, never later",
         fleet_side.backend_hung,
         allowed=BACKEND_AWAY,
-        told="not ready",
+        readiness="not ready",
     ),
     Scenario("backend-slow", "the backend takes 1.5 s: every answer comes, later", fleet_side.backend_slow),
     Scenario(
@@ -238,16 +247,16 @@ SCENARIOS = (
         "replica-gone",
         "one of three backends is gone: no client notices",
         fleet_side.replica_gone,
-        told="degraded",
+        readiness="degraded",
         heals=False,
-        scarred=True,
+        stays_broken=True,
         replicas=3,
     ),
     Scenario(
         "replica-hung",
-        "one of three backends hangs: its draws begin again on another one, no client notices",
+        "one of three backends hangs: its draws are repeated on another one, no client notices",
         fleet_side.replica_hung,
-        told="degraded",
+        readiness="degraded",
         replicas=3,
         least_answered=1.0,
         most_slowdown=3.0,
@@ -257,7 +266,7 @@ SCENARIOS = (
             f"replica-{kind}",
             f"one of three backends answers every draw at once ({kind}): no client notices, its share falls under 2 %",
             fleet_side.replica_fails(kind),
-            told="" if kind == "429" else "degraded",  # overload passes: it is seldom ejected for long
+            readiness="" if kind == "429" else "degraded",  # overload is short: the server is seldom ejected for long
             replicas=3,
             least_answered=1.0,
         )
@@ -265,9 +274,9 @@ SCENARIOS = (
     ),
     Scenario(
         "adapter-lost-vllm",
-        "one of two vLLMs restarts without its adapter: it gets it loaded again, no client notices",
+        "one of two vLLMs restarts without its adapter: the gateway has it loaded again, no client notices",
         fleet_side.adapter_lost_vllm,
-        told="",  # it is back before readiness looks
+        readiness="",  # it is back before readiness looks
         replicas=2,
         backend="tests.stubs.vllm",
         least_answered=1.0,
@@ -282,7 +291,7 @@ SCENARIOS = (
         "adapter-lost-tgi",
         "one of two TGIs restarts without its adapter and serves the base under its name: it is found and passed over",
         fleet_side.adapter_lost_tgi,
-        told="",
+        readiness="",
         replicas=2,
         least_answered=1.0,
         settings={"GATEWAY_POLICY__ADAPTER": fleet_side.ADAPTER},
@@ -290,17 +299,17 @@ SCENARIOS = (
     ),
     Scenario(
         "query-of-death",
-        "a request ends every server that it reaches: three of five never see it, others are served all the while",
+        "a request breaks every server that it reaches: three of five never get it, all other requests are served",
         fleet_side.query_of_death,
-        told="",  # the two that it broke may be back already
+        readiness="",  # the two that it broke may be back already
         replicas=5,
         least_answered=1.0,
     ),
     Scenario(
         "replica-flaps",
-        "one of three backends goes and comes: no client notices",
+        "one of three backends goes down and up: no client notices",
         fleet_side.replica_flaps,
-        told="degraded",
+        readiness="degraded",
         replicas=3,
         proxied="backend",
     ),
@@ -308,7 +317,7 @@ SCENARIOS = (
         "connections-cut",
         "connections to one of three backends break in mid-answer: no client notices",
         fleet_side.connections_cut,
-        told="",  # it depends on when a probe's own connection is cut
+        readiness="",  # it depends on when a probe's own connection is cut
         replicas=3,
         proxied="backend",
     ),
@@ -319,7 +328,7 @@ SCENARIOS = (
         most_draws=1.2,
         least_answered=1.0,
         allowed=UNJUDGED,
-        told="degraded",
+        readiness="degraded",
     ),
     Scenario(
         "reward-hung",
@@ -328,13 +337,13 @@ SCENARIOS = (
         most_draws=1.2,
         least_answered=1.0,
         allowed=UNJUDGED,
-        told="degraded",
+        readiness="degraded",
     ),
     Scenario(
         "disk-full",
-        "the spool's disk takes nothing: no client notices, and records reach Redis from memory",
+        "the spool's disk is full: no client notices, and records reach Redis from memory",
         disk_full,
-        told="degraded",
+        readiness="degraded",
     ),
     Scenario(
         "clock-jumps",
@@ -344,16 +353,16 @@ SCENARIOS = (
     ),
     Scenario(
         "redis-full-collected",
-        "Redis reaches maxmemory: a rollback and collect work on it, what was acknowledged is archived",
+        "Redis reaches maxmemory: a rollback and collect work on it, all acknowledged records are archived",
         night_side.redis_full_and_collected,
-        told="degraded",
+        readiness="degraded",
         archived=True,
     ),
     Scenario(
         "stream-full-unread",
         "the stream is full and nobody reads it: records wait in the spool, then all are archived",
         night_side.stream_full_unread,
-        told="degraded",
+        readiness="degraded",
         archived=True,
         settings={"GATEWAY_REDIS__STREAM_MAX_RECORDS": "200"},
     ),
@@ -372,7 +381,7 @@ SCENARIOS = (
     ),
     Scenario(
         "reward-swapped",
-        "the reward weights change behind their name between two nights: told, scored anew, no worse adapter promoted",
+        "reward weights change behind their name between two nights: reported, scored again, no worse adapter passes",
         night_side.reward_swapped,
         archived=True,
         callers=2,

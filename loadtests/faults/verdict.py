@@ -1,4 +1,4 @@
-"""The account of one scenario: what was seen, what was lost, and whether what must hold did."""
+"""The verdict on one scenario: what clients saw, which records are lost, and what did not hold."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from loadtests.faults.callers import Seen, counts, normal_after_s
 from loadtests.faults.scenarios import Scenario
 
 NORMAL_WITHIN_S = 30.0
-"""Longest time until all is well again; a start of the gateway on a busy machine included."""
+"""Longest time until all is normal again; it includes a start of the gateway on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What one run of a scenario brought to light.
+    """The facts of one run of a scenario.
 
     Attributes:
         seen: Every request, as its client saw it.
-        since_s: When the fault ended (began, where it does not heal), on the clients' clock.
-        struck_s: When it began.
-        acknowledged: Records whose answers clients got whole.
-        lost: Those of them that are nowhere.
-        wiped: Those of them that Redis had, and lost with all its data.
-        duplicates: Entries of the stream that were there before.
-        arrived_after_s: Until Redis had all that was acknowledged under the fault; None where it never had.
-        told: What readiness said under the fault.
-        at_the_end: What it says now that the fault is over.
-        as_meant: Whether the fault struck, and a process that was asked to end ended, as it should.
+        since_s: End of the fault (its beginning, if it does not heal), on the clients' clock.
+        struck_s: Beginning of the fault.
+        acknowledged: Number of records whose answers clients got whole.
+        lost: Number of those that are nowhere.
+        wiped: Number of those that Redis had, and lost with all its data.
+        duplicates: Number of stream entries whose id was there before.
+        arrived_after_s: Seconds until Redis had all records acknowledged under the fault; None: never.
+        readiness: The gateway's readiness under the fault.
+        readiness_after: The gateway's readiness at the end.
+        as_planned: The fault struck, and processes ended, as planned.
     """
 
     seen: Sequence[Seen]
@@ -39,14 +39,14 @@ class Facts:
     wiped: int
     duplicates: int
     arrived_after_s: float | None
-    told: str
-    at_the_end: str
-    as_meant: bool
+    readiness: str
+    readiness_after: str
+    as_planned: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. ``failures`` is empty where all held."""
+    """One line of the table. ``failures`` is empty if all held."""
 
     name: str
     must_hold: str
@@ -59,16 +59,15 @@ class Row:
     duplicates: int
     normal_after_s: float | None
     arrived_after_s: float | None
-    told: str
+    readiness: str
     failures: list[str]
 
     def as_json(self) -> dict[str, object]:
-        """The line for the results file."""
         return asdict(self)
 
 
 def judge(scenario: Scenario, facts: Facts) -> Row:
-    """Hold the facts against what must hold."""
+    """Compare the facts with what must hold."""
     outcomes = counts(facts.seen)
     normal_s = normal_after_s(facts.seen, facts.since_s, scenario.normal)
     answered = sum(one.answered for one in facts.seen)
@@ -79,9 +78,9 @@ def judge(scenario: Scenario, facts: Facts) -> Row:
     if unexpected := {name: n for name, n in outcomes.items() if name not in scenario.allowed | scenario.normal}:
         failures.append(f"clients saw {unexpected}")
     if not under_fault or not any(one.ended_s < facts.struck_s for one in facts.seen):
-        failures.append("there was no traffic before or under the fault: nothing was tried")
-    if scenario.told and facts.told != scenario.told:
-        failures.append(f"readiness said {facts.told!r} under the fault, not {scenario.told!r}")
+        failures.append("there was no traffic before or under the fault: nothing was tested")
+    if scenario.readiness and facts.readiness != scenario.readiness:
+        failures.append(f"readiness was {facts.readiness!r} under the fault, not {scenario.readiness!r}")
     if answered < scenario.least_answered * len(facts.seen):
         failures.append(f"only {answered} of {len(facts.seen)} requests were answered")
     before_s = _p95([one.seconds for one in facts.seen if one.ended_s < facts.struck_s])
@@ -100,11 +99,11 @@ def judge(scenario: Scenario, facts: Facts) -> Row:
     if normal_s is None or normal_s > NORMAL_WITHIN_S:
         failures.append("clients were not served normally again")
     if facts.arrived_after_s is None:
-        failures.append("Redis did not get what was acknowledged under the fault")
-    if facts.at_the_end != "ready":
-        failures.append(f"in the end readiness says {facts.at_the_end!r}")
-    if not facts.as_meant:
-        failures.append("the fault did not strike, or a process did not end, as it should")
+        failures.append("Redis did not get all records acknowledged under the fault")
+    if facts.readiness_after != "ready":
+        failures.append(f"in the end readiness is {facts.readiness_after!r}")
+    if not facts.as_planned:
+        failures.append("the fault did not strike, or a process did not end, as planned")
     return Row(
         name=scenario.name,
         must_hold=scenario.must_hold,
@@ -117,17 +116,17 @@ def judge(scenario: Scenario, facts: Facts) -> Row:
         duplicates=facts.duplicates,
         normal_after_s=normal_s,
         arrived_after_s=facts.arrived_after_s,
-        told=facts.told,
+        readiness=facts.readiness,
         failures=failures,
     )
 
 
 def _p95(seconds: Sequence[float]) -> float:
-    """Return the time within which 95 % of the requests were answered; 0 where there were none."""
+    """Return the time within which 95 % of the requests were answered; 0 if there were none."""
     ordered = sorted(seconds)
     return ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))] if ordered else 0.0
 
 
 def _are_two_neighbours(given_n: Counter[int]) -> bool:
-    """Tell whether races had one value of N, or two values next to each other."""
+    """Return whether races had one value of N, or two values next to each other."""
     return bool(given_n) and max(given_n) - min(given_n) <= 1

@@ -1,1 +1,1 @@
-"""Everything that a stranger, a broken server or a garbled Redis may say to the gateway, and what came of it."""
+"""Hostile callers, servers and Redis replies, and the gateway's outcome for each."""

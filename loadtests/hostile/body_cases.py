@@ -1,4 +1,4 @@
-"""Bodies that are no JSON, almost JSON, or JSON that asks for what must not be."""
+"""Bodies that are not JSON, nearly JSON, or JSON that asks for something forbidden."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def _raw(name: str, tried: str, body: bytes, allowed: str = "400", *headers: byt
 
 
 def _with(name: str, raw: bytes) -> bytes:
-    """The good body with one more field, as these very bytes."""
+    """Return the good body with one more field, as these very bytes."""
     return BODY[:-1] + f',"{name}":'.encode() + raw + b"}"
 
 
 def _said(raw: bytes) -> bytes:
-    """The good body whose message is this JSON string."""
+    """Return the good body with this JSON string as its message."""
     return b'{"model":"ratchet","max_tokens":8,"best_of":1,"messages":[{"role":"user","content":' + raw + b"}]}"
 
 
@@ -101,7 +101,7 @@ _WRONG: dict[str, Any] = {"str": [], "int": PROMPT, "float": PROMPT, "bool": PRO
 
 
 def _wrong_type(name: str, annotation: str) -> object:
-    """A value of a type that the field does not have."""
+    """Return a value of a type that the field does not have."""
     allowed = [kind for kind in _WRONG if kind in annotation.lower()]
     return 5 if {"str", "dict"} & set(allowed) else _WRONG[allowed[0]] if allowed else 5
 

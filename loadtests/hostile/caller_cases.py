@@ -1,4 +1,4 @@
-"""Callers who name what they may not name, and callers who are not who they say."""
+"""Callers who name things they may not reach, and callers with wrong keys."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PAIRS = 200
 
 
 def _names(canary_port: int) -> dict[str, str]:
-    """Names that lead somewhere, if anyone follows them."""
+    """Return names that lead to a file, host or shell if anyone follows them."""
     return {
         "path": "../../../../etc/passwd",
         "absolute": "/etc/passwd",
@@ -51,7 +51,7 @@ def _names(canary_port: int) -> dict[str, str]:
 
 
 def _places(name: str) -> dict[str, tuple[bytes, str]]:
-    """Everywhere in a request that a name can stand, and what comes of it there."""
+    """Return a request for each place in which a name can stand, and its acceptable outcomes."""
     image = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": name}}]
     function = {"name": "f", "parameters": {"$ref": name, "$schema": name, "properties": {"a": {"$ref": name}}}}
     schema = {"name": "s", "schema": {"$ref": name, "$id": name}}
@@ -67,7 +67,7 @@ def _places(name: str) -> dict[str, tuple[bytes, str]]:
 
 
 def names(canary_port: int) -> tuple[Case, ...]:
-    """Each name at each place."""
+    """Return a case for each name at each place."""
     return tuple(
         Case(f"name-{what}-{place}", f"A name that leads somewhere ({what}) as {place}.", words(allowed), (request,))
         for what, name in _names(canary_port).items()
@@ -108,7 +108,7 @@ HEADERS = (
 
 
 async def _timing(target: Target) -> str:
-    """Whether the time of a refusal tells how near a key came: the fastest tenth of interleaved attempts."""
+    """Check that the time of a refusal does not tell how near a key came: the fastest tenth of interleaved attempts."""
     near, far = f"rk-{KEY}-chaX", "x" * len(f"rk-{KEY}-chat")
     seconds: dict[str, list[float]] = {near: [], far: []}
     for _ in range(_PAIRS):
@@ -121,14 +121,14 @@ async def _timing(target: Target) -> str:
 
 
 async def _at_once(target: Target) -> str:
-    """Two hundred chats at the same moment: each is answered or told to wait."""
+    """Send two hundred chats at the same moment: each is answered or refused with 429."""
     answers = await asyncio.gather(*(target.say(ask(best_of=2)) for _ in range(200)))
     outcomes = {answer.outcome for answer in answers}
     return "200" if outcomes <= {"200 scored", "200 single", "429"} else "+".join(sorted(outcomes))
 
 
 async def _gone_at_once(target: Target) -> str:
-    """Two hundred callers who hang up as soon as they have asked."""
+    """Let two hundred callers hang up as soon as they have sent their request."""
 
     async def one() -> None:
         _, writer = await asyncio.open_connection(*target.address)
@@ -141,7 +141,7 @@ async def _gone_at_once(target: Target) -> str:
 
 
 async def _idle(target: Target) -> str:
-    """Five hundred connections that say nothing, and a good request beside them."""
+    """Open five hundred silent connections, and send a good request beside them."""
     held = await asyncio.gather(*(asyncio.open_connection(*target.address) for _ in range(500)))
     try:
         return (await target.say(ask())).outcome.partition(" ")[0]
@@ -223,5 +223,5 @@ FEEDBACK = (
 
 
 def cases(canary_port: int) -> tuple[Case, ...]:
-    """All of them; some names lead to the canary."""
+    """Return all cases; some names lead to the canary."""
     return (*names(canary_port), *HEADERS, *KEYS, *FEEDBACK)

@@ -1,4 +1,4 @@
-"""A hostile case as data: what is tried, in whose name, and what may come of it; and what did."""
+"""A hostile case as data: the attempt and its acceptable outcomes; and the gateway's answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import orjson
 
 from loadtests.hostile.impostor import Script
 
-# Planted where nobody may find them again: no log line, no metric and no error may hold one.
+# Planted words: no log line, no metric and no error may hold one.
 PROMPT, KEY, ANSWER = "zyzzyva-prompt", "zyzzyva-key", "zyzzyva-answer"
 MARKS = (PROMPT, KEY, ANSWER)
 MESSAGES = [{"role": "user", "content": f"What does a {PROMPT} eat?"}]
@@ -32,50 +32,50 @@ _REPORT = re.compile(rb'"selection":"(scored|fallback|single)"')
 
 
 def key(name: str) -> str:
-    """The API key of this name, which itself must never be seen again."""
+    """Return the API key of this name, which must appear in no log, metric or error."""
     return f"rk-{KEY}-{name}"
 
 
 def bearer(name: str = "chat") -> bytes:
-    """The header that sends it."""
+    """Return the header that sends it."""
     return f"authorization: Bearer {key(name)}\r\n".encode()
 
 
 def post(body: bytes, *headers: bytes, path: str = CHAT, caller: str = "chat", close: bytes = CLOSE) -> bytes:
-    """A whole, well-formed POST of these bytes."""
+    """Return a whole, well-formed POST of these bytes."""
     length = b"content-length: %d\r\n" % len(body)
     line = f"POST {path} HTTP/1.1\r\n".encode()
     return b"".join((line, HOST, JSON, bearer(caller), close, *headers, length, b"\r\n", body))
 
 
 def get(path: str, *headers: bytes, method: str = "GET") -> bytes:
-    """A whole request without a body."""
+    """Return a whole request without a body."""
     return f"{method} {path} HTTP/1.1\r\n".encode() + HOST + CLOSE + b"".join(headers) + b"\r\n"
 
 
 def chat(**fields: Any) -> dict[str, Any]:
-    """A good request of one draw, which needs fewer tokens than it may take, with ``fields`` on top."""
+    """Return a good request of one draw, far below the token limit, with ``fields`` on top."""
     return {"model": "ratchet", "messages": MESSAGES, "best_of": 1, "max_tokens": 200, **fields}
 
 
 def ask(**fields: Any) -> bytes:
-    """The same as HTTP."""
+    """Return a good request as HTTP."""
     return post(orjson.dumps(chat(**fields)))
 
 
 class Target(Protocol):
-    """What an act reaches: the gateway, and the Redis behind it."""
+    """The gateway, and the Redis behind it, as an act reaches them."""
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port of the gateway."""
+        pass
 
     @property
     def redis_url(self) -> str:
-        """The Redis itself, past the impostor before it."""
+        """The URL of Redis itself, without the impostor."""
 
     async def say(self, *parts: bytes) -> Answer:
-        """Send these bytes on a new connection and hear what comes."""
+        """Send these bytes on a new connection and return the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +84,18 @@ class Case:
 
     Attributes:
         id: Its name, group first: ``json-nested-lists``.
-        tried: What is tried, in one sentence.
-        allowed: The outcomes that are acceptable, in the words of ``Answer.outcome``.
-        send: What the caller sends, part by part.
-        pause_s: Between the parts.
-        hang_up: Whether the caller closes its sending side after the last part.
-        reads: Whether it reads the answer at all.
-        backend: What the backend says, where it is the hostile one; ``reward`` and ``redis`` likewise.
-        stored: Redis commands before it; the keys they name are restored after it.
-        forgets: The gateway has to meet the reward server anew.
-        act: What else it takes, in place of ``send``.
+        tried: The attempt in one sentence.
+        allowed: The acceptable outcomes, in the words of ``Answer.outcome``.
+        send: The parts that the caller sends.
+        pause_s: Pause between the parts.
+        hang_up: The caller closes its sending side after the last part.
+        reads: The caller reads the answer.
+        backend: The backend's script, if it is the hostile party; ``reward`` and ``redis`` likewise.
+        stored: Redis commands to run before the case; the keys they name are restored after it.
+        forgets: The gateway must detect the reward server's dialect again.
+        act: A coroutine to run in place of ``send``.
         kind: The kind of backend that it is tried on.
-        within_s: By when it must be answered, beside the time of an ordinary draw.
+        within_s: Time limit of the answer, beyond the time of an ordinary draw.
     """
 
     id: str
@@ -116,32 +116,32 @@ class Case:
 
     @property
     def group(self) -> str:
-        """The part of the catalogue it belongs to."""
+        """The group of the catalogue that the case belongs to."""
         return self.id.partition("-")[0]
 
     @property
     def in_redis(self) -> bool:
-        """Whether the gateway itself meets what is wrong in Redis."""
+        """Return whether the gateway itself meets the fault in Redis."""
         return self.redis is not None or (bool(self.stored) and self.act is None)
 
 
 def words(allowed: str | Iterable[str]) -> frozenset[str]:
-    """Outcomes, separated by commas where they are one text."""
+    """Return a set of outcomes; in a text they are separated by commas."""
     return frozenset(allowed.split(",") if isinstance(allowed, str) else allowed)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """All that the gateway said on one connection, and whether it then closed it."""
+    """Everything that the gateway sent on one connection, and whether it then closed it."""
 
     raw: bytes
     closed: bool
 
     @property
     def outcome(self) -> str:
-        """Its statuses, and of a chat how its answer was chosen; ``cut`` or ``silent`` where there is none.
+        """The statuses, and for a chat its selection; ``cut`` or ``silent`` without a status.
 
-        ``200×5`` is five of them; more than a hundred are counted as a hundred.
+        ``200×5`` stands for five in a row; more than a hundred count as a hundred.
         """
         runs = [(status.decode(), len(list(same))) for status, same in groupby(_STATUS.findall(self.raw))]
         statuses = "+".join(status if count == 1 else f"{status}×{min(count, _MANY)}" for status, count in runs)
@@ -154,7 +154,7 @@ class Answer:
 
     @property
     def error(self) -> bytes:
-        """What it says of an error, headers included; nothing of an answer."""
+        """The error in the answer, headers included; empty if there is none."""
         event = _ERROR_EVENT.search(self.raw)
         if event:
             return event[1]
@@ -168,7 +168,7 @@ class Answer:
 
     @property
     def blame(self) -> Blame:
-        """Whose fault the answer says it is: a 5xx whose code names the backend is not one of ours."""
+        """The party at fault by the answer: a 5xx whose code names the backend is not one of ours."""
         statuses = [int(status) for status in _STATUS.findall(self.raw)]
         if (self.code or "").startswith(("backend_", "deadline_exceeded")):
             return "upstream"

@@ -1,4 +1,4 @@
-"""Every case there is, in the order in which they are tried."""
+"""All cases, in the order in which they are tried."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loadtests.hostile.case import Case
 
 GROUPS = {
     "http": "HTTP: smuggling, chunks, headers, paths, methods, time",
-    "json": "JSON that is none, or nearly",
+    "json": "not JSON, or nearly JSON",
     "type": "a wrong type in every field of a chat",
     "chat": "chats at their bounds and beyond",
     "name": "names that lead to files, hosts and shells",
@@ -26,16 +26,16 @@ GROUPS = {
     "feedback": "ratings",
     "backend": "answers of the backend",
     "reward": "answers of the reward server",
-    "redis": "what Redis holds and says",
+    "redis": "data and replies of Redis",
     "schema": "schemas: bombs, recursions, patterns; on TGI's compiler",
     "vllm": "the same schemas, on vLLM's rules",
     "llamacpp": "the same schemas, on the real llama.cpp",
 }
-"""What the first word of a case's id stands for."""
+"""Titles of the groups; a case's id begins with its group."""
 
 
 def catalogue(canary_port: int) -> tuple[Case, ...]:
-    """All cases; whatever could lead the gateway away leads to the canary's port."""
+    """Return all cases; every name or redirect that could lead the gateway away leads to the canary's port."""
     return (
         *http_cases.CASES,
         *body_cases.CASES,

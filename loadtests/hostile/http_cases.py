@@ -1,4 +1,4 @@
-"""What is not HTTP, is almost HTTP, or is HTTP as nobody should speak it."""
+"""Bytes that are not HTTP, nearly HTTP, or HTTP that abuses the protocol."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ _HIDDEN_LENGTH = b"content-length: %d\r\n\r\n" % len(_HIDDEN)
 
 
 def _offers(name: str, offer: bytes) -> tuple[Case, ...]:
-    """A POST with an upgrade offer: in one segment, with its body apart, in chunks, pipelined, and one that hides another."""
+    """Return POSTs with an upgrade offer: in one segment, with the body apart, in chunks, pipelined, hiding another."""
     head = HEAD + offer
     return (
         _case(f"offer-{name}", f"A POST offers {name}.", _SERVED, head + LENGTH + b"\r\n" + BODY),
@@ -159,7 +159,7 @@ OFFERS = tuple(case for name, offer in _OFFERS.items() for case in _offers(name,
 
 
 def _bomb(window_bits: int) -> bytes:
-    """Fifty megabytes of zeros."""
+    """Return fifty megabytes of zeros, compressed."""
     packer = zlib.compressobj(9, zlib.DEFLATED, window_bits)
     return b"".join(packer.compress(bytes(1_000_000)) for _ in range(50)) + packer.flush()
 

@@ -1,4 +1,4 @@
-"""Stands in front of a server of ours and, when told to, answers in its place: what no honest server would say."""
+"""A proxy in front of a server that plays a script in the server's place when it is told to."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)\r\n")
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What is said to a request that holds ``when``, and what comes then.
+    """The reply to a request that contains ``when``, and the step after it.
 
-    ``close``: hang up. ``hang``: say no more. ``repeat``: the last part again and again, for ``repeat_bytes`` at most.
-    ``keep``: wait for the next request on the same connection.
+    ``close``: close the connection. ``hang``: send nothing more. ``repeat``: send the last part again and again, up to
+    ``repeat_bytes``. ``keep``: wait for the next request on the same connection.
     """
 
     parts: tuple[bytes, ...]
@@ -27,12 +27,12 @@ class Script:
 
 
 class Impostor:
-    """Forwards to a port of this machine, until it has a ``script``: ``async with Impostor(port) as impostor``.
+    """Forwards to a port of this machine unless it has a ``script``: ``async with Impostor(port) as impostor``.
 
     Attributes:
-        script: Played to every request that it is for; all others still reach the server behind.
-        prelude: Played likewise to what it is for, and not counted: it brings about that the script's request comes.
-        played: How often the script was played.
+        script: Played to every request that matches it; all others reach the server behind.
+        prelude: Played like the script but not counted: it makes the gateway send the script's request.
+        played: Number of times that the script was played.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -45,7 +45,7 @@ class Impostor:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def honest(self) -> None:
-        """Forward again, and hang up on all that heard something else."""
+        """Forward again, and close the connections that got a scripted answer."""
         self.script = self.prelude = None
         for task in self._tasks:
             task.cancel()
@@ -87,7 +87,7 @@ class Impostor:
 
 
 async def _request(reader: asyncio.StreamReader) -> bytes:
-    """One request: HTTP's to the end of its body, for who hangs up on half of one takes his answer back."""
+    """Read one request, of HTTP with its whole body: closing after half of it would discard the answer."""
     request = await reader.read(_CHUNK_BYTES)
     if b" HTTP/1.1\r\n" not in request:
         return request

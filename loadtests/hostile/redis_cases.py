@@ -1,4 +1,4 @@
-"""Redis that holds what is not ours, or says what is no answer."""
+"""Redis that holds foreign data, or sends replies that are none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from loadtests.hostile.impostor import Script
 _POLICY, _STREAM, _NIGHT = "ratchet:policy", "ratchet:journal", "night"
 _LIMITED = hashlib.sha256(key("limited").encode()).hexdigest()[:16]
 _BUCKETS, _RACES = (f"ratchet:limits:{{{_LIMITED}}}:{name}" for name in ("buckets", "races"))
-# Of Redis at fault a caller sees nothing.
+# If Redis is at fault, a caller notices nothing.
 _SERVED = words("200 scored")
 _CHAT = post(orjson.dumps(chat(best_of=2)), caller="limited")
 _GOOD = {"version": 10**6, "n": 2, "n_max": 8}
@@ -34,7 +34,7 @@ def _stored(name: str, tried: str, *commands: tuple[bytes | str, ...], allowed: 
     return Case(f"redis-{name}", tried, allowed, (_CHAT,), stored=commands)
 
 
-# A policy that is well formed and leads nowhere is believed: its backend is then away, and said to be.
+# A well-formed policy with a dead URL is followed: its backend is then reported as away.
 _AWAY = words("200 scored,502,504")
 POLICIES = (
     _policy("empty", "A policy of nothing.", b""),
@@ -156,7 +156,7 @@ SAYINGS = (
 
 
 def _record(**changes: Any) -> dict[str, Any]:
-    """A feedback record, with some fields changed: the smallest record there is."""
+    """Return a feedback record, the smallest record there is, with some fields changed."""
     rated = {
         "id": "feedback-1",
         "completion_id": "chatcmpl-1",
@@ -199,7 +199,7 @@ _ENTRIES: dict[str, tuple[str, tuple[bytes | str, ...]]] = {
 
 
 def _collected(name: str, what: str, entry: tuple[bytes | str, ...]) -> Case:
-    """The night collects a stream of its own: what is a record becomes a row, anything else is kept aside."""
+    """Collect a stream of its own: a record becomes a row, anything else is kept aside."""
 
     async def act(target: Target) -> str:
         redis = RedisSettings(url=target.redis_url, key_prefix=_NIGHT)

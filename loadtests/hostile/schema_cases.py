@@ -49,7 +49,7 @@ def _all_to_all(count: int, keyword: str) -> dict[str, Any]:
 
 
 def _bombs(canary_port: int) -> dict[str, dict[str, Any]]:
-    """Schemas that no server may be given."""
+    """Return schemas that no server may get."""
     return {
         "billion": _doubled(30),
         "octillion": _doubled(90),
@@ -74,7 +74,7 @@ def _bombs(canary_port: int) -> dict[str, dict[str, Any]]:
 
 
 def _strange() -> dict[str, dict[str, Any]]:
-    """Schemas that each server is to be given as it can take them."""
+    """Return schemas that each server gets in the form that it can take."""
     node = {"type": "object", "properties": {"v": INTEGER, "n": {"anyOf": [{"$ref": "#/$defs/N"}, {"type": "null"}]}}}
     return {
         "recursive": _inside({"$ref": "#/$defs/N"}, **{"$defs": {"N": node}}),
@@ -109,7 +109,7 @@ def _strange() -> dict[str, dict[str, Any]]:
 
 
 def cases(canary_port: int) -> Iterator[Case]:
-    """Every schema in both places, for each kind of backend."""
+    """Return every schema as format and as tool, for each kind of backend."""
     groups: dict[Kind, str] = {"tgi": "schema", "vllm": "vllm", "llamacpp": "llamacpp"}
     for kind, group in groups.items():
         # The template of the embedded model has no place for tools: they are dropped, or refused by name.

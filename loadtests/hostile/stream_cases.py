@@ -1,4 +1,4 @@
-"""Callers who hang up in mid-stream: each leaves a record, and none draws for nothing."""
+"""Callers who hang up in mid-stream: each leaves a record, and each pays."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HANGS = Script((_HEAD + _piece(ANSWER) * 80,), when=b"POST /v1/chat", then="han
 
 
 async def _hang_up(target: Target, caller: str) -> int:
-    """Ask for a stream, read until its first piece, and close the connection: the answer's status."""
+    """Request a stream, read its first piece, and close the connection; return the answer's status."""
     reader, writer = await asyncio.open_connection(*target.address)
     try:
         writer.write(post(orjson.dumps(chat(stream=True, max_tokens=200)), caller=caller))
@@ -53,7 +53,7 @@ async def _records_cut(redis: Redis, after: str) -> int:
 
 
 async def _are_recorded(target: Target) -> str:
-    """Fifty callers hang up after the first piece: each has a record that says so."""
+    """Let fifty callers hang up after the first piece; each must have a record with that ending."""
     async with Redis.from_url(target.redis_url, protocol=2) as redis:
         last = await _last_entry(redis)
         statuses = await asyncio.gather(*(_hang_up(target, "chat") for _ in range(_CALLERS)))
@@ -67,7 +67,7 @@ async def _are_recorded(target: Target) -> str:
 
 
 async def _pay(target: Target) -> str:
-    """A caller who hangs up again and again before the last chunk reaches the key's limit all the same."""
+    """Hang up again and again before the last chunk; the caller must reach the key's limit all the same."""
     for _ in range(_TRIES):
         if await _hang_up(target, "poor") == 429:
             return "200"

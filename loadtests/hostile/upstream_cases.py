@@ -1,4 +1,4 @@
-"""Answers of the backend and of the reward server that no honest server would give."""
+"""Answers of the backend and of the reward server that a correct server would never send."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _MEGABYTE = 2**20
 _BIG = b"a" * _MEGABYTE
 _USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
 
-# What a backend at fault may lead to: its errors are passed on as such, and never as ours.
+# Acceptable outcomes of a backend at fault: its errors are passed on as such, never as ours.
 _UPSTREAM = words("502,504,429")
 _BELIEVED = _UPSTREAM | {"200 single"}
-_BROKEN_OFF = _BELIEVED | {"200 error event"}
-# Of a reward server at fault the caller sees a flagged answer and no error.
+_CUT_SHORT = _BELIEVED | {"200 error event"}
+# If the reward server is at fault, the caller gets a flagged answer and no error.
 _FLAGGED = words("200 fallback")
 
 
 def _gzip_bomb(megabytes: int) -> bytes:
-    """A gzip stream of so many megabytes of zeros: a thousandth of them on the wire."""
+    """Return a gzip stream of this many megabytes of zeros: a thousandth of them on the wire."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = deflate.compress(bytes(_MEGABYTE)) + deflate.flush(zlib.Z_FULL_FLUSH)
     return b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + block * megabytes + b"\x03\0"
 
 
 def _http(body: bytes, *headers: bytes, status: bytes = b"200 OK", kind: bytes = b"application/json") -> bytes:
-    """A whole HTTP answer that ends its connection."""
+    """Return a whole HTTP answer that ends its connection."""
     head = [b"HTTP/1.1 " + status, b"content-type: " + kind, b"content-length: %d" % len(body), b"connection: close"]
     return b"\r\n".join([*head, *headers]) + b"\r\n\r\n" + body
 
@@ -53,7 +53,7 @@ def _deep(depth: int, core: bytes = b"1") -> bytes:
 
 
 def _with(body: Any, raw: bytes) -> bytes:
-    """The body as JSON, with these bytes in place of its ``"@"``."""
+    """Return the body as JSON, with these bytes in place of its ``"@"``."""
     return orjson.dumps(body).replace(b'"@"', raw)
 
 
@@ -82,13 +82,13 @@ def _case(
 
 
 def _whole(name: str, tried: str, body: Any, *, allowed: frozenset[str] = _BELIEVED, **fields: Any) -> Case:
-    """The body of an answer to a plain call; logprobs are asked for, so that they are read."""
+    """Return a case for the body of a plain call's answer; logprobs are requested, so that they are read."""
     raw = body if isinstance(body, bytes) else orjson.dumps(body)
     return _case(f"json-{name}", tried, _http(raw), allowed=allowed, **{"logprobs": True, **fields})
 
 
 def _stream(
-    name: str, tried: str, *parts: bytes, allowed: frozenset[str] = _BROKEN_OFF, then: Any = "close", **fields: Any
+    name: str, tried: str, *parts: bytes, allowed: frozenset[str] = _CUT_SHORT, then: Any = "close", **fields: Any
 ) -> Case:
     return _case(f"sse-{name}", tried, _SSE + parts[0], *parts[1:], allowed=allowed, then=then, stream=True, **fields)
 
@@ -270,7 +270,7 @@ _NOWHERE = "the canary listens there"
 
 
 def redirects(canary_port: int) -> tuple[Case, ...]:
-    """Redirects to the canary, from everything that the gateway calls."""
+    """Return redirects to the canary, from everything that the gateway calls."""
     to = b"location: http://127.0.0.1:%d/canary" % canary_port
     more = (b"refresh: 0; url=http://127.0.0.1:%d/" % canary_port, b'alt-svc: h2=":%d"' % canary_port)
     return (
@@ -347,5 +347,5 @@ REWARDS = (
 
 
 def cases(canary_port: int) -> tuple[Case, ...]:
-    """All of them; the redirects lead to the canary."""
+    """Return all cases; the redirects lead to the canary."""
     return (*HTTP, *WHOLE, *STREAMS, *REWARDS, *redirects(canary_port))

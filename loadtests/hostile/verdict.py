@@ -1,4 +1,4 @@
-"""What came of the cases, and whether all that must hold held."""
+"""The verdict on each case, and on the gateway after all of them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from loadtests.hostile.case import MARKS, Answer, Case
 from loadtests.hostile.catalogue import GROUPS
 
 PEAK_MB = 1024.0
-"""Far more than any one request may cost, far less than a bomb."""
+"""Far more than any request may take, far less than a decompressed bomb."""
 GROWTH_SHARE, GROWTH_MB = 0.05, 16.0
-"""How much more memory there may be after the cases were tried once more."""
+"""Growth of memory that is allowed from the first round to the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One case and what came of it; ``failures`` is empty where that is acceptable.
+    """One case and its outcome; ``failures`` is empty if that is acceptable.
 
-    ``blame`` is whose fault the answer says it is. ``upstream``: an error that we report for the backend, with its
-    code; a 5xx of this kind is no 5xx of ours.
+    ``blame`` is the party at fault by the answer. ``upstream``: an error reported for the backend, with its code;
+    such a 5xx is not one of ours.
     """
 
     id: str
@@ -37,13 +37,12 @@ class Row:
     failures: list[str]
 
     def as_json(self) -> dict[str, object]:
-        """The line for the results file."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How the gateway was after all cases. ``memory_mb``: after each time that all were tried."""
+    """The gateway after all cases. ``memory_mb``: after each round."""
 
     same_process: bool
     log: str
@@ -54,7 +53,7 @@ class Ending:
 
 
 def judge(case: Case, answer: Answer, seconds: float, memory_mb: tuple[float, float], unwell: str = "") -> Row:
-    """Hold one answer against what is acceptable; ``seconds`` are beyond those of an ordinary draw."""
+    """Compare one answer with the acceptable outcomes; ``seconds`` are beyond those of an ordinary draw."""
     failures = [f"the gateway is not well: {unwell}"] if unwell else []
     if answer.outcome not in case.allowed:
         failures.append(f"{answer.outcome} is not acceptable")
@@ -62,7 +61,7 @@ def judge(case: Case, answer: Answer, seconds: float, memory_mb: tuple[float, fl
         failures.append(f"answered after {seconds:.1f} s, not within {case.within_s:g}")
     if answer.blame == "ours":
         failures.append("a 5xx of ours")
-    failures += [f"the error tells {mark}" for mark in leaked(answer.error)]
+    failures += [f"the error contains {mark}" for mark in leaked(answer.error)]
     return Row(
         id=case.id,
         group=case.group,
@@ -79,18 +78,18 @@ def judge(case: Case, answer: Answer, seconds: float, memory_mb: tuple[float, fl
 
 
 def leaked(text: bytes | str) -> list[str]:
-    """What was planted and is found in it."""
+    """Return the planted words that are found in a text."""
     content = text.encode() if isinstance(text, str) else text
     return [mark for mark in MARKS if mark.encode() in content]
 
 
 def checks(ending: Ending) -> dict[str, str]:
-    """What must hold in the end: a complaint for each that does not, and nothing for each that does."""
+    """Check the gateway at the end; return a complaint for each check, empty if it holds."""
     first, last = ending.memory_mb[0], ending.memory_mb[-1]
     defects = re.search(r'ratchet_errors_total\{kind="defect"\} [1-9]', ending.metrics)
     grown = last > first * (1 + GROWTH_SHARE) + GROWTH_MB
     return {
-        "the same process runs": "" if ending.same_process else "it was started anew, or has ended",
+        "the same process runs": "" if ending.same_process else "it restarted, or has ended",
         "no traceback in its log": "a traceback" if "Traceback (most recent call last)" in ending.log else "",
         "no defect in its metrics": "a defect" if defects else "",
         "no prompt, key or answer in its log": ", ".join(leaked(ending.log)),
@@ -104,7 +103,7 @@ def checks(ending: Ending) -> dict[str, str]:
 
 
 def by_group(rows: Sequence[Row]) -> list[tuple[str, int, str, int]]:
-    """A line for each group: what it is, how many cases, their outcomes, how many failed."""
+    """Return a line for each group: title, number of cases, their outcomes, number of failures."""
     return [
         (title, len(ours), _counted(ours), sum(bool(row.failures) for row in ours))
         for group, title in GROUPS.items()
@@ -113,7 +112,7 @@ def by_group(rows: Sequence[Row]) -> list[tuple[str, int, str, int]]:
 
 
 def _counted(rows: Sequence[Row]) -> str:
-    """Outcomes by how often they came; an error of the backend's is marked as that."""
+    """Count outcomes; an error of the backend's is marked as such."""
     outcomes = Counter(
         _brief(row.outcome) + (" upstream" if row.blame == "upstream" and "error event" not in row.outcome else "")
         for row in rows
@@ -127,6 +126,6 @@ def _brief(outcome: str) -> str:
 
 
 def gauge(metrics: str, name: str) -> float | None:
-    """A gauge's value in what ``/metrics`` says."""
+    """Return a gauge's value from the text of ``/metrics``."""
     found = re.search(rf"^ratchet_{name} ([0-9.]+)$", metrics, re.MULTILINE)
     return float(found[1]) if found else None

@@ -1,10 +1,10 @@
-"""Load as applications make it, and limits it must keep to: ``python -m loadtests.load``, ``make load``.
+"""Load that behaves like applications, and limits it must keep to: ``python -m loadtests.load``, ``make load``.
 
-First a closed loop: people in chats, readers of streams, batch jobs, long prompts, clients that hang up, clients that
-err. Then an open one: requests at a constant rate, timed from when they were due. The gateway stands before the TGI
-stub (``--latency-ms`` an answer, no GPU), or, with ``--embedded``, is the embedded stack with its real model. After
-each phase every completion that a client got whole is looked for in Redis by its id. Exit code 0 only if every kind
-of request kept to its limits and no record is missing. Client, stubs, Redis and gateway share the machine.
+First a closed loop: people in chats, readers of streams, batch jobs, long prompts, clients that hang up, clients with
+mistakes. Then an open one: requests at a constant rate, timed from when they were due. The gateway stands before the
+TGI stub (``--latency-ms`` an answer, no GPU), or, with ``--embedded``, is the embedded stack with its real model. After
+each phase every completion that a client got whole is looked for in Redis by its id. The exit code is 0 only if every
+kind of request kept to its limits and no record is missing. Client, stubs, Redis and gateway share the machine.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.faults.arrivals import Arrivals
 from loadtests.load.plot import figure, page
 from loadtests.load.run import Phase, run
 from loadtests.load.summary import Limits, Line, Request, broken, over_time, summarise
 from loadtests.load.target import Target, on_embedded, on_stub
+from loadtests.records import StreamRecords
 from loadtests.stack import machine
 
 OUT = Path("loadtests/results/load.json")
@@ -39,7 +39,7 @@ console = Console(width=150)
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One phase, whole."""
+    """One phase with its requests and verdict."""
 
     phase: Phase
     requests: list[Request]
@@ -53,15 +53,15 @@ async def measure(target: Target, phase: Phase, limits: Limits, folder: Path) ->
     console.print(f"{phase.shape} loop, {phase.load:g} {'users' if phase.shape == 'closed' else 'requests a second'}")
     requests = await run(target.url, phase, folder)
     acknowledged = {one.id for one in requests if one.id}
-    async with aclosing(Arrivals(target.redis_url)) as arrivals:
-        await arrivals.all_of(acknowledged, _ARRIVE_S)
-        missing = len(arrivals.missing(acknowledged))
+    async with aclosing(StreamRecords(target.redis_url)) as records:
+        await records.wait_for(acknowledged, _ARRIVE_S)
+        missing = len(records.missing(acknowledged))
     lines = summarise(requests)
     return Measured(phase, requests, lines, missing, broken(lines, limits, missing=missing))
 
 
 def show(measured: Sequence[Measured], about: dict[str, str]) -> None:
-    """All phases as one table."""
+    """Print all phases as one table."""
     names = ("loop", "requests", "count", "failed", "a second", "p50 ms", "p95 ms", "p99 ms", "slowest ms")
     table = Table(*names, title=", ".join(f"{key} {value}" for key, value in about.items()))
     for one in measured:
@@ -74,8 +74,8 @@ def show(measured: Sequence[Measured], about: dict[str, str]) -> None:
         console.print(failure, style="red")
 
 
-def keep(measured: Sequence[Measured], about: dict[str, object], out: Path) -> None:
-    """JSON, CSV and a page of plots, side by side."""
+def write_results(measured: Sequence[Measured], about: dict[str, object], out: Path) -> None:
+    """Write JSON, CSV and a page of plots, side by side."""
     out.parent.mkdir(parents=True, exist_ok=True)
     phases = [
         {
@@ -111,7 +111,7 @@ def keep(measured: Sequence[Measured], about: dict[str, object], out: Path) -> N
 
 
 async def main() -> int:
-    """Measure, show, keep; 0 only if all limits were kept."""
+    """Measure, print and write the result; return 0 only if all limits were kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--embedded", action="store_true", help="the embedded stack instead of the stub")
     parser.add_argument("--users", type=float, help="of the closed loop; default 40, embedded 4")
@@ -129,7 +129,7 @@ async def main() -> int:
     load = {"closed": options.users or (4 if embedded else 40), "open": options.rate or (0.2 if embedded else 25)}
     seconds = options.seconds or (180.0 if embedded else 60.0)
     p99_ms = options.p99_ms or (120_000.0 if embedded else 1000.0)
-    # The embedded model's context holds no long documents, and a call to it takes seconds.
+    # The embedded model's context is too short for long documents, and a call to it takes seconds.
     limits = Limits(p99_ms, refused_p99_ms=5000.0 if embedded else 500.0, least_requests=1 if embedded else 5)
     extra = {"max_tokens": 32, "long_prompt_words": 150} if embedded else {}
     phases = [Phase(shape, load[shape], seconds, options.best_of, **extra) for shape in options.shapes]
@@ -140,7 +140,9 @@ async def main() -> int:
     about = machine()
     show(measured, about)
     backend = "embedded" if embedded else f"stub, {options.latency_ms:g} ms"
-    keep(measured, {**about, "backend": backend, "workers": options.workers, "limits": asdict(limits)}, options.out)
+    write_results(
+        measured, {**about, "backend": backend, "workers": options.workers, "limits": asdict(limits)}, options.out
+    )
     return int(any(one.failures for one in measured))
 
 

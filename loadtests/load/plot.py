@@ -1,4 +1,4 @@
-"""Plots of measurements, drawn as the night's report draws: on one self-contained page, or as one figure."""
+"""Plots of measurements, drawn as the night's report draws them: on one self-contained page, or as one figure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Curve = tuple[str, str, Sequence[Spot]]
 
 
 def figure(title: str, unit: str, curves: Sequence[Curve]) -> Markup:
-    """Curves over time, from zero up."""
+    """Draw curves over time, from zero up."""
     spots = [spot for _, _, line in curves for spot in line]
     last, high = max((x for x, _ in spots), default=1.0) or 1.0, max((y for _, y in spots), default=1.0) * 1.05 or 1.0
     plot = Plot(SIZE, (0.0, last), (0.0, high), margins=Margins(left=64, right=110))
@@ -38,7 +38,7 @@ def figure(title: str, unit: str, curves: Sequence[Curve]) -> Markup:
 
 
 def panels(plots: Sequence[Plot], label: str) -> str:
-    """One SVG file: plots of the size of a ``PANEL``, two a row; ``label`` says what they show to who cannot see it."""
+    """Draw plots of ``PANEL`` size in one SVG file, two in a row; ``label`` describes it for screen readers."""
     width, height = PANEL
     drawn = "".join(plot.group((k % 2 * width, k // 2 * height)) for k, plot in enumerate(plots))
     box = f'viewBox="0 0 {2 * width:g} {-(-len(plots) // 2) * height:g}"'
@@ -47,7 +47,7 @@ def panels(plots: Sequence[Plot], label: str) -> str:
 
 
 def page(title: str, about: Mapping[str, object], figures: Sequence[Markup]) -> str:
-    """The page: its figures under the machine and the settings they were measured with."""
+    """Render a page of figures, under the machine and the settings they were measured with."""
     facts = ", ".join(f"{name} {value}" for name, value in about.items())
     head = (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'

@@ -1,4 +1,4 @@
-"""One run of Locust, as a process of its own: gevent would not go together with this process's event loop."""
+"""One run of Locust, as a process of its own: gevent does not work together with this process's event loop."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _STOP_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What to run.
+    """One run of Locust.
 
     Attributes:
         shape: ``closed`` (users who wait for their answers) or ``open`` (requests at a constant rate).
-        load: Users of the closed loop; requests a second of the open one.
-        seconds: For how long.
+        load: Users of the closed loop; requests per second of the open one.
+        seconds: Duration.
         best_of: N.
         max_tokens: Longest answer.
         long_prompt_words: Length of the long prompts.
@@ -36,7 +36,7 @@ class Phase:
 
 
 async def run(url: str, phase: Phase, folder: Path) -> list[Request]:
-    """Run it, and return every request.
+    """Run a phase, and return every request.
 
     Raises:
         RuntimeError: Locust itself failed; with the end of its log.
@@ -45,7 +45,7 @@ async def run(url: str, phase: Phase, folder: Path) -> list[Request]:
     closed = phase.shape == "closed"
     users = round(phase.load) if closed else 1
     command = [sys.executable, "-m", "locust", "--headless", "--only-summary", "--exit-code-on-error", "0"]
-    command += ["-f", str(Path(__file__).parent / ("users.py" if closed else "arrivals.py")), "--host", url]
+    command += ["-f", str(Path(__file__).parent / ("users.py" if closed else "constant_rate.py")), "--host", url]
     command += ["--users", str(users), "--spawn-rate", str(max(1, users // 5))]
     command += ["--run-time", f"{phase.seconds:g}s", "--stop-timeout", str(_STOP_S)]
     environment = {

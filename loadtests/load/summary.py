@@ -1,4 +1,4 @@
-"""From single requests to lines of a table, and from those to a verdict."""
+"""Requests summarised as lines of a table, and the verdict on those lines."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request: when it began (or was due), its kind, how long it took, and what became of it.
+    """One request: its start (or due time), kind, duration and outcome.
 
-    ``id`` is the completion's where a whole answer came: its record was acknowledged. ``problem`` is empty where all
-    was as it should be.
+    ``id`` is the completion's if a whole answer came: its record was acknowledged. ``problem`` is empty if there was
+    none.
     """
 
     at_s: float
@@ -28,7 +28,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """All requests of a kind."""
+    """All requests of a kind, summarised."""
 
     name: str
     requests: int
@@ -43,13 +43,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a run must keep to.
+    """The limits of a run.
 
     Attributes:
         p99_ms: Each kind's 99th percentile.
-        refused_p99_ms: That of callers whose request is refused: it does no work.
-        failed_share: Of each kind's requests.
-        least_requests: Fewer of a kind than this say nothing, so the run fails.
+        refused_p99_ms: The same for requests that must be refused: they do no work.
+        failed_share: Largest share of failures of each kind.
+        least_requests: A kind with fewer requests fails the run: it proves nothing.
     """
 
     p99_ms: float
@@ -59,7 +59,7 @@ class Limits:
 
 
 def read(path: Path) -> list[Request]:
-    """The requests of one run, in the order in which they ended."""
+    """Read the requests of one run, in the order in which they ended."""
     with path.open(newline="") as source:
         return [
             Request(float(row["at_s"]), row["name"], float(row["ms"]), int(row["status"]), row["id"], row["problem"])
@@ -68,7 +68,7 @@ def read(path: Path) -> list[Request]:
 
 
 def summarise(requests: Sequence[Request]) -> list[Line]:
-    """One line a kind, in the alphabet's order."""
+    """Return one line for each kind, in alphabetical order."""
     if not requests:
         return []
     seconds = max(one.at_s + one.ms / 1e3 for one in requests) - min(one.at_s for one in requests)
@@ -95,17 +95,17 @@ def _line(name: str, requests: Sequence[Request], seconds: float) -> Line:
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """The least value that at least this share of them do not exceed."""
+    """Return the least value that at least this share of the values do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, ceil(len(ordered) * percent / 100) - 1)]
 
 
 def broken(lines: Sequence[Line], limits: Limits, *, missing: int) -> list[str]:
-    """What does not keep to the limits, in words; empty where all does.
+    """Return a sentence for each limit that was not kept.
 
     Args:
         lines: The run.
-        limits: What it must keep to.
+        limits: The limits.
         missing: Acknowledged records that Redis does not have.
     """
     found = [] if lines else ["there were no requests"]
@@ -123,7 +123,7 @@ def broken(lines: Sequence[Line], limits: Limits, *, missing: int) -> list[str]:
 
 
 def over_time(requests: Sequence[Request], bucket_s: float = 1.0) -> list[tuple[float, float, float, float]]:
-    """(second, requests a second, median ms, 99th percentile ms), by when requests began; failed ones count in all."""
+    """Return (second, requests per second, median ms, 99th percentile ms), by start; failed requests count too."""
     begin_s = min((one.at_s for one in requests), default=0.0)
     buckets: defaultdict[int, list[float]] = defaultdict(list)
     for one in requests:

@@ -1,4 +1,4 @@
-"""What load is put on: the gateway before a stub that needs no GPU, or the embedded stack with its real model."""
+"""The target of the load: the gateway before a stub that needs no GPU, or the embedded stack with its real model."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Target:
 
 @asynccontextmanager
 async def on_stub(latency_ms: float, workers: int, settings: Mapping[str, str]) -> AsyncIterator[Target]:
-    """The gateway before the TGI stub, until the block ends."""
+    """Start the gateway before the TGI stub, until the block ends."""
     async with stack(latency_ms=latency_ms, workers=workers, **settings) as running:
         yield Target(running.gateway, running.redis)
 
 
 @asynccontextmanager
 async def on_embedded(settings: Mapping[str, str]) -> AsyncIterator[Target]:
-    """The embedded stack in a folder of its own, until the block ends."""
+    """Start the embedded stack in a folder of its own, until the block ends."""
     with tempfile.TemporaryDirectory(prefix="ratchet-load-") as folder:
         embedded = EmbeddedStack(Path(folder), settings=settings)
         await asyncio.to_thread(embedded.start)

@@ -1,9 +1,9 @@
-"""Locust users that behave like applications. ``python -m loadtests.load`` runs them; Locust alone does, too.
+"""Locust users that behave like applications: a closed loop. ``python -m loadtests.load`` runs them.
 
     locust -f loadtests/load/users.py --host http://127.0.0.1:8000
 
-They wait for their answer before they ask again, so a slow server gets fewer requests: a closed loop (``arrivals.py``
-is the open one). Every request goes to the file that ``LOAD_OUT`` names, one CSV line each, if it names one.
+They wait for their answer before the next request, so a slow server gets fewer requests (``constant_rate.py`` is the
+open loop). If ``LOAD_OUT`` names a file, every request is written to it, one CSV line each.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _QUESTIONS = (
     "Why is the sky dark at night?",
     "Write a polite reply to a late invitation.",
 )
-# Status expected, body; each is somebody's honest mistake.
+# Expected status, body: honest mistakes.
 _MISTAKES: tuple[tuple[int, bytes], ...] = (
     (400, b"{"),
     (400, b"[]"),
@@ -55,7 +55,7 @@ _MISTAKES: tuple[tuple[int, bytes], ...] = (
 
 @dataclass(slots=True)
 class Reply:
-    """What came back. ``text`` is the answer; ``problem`` says what is wrong with it, empty where nothing is."""
+    """The reply to a request. ``text`` is the answer; ``problem`` says what is wrong, empty if nothing is."""
 
     status: int = 0
     id: str = ""
@@ -65,7 +65,7 @@ class Reply:
 
 
 class Application(User):
-    """What all of them share: one server, and an account of every request."""
+    """The base of all users: one server, and an account of every request."""
 
     abstract = True
 
@@ -83,7 +83,7 @@ class Application(User):
     def chat(
         self, name: str, messages: list[dict[str, str]], *, stream: bool = False, due_s: float | None = None
     ) -> Reply:
-        """Ask, wait for the whole answer and account for it."""
+        """Send a chat, wait for the whole answer and account for it."""
         body = {
             "model": "ratchet",
             "messages": messages,
@@ -108,7 +108,7 @@ class Application(User):
         try:
             response = self.http.request("POST", PATH, body=body, headers=_HEADERS)
             lines = [bytes(response.readline(b"\n"))]
-            while lines[-1] and not lines[-1].startswith(b"data:"):  # keep-alive comments are no answer yet
+            while lines[-1] and not lines[-1].startswith(b"data:"):  # a keep-alive comment is not part of the answer
                 lines.append(bytes(response.readline(b"\n")))
             reply.first_piece_s = time.time()
             reply.text = (b"".join(lines) + bytes(response.read())).decode()
@@ -119,14 +119,14 @@ class Application(User):
 
 
 class Chatter(Application):
-    """A person in a chat: reads, thinks, asks on; the conversation grows for some turns."""
+    """A person in a chat who reads, thinks and asks again; the conversation grows for some turns."""
 
     weight = 8
     wait_time = between(0.5, 2.0)
 
     @task
     def converse(self) -> None:
-        """One conversation."""
+        """Hold one conversation."""
         messages: list[dict[str, str]] = []
         for _ in range(_TURNS):
             messages.append(question())
@@ -138,38 +138,38 @@ class Chatter(Application):
 
 
 class Reader(Application):
-    """Reads streams to their end."""
+    """A person who reads streams to their end."""
 
     weight = 4
     wait_time = between(0.5, 2.0)
 
     @task
     def read(self) -> None:
-        """One streamed answer."""
+        """Read one streamed answer."""
         self.chat("stream", [question()], stream=True)
 
 
 class Burst(Application):
-    """A batch job: nothing for a while, then many requests at once."""
+    """A batch job: idle for a while, then many requests at once."""
 
     weight = 1
     wait_time = between(3.0, 6.0)
 
     @task
     def burst(self) -> None:
-        """Ask all of them side by side."""
+        """Send all requests side by side."""
         gevent.joinall([gevent.spawn(self.chat, "burst", [question()]) for _ in range(_BURST)])
 
 
 class LongPrompt(Application):
-    """Sends a whole document each time."""
+    """A client that sends a whole document each time."""
 
     weight = 1
     wait_time = between(1.0, 3.0)
 
     @task
     def ask(self) -> None:
-        """One long prompt."""
+        """Send one long prompt."""
         words = " ".join(
             random.choices(("harbour", "morning", "boats", "a", "quiet", "gulls", "the"), k=LONG_PROMPT_WORDS)
         )
@@ -177,14 +177,14 @@ class LongPrompt(Application):
 
 
 class Quitter(Application):
-    """Asks, and hangs up before the answer is there."""
+    """A client that hangs up before the answer comes."""
 
     weight = 1
     wait_time = between(0.5, 2.0)
 
     @task
     def quit(self) -> None:
-        """Send a request, wait a moment, close the connection. Nothing can go wrong but the connection itself."""
+        """Send a request, wait a moment, close the connection. Only the connection itself can fail."""
         body = orjson.dumps({"model": "ratchet", "messages": [question()], "best_of": BEST_OF})
         address = urlsplit(self.host or "")
         head = f"POST {PATH} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
@@ -199,14 +199,14 @@ class Quitter(Application):
 
 
 class BadCaller(Application):
-    """Gets something wrong in each request, and is told so."""
+    """A client with a mistake in each request, which must be refused."""
 
     weight = 1
     wait_time = between(0.5, 2.0)
 
     @task
     def err(self) -> None:
-        """One mistake; anything but the right refusal, in OpenAI's envelope, is a failure."""
+        """Make one mistake; anything but the right refusal, in OpenAI's envelope, is a failure."""
         expected, body = random.choice(_MISTAKES)
         started_s = time.time()
         reply = self.post(body)
@@ -216,7 +216,7 @@ class BadCaller(Application):
 
 
 def account(name: str, started_s: float, ended_s: float, reply: Reply) -> None:
-    """Tell Locust of a request, and the file."""
+    """Report a request to Locust, and write it to the file."""
     ms = (ended_s - started_s) * 1e3
     events.request.fire(  # type: ignore[no-untyped-call]
         request_type="POST",
@@ -231,7 +231,7 @@ def account(name: str, started_s: float, ended_s: float, reply: Reply) -> None:
 
 
 def question() -> dict[str, str]:
-    """A first message that nobody has sent before."""
+    """Return a first message that nobody has sent before."""
     return {"role": "user", "content": f"{random.choice(_QUESTIONS)} ({random.randrange(10**9)})"}
 
 
@@ -245,7 +245,7 @@ def _read_answer(reply: Reply) -> None:
 def _read_stream(reply: Reply) -> None:
     events_ = [line.removeprefix("data: ") for line in reply.text.split("\n") if line.startswith("data: ")]
     if not events_ or events_[-1] != "[DONE]":
-        reply.problem = "the stream broke off"
+        reply.problem = "the stream was cut"
         return
     chunks = [orjson.loads(event) for event in events_[:-1]]
     if any("error" in chunk for chunk in chunks):
@@ -259,7 +259,7 @@ def _open_out() -> Any:
     path = os.environ.get("LOAD_OUT")
     if not path:
         return None
-    # Line by line, so that a run that is killed leaves what it measured.
+    # Line by line, so that a killed run leaves its measurements.
     writer = csv.writer(open(path, "w", newline="", buffering=1))  # noqa: SIM115 — lives as long as the process
     writer.writerow(COLUMNS)
     return writer

@@ -1,1 +1,1 @@
-"""Other best-of-N gateways, measured on the same stub in the same run."""
+"""Other best-of-N gateways, measured on the same stub."""

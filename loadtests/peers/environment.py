@@ -1,4 +1,4 @@
-"""A peer's own virtual environment: what it depends on never meets what this project depends on."""
+"""A peer's own virtual environment: its dependencies never meet this project's."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ INSTALL_TIMEOUT_S = 15 * 60.0
 
 
 async def python_of(name: str, *requirements: str, alone: str = "") -> Path:
-    """The interpreter of the peer's environment, made and filled when it is not there yet.
+    """Return the interpreter of the peer's environment; make and fill the environment if it does not exist.
 
     Args:
-        name: The environment's.
-        requirements: What is installed, with what it depends on.
-        alone: A package that is installed without what it depends on.
+        name: The environment's name.
+        requirements: Packages to install with their dependencies.
+        alone: A package to install without its dependencies.
 
     Raises:
         RuntimeError: It could not be installed; with pip's last words.
@@ -25,7 +25,7 @@ async def python_of(name: str, *requirements: str, alone: str = "") -> Path:
     done = folder / " ".join(filter(None, (alone, *requirements)))
     python = folder / "bin" / "python"
     if not done.exists():
-        # Without a pip of its own, which would take as long to install as most peers: ours serves.
+        # Without a pip of its own, which takes as long to install as most peers: ours installs into it.
         await _run(sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder))
         pip = (sys.executable, "-m", "pip", "--python", str(python), "install", "--no-input", "--quiet")
         await _run(*pip, *requirements)

@@ -12,12 +12,12 @@ REQUIREMENTS: tuple[str, ...] = ("its_hub[iaas]==1.2.0",)
 
 
 def waits(n: int) -> int:
-    """The draws together, then the judge's words on all of them together."""
+    """Return 2: the draws together, then the judge's calls together."""
     return 2
 
 
 async def measure(race: Race) -> AsyncGenerator[Result]:
-    """No HTTP before it."""
+    """Measure it as a library, without HTTP."""
     python = await python_of("its_hub", *REQUIREMENTS)
     async for result in as_library(python, "loadtests.peers.its_hub_client", race):
         yield result

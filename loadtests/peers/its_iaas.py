@@ -15,12 +15,12 @@ REQUIREMENTS = its_hub.REQUIREMENTS
 
 
 def waits(n: int) -> int:
-    """The draws together."""
+    """Return 1: the draws together."""
     return 1
 
 
 async def measure(race: Race) -> AsyncGenerator[Result]:
-    """Over HTTP. It votes on whole answers: the pattern takes all of each."""
+    """Measure it over HTTP. It votes on whole answers: the pattern matches all of each."""
     python = await python_of("its_hub", *REQUIREMENTS)
     port = free_port()
     url = f"http://127.0.0.1:{port}"

@@ -1,4 +1,4 @@
-"""Run by a peer's own interpreter: closed loops on a library, whose results are printed as lines of JSON.
+"""Closed loops on a library, run by a peer's own interpreter; results are printed as lines of JSON.
 
 ``python -m loadtests.peers.…_client BACKEND_URL N SECONDS CONCURRENCY…``. Callers and library are one process, so that
 no HTTP lies between them.
@@ -18,7 +18,7 @@ from loadtests.closed_loop import Call, closed_loop
 
 
 def main(library: Callable[[str, int], AbstractAsyncContextManager[Call]]) -> None:
-    """Measure what ``library(backend_url, n)`` gives: one call of it is one best-of-N answer."""
+    """Measure the calls of ``library(backend_url, n)``: one call is one best-of-N answer."""
     _, backend, n, seconds, *concurrencies = sys.argv
     asyncio.run(_measure(library(backend, int(n)), float(seconds), [int(concurrency) for concurrency in concurrencies]))
 

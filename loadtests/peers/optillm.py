@@ -10,8 +10,8 @@ from loadtests.peers.peer import Race, Result, over_http, serving
 
 NAME = "OptiLLM, bon: the model rates its own answers"
 REQUIREMENTS: tuple[str, ...] = ("optillm==0.4.0",)
-# What its server imports to serve bon. For all that it depends on (transformers, gradio, spaCy, bitsandbytes, …) pip
-# looked twenty minutes, on a busy machine, for versions that fit together, and had found none.
+# The packages that its server imports to serve bon. For all its dependencies (transformers, gradio, spaCy,
+# bitsandbytes, …) pip searched twenty minutes, on a busy machine, for versions that fit together, and had found none.
 _IMPORTED = (
     "aiohttp",
     "cerebras_cloud_sdk",
@@ -29,12 +29,12 @@ _IMPORTED = (
 
 
 def waits(n: int) -> int:
-    """The answers together, then a rating of each."""
+    """Return 1 + N: the answers together, then a rating of each."""
     return 1 + n
 
 
 async def measure(race: Race) -> AsyncGenerator[Result]:
-    """Over HTTP. Logs are off; without a key of its caller's it keeps one client, and makes none for each request."""
+    """Measure it over HTTP, with logs off. Without a key of its caller's it keeps one client for all requests."""
     python = await python_of("optillm", *_IMPORTED, alone=REQUIREMENTS[0])
     port = free_port()
     settings = ("--approach", "bon", "--best-of-n", str(race.n), "--base-url", f"{race.backend}/v1", "--model", "tgi")

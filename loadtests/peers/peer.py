@@ -1,4 +1,4 @@
-"""What a peer is, and the two ways to measure one: as a library in a process of its own, or over HTTP."""
+"""The interface of a peer, and the two ways to measure one: as a library in a process of its own, or over HTTP."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ START_TIMEOUT_S = 180.0
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """What every peer is asked: best of ``n`` on the backend, at each concurrency for so many seconds."""
+    """The load for every peer: best of ``n`` on the backend, at each concurrency for some seconds."""
 
     backend: str
     n: int
@@ -33,7 +33,7 @@ class Race:
 
 
 Result = tuple[Measured, float]
-"""A closed loop, and the CPU of the peer's process in milliseconds a request; a library's contains its callers."""
+"""A closed loop, and the CPU of the peer's process in ms for each request; a library's includes its callers."""
 
 
 class Peer(Protocol):
@@ -43,11 +43,11 @@ class Peer(Protocol):
     REQUIREMENTS: tuple[str, ...]
 
     def waits(self, n: int) -> int:
-        """How often, one after another, it waits for the model: what it adds beyond that is its own."""
+        """Return how many times in sequence it waits for the model; anything beyond that is its own time."""
         ...
 
     def measure(self, race: Race) -> AsyncGenerator[Result]:
-        """One result for each concurrency.
+        """Yield one result for each concurrency.
 
         Raises:
             RuntimeError: It cannot be installed, does not start, or gives no answers.
@@ -56,43 +56,51 @@ class Peer(Protocol):
 
 
 async def as_library(python: Path, module: str, race: Race, **environment: str) -> AsyncGenerator[Result]:
-    """Have the peer's interpreter run a module of this package, which prints a line of JSON for each result.
+    """Run a module of this package with the peer's interpreter; it prints a line of JSON for each result.
 
     Raises:
         RuntimeError: It failed.
     """
-    asked = (race.backend, str(race.n), str(race.seconds), *map(str, race.concurrencies))
-    with tempfile.TemporaryFile() as said:
+    arguments = (race.backend, str(race.n), str(race.seconds), *map(str, race.concurrencies))
+    with tempfile.TemporaryFile() as log:
         process = await asyncio.create_subprocess_exec(
-            python, "-m", module, *asked, stdout=asyncio.subprocess.PIPE, stderr=said, env={**os.environ, **environment}
+            python,
+            "-m",
+            module,
+            *arguments,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, **environment},
         )
         assert process.stdout is not None
         try:
             async for line in process.stdout:
                 result = json.loads(line)
                 yield Measured(**result["measured"]), result["cpu_ms"]
+            # Before any signal: sending one to a process that has just ended loses its exit status.
+            status = await process.wait()
         finally:
             if process.returncode is None:
                 process.terminate()
-            status = await process.wait()
+                await process.wait()
         if status != 0:
-            raise RuntimeError(f"{module} ended with status {status}: {_last_words(said)}")
+            raise RuntimeError(f"{module} ended with status {status}: {_log_tail(log)}")
 
 
 @asynccontextmanager
 async def serving(command: Sequence[str | Path], port: int, environment: Mapping[str, str]) -> AsyncIterator[int]:
-    """The peer's server until the block ends; yields its process id once it listens.
+    """Run the peer's server until the block ends; yield its process id once it listens.
 
     Raises:
         RuntimeError: It did not start.
     """
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as log:
         process = await asyncio.create_subprocess_exec(
-            *command, stdout=said, stderr=said, env={**os.environ, **environment}
+            *command, stdout=log, stderr=log, env={**os.environ, **environment}
         )
         try:
             if not await _listens(process, port):
-                raise RuntimeError(f"{command[0]} did not start (status {process.returncode}): {_last_words(said)}")
+                raise RuntimeError(f"{command[0]} did not start (status {process.returncode}): {_log_tail(log)}")
             yield process.pid
         finally:
             if process.returncode is None:
@@ -101,7 +109,7 @@ async def serving(command: Sequence[str | Path], port: int, environment: Mapping
 
 
 async def over_http(url: str, pid: int, race: Race, **fields: object) -> AsyncGenerator[Result]:
-    """Closed loops on a server that speaks OpenAI's protocol, by the client that asks our gateway too.
+    """Run closed loops on a server with OpenAI's protocol, by the client that also measures our gateway.
 
     Raises:
         RuntimeError: An answer is an error, has no text, or does not come.
@@ -141,6 +149,6 @@ async def _listens(process: asyncio.subprocess.Process, port: int) -> bool:
     return False
 
 
-def _last_words(said: BinaryIO) -> str:
-    said.seek(0)
-    return said.read()[-500:].decode(errors="replace")
+def _log_tail(log: BinaryIO) -> str:
+    log.seek(0)
+    return log.read()[-500:].decode(errors="replace")

@@ -10,17 +10,17 @@ from loadtests.peers.peer import Race, Result, as_library
 NAME = "TensorZero, embedded: best of N by a judge"
 REQUIREMENTS: tuple[str, ...] = ("tensorzero==2026.6.0",)
 
-# It would tell of every judge's word that it cannot use, and pay for that: we do not hold that against it.
+# It would log every answer of the judge that it cannot use, which costs time that we do not want to count.
 _QUIET = {"RUST_LOG": "off", "TENSORZERO_DISABLE_PSEUDONYMOUS_USAGE_ANALYTICS": "1"}
 
 
 def waits(n: int) -> int:
-    """The draws together, then the judge once."""
+    """Return 2: the draws together, then the judge once."""
     return 2
 
 
 async def measure(race: Race) -> AsyncGenerator[Result]:
-    """As a library, its fastest form: no HTTP before it, and nothing stored."""
+    """Measure it as a library, its fastest form: no HTTP, and nothing stored."""
     python = await python_of("tensorzero", *REQUIREMENTS)
     async for result in as_library(python, "loadtests.peers.tensorzero_client", race, **_QUIET):
         yield result

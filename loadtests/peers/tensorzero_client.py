@@ -50,15 +50,15 @@ json_mode = "tool"
 
 @asynccontextmanager
 async def gateway(backend: str, n: int) -> AsyncIterator[Call]:
-    """Its embedded gateway, configured for best of ``n``."""
+    """Open its embedded gateway, configured for best of ``n``."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tensorzero.toml"
         file.write_text(CONFIGURATION.format(url=backend, candidates=json.dumps(["one"] * n)))
         embedded = await AsyncTensorZeroGateway.build_embedded(config_file=str(file), clickhouse_url=None)
-    asked = {"messages": [{"role": "user", "content": QUESTION}]}
+    request = {"messages": [{"role": "user", "content": QUESTION}]}
 
     async def call() -> None:
-        await embedded.inference(function_name="answer", variant_name="best", input=asked)
+        await embedded.inference(function_name="answer", variant_name="best", input=request)
 
     yield call
 

@@ -1,4 +1,4 @@
-"""A library that takes ten milliseconds for every answer, for the tests of how libraries are measured."""
+"""A library that takes ten milliseconds for every answer, to test the measuring of libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``make bench`` measures, and how it is told."""
+"""``make bench`` and ``loadtests.cost``: their arithmetic, and the tables and figures made of results."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ async def test_a_closed_loop_keeps_its_callers_busy_and_no_more() -> None:
 
 
 async def test_a_loop_too_short_for_its_callers_lasts_until_each_has_two_answers() -> None:
-    """A busy machine makes a measurement late, it does not end a run of ten minutes."""
+    """A slow machine delays a measurement; it does not end a run of ten minutes."""
     measured = await closed_loop(lambda: asyncio.sleep(0.05), concurrency=2, seconds=0.01, warm_up_s=0.0)
     assert 4 == measured.requests
 
 
-def test_rounds_beside_the_peers_count_by_their_middle() -> None:
-    """One slow minute of a shared machine decides nothing, and is told by the extremes."""
+def test_rounds_with_peers_count_by_their_median() -> None:
+    """One slow minute of a shared machine decides nothing; the extremes show it."""
     rates = {"we": (250.0, 120.0, 260.0), "they": (140.0, 138.0, 131.0)}
     rounds = [{**ROW, "who": who, "waits": 1, "requests_per_s": rates[who][at]} for at in range(3) for who in rates]
     ours, theirs = bench.middle(rounds)
@@ -101,7 +101,7 @@ def test_a_result_has_a_table_for_each_part_that_was_measured() -> None:
 
 
 def test_tables_go_where_a_page_has_places_for_them(tmp_path: Path) -> None:
-    """What stood there goes; what stands around it stays, and a page without the place is an error."""
+    """A table replaces the old one, the text around it stays, and a page without the place is an error."""
     page = tmp_path / "README.md"
     page.write_text("before\n<!-- cost -->\nold\n<!-- cost -->\nafter\n")
     tables.put(page, {"date": "today"}, {"cost": "| new |"})
@@ -113,7 +113,7 @@ def test_tables_go_where_a_page_has_places_for_them(tmp_path: Path) -> None:
 def test_results_of_load_faults_and_hostile_cases_become_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``python -m loadtests.tables`` puts each where it belongs: a line a kind of request, a fault, a group."""
+    """A line for each kind of request, each fault, each group of cases."""
     page, load, faults, hostile = (
         tmp_path / name for name in ("README.md", "load.json", "faults.json", "hostile.json")
     )
@@ -177,10 +177,8 @@ def test_the_page_of_measurements_has_a_place_for_every_table() -> None:
     assert dict.fromkeys(names, 2) == {name: readme.count(f"<!-- {name} -->") for name in names}
 
 
-def test_a_journal_that_is_told_no_folder_spools_where_git_does_not_look(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On the checkout's disk, in ``data/``, of which nothing but the folder is left."""
+def test_a_journal_without_a_folder_spools_in_an_ignored_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the checkout's disk, in ``data/``; only that folder is left."""
     ignored = Path(".gitignore").read_text(encoding="utf-8").splitlines()
     monkeypatch.chdir(tmp_path)
     found: Any = asyncio.run(journal.run(0.01))
@@ -189,8 +187,8 @@ def test_a_journal_that_is_told_no_folder_spools_where_git_does_not_look(
     assert "/data/" in ignored
 
 
-def test_a_load_on_the_batcher_tells_of_its_padding_and_its_waits() -> None:
-    """Padding is the share of the padded tokens that are none."""
+def test_a_load_on_the_batcher_reports_padding_and_waits() -> None:
+    """Padding is the share of the padded tokens that are not input."""
     batches = [BatchStats(2, 60, 80, 3.0, 9.0, 0, False), BatchStats(6, 300, 400, 5.0, 20.0, 0, False)]
     figures = reward.Load(races=1, seconds=2.0, answers=8, race_ms=[30.0], batches=batches).figures()
     assert {"pairs_per_s": 4.0, "pairs_per_batch": 4, "padding": 0.25, "wait_p50_ms": 4.0} == {
@@ -207,21 +205,21 @@ def _grown() -> list[dict[str, Any]]:
 
 
 def test_each_thing_that_grows_is_a_line() -> None:
-    """Its points stand in it in their order."""
+    """It holds the points in their order."""
     lines = tables.growth(_grown()).splitlines()
     assert 2 + 5 == len(lines)
     assert "| N | 1 · 1,000 draws | 8.0 · 8.0 | 3.3 · 3.3 | 201 · 201 |" == lines[2]
 
 
 def test_the_figure_has_four_panels_of_two_curves() -> None:
-    """It is whole XML, for nothing else is shown on a page."""
+    """It is well-formed XML, as browsers need it."""
     name = "{http://www.w3.org/2000/svg}"
     root = ElementTree.fromstring(cost.figure(_grown()))
     assert [2, 2, 2, 2] == [len(panel.findall(f"{name}path")) for panel in root.findall(f"{name}g")]
 
 
 def test_every_sweep_varies_one_thing_from_the_same_point() -> None:
-    """So that its line tells of that thing alone."""
+    """So its line shows the effect of that thing alone."""
     loads = [
         load for sweep in cost.sweeps(1.0) for _, load, delay_s in sweep.at if delay_s == 0 and load.key == cost.FREE
     ]

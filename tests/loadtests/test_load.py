@@ -1,4 +1,4 @@
-"""The load test's own arithmetic: what a run is summed up to, and when it fails."""
+"""The load test: the summary of a run, its limits, and the users on Locust."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_percentile_is_a_value_that_was_measured() -> None:
 
 
 def test_a_run_is_summed_up_by_kind() -> None:
-    """Counts, rates and times of each kind stand in a line of its own; the rate is over the whole run."""
+    """Counts, rates and times of each kind have a line of their own; the rate is over the whole run."""
     lines = summarise([request(at_s=0.0), request(at_s=1.0, problem="status 502"), request("stream", at_s=1.9)])
     assert ["chat", "stream"] == [line.name for line in lines]
     assert (2, 1, {"status 502": 1}) == (lines[0].requests, lines[0].failed, lines[0].problems)
@@ -77,8 +77,8 @@ def test_a_run_over_time_is_counted_by_when_requests_began() -> None:
     assert [] == over_time([])
 
 
-def test_the_page_stands_alone_and_escapes_what_it_is_told() -> None:
-    """One file: no script, no address; the machine's name is text."""
+def test_the_page_is_self_contained_and_escapes_its_texts() -> None:
+    """One file: no script, no address; the machine's name is escaped."""
     drawn = figure("Answers", "a second", [("median", "new", [(0.0, 1.0), (5.0, 2.0)])])
     text = page("Under load", {"cpu": "<2 cores>"}, [drawn])
     assert "&lt;2 cores&gt;" in text
@@ -87,10 +87,10 @@ def test_the_page_stands_alone_and_escapes_what_it_is_told() -> None:
     assert "<svg" in figure("Nothing", "a second", [("", "new", [])])
 
 
-async def test_locust_asks_at_the_rate_it_is_told_and_accounts_for_every_request(
+async def test_locust_keeps_its_rate_and_accounts_for_every_request(
     serve: Serve, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """The open loop: what its file calls answered is what the journal has."""
+    """The open loop: every completion in its file is in the journal."""
     served = await serve()
     requests = await run(served.url, Phase("open", 10.0, 2.0, best_of=2), tmp_path)
     answered = {one.id for one in requests if one.name == "arrival"}
@@ -101,7 +101,7 @@ async def test_locust_asks_at_the_rate_it_is_told_and_accounts_for_every_request
 
 
 async def test_every_kind_of_user_gets_what_it_expects(serve: Serve, tmp_path: Path) -> None:
-    """The closed loop: bad callers their refusal, those who hang up nothing, everybody else a whole answer."""
+    """The closed loop: bad callers get their refusal, those who hang up nothing, all others a whole answer."""
     served = await serve()
     requests = await run(served.url, Phase("closed", 16.0, 6.0, best_of=2), tmp_path)
     assert [] == [(one.name, one.problem) for one in requests if one.problem]

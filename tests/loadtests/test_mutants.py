@@ -1,4 +1,4 @@
-"""The share of mutants killed: what counts as a kill, how sure the share is, and which tests run against a mutant."""
+"""The share of mutants killed, its interval, and the selection of tests that run against a mutant."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_only_a_failed_test_is_a_kill() -> None:
     assert 1 == total["by"]["timeout"] == total["by"]["not run"]
 
 
-def test_the_share_is_told_by_room() -> None:
+def test_the_share_is_given_by_room() -> None:
     found = summary({"gateway.api.a": "killed", "distill.promotion.b": "killed", "gateway.api.c": "survived"}, made=3)
     assert [("distill.promotion", 1, 1.0), ("gateway.api", 2, 0.5)] == [
         (room["room"], room["run"], room["share"]) for room in found["rooms"]
@@ -68,7 +68,7 @@ def test_quick(): pass
 
 
 def ran(folder: Path, mutant: str) -> tuple[int, list[str]]:
-    """The exit code of pytest with the plugin in this folder, and the tests that ran, in their order."""
+    """Run pytest with the plugin in this folder; return its exit code, and the tests that ran, in their order."""
     command = [sys.executable, "-m", "pytest", "-x", "-v", "-p", "loadtests.mutant_tests", "test_some.py"]
     here = str(Path(__file__).parents[2])
     environment = {"MUTANT_UNDER_TEST": mutant, "PYTHONPATH": here, "PATH": "/usr/bin:/bin"}
@@ -77,7 +77,7 @@ def ran(folder: Path, mutant: str) -> tuple[int, list[str]]:
     return done.returncode, [line.partition("::")[2] for line in lines]
 
 
-def test_what_fails_without_a_mutant_says_nothing_of_one(tmp_path: Path) -> None:
+def test_a_test_that_fails_without_a_mutant_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(TESTS)
     assert (0, ["test_slow", "test_fails", "test_quick"]) == ran(tmp_path, "stats")
     durations = {"test_some.py::test_slow": 2.0, "test_some.py::test_fails": 0.1, "test_some.py::test_quick": 0.5}

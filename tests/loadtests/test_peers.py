@@ -1,4 +1,4 @@
-"""Where other gateways are installed for a comparison, and how they are measured."""
+"""Environments for other gateways, and the measuring of servers and libraries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def test_what_is_installed_is_not_installed_again(tmp_path: Path, monkeypa
 
 
 async def test_a_package_alone_is_part_of_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was installed without its dependencies is in the marker as well."""
+    """A package installed without its dependencies is in the marker as well."""
     monkeypatch.setattr("loadtests.peers.environment.PEERS_DIR", tmp_path)
     (tmp_path / "peer").mkdir()
     (tmp_path / "peer" / "peer==1.0 flask").touch()
@@ -33,7 +33,7 @@ async def test_a_package_alone_is_part_of_what_is_installed(tmp_path: Path, monk
 
 
 async def test_a_server_gives_a_result_for_each_concurrency() -> None:
-    """A server of OpenAI's protocol is asked at each concurrency in turn, and its CPU is counted by request."""
+    """A server with OpenAI's protocol is measured at each concurrency in turn, with its CPU for each request."""
     async with StubProcess() as stub:
         assert stub.pid is not None
         race = Race(stub.url, n=2, concurrencies=(1, 3), seconds=0.2)
@@ -52,7 +52,7 @@ async def test_an_answer_that_is_an_error_ends_the_measurement() -> None:
 
 
 async def test_a_server_that_does_not_start_says_why() -> None:
-    """Its last words are in the error."""
+    """The end of its log is in the error."""
     command = (sys.executable, "-c", "raise SystemExit('no such thing')")
     with pytest.raises(RuntimeError, match="no such thing"):
         async with serving(command, 1, {}):
@@ -68,7 +68,7 @@ async def test_a_library_is_measured_by_its_own_interpreter() -> None:
 
 
 async def test_a_library_that_is_not_there_is_an_error() -> None:
-    """What its interpreter said is in the error."""
+    """The interpreter's message is in the error."""
     results = as_library(Path(sys.executable), "loadtests.peers.its_hub_client", Race("", 1, (1,), 0.1))
     async with aclosing(results):
         with pytest.raises(RuntimeError, match="its_hub"):

@@ -13,7 +13,7 @@ from loadtests.faults.proxy import TcpProxy
 
 @pytest.fixture
 async def echo() -> AsyncIterator[int]:
-    """A server that says back what it hears; its port."""
+    """Start a server that echoes its input; yield its port."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1000):
@@ -25,7 +25,7 @@ async def echo() -> AsyncIterator[int]:
 
 
 async def test_it_carries_both_ways_until_either_side_ends(echo: int) -> None:
-    """What goes in comes back, and an end is passed on as an end."""
+    """Bytes come back whole, and an end is passed on as an end."""
     async with TcpProxy(echo) as proxy:
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         writer.write(b"x" * 300_000)
@@ -66,7 +66,7 @@ async def test_a_cut_breaks_what_stands_and_new_connections_serve(echo: int) -> 
 
 
 async def test_down_refuses_and_up_serves_on_the_same_port(echo: int) -> None:
-    """Who comes while it is down is refused; afterwards the same address serves again."""
+    """While it is down, connections are refused; afterwards the same address serves again."""
     async with TcpProxy(echo) as proxy:
         port = proxy.port
         await proxy.down()
@@ -81,7 +81,7 @@ async def test_down_refuses_and_up_serves_on_the_same_port(echo: int) -> None:
 
 
 async def test_a_target_that_is_gone_is_a_broken_connection(echo: int) -> None:
-    """Behind the proxy there may be nobody: its client is cut, it does not wait."""
+    """If nothing listens behind the proxy, its client is cut and does not wait."""
     async with await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0) as server:
         nobody: int = server.sockets[0].getsockname()[1]
     async with TcpProxy(nobody) as proxy:

@@ -1,4 +1,4 @@
-"""The soak's own arithmetic: what counts as growth, what fails a run, and how it is told."""
+"""The soak: growth, failures, and its table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from loadtests import tables
 from loadtests.growth import Allowance, Growth, growth
-from loadtests.soak import ALLOWED, Sample, keep, verdict
+from loadtests.soak import ALLOWED, Sample, verdict, write_results
 
 FLAT = {"memory_mb": Growth(100.0, 101.0, False)}
 
@@ -26,7 +26,7 @@ def test_noise_around_a_constant_is_no_growth() -> None:
 
 
 def test_a_steady_leak_is_growth() -> None:
-    """So is one that is slow."""
+    """A slow one too."""
     found = growth([100.0 + 0.2 * second for second in range(100)], Allowance(0.05, 1.0))
     assert found.grows
     assert found.before < found.after
@@ -38,13 +38,13 @@ def test_the_warm_up_is_left_out() -> None:
 
 
 def test_nothing_is_allowed_where_nothing_is_allowed() -> None:
-    """One entry left behind by each call shows, however few there were."""
+    """One entry left behind by each call shows, even if there are few."""
     assert growth([0.0] * 50 + [1.0] * 50, Allowance(0.0, 0.0)).grows
     assert not growth([0.0] * 100, Allowance(0.0, 0.0)).grows
 
 
 def test_too_few_samples_say_so() -> None:
-    """They are not taken for a flat line."""
+    """They do not pass as a flat line."""
     with pytest.raises(ValueError, match="too few"):
         growth([1.0, 1.0], Allowance(0.0, 0.0))
 
@@ -58,7 +58,7 @@ def test_too_few_samples_say_so() -> None:
         (FLAT, {"scored": 9}, 2, "2 acknowledged records are missing in Redis"),
     ],
 )
-def test_whatever_should_not_be_fails_the_soak(
+def test_each_failure_fails_the_soak(
     found: dict[str, Growth], outcomes: dict[str, int], missing: int, complaint: str
 ) -> None:
     """Each has a complaint of its own, and a good run has none."""
@@ -66,20 +66,20 @@ def test_whatever_should_not_be_fails_the_soak(
     assert [] == verdict(FLAT, {"scored": 9}, 0)
 
 
-def _kept(folder: Path, **facts: Any) -> dict[str, Any]:
-    """What a soak writes, read again."""
+def _rewritten(folder: Path, **facts: Any) -> dict[str, Any]:
+    """Write a soak's result, and read it again."""
     load: dict[str, object] = {"capacity_per_s": 230.5, "rate_per_s": 161.3, "minutes": 20.0}
     good = {"outcomes": {"scored": 193_560}, "p50_ms": 57.6, "p99_ms": 91.2, "acknowledged": 193_560, "missing": 0}
     growths = {name: asdict(Growth(10.0, 10.5, False)) for name in ALLOWED}
     samples = [Sample(0.0, *[10.0] * 5), Sample(5.0, *[10.5] * 5)]
-    keep(samples, {**good, "failures": [], "growth": growths, **facts}, load, folder / "soak.json")
+    write_results(samples, {**good, "failures": [], "growth": growths, **facts}, load, folder / "soak.json")
     found: dict[str, Any] = json.loads((folder / "soak.json").read_text())
     return found
 
 
 def test_a_soak_is_a_sentence_and_a_line_for_each_quantity(tmp_path: Path) -> None:
-    """Every quantity that is watched has words of its own there."""
-    told, _, *lines = tables.blocks(_kept(tmp_path))["soak"].splitlines()
+    """Every quantity that is watched has its own words there."""
+    told, _, *lines = tables.blocks(_rewritten(tmp_path))["soak"].splitlines()
     said = (
         "20 minutes at 161.3 requests/s (this machine's capacity: 230.5): 193,560 scored; p50 58 ms, p99 91 ms; "
         "193,560 acknowledged, 0 of them missing in Redis."
@@ -90,8 +90,8 @@ def test_a_soak_is_a_sentence_and_a_line_for_each_quantity(tmp_path: Path) -> No
 
 
 def test_what_fails_a_soak_stands_in_its_table(tmp_path: Path) -> None:
-    """A page shows no failed run as a good one."""
+    """The page shows a failed run as failed."""
     growths = {"tasks": asdict(Growth(10.0, 99.0, True))}
-    drawn = tables.blocks(_kept(tmp_path, failures=["tasks grows from 10 to 99"], growth=growths))["soak"]
+    drawn = tables.blocks(_rewritten(tmp_path, failures=["tasks grows from 10 to 99"], growth=growths))["soak"]
     assert "**Failed:** tasks grows from 10 to 99." in drawn
     assert "| tasks of the event loop | 10.0 | 99.0 | **yes** |" in drawn

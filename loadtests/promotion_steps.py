@@ -1,4 +1,4 @@
-"""What an operator and a night do to bring an adapter to traffic, step by step, on a running embedded stack."""
+"""The steps by which an operator and a night bring an adapter to traffic, on a running embedded stack."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ console = Console()
 
 
 class Trial:
-    """The steps, timed and told. The stack's variables and the night's are in the environment.
+    """The steps, timed and printed. The stack's variables and the night's are in the environment.
 
     Args:
-        folder: Of everything that the steps keep.
-        traffic: Flowing.
-        limit_s: Longest wait for any one thing.
+        folder: Folder for everything that the steps write.
+        traffic: The traffic in progress.
+        limit_s: Longest wait for each step.
     """
 
     def __init__(self, folder: Path, traffic: Traffic, *, limit_s: float) -> None:
@@ -57,7 +57,7 @@ class Trial:
         self._settings = distill_settings.load()
 
     def records(self) -> list[CompletionRecord]:
-        """Every race in the stream."""
+        """Return every race in the stream."""
 
         async def read() -> list[CompletionRecord]:
             async with contextlib.aclosing(StreamTail(self._gateway.redis)) as tail:
@@ -70,7 +70,7 @@ class Trial:
         return asyncio.run(read())
 
     def history(self) -> list[Policy]:
-        """Every policy, the one in force first."""
+        """Return every policy, the one in force first."""
 
         async def read() -> list[Policy]:
             async with self._store() as store:
@@ -79,7 +79,7 @@ class Trial:
         return asyncio.run(read())
 
     def winners(self, count: int) -> list[Example]:
-        """So many races that may teach, by the night's own rules, once the traffic has brought them."""
+        """Wait for this many races that may train, by the night's own rules."""
 
         def found() -> list[Example]:
             fit = [record for record in self.records() if curate.unfit(record) is None]
@@ -89,22 +89,22 @@ class Trial:
             ]
             return [one for one in examples if isinstance(one, Example)]
 
-        return self.wait(f"{count} races that may teach", lambda: every if len(every := found()) >= count else None)
+        return self.wait(f"{count} races that may train", lambda: every if len(every := found()) >= count else None)
 
     def train(self, examples: Sequence[Example]) -> Path:
-        """A checkpoint that learned them."""
+        """Train on examples, and return the checkpoint."""
         import torch
 
         from distill.training.train import train
 
-        torch.set_num_threads(1)  # the other core is the traffic's
+        torch.set_num_threads(1)  # the other core is for the traffic
         with self.timed("train"):
             trained = train(examples, [], self._settings.training, self._folder / "training")
         self.say(f"trained on {trained.examples} winners: loss {trained.losses[0]:.2f} to {trained.losses[-1]:.2f}")
         return trained.checkpoints[-1]
 
     def bring(self, checkpoint: Path, trial: str, *, n: int, rivals: Sequence[Adapter] = ()) -> Adapter:
-        """From a checkpoint to half of the conversations, as a night does it."""
+        """Bring a checkpoint to a share of the conversations, as a night does."""
         promotion = self._settings.promotion
         with self.timed(f"{trial}: publish"):
             adapter = publish(
@@ -128,29 +128,29 @@ class Trial:
         return adapter
 
     def await_verdict(self, trial: str, *, promoted: bool) -> Policy:
-        """The policy in force once the guard has ended the trial, either way.
+        """Wait until the guard has ended the trial, and return the policy in force.
 
         Raises:
             SystemExit: It ended the other way.
         """
         with self.timed(f"{trial}: guard"):
-            policy = self.wait(f"the guard's word on {trial}", lambda: _ended(self.history()))
+            policy = self.wait(f"the guard's decision on {trial}", lambda: _ended(self.history()))
         self.say(f"policy {policy.version}: {policy.reason}")
         if promoted == (policy.undoes == trial):
-            raise SystemExit(f"the guard decided otherwise than expected: {policy.reason}")
+            raise SystemExit(f"the guard did not decide as expected: {policy.reason}")
         return policy
 
     def await_answers(self, count: int) -> None:
-        """So many more answers."""
+        """Wait for this many more answers."""
         enough = len(self._traffic.answered) + count
         self.wait("more answers", lambda: True if len(self._traffic.answered) >= enough else None)
 
     def wait(self, what: str, ready: Callable[[], T | None]) -> T:
-        """What ``ready`` returns once it is not None."""
+        """Wait until ``ready`` returns something, and return it."""
         began = told = time.monotonic()
         while (found := ready()) is None:
             if time.monotonic() - began > self._limit_s:
-                raise SystemExit(f"no end of waiting for {what} after {self._limit_s:g} s")
+                raise SystemExit(f"still waiting for {what} after {self._limit_s:g} s")
             if time.monotonic() - told > TELL_EVERY_S:
                 told = time.monotonic()
                 self.say(f"waiting for {what}{self._pairs()}")
@@ -159,14 +159,14 @@ class Trial:
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Note what a step took."""
+        """Time a step."""
         began = time.monotonic()
         self.say(step)
         yield
         self.seconds[step] = round(time.monotonic() - began, 1)
 
     def say(self, words: str) -> None:
-        """What happens, and how the traffic fares."""
+        """Print what happens, and how the traffic fares."""
         stand = f"{len(self._traffic.answered):>4} answered, {len(self._traffic.failed)} failed"
         console.print(f"{time.strftime('%H:%M:%S')} {stand} | {words}", highlight=False, markup=False, soft_wrap=True)
 
@@ -185,7 +185,7 @@ def _ended(known: Sequence[Policy]) -> Policy | None:
 
 
 def harmful(folder: Path, strength: float) -> Path:
-    """A checkpoint of random matrices on SmolLM2's down projections, as PEFT writes one."""
+    """Write a checkpoint of random matrices on SmolLM2's down projections, in PEFT's format."""
     from safetensors.numpy import save_file
 
     draw = np.random.default_rng(0)

@@ -1,8 +1,8 @@
-"""An open loop for Locust: requests come at a constant rate, whatever becomes of those before them.
+"""An open loop for Locust: requests come at a constant rate, independent of earlier ones.
 
-    LOAD_RATE=20 locust -f loadtests/load/arrivals.py --users 1 --host http://127.0.0.1:8000
+    LOAD_RATE=20 locust -f loadtests/load/constant_rate.py --users 1 --host http://127.0.0.1:8000
 
-A request's time counts from when it was due, so that a server (or this client) that falls behind is not spared.
+A request's time counts from when it was due, so a server (or this client) that falls behind gets longer times.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ STREAMED_EVERY = 4  # one request in four is streamed
 _LAST_S = 60.0  # how long requests under way may take when the run ends
 
 
-class Arrivals(Application):
-    """All of the load; one such user is enough."""
+class ConstantRate(Application):
+    """The one user that makes the whole load."""
 
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
@@ -32,7 +32,7 @@ class Arrivals(Application):
 
     @task
     def arrive(self) -> None:
-        """Wait until the next request is due, and send it without waiting for it."""
+        """Wait until the next request is due, and send it without waiting for its answer."""
         due_s = self._begin_s + self._number / RATE
         streamed = self._number % STREAMED_EVERY == 0
         self._number += 1
@@ -42,5 +42,5 @@ class Arrivals(Application):
         greenlet.link(self._under_way.discard)
 
     def on_stop(self) -> None:
-        """Let what is under way end."""
+        """Let the requests in flight end."""
         gevent.joinall(list(self._under_way), timeout=_LAST_S)

@@ -1,11 +1,10 @@
-"""The gateway as operators run it, with impostors in front of all that it talks to, and the way to try a case on it."""
+"""The gateway as operators run it, with impostors in front of everything that it calls, to try cases on."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import hashlib
-import os
 import re
 import tempfile
 import time
@@ -23,10 +22,10 @@ from gateway.embedded.redis import RedisServer
 from gateway.journal.stream import stream_key
 from gateway.policy import Policy
 from gateway.processes.child import free_port
-from loadtests.faults.world import Gateway, Stub
 from loadtests.hostile.case import Answer, Case, Kind, bearer, chat, get, key, post
 from loadtests.hostile.impostor import Impostor, Script
 from loadtests.hostile.verdict import gauge
+from loadtests.processes import GatewayProcess, RestartableStub, gateway_environment
 from loadtests.stack import Assembled
 
 PERMITS = 4
@@ -41,7 +40,7 @@ SCOPES = {
     "poor": "scopes=chat tokens_per_minute=100",
 }
 
-# Short patience everywhere, so that a case of a second shows what a minute would.
+# Short timeouts everywhere, so that a case takes seconds rather than minutes.
 SETTINGS = {
     "GATEWAY_LOG_LEVEL": "debug",
     "GATEWAY_API__OPERATORS": "admin",
@@ -58,21 +57,21 @@ SETTINGS = {
     "GATEWAY_RACE__DEADLINE_S": "2",
     "GATEWAY_RACE__MAX_IN_FLIGHT": str(PERMITS),
 }
-_QUIET_S = 2.0  # after this much silence an answer that has begun is taken to be all
+_QUIET_S = 2.0  # an answer that is silent for so long has ended
 _PATIENCE_S = 60.0
 _WELL_WITHIN_S = 60.0
 _REST_WITHIN_S = 60.0
 _UPSTREAM_S = 0.3  # some refreshes of the policy, and a round of the journal's shipper
-_ASIDE_S = 1.1  # and until it asks for a key's counts again, whatever came of the last time
+_LIMITS_AGAIN_S = 1.1  # until the gateway asks Redis for a key's counts again, after a failure too
 _FORGET = Script((b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",), when=b"POST /classify")
 
 
 class NotWell(Exception):
-    """The gateway does not answer good requests as it did before."""
+    """The gateway does not answer good requests as before."""
 
 
 class Canary:
-    """Listens where no request may ever lead the gateway."""
+    """Listens on a port to which no request may ever lead the gateway."""
 
     def __init__(self) -> None:
         self.visits = 0
@@ -91,16 +90,16 @@ class Canary:
         writer.close()
 
 
-class World(Assembled):
-    """``async with World() as world``: then ``attempt`` a case, and see that all is ``well`` after it."""
+class HostileStack(Assembled):
+    """The stack: ``async with HostileStack(...) as stack``, then ``attempt`` a case, and check with ``well``."""
 
     def __init__(self, canary: Canary, kind: Kind = "tgi") -> None:
         super().__init__()
         self.canary = canary
         self.kind = kind
         self.usual_s = 0.0
-        """So long did the last good request take, where a draw takes any time."""
-        self.gateway: Gateway
+        """Seconds of the last good request, if a draw takes time."""
+        self.gateway: GatewayProcess
         self.backend: Impostor
         self.reward: Impostor
         self.wire: Impostor
@@ -113,11 +112,10 @@ class World(Assembled):
 
     @property
     def log(self) -> str:
-        """Every line that the gateway wrote."""
         return (self.folder / "gateway.log").read_text(errors="replace")
 
     def memory_mb(self) -> tuple[float, float]:
-        """The gateway's memory now, and the most that it ever was."""
+        """Return the gateway's memory now, and its peak."""
         status = Path(f"/proc/{self.gateway.pid}/status").read_text()
         now, peak = (re.search(rf"{name}:\s+(\d+) kB", status) for name in ("VmRSS", "VmHWM"))
         assert now is not None
@@ -125,10 +123,10 @@ class World(Assembled):
         return int(now[1]) / 1024, int(peak[1]) / 1024
 
     async def attempt(self, case: Case) -> Answer:
-        """Try it, and set everything behind the gateway right again.
+        """Try a case, and restore everything behind the gateway.
 
         Raises:
-            NotWell: What is hostile in it never came to speak.
+            NotWell: The hostile part was never played.
         """
         before = await self._store(case)
         impostors = {self.backend: case.backend, self.reward: case.reward, self.wire: case.redis}
@@ -140,37 +138,37 @@ class World(Assembled):
             if case.act is not None:
                 return Answer(f"HTTP/1.1 {await case.act(self)} \r\n".encode(), True)
             if case.in_redis:
-                await asyncio.sleep(_ASIDE_S if case.redis else _UPSTREAM_S)
+                await asyncio.sleep(_LIMITS_AGAIN_S if case.redis else _UPSTREAM_S)
             answer = await self.say(*case.send, pause_s=case.pause_s, hang_up=case.hang_up, reads=case.reads)
             if case.in_redis:
                 await asyncio.sleep(_UPSTREAM_S)
         finally:
-            unheard = [name for name, one in impostors.items() if one is not None and not name.played]
+            not_played = [name for name, one in impostors.items() if one is not None and not name.played]
             for impostor in impostors:
                 impostor.honest()
             await self._restore(before)
-        if unheard:
-            raise NotWell("what was to be said was never asked for")
+        if not_played:
+            raise NotWell("the script was never played: nothing asked for it")
         return answer
 
     async def say(self, *parts: bytes, pause_s: float = 0.0, hang_up: bool = False, reads: bool = True) -> Answer:
-        """Send these bytes on a new connection and hear what comes, until it is closed or falls silent."""
+        """Send these bytes on a new connection and return the answer, up to its end or to silence."""
         reader, writer = await asyncio.open_connection(*self.address, limit=2**20)
         sending = asyncio.create_task(_send(writer, parts, pause_s, hang_up))
         try:
             if reads:
-                return await _hear(reader, sending)
+                return await _receive(reader, sending)
             await asyncio.wait([sending])
-            await asyncio.sleep(2.0)  # more than the gateway waits for who does not read
-            return await _hear(reader, sending)
+            await asyncio.sleep(2.0)  # longer than the gateway waits for a caller that does not read
+            return await _receive(reader, sending)
         finally:
             sending.cancel()
             writer.transport.abort()
 
     async def well(self, *, thoroughly: bool) -> None:
-        """A good request gets every permit there is and a scored answer.
+        """Check that a good request gets every permit and a scored answer.
 
-        ``thoroughly``: and the gateway still follows the policy, and ships its records.
+        ``thoroughly``: also check that the gateway follows the policy and ships its records.
 
         Raises:
             NotWell: It does not.
@@ -184,24 +182,24 @@ class World(Assembled):
             await asyncio.sleep(0.05)
 
     async def rest(self) -> None:
-        """Wait until no draw is under way and Redis has every record: what memory holds then, no call needs any more.
+        """Wait until no draw is in flight and Redis has every record, so that memory holds nothing for a call.
 
-        For a while at most; whether it has come to that is for the checks at the end to say.
+        It waits for a limited time; the checks at the end report if that was not enough.
         """
         deadline_s = time.monotonic() + _REST_WITHIN_S
         while time.monotonic() < deadline_s:
-            await asyncio.sleep(1.1)  # gauges are looked at once a second
+            await asyncio.sleep(1.1)  # gauges are refreshed once a second
             metrics = await self.text("/metrics")
             if not gauge(metrics, "candidates_in_flight") and not gauge(metrics, "journal_lag_records"):
                 return
 
     async def publish(self) -> None:
-        """A new version of the policy, as a night publishes it."""
+        """Publish a new version of the policy, as a night does."""
         self._policy = self._policy.successor(reason="the next")
         await self.redis.set(POLICY_KEY, self._policy.model_dump_json())
 
     async def text(self, path: str) -> str:
-        """What an operator reads there."""
+        """Return an operator's view of a route."""
         return (await self.say(get(path, bearer("admin")))).raw.decode(errors="replace")
 
     async def _problem(self, *, thoroughly: bool) -> str:
@@ -212,7 +210,7 @@ class World(Assembled):
         if not answer.outcome.startswith("200"):
             problem = f"a good request got {answer.outcome}: {answer.error[-300:].decode(errors='replace')}"
             if thoroughly:
-                return problem  # a policy that leads nowhere is in force until the next one is read
+                return problem  # a policy with a dead URL is in force until the next one is read
             raise NotWell(problem)
         body = orjson.loads(answer.raw.partition(b"\r\n\r\n")[2])
         report = body["best_of_n"]
@@ -251,7 +249,7 @@ class World(Assembled):
         self.redis = await running.enter_async_context(
             Redis.from_url(server.url, retry=Retry(NoBackoff(), 0), protocol=2, socket_timeout=60)
         )
-        reward = Stub("tests.stubs.reward")
+        reward = RestartableStub("tests.stubs.reward")
         await running.enter_async_context(reward)
         backend_port = await self._start_backend()
         redis_port = int(server.url.rpartition(":")[2].partition("/")[0])
@@ -260,17 +258,21 @@ class World(Assembled):
         ]
         await self.redis.set(POLICY_KEY, self._policy.model_dump_json())
         self.address = ("127.0.0.1", free_port())
-        self.gateway = Gateway(self.folder, self._environment(), self.address[1])
+        self.gateway = GatewayProcess(self.folder, self._environment(), self.address[1])
         running.callback(self.gateway.stop)
         await self.gateway.begin()
         await self.well(thoroughly=True)
 
     async def _start_backend(self) -> int:
-        """A stub of the kind's rules, or the real llama.cpp; its port."""
+        """Start a stub with the kind's rules, or the real llama.cpp; return its port."""
         if self.kind == "llamacpp":
             server = self._running.enter_context(LlamaServer(slots=PERMITS))
             return urlsplit(server.url).port or 0
-        stub = Stub("tests.stubs.tgi") if self.kind == "tgi" else Stub("tests.stubs.vllm", tool_parser=True)
+        stub = (
+            RestartableStub("tests.stubs.tgi")
+            if self.kind == "tgi"
+            else RestartableStub("tests.stubs.vllm", tool_parser=True)
+        )
         await self._running.enter_async_context(stub)
         return stub.port
 
@@ -278,8 +280,7 @@ class World(Assembled):
         digests = {name: hashlib.sha256(key(name).encode()).hexdigest() for name in SCOPES}
         keys = self.folder / "keys"
         keys.write_text("".join(f"{name} sha256:{digests[name]} {options}\n" for name, options in SCOPES.items()))
-        return {
-            **{name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")},
+        settings = {
             **SETTINGS,
             "GATEWAY_PORT": str(self.address[1]),
             "GATEWAY_API__KEYS_FILE": str(keys),
@@ -290,6 +291,7 @@ class World(Assembled):
             "GATEWAY_REDIS__URL": f"redis://127.0.0.1:{self.wire.port}/0",
             "GATEWAY_JOURNAL__SPOOL_DIR": str(self.folder / "spool"),
         }
+        return gateway_environment(settings)
 
 
 async def _send(writer: asyncio.StreamWriter, parts: tuple[bytes, ...], pause_s: float, hang_up: bool) -> None:
@@ -302,7 +304,7 @@ async def _send(writer: asyncio.StreamWriter, parts: tuple[bytes, ...], pause_s:
             writer.write_eof()
 
 
-async def _hear(reader: asyncio.StreamReader, sending: asyncio.Task[None]) -> Answer:
+async def _receive(reader: asyncio.StreamReader, sending: asyncio.Task[None]) -> Answer:
     heard = bytearray()
     loop = asyncio.get_running_loop()
     end_s = loop.time() + _PATIENCE_S
