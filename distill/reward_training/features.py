@@ -14,9 +14,10 @@ import torch
 from scipy.optimize import minimize
 
 from distill.reward_training.preferences import Group
-from gateway.reward.model import RewardModel, prompt_text, quiet_transformers
+from gateway.reward.features import FEATURES, RELEVANCE, WORDLESS, extract_features
+from gateway.reward.model import RewardModel, prompt_text
 from gateway.reward.relevance import CEILING, Relevance, reads_pairs
-from gateway.reward.signals import RELEVANCE, SIGNALS, WORDLESS, measure
+from gateway.reward.weights import quiet_transformers
 
 RIDGE = 0.01  # on weights of standardised signals; a third or three times as much changes nothing
 SPOILED_SHARE = 0.5  # all spoiled pairs together weigh half of all human ones: they are easier, and of our making
@@ -36,7 +37,7 @@ def fit_weights(reader: RewardModel, base: str, human: Sequence[Group], spoiled:
         spoiled: Good answers and spoiled versions of them.
     """
     relevance = _relevance_of(reader, base) if reads_pairs(reader.tokenizer) else None
-    names = [*SIGNALS] if relevance is None else [*SIGNALS, RELEVANCE]
+    names = [*FEATURES] if relevance is None else [*FEATURES, RELEVANCE]
     differences_NS, weights_N, texts_TS = _differences(human, relevance)
     scale_S = np.sqrt((differences_NS**2).mean(axis=0))
     scale_S[scale_S == 0] = np.inf  # a signal in which no two answers differ gets no weight
@@ -85,7 +86,7 @@ def _differences(groups: Sequence[Group], relevance: Callable[[Group], Floats] |
     rows, weights, texts = [], [], []
     for group in groups:
         question = prompt_text(group.messages)
-        signals_TS = np.array([measure(question, text) for text in group.texts])
+        signals_TS = np.array([extract_features(question, text) for text in group.texts])
         if relevance is not None:
             signals_TS = np.hstack([signals_TS, relevance(group)[:, None]])
         texts.append(signals_TS)

@@ -30,15 +30,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from distill.errors import DataError
 from distill.reward_training.preferences import Group, Preference, human_groups
 from distill.reward_training.spoil import Source, auxiliary_groups
-from gateway.reward.model import (
-    ADAPTER_FILE,
-    HEADS,
-    NAME_KEY,
-    SIGNALS_KEY,
-    EncodedPair,
-    RewardModel,
-    quiet_transformers,
-)
+from gateway.reward.model import EncodedPair, RewardModel
+from gateway.reward.weights import ADAPTER_FILE, FEATURES_KEY, HEADS, NAME_KEY, quiet_transformers
 
 CONFIG_FILE = "adapter_config.json"
 HEAD_RATE = 5.0
@@ -137,7 +130,7 @@ def save(
         if key.split(".")[-2] in HEADS:
             weights[key] = tensor * lora_share
     header = {"format": "pt"} | ({NAME_KEY: name} if name else {})
-    header |= {SIGNALS_KEY: json.dumps(dict(signals))} if signals else {}
+    header |= {FEATURES_KEY: json.dumps(dict(signals))} if signals else {}
     save_file(weights, folder / ADAPTER_FILE, metadata=header)
     (folder / ADAPTER_FILE).chmod(0o644)  # whoever trains is seldom the user who serves
     config["base_model_name_or_path"] = base_name

@@ -22,7 +22,7 @@ from distill.errors import TrainingError
 from gateway.embedded.llama import MODEL_NAME, weights_path
 from gateway.embedded.weights import cache_dir
 from gateway.errors import NotReady
-from gateway.reward.model import quiet_transformers
+from gateway.reward.weights import quiet_transformers
 
 _log = structlog.get_logger()
 

@@ -32,7 +32,7 @@ from distill.training.encode import Encoded, encode_pairs, encode_winners
 from distill.training.objectives import ipo_beta, with_replay
 from distill.training.sft import trainer_for
 from gateway.files import write_atomically
-from gateway.reward.model import quiet_transformers
+from gateway.reward.weights import quiet_transformers
 
 PLAN_FILE = "training.json"
 RESULT_FILE = "trained.json"

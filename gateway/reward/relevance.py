@@ -3,7 +3,7 @@
 A small encoder with a small adapter learns how bad answers look sooner than what a question is about. Where the
 backbone is a sentence encoder, it already knows the second: its own embeddings, from before the adapter, tell an
 answer to another question from an answer to this one. The adapter says how much that counts, as for every other
-signal (``gateway.reward.signals``).
+feature (``gateway.reward.features``).
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from transformers import AutoModel, AutoTokenizer
 from distill.reward_training.features import fit_weights
 from distill.reward_training.preferences import Group
 from gateway.embedded.weights import minilm_folder
+from gateway.reward.features import FEATURES, RELEVANCE, WORDLESS, weighted_sum
 from gateway.reward.model import RewardModel
-from gateway.reward.signals import RELEVANCE, SIGNALS, WORDLESS, weighted
 
 TOPICS = ("bread", "bicycles", "volcanoes", "violins", "whales", "gardens")
 
@@ -40,11 +40,13 @@ def test_the_weights_say_what_people_and_spoiled_answers_say_on_an_unseen_questi
     human = [finished_above_not(topic) for topic in TOPICS]
     spoiled = [on_topic_above_not(*both) for both in pairwise(TOPICS)]
     weights = fit_weights(reader, str(minilm_folder()), human, spoiled)
-    assert weights.keys() == {*SIGNALS, RELEVANCE}
+    assert weights.keys() == {*FEATURES, RELEVANCE}
     assert weights["finished"] > 0
     assert weights["placeholder"] == 0  # nobody had one
     question = "Tell me of rivers."
-    whole, cut = (weighted(weights, question, text) for text in ("Rivers run to the sea.", "Rivers run to the sea and"))
+    whole, cut = (
+        weighted_sum(weights, question, text) for text in ("Rivers run to the sea.", "Rivers run to the sea and")
+    )
     assert whole > cut
 
 
@@ -72,8 +74,8 @@ def test_silence_ranks_below_every_answer_of_the_training_data(reader: RewardMod
     weights = fit_weights(reader, str(minilm_folder()), human, [on_topic_above_not(*both) for both in pairwise(TOPICS)])
     apart = weights[RELEVANCE]
     lowest = min(
-        weighted(weights, group.prompt[-1][1], text) - max(apart, 0.0) for group in human for text in group.texts
+        weighted_sum(weights, group.prompt[-1][1], text) - max(apart, 0.0) for group in human for text in group.texts
     )
-    silent = max(weighted(weights, "Tell me of bread.", text) for text in ("", ".", "...", "!", "\n"))
+    silent = max(weighted_sum(weights, "Tell me of bread.", text) for text in ("", ".", "...", "!", "\n"))
     assert silent + 0.7 * max(apart, 0.0) < lowest + max(apart, 0.0)
     assert weights[WORDLESS] >= -30, "not so low that one such answer decides a mean"

@@ -20,8 +20,9 @@ from distill.__main__ import app
 from distill.reward_training.model import Recipe, score_groups, train
 from distill.reward_training.preferences import Group, Preference
 from gateway.embedded.weights import minilm_folder
-from gateway.reward.model import ADAPTER_FILE, RewardModel
-from gateway.reward.signals import SIGNALS
+from gateway.reward.features import FEATURES
+from gateway.reward.model import RewardModel
+from gateway.reward.weights import ADAPTER_FILE
 
 TOPICS = ("bread", "bicycles", "volcanoes", "violins", "whales", "gardens", "maps", "clocks", "rivers", "bridges")
 
@@ -104,7 +105,7 @@ def test_the_command_writes_an_adapter_that_the_gateway_loads_and_what_it_measur
     assert json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"] == str(base)
     served = RewardModel.load(str(base), adapter=out, device="cpu")
     assert served.name == metrics["name"] == "our-judge"
-    assert metrics["signals"].keys() == {*SIGNALS, "relevance"}
+    assert metrics["signals"].keys() == {*FEATURES, "relevance"}
     assert len(served.score([served.encode([{"role": "user", "content": "Hi"}], "Hello")])) == 1
 
 

@@ -13,7 +13,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from gateway.embedded.weights import minilm_folder, reward_adapter_folder
 from gateway.errors import RewardError, SettingsError
-from gateway.reward.model import ADAPTER_FILE, EncodedPair, RewardModel
+from gateway.reward.model import EncodedPair, RewardModel
+from gateway.reward.weights import ADAPTER_FILE
 from gateway.types import Message
 from tests.gateway.reward.texts import TEXTS, ask
 

@@ -9,7 +9,7 @@ import pytest
 from gateway.errors import SettingsError
 from gateway.reward.model import RewardModel
 from gateway.reward.relevance import CEILING
-from tests.gateway.reward.test_signals import signed
+from tests.gateway.reward.test_features import signed
 from tests.gateway.reward.texts import TEXTS, ask
 
 

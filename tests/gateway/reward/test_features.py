@@ -1,4 +1,4 @@
-"""Signals of a text: what each counts, that all stay within bounds, and that an adapter can weigh them."""
+"""Text features: the value of each, their bounds, and their weights in an adapter."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from gateway.errors import SettingsError
-from gateway.reward.model import ADAPTER_FILE, RewardModel
-from gateway.reward.signals import SIGNALS, measure, parse_weights, weighted
+from gateway.reward.features import FEATURES, extract_features, parse_weights, weighted_sum
+from gateway.reward.model import RewardModel
+from gateway.reward.weights import ADAPTER_FILE
 from tests.gateway.reward.texts import ask
 
 QUESTION = "How do I bake a loaf of bread at home?"
 GOOD = "Mix flour, water, salt and yeast. Let the dough rise for two hours, then bake the loaf in a hot oven."
 
 
-def signal(name: str, answer: str, question: str = QUESTION) -> float:
-    return dict(zip(SIGNALS, measure(question, answer), strict=True))[name]
+def feature(name: str, answer: str, question: str = QUESTION) -> float:
+    return dict(zip(FEATURES, extract_features(question, answer), strict=True))[name]
 
 
 def signed(adapter: Path, folder: Path, **header: str) -> Path:
@@ -52,35 +53,35 @@ def signed(adapter: Path, folder: Path, **header: str) -> Path:
     ],
 )
 def test_each_signal_rises_with_what_it_is_named_after(name: str, more: str, less: str) -> None:
-    assert signal(name, more) > signal(name, less)
+    assert feature(name, more) > feature(name, less)
 
 
-def test_every_signal_is_tested() -> None:
+def test_every_feature_is_tested() -> None:
     cases = test_each_signal_rises_with_what_it_is_named_after.pytestmark[0].args[1]  # type: ignore[attr-defined]
-    assert {name for name, _, _ in cases} == SIGNALS.keys()
+    assert {name for name, _, _ in cases} == FEATURES.keys()
 
 
 @pytest.mark.parametrize(
     "answer", ["", " ", ".", "...", "\n\n", "!?", "—", "\u200b", "🙂", "**", "()", "```\n```", "_"]
 )
 def test_an_answer_without_a_word_is_wordless(answer: str) -> None:
-    assert 1.0 == signal("wordless", answer)
+    assert 1.0 == feature("wordless", answer)
 
 
 @pytest.mark.parametrize("answer", ["No", "4", "a", "是", "да", "_x_", "π"])
 def test_an_answer_of_one_word_or_number_is_not_wordless(answer: str) -> None:
-    assert 0.0 == signal("wordless", answer)
+    assert 0.0 == feature("wordless", answer)
 
 
 @given(question=st.text(), answer=st.text())
-def test_every_signal_of_any_text_is_between_0_and_1(question: str, answer: str) -> None:
-    assert all(0.0 <= value <= 1.0 and math.isfinite(value) for value in measure(question, answer))
+def test_every_feature_of_any_text_is_between_0_and_1(question: str, answer: str) -> None:
+    assert all(0.0 <= value <= 1.0 and math.isfinite(value) for value in extract_features(question, answer))
 
 
 def test_the_weighted_sum_ignores_what_has_no_weight() -> None:
     weights = {"finished": 2.0, "placeholder": -3.0, "relevance": 9.0}
-    assert weighted(weights, QUESTION, GOOD) == 2.0
-    assert weighted(weights, QUESTION, "[Recipe]") == -1.0
+    assert weighted_sum(weights, QUESTION, GOOD) == 2.0
+    assert weighted_sum(weights, QUESTION, "[Recipe]") == -1.0
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"finished": "much"}', '{"finished": null}', "7"])
@@ -89,8 +90,8 @@ def test_weights_that_are_not_an_object_of_numbers_are_refused(text: str) -> Non
         parse_weights(text)
 
 
-def test_a_signal_that_this_version_does_not_know_is_named() -> None:
-    with pytest.raises(SettingsError, match="unknown signals: charm, wit"):
+def test_a_feature_that_this_version_does_not_know_is_named() -> None:
+    with pytest.raises(SettingsError, match="unknown features: charm, wit"):
         parse_weights('{"wit": 1, "finished": 2, "charm": 3}')
 
 
@@ -99,21 +100,21 @@ def test_an_adapters_weights_add_to_its_logit_and_its_name_is_its_own(
 ) -> None:
     weights = {"finished": 2.0, "copied_3": -5.0}
     folder = signed(adapter, tmp_path / "signed", name="our-judge", signals=json.dumps(weights))
-    plain, with_signals = (RewardModel.load(minilm, adapter=each, device="cpu") for each in (adapter, folder))
+    plain, with_features = (RewardModel.load(minilm, adapter=each, device="cpu") for each in (adapter, folder))
     answers = [GOOD, QUESTION, "Mix flour and"]
-    assert with_signals.name == "our-judge"
+    assert with_features.name == "our-judge"
     added = [
         after - before
         for before, after in zip(
             plain.score([plain.encode(ask(QUESTION), answer) for answer in answers]),
-            with_signals.score([with_signals.encode(ask(QUESTION), answer) for answer in answers]),
+            with_features.score([with_features.encode(ask(QUESTION), answer) for answer in answers]),
             strict=True,
         )
     ]
-    assert added == pytest.approx([weighted(weights, QUESTION, answer) for answer in answers], abs=1e-5)
+    assert added == pytest.approx([weighted_sum(weights, QUESTION, answer) for answer in answers], abs=1e-5)
 
 
-def test_unknown_signals_in_an_adapter_are_refused(minilm: str, adapter: Path, tmp_path: Path) -> None:
+def test_unknown_features_in_an_adapter_are_refused(minilm: str, adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="charm"):
         RewardModel.load(minilm, adapter=signed(adapter, tmp_path / "signed", signals='{"charm": 1}'))
 

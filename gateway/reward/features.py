@@ -1,8 +1,8 @@
-"""Plain statistics of an answer beside its question, each between 0 and 1, as a part of the reward.
+"""Features of an answer and its question, each between 0 and 1, weighted into the reward.
 
-A copied question, a repeated sentence, a stray word order or an unfinished end is counted exactly in microseconds;
-a cross-encoder of a few layers and a thousand human pairs learns to see none of them on unseen questions. An adapter
-may bring weights for them, fitted on people's preferences.
+A copied question, a repeated sentence, wrong word order or an unfinished end is counted exactly in microseconds; a
+cross-encoder of a few layers and a thousand human pairs learns to see none of them on unseen questions. An adapter
+may bring weights for them, fitted on people's preferences (``distill.reward_training.features``).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from itertools import pairwise
 
 from gateway.errors import SettingsError
 
-WORDLESS = "wordless"  # an answer that says nothing; its weight is a rule, see distill.reward_training.features
-RELEVANCE = "relevance"  # weighted like a signal, but measured on embeddings: gateway.reward.relevance
+WORDLESS = "wordless"  # an answer without a word; its weight is a rule, see distill.reward_training.features
+RELEVANCE = "relevance"  # weighted like a feature, but computed on embeddings: gateway.reward.relevance
 ARTICLES = frozenset(("a", "an", "the"))
 FUNCTION_WORDS = frozenset(
     re.findall(
@@ -35,14 +35,14 @@ STOCK_PHRASES = re.compile(
 )
 PLACEHOLDER = re.compile(r"\W*(?:no ?input|no ?output|n/a|none)\b|[\[<].*[\]>]$", re.IGNORECASE)
 FINISHED = (".", "!", "?", ")", '"', "'", "`", "}", "]", "|", "”", "。")
-CONTENT_LETTERS = 4  # shorter words are seldom what a text is about
-COMPRESSIBLE_BYTES = 60  # a shorter text does not compress, whatever it says …
+CONTENT_LETTERS = 4  # shorter words seldom carry the topic
+COMPRESSIBLE_BYTES = 60  # a shorter text does not compress, whatever its content …
 INCOMPRESSIBLE = 0.8  # … and counts as ordinary prose
 
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """A text and its parts, cut once for all signals."""
+    """A text and its parts, split once for all features."""
 
     raw: str
     tokens: list[str]
@@ -58,20 +58,20 @@ class _Text:
         content = frozenset(word for word in words if len(word) >= CONTENT_LETTERS and word not in FUNCTION_WORDS)
         return cls(raw.strip(), tokens, words, sentences, content)
 
-    def runs(self, length: int) -> list[tuple[str, ...]]:
-        return [tuple(self.words[start : start + length]) for start in range(len(self.words) - length + 1)]
+    def ngrams(self, n: int) -> list[tuple[str, ...]]:
+        return [tuple(self.words[start : start + n]) for start in range(len(self.words) - n + 1)]
 
 
 def _share(part: float, whole: float) -> float:
     return min(1.0, part / whole) if whole else 0.0
 
 
-def _copied(question: _Text, answer: _Text, length: int) -> float:
-    own, asked = answer.runs(length), set(question.runs(length))
-    return _share(sum(run in asked for run in own), len(own))
+def _copied(question: _Text, answer: _Text, n: int) -> float:
+    own, asked = answer.ngrams(n), set(question.ngrams(n))
+    return _share(sum(ngram in asked for ngram in own), len(own))
 
 
-def _doubled(parts: Iterable[object]) -> float:
+def _repeated(parts: Iterable[object]) -> float:
     every = list(parts)
     return _share(len(every) - len(set(every)), len(every))
 
@@ -92,13 +92,13 @@ def _stray(answer: _Text) -> float:
     return _share(4 * wrong, len(answer.words))
 
 
-SIGNALS: Mapping[str, Callable[[_Text, _Text], float]] = {
+FEATURES: Mapping[str, Callable[[_Text, _Text], float]] = {
     "copied_3": lambda question, answer: _copied(question, answer, 3),
     "copied_6": lambda question, answer: _copied(question, answer, 6),
     "covered": lambda question, answer: _share(len(question.content & answer.content), len(question.content)),
     "new": lambda question, answer: _share(len(answer.content - question.content), len(answer.content)),
-    "repeated": lambda _, answer: _doubled(answer.runs(3)),
-    "repeated_sentences": lambda _, answer: _doubled(answer.sentences),
+    "repeated": lambda _, answer: _repeated(answer.ngrams(3)),
+    "repeated_sentences": lambda _, answer: _repeated(answer.sentences),
     "compressed": lambda _, answer: _compressed(answer),
     "function_words": lambda _, answer: _share(sum(w in FUNCTION_WORDS for w in answer.words), len(answer.words)),
     "word_length": lambda _, answer: _share(sum(map(len, answer.words)), 10 * len(answer.words)),
@@ -110,28 +110,28 @@ SIGNALS: Mapping[str, Callable[[_Text, _Text], float]] = {
 }
 
 
-def measure(question: str, answer: str) -> tuple[float, ...]:
-    """Every signal of ``answer`` beside ``question``, in the order of ``SIGNALS``."""
+def extract_features(question: str, answer: str) -> tuple[float, ...]:
+    """Return every feature of ``answer`` to ``question``, in the order of ``FEATURES``."""
     asked, given = _Text.of(question), _Text.of(answer)
-    return tuple(signal(asked, given) for signal in SIGNALS.values())
+    return tuple(feature(asked, given) for feature in FEATURES.values())
 
 
-def weighted(weights: Mapping[str, float], question: str, answer: str) -> float:
-    """The sum of the signals, each times its weight."""
-    return sum(weights.get(name, 0.0) * value for name, value in zip(SIGNALS, measure(question, answer), strict=True))
+def weighted_sum(weights: Mapping[str, float], question: str, answer: str) -> float:
+    values = extract_features(question, answer)
+    return sum(weights.get(name, 0.0) * value for name, value in zip(FEATURES, values, strict=True))
 
 
 def parse_weights(text: str) -> dict[str, float]:
-    """Weights by signal (or ``RELEVANCE``) from JSON, as an adapter carries them.
+    """Parse an adapter's weights by feature (or ``RELEVANCE``) from JSON.
 
     Raises:
-        SettingsError: It is not a JSON object of numbers, or has a name that this version does not know.
+        SettingsError: It is not a JSON object of numbers, or names a feature that this version does not know.
     """
     try:
         weights = {str(name): float(weight) for name, weight in json.loads(text).items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise SettingsError("signal weights are not a JSON object of numbers") from error
-    unknown = weights.keys() - SIGNALS.keys() - {RELEVANCE}
+        raise SettingsError("feature weights are not a JSON object of numbers") from error
+    unknown = weights.keys() - FEATURES.keys() - {RELEVANCE}
     if unknown:
-        raise SettingsError(f"signal weights name unknown signals: {', '.join(sorted(unknown))}")
+        raise SettingsError(f"feature weights name unknown features: {', '.join(sorted(unknown))}")
     return weights
