@@ -14,7 +14,7 @@ import hashlib
 import uuid
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -43,12 +43,16 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What became of some records: new rows by kind, ids that had a row already, and unreadable ones' files."""
+    """The result of adding records: new rows by kind, ids that had a row already, files of unreadable records.
+
+    ``oldest_ms`` is when the oldest readable record was made, by its gateway's clock (since the epoch).
+    """
 
     completions: int
     feedback: int
     duplicates: int
     unreadable: tuple[Path, ...]
+    oldest_ms: int | None = field(default=None, compare=False)
 
 
 @contextlib.contextmanager
@@ -130,7 +134,8 @@ class ArchiveWriter:
                 known.update(new.column("id").to_pylist())
             for kind in new.column("kind").to_pylist():
                 kinds[kind] += 1
-        return Added(kinds["completion"], kinds["feedback"], duplicates, tuple(sorted(unreadable)))
+        oldest_ms = min((row.columns["time"] for rows in days.values() for row in rows.values()), default=None)
+        return Added(kinds["completion"], kinds["feedback"], duplicates, tuple(sorted(unreadable)), oldest_ms)
 
     def keep(self, path: Path, kept: pa.Table) -> None:
         """Replace a part by those of its rows that stay; without any, by nothing.

@@ -33,6 +33,7 @@ QUIET = timedelta(days=7)
 LOST = "{} records left Redis before they were archived: they are lost"
 _POLL_S = 0.2
 _REFILL_S = 6.0  # a gateway that was refused tries again within five
+_LONGEST_REFILLING_MS = 15 * 60_000
 _CONSUMER = "archive-"
 _SEEN_S = 7 * 86_400.0
 
@@ -78,7 +79,8 @@ async def collect(
     """Archive what the stream holds now, acknowledge it, trim Redis by it, and let go of what is too old to keep.
 
     Ends once everything that was in the stream at the start has been seen; what comes meanwhile is for the next pass.
-    Where the stream was full, that holds once spools no longer fill it again: they held what it had no room for.
+    Where the stream was full, gateways' spools hold older records, which fill it again: it goes on until all that comes
+    was recorded after the start, or a quarter of an hour has passed (a gateway's clock may be late).
     Needs no memory of Redis but what it frees: each batch is trimmed once it is acknowledged.
 
     Args:
@@ -114,13 +116,15 @@ async def collect(
                     await reader.start()
                     start = await reader.place()
                     done.trimmed = await reader.trim()  # a killed pass may have left what it acknowledged
+                    began_ms = await reader.clock_ms()
                     more = True
                     while more:
-                        full, before = await reader.full(redis.stream_max_records), reader.delivered
-                        await _drain(reader, writer, thread, done, flush_bytes, on_archived)
-                        # What had no room waits in spools; they empty into what was freed. Nothing was, where another
-                        # group holds it back.
-                        more = full and reader.delivered > before
+                        full = await reader.full(redis.stream_max_records)
+                        oldest_ms = await _drain(reader, writer, thread, done, flush_bytes, on_archived)
+                        # Nothing new came where another group holds the stream full.
+                        from_spools = oldest_ms is not None and oldest_ms < began_ms
+                        in_time = await reader.clock_ms() < began_ms + _LONGEST_REFILLING_MS
+                        more = full and from_spools and in_time
                         more = more and await _filled_again(reader, redis.stream_max_records)
                     done.lost = await reader.lost_since(start)
                     done.warnings = await _warnings(reader)
@@ -146,9 +150,11 @@ async def _drain(
     done: Collected,
     flush_bytes: int,
     on_archived: Callable[[Collected], None],
-) -> None:
+) -> int | None:
+    """Archive and acknowledge what the stream holds now; return when its oldest record was made (ms, epoch)."""
     end = await reader.newest()
     collected = datetime.fromtimestamp(await reader.clock_ms() / 1000, UTC)
+    oldest_ms: int | None = None
     waiting: dict[str, StreamEntry] = {}
     more = True
     while more:
@@ -165,10 +171,12 @@ async def _drain(
             done.feedback += added.feedback
             done.duplicates += added.duplicates
             done.unreadable = tuple(sorted({*done.unreadable, *added.unreadable}))
+            oldest_ms = min((each for each in (oldest_ms, added.oldest_ms) if each is not None), default=None)
             await reader.ack(list(waiting))
             done.trimmed += await reader.trim()
             waiting = {}
             on_archived(done)
+    return oldest_ms
 
 
 async def _filled_again(reader: JournalReader, max_records: int) -> bool:

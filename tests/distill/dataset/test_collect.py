@@ -178,6 +178,37 @@ async def test_a_full_stream_is_collected_with_what_waited_for_room(
     assert ids(records) == archived(dataset)
 
 
+@pytest.mark.parametrize(("late_s", "passes_on"), [(0, False), (60, True)])
+async def test_a_pass_ends_although_new_records_keep_filling_the_stream(
+    late_s: int,
+    passes_on: bool,
+    redis_server: RedisServer,
+    redis_settings: RedisSettings,
+    dataset: DatasetSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only records from before the pass are worth waiting for; a gateway's late clock delays the end, for a time."""
+    monkeypatch.setattr("distill.dataset.collect._LONGEST_REFILLING_MS", 2000)
+    limited = redis_settings.model_copy(update={"stream_max_records": 5})
+    made = 0
+
+    def refill(client: redis.Redis) -> None:
+        nonlocal made
+        records = [
+            replace(record, id=f"chatcmpl-{made}-{record.id}", time_ms=time.time_ns() // 1_000_000 - late_s * 1000)
+            for record in races(5)
+        ]
+        made += len(records)
+        publish(client, redis_settings, records)
+
+    with redis_server.client() as client:
+        refill(client)
+        async with asyncio.timeout(30):
+            done = await collect(limited, dataset, on_archived=lambda _: refill(client))
+    assert passes_on == (done.collected > 10)
+    assert made == done.collected + 5
+
+
 async def test_a_pass_ends_although_another_group_keeps_the_stream_full(
     redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
 ) -> None:
