@@ -22,10 +22,12 @@ from rich.table import Table
 from distill import settings as distill_settings
 from distill.errors import DataError
 from distill.evaluation.curve import Estimate
-from distill.evaluation.draws import DRAW_TIMEOUT_S, Drawer
-from distill.evaluation.draws import adopt as take_over
-from distill.evaluation.quality import Point, Quality, complete_prompts, measure, score_draws
-from distill.evaluation.sample import Design, Draw, Question, draw, read_draws, spread
+from distill.evaluation.prompts import Prompt, spread
+from distill.evaluation.quality import Point, Quality, complete_prompts, measure, score_sets
+from distill.evaluation.sample_store import SAMPLE_TIMEOUT_S, sample_file
+from distill.evaluation.sample_store import adopt as adopt_samples
+from distill.evaluation.samples import Sample, SamplePlan, SampleSet, read_samples
+from distill.evaluation.sampling import sample_missing
 from distill.exits import errors_in_words
 from distill.progress import counting
 from gateway.backend.client import BackendPool
@@ -56,16 +58,16 @@ def sample(
 ) -> None:
     """Draw several answers to each prompt at several temperatures."""
     with errors_in_words(), contextlib.ExitStack() as running:
-        design = Design(spread(_questions(prompts), count), temperature, draws, max_tokens, seed)
+        plan = SamplePlan(spread(_prompts(prompts), count), temperature, draws, max_tokens, seed)
         if not url:
             from gateway.embedded.llama import LlamaServer
 
             url, kind = running.enter_context(LlamaServer(slots=concurrency)).url, "llamacpp"
-        settings = BackendSettings(kind=kind, urls=(url,), request_timeout_s=DRAW_TIMEOUT_S)
+        settings = BackendSettings(kind=kind, urls=(url,), request_timeout_s=SAMPLE_TIMEOUT_S)
         progress = running.enter_context(counting(console))
-        known = len(read_draws(out)) if out.exists() else 0
-        bar = progress.add_task("drawing", total=len(list(design.cells())), completed=known)
-        asyncio.run(_sample(settings, design, out, concurrency, lambda _: progress.advance(bar)))
+        known = len(read_samples(out)) if out.exists() else 0
+        bar = progress.add_task("drawing", total=plan.size, completed=known)
+        asyncio.run(_sample(settings, plan, out, concurrency, lambda _: progress.advance(bar)))
 
 
 def adopt(
@@ -80,9 +82,14 @@ def adopt(
     with errors_in_words():
         settings = distill_settings.load()
         evaluation = settings.evaluation
-        drawer = Drawer(settings.training.model, served_by, adapter or None, evaluation.max_tokens)
-        target = drawer.file(evaluation.draws_dir)
-        added = take_over(draws, target, max_tokens=evaluation.max_tokens)
+        target = sample_file(
+            evaluation.draws_dir,
+            base=settings.training.model,
+            served_by=served_by,
+            adapter=adapter or None,
+            max_tokens=evaluation.max_tokens,
+        )
+        added = adopt_samples(draws, target, max_tokens=evaluation.max_tokens)
         console.print(f"{added} draws taken over into {target}", highlight=False, soft_wrap=True)
 
 
@@ -99,7 +106,7 @@ def evaluate(
 ) -> None:
     """Measure what the best of n is worth, chosen by one reward model and judged by another."""
     with errors_in_words():
-        drawn = complete_prompts(read_draws(draws))
+        drawn = complete_prompts(read_samples(draws))
         model, adapter = model or str(_minilm()), adapter or _shipped_adapter()
         if _digest(adapter) == _digest(judge):
             raise DataError("the judge is the selecting model: that proves nothing")
@@ -114,31 +121,31 @@ def evaluate(
 
 
 async def _sample(
-    settings: BackendSettings, design: Design, out: Path, concurrency: int, on_draw: Callable[[Draw], None]
+    settings: BackendSettings, plan: SamplePlan, out: Path, concurrency: int, on_sample: Callable[[Sample], None]
 ) -> None:
     async with BackendPool(settings) as backend:
-        await draw(backend, design, out, concurrency=concurrency, on_draw=on_draw)
+        await sample_missing(backend, plan, out, concurrency=concurrency, on_sample=on_sample)
 
 
-def _score(model: str, adapter: Path, drawn: dict[float, list[list[Draw]]]) -> dict[float, Any]:
+def _score(model: str, adapter: Path, drawn: dict[float, SampleSet]) -> dict[float, Any]:
     from gateway.reward.model import RewardModel
 
     loaded = RewardModel.load(model, adapter=adapter)
     with counting(console) as progress:
         total = sum(len(prompt) for prompts in drawn.values() for prompt in prompts)
         bar = progress.add_task(f"scoring with {adapter.name}", total=total)
-        return score_draws(loaded, drawn, lambda scored: progress.advance(bar, scored))
+        return score_sets(loaded, drawn, lambda scored: progress.advance(bar, scored))
 
 
-def _questions(path: Path | None) -> list[Question]:
+def _prompts(path: Path | None) -> list[Prompt]:
     if path is None:
         from gateway.demo import prompts
 
         # The demo shows its own; a measurement on other prompts cannot have been arranged for it.
-        return [Question(prompt.kind, prompt.prompt) for prompt in prompts.load()[_DEMO_PROMPTS:]]
+        return [Prompt.of_text(prompt.prompt, prompt.kind) for prompt in prompts.load()[_DEMO_PROMPTS:]]
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        return [Question(str(row["kind"]), str(row["prompt"])) for row in rows]
+        return [Prompt.of_text(str(row["prompt"]), str(row["kind"])) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f'{path} is not JSON lines of {{"kind", "prompt"}}: {type(error).__name__}') from error
 

@@ -63,7 +63,7 @@ async def answers_to_probes(backend: BackendSettings) -> list[dict[str, Any]]:
                 sampled = await _sampled(pool)
             except (GatewayError, EvaluationError) as error:
                 host = url.partition("://")[2].rpartition("@")[2]  # a URL may hold a password
-                raise EvaluationError(f"drawing stopped: {host} did not answer the probes: {error}") from error
+                raise EvaluationError(f"sampling stopped: {host} did not answer the probes: {error}") from error
         found.append({"greedy": greedy, "sampled": sampled})
     return found
 

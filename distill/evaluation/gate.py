@@ -39,7 +39,7 @@ Within one evaluation the wealth may be looked at after any prompt, given the pl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -48,11 +48,11 @@ import numpy.typing as npt
 from distill.errors import DataError
 from distill.evaluation import eprocess
 from distill.evaluation.curve import Floats, curves, within_prompt_sd
-from distill.evaluation.drawn import Candidate, Drawn
 from distill.evaluation.equivalent import equivalent_n
 from distill.evaluation.guardrails import Bounds, Comparison, check_judge
 from distill.evaluation.quality import Scale, scale_at
 from distill.evaluation.resample import Bootstrap, by_conversation, conversation_index
+from distill.evaluation.scored import ScoredSamples
 from distill.evaluation.verdict import CheckpointResult, CurvePoint, NonInferiorityTest, Verdict, explain
 
 
@@ -80,8 +80,8 @@ class Anchor:
     """The base, with ``n``, the N at which it served before the first night: every night must keep that quality."""
 
     n: int
-    drawn: Mapping[float, Drawn]
-    """Its draws by temperature, on the same prompts."""
+    samples: Sequence[ScoredSamples]
+    """Its sample sets, one a temperature, on the same prompts."""
 
 
 class QuantileMap:
@@ -98,9 +98,9 @@ class QuantileMap:
 
 
 def decide(
-    serving: Mapping[float, Drawn],
+    serving: Sequence[ScoredSamples],
     serving_temperature: float,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[ScoredSamples],
     *,
     n_now: int,
     n_max: int | None = None,
@@ -112,9 +112,9 @@ def decide(
     """Return the verdict on a night's checkpoints.
 
     Args:
-        serving: The serving policy's draws by temperature, on the same prompts in the same order.
+        serving: The serving policy's sample sets, one a temperature, on the same prompts in the same order.
         serving_temperature: The temperature it serves at.
-        candidates: The night's checkpoints.
+        candidates: The sample sets of the night's checkpoints.
         n_now: Draws the policy chooses from now.
         n_max: Last n of the curves; default: the number of draws.
         anchor: The base before the first night; None while the base serves.
@@ -128,7 +128,7 @@ def decide(
     prompts = len(conversations) if conversations is not None else _prompts(serving)
     _check(serving, serving_temperature, candidates, anchor, prompts, n_now)
     names = conversations if conversations is not None else [str(place) for place in range(prompts)]
-    draws = min(drawn.rewards_PM.shape[1] for drawn in (*serving.values(), *(each.drawn for each in candidates)))
+    draws = min(each.rewards_PM.shape[1] for each in (*serving, *candidates))
     n_max = min(n_max or draws, draws)
     control = _Control(serving, serving_temperature, n_now, n_max, anchor, conversation_index(names), rules)
     alpha = rules.alpha / len(candidates)
@@ -163,7 +163,7 @@ class _Control:
 
     def __init__(
         self,
-        serving: Mapping[float, Drawn],
+        serving: Sequence[ScoredSamples],
         serving_temperature: float,
         n_now: int,
         n_max: int,
@@ -171,16 +171,17 @@ class _Control:
         index_P: npt.NDArray[np.int64],
         rules: Rules,
     ) -> None:
-        reference_PM = serving[serving_temperature].rewards_PM
-        self._serving, self._serving_at, self._n_now, self._rules = serving, serving_temperature, n_now, rules
+        self._served = next(each for each in serving if each.temperature == serving_temperature)
+        reference_PM = self._served.rewards_PM
+        self._serving, self._n_now, self._rules = serving, n_now, rules
         self._index_P = index_P
         self._ns = range(1, max(n_max, n_now) + 1)
         self._to_unit = QuantileMap(reference_PM)
         self._to_sd: Scale = scale_at(reference_PM)
         self.conversations = int(index_P.max()) + 1
         self._bootstrap = Bootstrap(self.conversations, resamples=rules.resamples, seed=rules.seed)
-        self._unit_CK = {t: self._curve(self._to_unit(drawn.rewards_PM), self._ns) for t, drawn in serving.items()}
-        self._sd_CK = {t: self._curve(self._to_sd(drawn.rewards_PM), self._ns) for t, drawn in serving.items()}
+        self._unit_CK = {each.temperature: self._curve(self._to_unit(each.rewards_PM), self._ns) for each in serving}
+        self._sd_CK = {each.temperature: self._curve(self._to_sd(each.rewards_PM), self._ns) for each in serving}
         self.curves = {f"{t:g}": self._points(each_CK) for t, each_CK in self._sd_CK.items()}
         self._now_T = {t: each_CK[:, n_now - 1] for t, each_CK in self._unit_CK.items()}
         fewer = max(n_now - 1, 1)
@@ -190,19 +191,16 @@ class _Control:
         if anchor is not None:
             self._base_sd_CK = self._base_curves(anchor)
             first = max(anchor.n - 1, 1)
-            self._controls |= {
-                f"the base's best of {first} at temperature {t:g}, which every night must keep": self._curve(
-                    self._to_unit(drawn.rewards_PM), [first]
-                )[:, 0]
-                for t, drawn in anchor.drawn.items()
-            }
+            for each in anchor.samples:
+                name = f"the base's best of {first} at temperature {each.temperature:g}, which every night must keep"
+                self._controls[name] = self._curve(self._to_unit(each.rewards_PM), [first])[:, 0]
         self.best_temperature = max(self._now_T, key=lambda t: float(self._now_T[t].mean()))
         best_now, best_fewer = (max(float(x.mean()) for x in side.values()) for side in (self._now_T, self._fewer_T))
         self.delta = best_now - best_fewer
 
-    def test(self, candidate: Candidate, alpha: float, planned: int | None) -> CheckpointResult:
+    def test(self, candidate: ScoredSamples, alpha: float, planned: int | None) -> CheckpointResult:
         """Test one checkpoint at every N′, with its guardrails and curves."""
-        rewards_PM = candidate.drawn.rewards_PM
+        rewards_PM = candidate.rewards_PM
         first = max(self._n_now - 1, 1)
         ns = range(first, min(self._rules.least_n, first) - 1, -1)
         unit_CK = self._curve(self._to_unit(rewards_PM), ns)
@@ -210,25 +208,25 @@ class _Control:
         for n, column_C in zip(ns, unit_CK.T, strict=True):
             may_pass = all(test.passed for test in tests)
             tests.append(self._test_n(n, column_C, alpha, planned, may_pass))
-        chosen, tests = self._check_guardrails(candidate.drawn, tests)
+        chosen, tests = self._check_guardrails(candidate, tests)
         sd_CK = self._curve(self._to_sd(rewards_PM), range(1, min(len(self._ns), rewards_PM.shape[1]) + 1))
-        old_sd = within_prompt_sd(self._serving[self._serving_at].rewards_PM)
+        old_sd = within_prompt_sd(self._served.rewards_PM)
         return CheckpointResult(
-            checkpoint=candidate.checkpoint,
+            checkpoint=candidate.policy,
             temperature=candidate.temperature,
             chosen=chosen,
             tests=tests,
             curve=self._points(sd_CK),
             sd_ratio=within_prompt_sd(rewards_PM) / old_sd,
-            worth_at_serving=equivalent_n(sd_CK[:, :1], [self._sd_CK[self._serving_at]], self._bootstrap),
+            worth_at_serving=equivalent_n(sd_CK[:, :1], [self._sd_CK[self._served.temperature]], self._bootstrap),
             worth_at_best=equivalent_n(sd_CK[:, :1], list(self._sd_CK.values()), self._bootstrap),
             worth_at_base=equivalent_n(sd_CK[:, :1], self._base_sd_CK, self._bootstrap) if self._base_sd_CK else None,
         )
 
     def _base_curves(self, anchor: Anchor) -> list[Floats]:
         """Return the base's curves in the serving policy's unit, as far as the draws of every temperature reach."""
-        ns = range(1, min(drawn.rewards_PM.shape[1] for drawn in anchor.drawn.values()) + 1)
-        return [self._curve(self._to_sd(drawn.rewards_PM), ns) for drawn in anchor.drawn.values()]
+        ns = range(1, min(each.rewards_PM.shape[1] for each in anchor.samples) + 1)
+        return [self._curve(self._to_sd(each.rewards_PM), ns) for each in anchor.samples]
 
     def _test_n(self, n: int, new_C: Floats, alpha: float, planned: int | None, may_pass: bool) -> NonInferiorityTest:
         xs = {name: new_C - control_C for name, control_C in self._controls.items()}
@@ -254,7 +252,7 @@ class _Control:
         )
 
     def _check_guardrails(
-        self, new: Drawn, tests: Sequence[NonInferiorityTest]
+        self, new: ScoredSamples, tests: Sequence[NonInferiorityTest]
     ) -> tuple[int | None, list[NonInferiorityTest]]:
         """Return the smallest N′ that passed and whose guardrails hold, and the tests with the checked guardrails."""
         checked = list(tests)
@@ -262,7 +260,7 @@ class _Control:
             n = tests[place].n
             sides = (self._n_now, new, n, self._index_P, self._bootstrap)
             judge = check_judge(self._serving, *sides)
-            found = Comparison(self._serving[self._serving_at], *sides).check(self._rules.bounds)
+            found = Comparison(self._served, *sides).check(self._rules.bounds)
             guardrails = (*found, *([judge] if judge is not None else []))
             checked[place] = replace(tests[place], guardrails=guardrails)
             if all(guardrail.passed for guardrail in guardrails):
@@ -277,30 +275,30 @@ class _Control:
         return [CurvePoint(n, each.mean, each.low, each.high) for n, each in enumerate(estimates, start=1)]
 
 
-def _prompts(serving: Mapping[float, Drawn]) -> int:
-    return max((len(drawn.rewards_PM) for drawn in serving.values()), default=0)
+def _prompts(serving: Sequence[ScoredSamples]) -> int:
+    return max((len(each.rewards_PM) for each in serving), default=0)
 
 
 def _check(
-    serving: Mapping[float, Drawn],
+    serving: Sequence[ScoredSamples],
     temperature: float,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[ScoredSamples],
     anchor: Anchor | None,
     prompts: int,
     n_now: int,
 ) -> None:
     if n_now < 1:
         raise DataError(f"N = {n_now} is not a number of draws")
-    if temperature not in serving:
+    if temperature not in {each.temperature for each in serving}:
         raise DataError(f"no draws at the serving temperature {temperature:g}")
     if not candidates:
         raise DataError("there is no checkpoint to test")
     if prompts == 0:
         raise DataError("there are no held-out prompts to test on")
-    for t, drawn in serving.items():
-        drawn.check(f"the serving policy at temperature {t:g}", prompts=prompts, draws=max(n_now, 2))
+    for each in serving:
+        each.check(f"the serving policy at temperature {each.temperature:g}", prompts=prompts, samples=max(n_now, 2))
     for each in candidates:
-        each.drawn.check(f"checkpoint {each.checkpoint}", prompts=prompts, draws=max(n_now - 1, 2))
+        each.check(f"checkpoint {each.policy}", prompts=prompts, samples=max(n_now - 1, 2))
     if anchor is not None:
-        for t, drawn in anchor.drawn.items():
-            drawn.check(f"the base at temperature {t:g}", prompts=prompts, draws=max(anchor.n - 1, 2))
+        for each in anchor.samples:
+            each.check(f"the base at temperature {each.temperature:g}", prompts=prompts, samples=max(anchor.n - 1, 2))

@@ -7,15 +7,15 @@ the old one at its serving temperature.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from distill.evaluation.curve import Floats, curves
-from distill.evaluation.drawn import Answers, Drawn
 from distill.evaluation.resample import Bootstrap, by_conversation
+from distill.evaluation.scored import ScoredSamples, TextStatistics
 
 JUDGE = "judge"
 
@@ -64,7 +64,13 @@ class Comparison:
     """
 
     def __init__(
-        self, old: Drawn, n_old: int, new: Drawn, n_new: int, index_P: npt.NDArray[np.int64], bootstrap: Bootstrap
+        self,
+        old: ScoredSamples,
+        n_old: int,
+        new: ScoredSamples,
+        n_new: int,
+        index_P: npt.NDArray[np.int64],
+        bootstrap: Bootstrap,
     ) -> None:
         self._sides = ((old, n_old), (new, n_new))
         self._index_P = index_P
@@ -72,7 +78,7 @@ class Comparison:
 
     def check(self, bounds: Bounds) -> list[Guardrail]:
         """Return every guardrail on the answers; none where the answers are not known."""
-        old, new = (drawn.answers for drawn, _ in self._sides)
+        old, new = (scored.texts for scored, _ in self._sides)
         if old is None or new is None:
             return []
         guardrails = [
@@ -87,7 +93,7 @@ class Comparison:
             guardrails.append(self._floor("token entropy", *entropies_P, bounds.min_diversity))
         return guardrails
 
-    def _length(self, old: Answers, new: Answers, bound: float) -> Guardrail:
+    def _length(self, old: TextStatistics, new: TextStatistics, bound: float) -> Guardrail:
         means_C2 = self._means_of_the_picks(old.tokens_PM, new.tokens_PM)
         value, low, high = self._ratio(means_C2)
         change = value - 1
@@ -111,8 +117,8 @@ class Comparison:
 
     def _means_of_the_picks(self, old_PM: Floats, new_PM: Floats) -> Floats:
         columns = [
-            curves(drawn.rewards_PM, values_PM, [n])
-            for (drawn, n), values_PM in zip(self._sides, (old_PM, new_PM), strict=True)
+            curves(scored.rewards_PM, values_PM, [n])
+            for (scored, n), values_PM in zip(self._sides, (old_PM, new_PM), strict=True)
         ]
         return by_conversation(np.hstack(columns), self._index_P)
 
@@ -127,9 +133,9 @@ class Comparison:
 
 
 def check_judge(
-    old: Mapping[float, Drawn],
+    old: Sequence[ScoredSamples],
     n_old: int,
-    new: Drawn,
+    new: ScoredSamples,
     n_new: int,
     index_P: npt.NDArray[np.int64],
     bootstrap: Bootstrap,
@@ -141,9 +147,9 @@ def check_judge(
     Its difference to the best of N is reported too.
 
     Args:
-        old: The serving policy's draws by temperature.
+        old: The serving policy's sample sets, one a temperature.
         n_old: Draws that it chooses from now.
-        new: The candidate's draws.
+        new: The checkpoint's samples.
         n_new: Draws that it would choose from.
         index_P: Number of each prompt's conversation.
         bootstrap: Over conversations.
@@ -151,12 +157,12 @@ def check_judge(
     Returns:
         None where there is no judge.
     """
-    if new.judge_PM is None or any(drawn.judge_PM is None for drawn in old.values()):
+    if new.judge_PM is None or any(scored.judge_PM is None for scored in old):
         return None
     judged_T_C2 = [
-        by_conversation(curves(drawn.rewards_PM, drawn.judge_PM, [max(n_old - 1, 1), n_old]), index_P)
-        for drawn in old.values()
-        if drawn.judge_PM is not None
+        by_conversation(curves(scored.rewards_PM, scored.judge_PM, [max(n_old - 1, 1), n_old]), index_P)
+        for scored in old
+        if scored.judge_PM is not None
     ]
     control_C2 = np.stack([max((each[:, k] for each in judged_T_C2), key=np.mean) for k in range(2)], axis=1)
     chosen_C1 = by_conversation(curves(new.rewards_PM, new.judge_PM, [n_new]), index_P)

@@ -15,7 +15,7 @@ import numpy as np
 
 from distill.errors import DataError
 from distill.evaluation.curve import Estimate, Floats, curves, mean_curve, within_prompt_correlation, within_prompt_sd
-from distill.evaluation.sample import Draw
+from distill.evaluation.samples import Sample, SampleSet
 
 if TYPE_CHECKING:
     from gateway.reward.model import RewardModel  # imports torch
@@ -79,7 +79,7 @@ class Quality:
         return {n: max(points, key=lambda point: point.judge.mean).temperature for n, points in by_n.items()}
 
 
-def complete_prompts(draws: Sequence[Draw]) -> dict[float, list[list[Draw]]]:
+def complete_prompts(draws: Sequence[Sample]) -> dict[float, SampleSet]:
     """Return draws by temperature, then prompt, of the prompts that have all draws at every temperature.
 
     The prompts are in the same order at each temperature.
@@ -87,9 +87,9 @@ def complete_prompts(draws: Sequence[Draw]) -> dict[float, list[list[Draw]]]:
     Raises:
         DataError: No prompt is complete.
     """
-    cells: dict[str, dict[float, list[Draw]]] = defaultdict(lambda: defaultdict(list))
+    cells: dict[str, dict[float, list[Sample]]] = defaultdict(lambda: defaultdict(list))
     for draw in draws:
-        cells[draw.question.key][draw.temperature].append(draw)
+        cells[draw.prompt.key][draw.temperature].append(draw)
     temperatures = sorted({draw.temperature for draw in draws})
     most = max((len(cell) for prompt in cells.values() for cell in prompt.values()), default=0)
     complete = [prompt for prompt in cells.values() if all(len(prompt[t]) == most for t in temperatures)]
@@ -98,8 +98,8 @@ def complete_prompts(draws: Sequence[Draw]) -> dict[float, list[list[Draw]]]:
     return {t: [sorted(prompt[t], key=lambda draw: draw.index) for prompt in complete] for t in temperatures}
 
 
-def score_draws(
-    model: RewardModel, draws: dict[float, list[list[Draw]]], on_scored: Callable[[int], None] = lambda _: None
+def score_sets(
+    model: RewardModel, draws: dict[float, SampleSet], on_scored: Callable[[int], None] = lambda _: None
 ) -> dict[float, Floats]:
     """Return the rewards of every draw, shape (P, M) for each temperature. Equal answers to a prompt are scored once.
 
@@ -110,22 +110,22 @@ def score_draws(
     """
     every = [draw for prompts in draws.values() for prompt in prompts for draw in prompt]
     waiting: dict[tuple[str, str], int] = defaultdict(int)
-    questions = {draw.question.key: draw.question for draw in every}
+    prompts_by_key = {draw.prompt.key: draw.prompt for draw in every}
     for draw in every:
-        waiting[draw.question.key, draw.text] += 1
+        waiting[draw.prompt.key, draw.text] += 1
     # Longest first: texts of similar length share a batch, which saves padding and never underestimates the time left.
     texts = sorted(waiting, key=lambda text: len(text[0]) + len(text[1]), reverse=True)
     rewards: dict[tuple[str, str], float] = {}
     for start in range(0, len(texts), _BATCH):
         batch = texts[start : start + _BATCH]
-        pairs = [model.encode(questions[key].messages, answer) for key, answer in batch]
+        pairs = [model.encode(prompts_by_key[key].messages, answer) for key, answer in batch]
         rewards.update(zip(batch, model.score(pairs), strict=True))
         on_scored(sum(waiting[text] for text in batch))
-    return {t: np.array([[rewards[d.question.key, d.text] for d in prompt] for prompt in draws[t]]) for t in draws}
+    return {t: np.array([[rewards[d.prompt.key, d.text] for d in prompt] for prompt in draws[t]]) for t in draws}
 
 
 def measure(
-    draws: dict[float, list[list[Draw]]],
+    draws: dict[float, SampleSet],
     select: dict[float, Floats],
     judge: dict[float, Floats],
     *,
@@ -137,7 +137,7 @@ def measure(
 
     Args:
         draws: From ``complete_prompts``.
-        select: Rewards of the model that selects, raw, from ``score_draws``.
+        select: Rewards of the model that selects, raw, from ``score_sets``.
         judge: Rewards of the model that judges, raw.
         ns: Numbers of draws to choose from, each at most M; gains are measured against the first.
         reference_temperature: Temperature that defines the standard units.

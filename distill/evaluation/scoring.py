@@ -1,4 +1,4 @@
-"""The rewards of draws, kept beside them: one line a distinct answer, by the model that gave it.
+"""The rewards of samples, kept beside them: one line a distinct answer, by the model that gave it.
 
 The scorer is the one the gateway serves with (in this process or a server, as GATEWAY_REWARD__… says), or the judge.
 A run that ends in the middle is continued, and what an earlier night scored is not scored again, as long as the model
@@ -13,27 +13,29 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import structlog
 
 from distill.errors import DataError, EvaluationError, SettingsError
 from distill.evaluation.behaviours import meet
+from distill.evaluation.curve import Floats
 from distill.evaluation.reward_probes import rewards_of_probes, same_rewards, tolerance
-from distill.evaluation.sample import Draw
+from distill.evaluation.samples import Sample, SampleSet
+from distill.evaluation.scored import ScoredSamples, TextStatistics
 from distill.run_dir import appending, whole_lines
 from gateway.errors import GatewayError, RewardError
 from gateway.reward.build import build_scorer
 from gateway.reward.local import LocalScorer
 from gateway.settings import RewardSettings
-from gateway.types import Message, Scorer
+from gateway.types import Scorer
 
 SCORES = "scores-*.jsonl"
-"""Files of rewards in the folder of draws."""
+"""Files of rewards in the folder of samples."""
 
-_KEY_BYTES = 16
 _IN_FLIGHT = 128
 _CHECKED = 8  # rewards of an earlier release that are asked for again
 _ATTEMPTS = 3
@@ -53,12 +55,6 @@ class Scores:
     path: Path
     missing: int
     news: tuple[str, ...] = ()
-
-
-def answer_key(messages: Sequence[Message], text: str) -> str:
-    """What equal answers to equal conversations share: each is scored once."""
-    content = json.dumps([messages, text], sort_keys=True).encode()
-    return hashlib.blake2b(content, digest_size=_KEY_BYTES).hexdigest()
 
 
 def judge_settings(reward: RewardSettings, model: str, adapter: Path | None) -> RewardSettings | None:
@@ -98,22 +94,22 @@ def adapter_digest(adapter: Path | None) -> str:
     return digest.hexdigest()
 
 
-async def score_draws(
+async def score_samples(
     settings: RewardSettings,
-    draws: Sequence[Draw],
+    samples: Sequence[Sample],
     folder: Path,
     *,
     on_begin: Callable[[Scores, int], None] = lambda _, __: None,
     on_scored: Callable[[int], None] = lambda _: None,
 ) -> Scores:
-    """Rewards of every draw; those that the folder does not hold yet are asked for and added.
+    """Rewards of every sample; those that the folder does not hold yet are asked for and added.
 
     Args:
         settings: Which model, or which server.
-        draws: In any order; equal answers are scored once.
+        samples: In any order; equal answers are scored once.
         folder: Of score files, one a reward model.
         on_begin: Told once, before any is scored, what is returned, and the tokens of the answers that are missing.
-        on_scored: Told how many draws are settled by what just came.
+        on_scored: Told how many samples are settled by what just came.
 
     Raises:
         SettingsError: No reward model is configured, or it cannot be loaded.
@@ -126,18 +122,34 @@ async def score_draws(
         raise SettingsError("no reward model: set GATEWAY_REWARD__MODEL or GATEWAY_REWARD__URL")
     try:
         await _until_ready(scorer)
-        path, news = await _recognised(scorer, settings, folder, draws)
+        path, news = await _recognised(scorer, settings, folder, samples)
         known = read_scores(path)
-        waiting = Counter(answer_key(draw.question.messages, draw.text) for draw in draws)
+        waiting = Counter(sample.answer_key for sample in samples)
         on_scored(sum(count for key, count in waiting.items() if key in known))
-        new = {answer_key(draw.question.messages, draw.text): draw for draw in draws}
-        missing = [(key, draw) for key, draw in new.items() if key not in known]
+        new = {sample.answer_key: sample for sample in samples}
+        missing = [(key, sample) for key, sample in new.items() if key not in known]
         scores = Scores(scorer.name, path, len(missing), news)
-        on_begin(scores, sum(draw.completion_tokens for _, draw in missing))
+        on_begin(scores, sum(sample.completion_tokens for _, sample in missing))
         await _score(scorer, missing, path, known, lambda key: on_scored(waiting[key]))
         return scores
     finally:
         await scorer.aclose()
+
+
+def score_set(
+    policy: str,
+    temperature: float,
+    samples: SampleSet,
+    rewards: Mapping[str, float],
+    judge_rewards: Mapping[str, float] | None = None,
+) -> ScoredSamples:
+    """Join a sample set with its rewards, given by answer as ``read_scores`` returns them."""
+
+    def matrix(by_answer: Mapping[str, float]) -> Floats:
+        return np.array([[by_answer[sample.answer_key] for sample in row] for row in samples])
+
+    judge_PM = None if judge_rewards is None else matrix(judge_rewards)
+    return ScoredSamples(policy, temperature, matrix(rewards), TextStatistics.of(samples), judge_PM)
 
 
 def read_scores(path: Path) -> dict[str, float]:
@@ -160,19 +172,19 @@ def read_scores(path: Path) -> dict[str, float]:
 
 async def _score(
     scorer: Scorer,
-    missing: Iterable[tuple[str, Draw]],
+    missing: Iterable[tuple[str, Sample]],
     path: Path,
     known: dict[str, float],
     on_score: Callable[[str], None],
 ) -> None:
     # Longest first: texts of one length share a batch, so little is padding, and time left is never underrated.
-    ordered = sorted(missing, key=lambda item: len(item[1].question.key) + len(item[1].text), reverse=True)
+    ordered = sorted(missing, key=lambda item: len(item[1].prompt.key) + len(item[1].text), reverse=True)
     queue = iter(ordered)
     with appending(path) as sink:
 
         async def worker() -> None:
-            for key, draw in queue:
-                known[key] = await _reward(scorer, draw)
+            for key, sample in queue:
+                known[key] = await _reward(scorer, sample)
                 sink.write(json.dumps([key, known[key]]).encode() + b"\n")
                 sink.flush()
                 on_score(key)
@@ -189,10 +201,10 @@ async def _score(
             raise
 
 
-async def _reward(scorer: Scorer, draw: Draw) -> float:
+async def _reward(scorer: Scorer, sample: Sample) -> float:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return (await scorer.score(draw.question.messages, draw.text)).reward
+            return (await scorer.score(sample.prompt.messages, sample.text)).reward
         except RewardError as error:
             log.warning("score_failed", attempt=attempt, reason=error.message)
             if attempt == _ATTEMPTS:
@@ -221,7 +233,7 @@ async def _until_ready(scorer: Scorer) -> None:
 
 
 async def _recognised(
-    scorer: Scorer, settings: RewardSettings, folder: Path, draws: Sequence[Draw]
+    scorer: Scorer, settings: RewardSettings, folder: Path, samples: Sequence[Sample]
 ) -> tuple[Path, tuple[str, ...]]:
     """The file of this model's rewards, by what it says to the probes, and in words what changed."""
     name, adapter = scorer.name, adapter_digest(settings.adapter) if settings.model else ""
@@ -230,7 +242,7 @@ async def _recognised(
         met = meet(folder, "rewards", {"model": name, "adapter": adapter}, rewards, same_rewards)
         path, unprobed = _file(folder, name, adapter, met.id), _file(folder, name, adapter)
         if not path.exists() and unprobed.exists():
-            alike = await _gives_again(scorer, read_scores(unprobed), draws, tolerance(rewards))
+            alike = await _gives_again(scorer, read_scores(unprobed), samples, tolerance(rewards))
             if alike:
                 os.replace(unprobed, path)
             way = "taken over: some were asked for again and are the same" if alike else "not taken over: all is anew"
@@ -241,15 +253,15 @@ async def _recognised(
     return path, (changed,) if met.changed else ()
 
 
-async def _gives_again(scorer: Scorer, known: dict[str, float], draws: Sequence[Draw], within: float) -> bool:
+async def _gives_again(scorer: Scorer, known: dict[str, float], samples: Sequence[Sample], within: float) -> bool:
     """Whether the model gives again what a release without probes kept, as far as a few of tonight's answers tell.
 
     Raises:
         RewardError: The model gives no rewards.
     """
-    keys = {answer_key(draw.question.messages, draw.text): draw for draw in draws}
+    keys = {sample.answer_key: sample for sample in samples}
     some = [key for key in keys if key in known][:_CHECKED]
-    again = await asyncio.gather(*(scorer.score(keys[key].question.messages, keys[key].text) for key in some))
+    again = await asyncio.gather(*(scorer.score(keys[key].prompt.messages, keys[key].text) for key in some))
     return bool(some) and all(abs(known[key] - score.reward) <= within for key, score in zip(some, again, strict=True))
 
 

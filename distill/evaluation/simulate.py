@@ -17,8 +17,8 @@ from scipy import optimize, stats
 
 from distill.errors import DataError
 from distill.evaluation.curve import Floats
-from distill.evaluation.drawn import Candidate, Drawn
 from distill.evaluation.gate import DEFAULTS, QuantileMap, Rules, decide
+from distill.evaluation.scored import ScoredSamples
 
 Shape = Literal["gaussian", "skewed", "heavy", "discrete"]
 
@@ -95,8 +95,8 @@ def simulate(
     fixed_sample = 0
     for child in np.random.SeedSequence(seed).spawn(nights):
         old_PM, new_PM = _night(scenario, shift, np.random.default_rng(child))
-        candidate = Candidate("new", 1.0, Drawn(new_PM))
-        verdict = decide({1.0: Drawn(old_PM)}, 1.0, [candidate], n_now=scenario.n_from, rules=rules)
+        old, new = ScoredSamples("old", 1.0, old_PM), ScoredSamples("new", 1.0, new_PM)
+        verdict = decide([old], 1.0, [new], n_now=scenario.n_from, rules=rules)
         test = verdict.candidates[0].tests[-1]
         if verdict.n_new == scenario.n_to and test.crossed_at is not None:
             crossed.append(test.crossed_at / scenario.prompts)

@@ -19,7 +19,8 @@ import orjson
 
 from distill.dataset.split import conversation_key
 from distill.errors import DataError
-from distill.evaluation.scoring import SCORES, answer_key
+from distill.evaluation.samples import answer_key
+from distill.evaluation.scoring import SCORES
 from distill.forget.wanted import Wanted
 from distill.report.facts import FACTS_FILE, NightFacts
 from distill.report.page import HTML_FILE, write_report
@@ -80,7 +81,7 @@ def _forget_run(folder: Path, wanted: Wanted) -> int:
         shutil.rmtree(folder / "training", ignore_errors=True)
     drawn = run.result("draw") or {}
     refused = drawn.get("refused", [])
-    stays = [key for key in refused if _question_key(key) not in wanted.prompts]
+    stays = [key for key in refused if _conversation_of(key) not in wanted.prompts]
     if len(stays) < len(refused):
         run.mark("draw", {**drawn, "refused": stays})
     return gone + len(refused) - len(stays)
@@ -133,10 +134,10 @@ def _draw_key(draw: dict[str, Any]) -> str:
     return conversation_key(_messages(draw))
 
 
-def _question_key(question: str) -> str:
-    """The conversation of a question's key (``evaluation.sample.Question.key``)."""
+def _conversation_of(key: str) -> str:
+    """The conversation of a prompt's key (``evaluation.prompts.Prompt.key``)."""
     try:
-        turns = json.loads(question)
+        turns = json.loads(key)
         return conversation_key(turns)
     except (ValueError, TypeError, AttributeError):
-        return conversation_key([{"role": "user", "content": question}])
+        return conversation_key([{"role": "user", "content": key}])

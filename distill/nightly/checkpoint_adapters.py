@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from distill.errors import PromotionError
-from distill.evaluation import draws
+from distill.evaluation.sample_store import llama_servers
 from distill.nightly.context import Night
 from distill.promotion.adapter import Adapter, adapter_named
 from distill.promotion.canary import check_canary
@@ -76,7 +76,7 @@ def served(night: Night, candidates: Iterable[Adapter]) -> Iterator[BackendSetti
             asyncio.run(check_canary(adapter, backend))
         yield backend
         return
-    with draws.served(
+    with llama_servers(
         backend,
         servers=settings.own_servers,
         slots=settings.concurrency,

@@ -15,13 +15,14 @@ from distill.dataset.archive import Archive
 from distill.dataset.collect import GROUP
 from distill.dataset.curate import Curated, curate
 from distill.errors import NightError
-from distill.evaluation import draws
-from distill.evaluation.sample import Design
+from distill.evaluation.prompts import Prompt
+from distill.evaluation.sample_store import count_missing
+from distill.evaluation.samples import SamplePlan
 from distill.nightly import start
 from distill.nightly.manifest import known_policies
 from distill.nightly.results import STEPS
-from distill.nightly.sample_plan import prompt_of, temperatures
-from distill.nightly.served_model import drawer, last_behaviour
+from distill.nightly.sample_plan import temperatures
+from distill.nightly.served_model import last_behaviour, sample_file
 from distill.settings import Settings
 from gateway.embedded.llama import MODEL_NAME
 from gateway.journal.stream import stream_key
@@ -55,13 +56,14 @@ def print_plan(settings: Settings, gateway: GatewaySettings, console: Console) -
 def _rows(settings: Settings, gateway: GatewaySettings, serving: Policy, curated: Curated) -> dict[str, str]:
     run = start.unfinished_run(settings)
     evaluation = settings.evaluation
-    prompts = [prompt_of(prompt.messages) for prompt in curated.held_out[: evaluation.prompts]]
+    prompts = [Prompt(prompt.messages) for prompt in curated.held_out[: evaluation.prompts]]
     samples_each = max(evaluation.draws, serving.n)
     served_at = temperatures(evaluation, serving.default_temperature)
-    old = Design(prompts, served_at, samples_each, evaluation.max_tokens)
+    old = SamplePlan(prompts, served_at, samples_each, evaluation.max_tokens)
     new = len(prompts) * samples_each * settings.training.checkpoints * max(len(evaluation.candidate_temperatures), 1)
-    key = drawer(settings, gateway, serving.adapter, last_behaviour(settings, gateway))
-    missing = draws.missing(old, key.file(evaluation.draws_dir))
+    behaviour = last_behaviour(settings, gateway)
+    path = sample_file(evaluation.draws_dir, settings, gateway, serving.adapter, behaviour)
+    missing = count_missing(old, path)
     first = "start a new run"
     if run is not None:
         done = [step for step in STEPS if run.result(step) is not None]

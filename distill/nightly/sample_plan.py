@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from distill.dataset.files import read_held_out
-from distill.dataset.split import first_user_text
-from distill.evaluation.sample import Design, Question
+from distill.evaluation.prompts import Prompt
+from distill.evaluation.samples import SamplePlan
 from distill.nightly.checkpoint_adapters import serving_adapter
 from distill.nightly.context import Night
 from distill.nightly.results import DrawResult
-from distill.nightly.served_model import drawer
+from distill.nightly.served_model import sample_file
 from distill.nightly.steps.data import held_out_file
 from distill.report.facts import Side
 from distill.settings import EvaluationSettings
@@ -32,7 +31,7 @@ class MeasuredPolicy:
     side: Side
     name: str
     path: Path
-    design: Design
+    plan: SamplePlan
 
 
 def compared_policies(night: Night, candidates: Mapping[str, str], behaviour: str) -> list[MeasuredPolicy]:
@@ -77,17 +76,10 @@ def drawn_base(night: Night, drawn: DrawResult) -> list[MeasuredPolicy]:
     return _without_refused(base_policy(night, drawn.behaviour), drawn)
 
 
-def held_out_prompts(night: Night) -> list[Question]:
+def held_out_prompts(night: Night) -> list[Prompt]:
     """Return the prompts that are measured: the first by hash, so that most of them stay from night to night."""
     prompts = read_held_out(held_out_file(night.run))[: night.settings.evaluation.prompts]
-    return [prompt_of(prompt.messages) for prompt in prompts]
-
-
-def prompt_of(messages: Sequence[Any]) -> Question:
-    """Return a conversation as a prompt; a single user message of text is stored as that text alone."""
-    text = first_user_text(messages)
-    alone = len(messages) == 1 and messages[0] == {"role": "user", "content": text}
-    return Question("", text, None if alone else list(messages))
+    return [Prompt(prompt.messages) for prompt in prompts]
 
 
 def serving_temperature(night: Night) -> float:
@@ -113,15 +105,15 @@ def _policy(
     least_samples: int = 0,
 ) -> MeasuredPolicy:
     settings = night.settings.evaluation
-    path = drawer(night.settings, night.gateway, adapter, behaviour).file(folder)
-    samples = max(settings.draws, night.serving.n, least_samples)
-    design = Design(held_out_prompts(night), temperatures, samples, settings.max_tokens, adapter=adapter)
-    return MeasuredPolicy(side, name, path, design)
+    path = sample_file(folder, night.settings, night.gateway, adapter, behaviour)
+    count = max(settings.draws, night.serving.n, least_samples)
+    plan = SamplePlan(held_out_prompts(night), temperatures, count, settings.max_tokens, adapter=adapter)
+    return MeasuredPolicy(side, name, path, plan)
 
 
 def _without_refused(policies: Sequence[MeasuredPolicy], drawn: DrawResult) -> list[MeasuredPolicy]:
     refused = set(drawn.refused)
     return [
-        replace(each, design=replace(each.design, questions=[q for q in each.design.questions if q.key not in refused]))
+        replace(each, plan=replace(each.plan, prompts=[p for p in each.plan.prompts if p.key not in refused]))
         for each in policies
     ]

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from distill.evaluation import sample_store
 from distill.evaluation.answer_probes import answers_to_probes, same_answers
 from distill.evaluation.behaviours import last_met, meet
-from distill.evaluation.draws import Drawer, redrawn_alike
 from distill.nightly.context import Night
 from distill.settings import Settings
 from distill.training.base_files import base_digest
@@ -24,10 +25,12 @@ from gateway.settings import Settings as GatewaySettings
 _ANSWERS = "answers"
 
 
-def drawer(settings: Settings, gateway: GatewaySettings, adapter: str | None, behaviour: str) -> Drawer:
-    """Return the key of the samples of an adapter (None: the base) on the served model."""
-    names = _names(settings, gateway)
-    return Drawer(names["base"], names["served_by"], adapter, settings.evaluation.max_tokens, behaviour)
+def sample_file(
+    folder: Path, settings: Settings, gateway: GatewaySettings, adapter: str | None, behaviour: str
+) -> Path:
+    """Return the file in the folder for the samples of an adapter (None: the base) on the served model."""
+    names, max_tokens = _names(settings, gateway), settings.evaluation.max_tokens
+    return sample_store.sample_file(folder, **names, adapter=adapter, max_tokens=max_tokens, behaviour=behaviour)
 
 
 def last_behaviour(settings: Settings, gateway: GatewaySettings) -> str:
@@ -63,12 +66,12 @@ def adopt_unprobed_samples(
     """
     folder, max_tokens, news = night.settings.evaluation.draws_dir, night.settings.evaluation.max_tokens, []
     for adapter in adapters:
-        path = drawer(night.settings, night.gateway, adapter, behaviour).file(folder)
-        unprobed = drawer(night.settings, night.gateway, adapter, "").file(folder)
+        path = sample_file(folder, night.settings, night.gateway, adapter, behaviour)
+        unprobed = sample_file(folder, night.settings, night.gateway, adapter, "")
         if path.exists() or not unprobed.exists():
             continue
         name = adapter or "the base"
-        if asyncio.run(redrawn_alike(backend, unprobed, adapter, max_tokens=max_tokens)):
+        if asyncio.run(sample_store.answers_alike(backend, unprobed, adapter, max_tokens=max_tokens)):
             os.replace(unprobed, path)
             news.append(f"draws of {name} by an earlier release are taken over: some were drawn again and are the same")
         else:

@@ -74,7 +74,7 @@ class Evidence:
         return Measured(
             prompts=verdict.prompts,
             draws=len(self._served.samples[0]),
-            max_tokens=self._served.policy.design.max_tokens,
+            max_tokens=self._served.policy.plan.max_tokens,
             reward_model=self._scored.select.model,
             unit=f"standard deviations within a prompt of the serving policy at temperature "
             f"{verdict.serving_temperature:g}; 0 is one of its draws",
@@ -84,7 +84,7 @@ class Evidence:
             length_ratio=None if length is None else 1 + length,
             spread_ratio=self._best.sd_ratio,
             rewards=self._bars([self._scale(each.rewards_PM) for each in self._sampled]),
-            lengths=self._bars([each.tokens_PM for each in self._sampled]),
+            lengths=self._bars([each.texts.tokens_PM for each in self._sampled]),
         )
 
     def decision(self) -> Decision:
@@ -121,7 +121,7 @@ class Evidence:
         n_new = verdict.n_new if verdict.promote else max(verdict.n_now - 1, 1)
         return [
             SideBySide(
-                messages=[dict(message) for message in self._new.samples[place][0].question.messages],
+                messages=[dict(message) for message in self._new.samples[place][0].prompt.messages],
                 old=self._pick(self._served, place, verdict.n_now),
                 new=self._pick(self._new, place, n_new),
             )
@@ -153,9 +153,7 @@ class Evidence:
 
     def _curve(self, side: PolicySamples) -> Curve:
         points = self._points(side)
-        tokens_K = curves(side.rewards_PM, side.tokens_PM, [point.n for point in points]).mean(axis=0)
-        answers = side.scored.answers
-        assert answers is not None, "every draw is described"
+        tokens_K = curves(side.rewards_PM, side.texts.tokens_PM, [point.n for point in points]).mean(axis=0)
         return Curve(
             side=side.policy.side,
             name=side.policy.name,
@@ -165,9 +163,9 @@ class Evidence:
                 for point, tokens in zip(points, tokens_K, strict=True)
             ],
             sd=float(np.sqrt(self._scale(side.rewards_PM).var(axis=1, ddof=1).mean())),
-            mean_tokens=float(side.tokens_PM.mean()),
-            truncated=float(answers.truncated_PM.mean()),
-            distinct=float(answers.distinct_P.mean()),
+            mean_tokens=float(side.texts.tokens_PM.mean()),
+            truncated=float(side.texts.truncated_PM.mean()),
+            distinct=float(side.texts.distinct_P.mean()),
         )
 
     def _points(self, side: PolicySamples) -> Sequence[CurvePoint]:
@@ -197,7 +195,7 @@ class Evidence:
         n = max(verdict.n_now - 1, 1)
         index_P = conversation_index(self._sampled[0].conversations)
         sides = (verdict.n_now, self._new.scored, n, index_P, Bootstrap(int(index_P.max()) + 1))
-        judge = check_judge({each.temperature: each.scored for each in self._old}, *sides)
+        judge = check_judge([each.scored for each in self._old], *sides)
         found = Comparison(self._served.scored, *sides).check(bounds(self._night.settings.evaluation))
         return [*found, *([judge] if judge is not None else [])]
 

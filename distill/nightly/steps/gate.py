@@ -7,7 +7,6 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from distill.errors import DataError
-from distill.evaluation.drawn import Candidate
 from distill.evaluation.gate import Rules, decide
 from distill.evaluation.guardrails import Bounds
 from distill.evaluation.verdict import Verdict
@@ -34,9 +33,9 @@ def gate(night: Night, drawn: DrawResult, scored: ScoreResult) -> GateResult:
     settings = night.settings.evaluation
     every = read_samples(night, drawn, scored)
     verdict = decide(
-        {each.temperature: each.scored for each in every if each.policy.side == "old"},
+        [each.scored for each in every if each.policy.side == "old"],
         serving_temperature(night),
-        [Candidate(each.policy.name, each.temperature, each.scored) for each in every if each.policy.side == "new"],
+        [each.scored for each in every if each.policy.side == "new"],
         n_now=night.serving.n,
         anchor=read_anchor(night, drawn, scored),
         conversations=every[0].conversations,

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 
 from distill.errors import EvaluationError
-from distill.evaluation import draws, scoring
-from distill.evaluation.sample import Draw, read_draws
-from distill.evaluation.scoring import Scores, answer_key, read_scores
+from distill.evaluation import sample_store, scoring
+from distill.evaluation.samples import Sample, read_samples
+from distill.evaluation.scoring import Scores, read_scores
 from distill.nightly import checkpoint_adapters, served_model
 from distill.nightly.context import Night
 from distill.nightly.results import DrawResult, GateResult, RewardsFile, ScoreResult, TrainResult, read_result
@@ -23,13 +23,13 @@ def draw(night: Night, trained: TrainResult) -> DrawResult:
     with checkpoint_adapters.served(night, adapters.values()) as backend:
         behaviour, news = served_model.recognise(night, backend)
         policies = [*compared_policies(night, candidates, behaviour), *base_policy(night, behaviour)]
-        reusable = [policy.design.adapter for policy in policies if policy.side == "old"]
+        reusable = [policy.plan.adapter for policy in policies if policy.side == "old"]
         news += served_model.adopt_unprobed_samples(night, backend, reusable, behaviour)
         news = _print_news_once(night, f"behaviour-{behaviour}", news)
-        reused = sum(policy.design.size - draws.missing(policy.design, policy.path) for policy in policies)
+        reused = sum(policy.plan.size - sample_store.count_missing(policy.plan, policy.path) for policy in policies)
         begun = night.run.write_once("draw", {"reused": reused, "tokens_before": _stored_tokens(policies)})
         refused = _draw_missing(night, backend, policies)
-    measured = len(policies[0].design.questions) - len(refused)
+    measured = len(policies[0].plan.prompts) - len(refused)
     if measured < 1:
         raise EvaluationError("the backend refuses every held-out prompt as invalid")
     if refused:
@@ -64,7 +64,7 @@ def unmark_steps_that_lost_files(night: Night) -> None:
     if drawn is None or night.run.result(GateResult.step) is not None:
         return
     policies = [*drawn_policies(night, drawn), *drawn_base(night, drawn)]
-    if lost := sum(draws.missing(policy.design, policy.path) for policy in policies):
+    if lost := sum(sample_store.count_missing(policy.plan, policy.path) for policy in policies):
         night.print(f"{lost} draws are not there any more: they are drawn again")
         night.run.unmark(DrawResult.step)
         night.run.unmark(ScoreResult.step)
@@ -77,23 +77,23 @@ def _draw_missing(night: Night, backend: BackendSettings, policies: Sequence[Mea
     """Draw the missing samples of every policy; return the keys of prompts that the backend refuses."""
     refused: set[str] = set()
     for policy in policies:
-        missing = draws.missing(policy.design, policy.path)
-        with night.bar(f"drawing {policy.name}", policy.design.size) as advance:
-            advance(policy.design.size - missing)
+        missing = sample_store.count_missing(policy.plan, policy.path)
+        with night.bar(f"drawing {policy.name}", policy.plan.size) as advance:
+            advance(policy.plan.size - missing)
             added = asyncio.run(
-                draws.draw_design(
+                sample_store.extend(
                     backend,
-                    policy.design,
+                    policy.plan,
                     policy.path,
                     concurrency=night.settings.evaluation.concurrency,
-                    on_draw=advance,
+                    on_sample=advance,
                 )
             )
         refused |= added.refused
     return refused
 
 
-def _score(night: Night, role: str, reward: RewardSettings, samples: Sequence[Draw], news: list[str]) -> RewardsFile:
+def _score(night: Night, role: str, reward: RewardSettings, samples: Sequence[Sample], news: list[str]) -> RewardsFile:
     tokens_scored = 0
 
     def begin(scores: Scores, tokens: int) -> None:
@@ -105,23 +105,21 @@ def _score(night: Night, role: str, reward: RewardSettings, samples: Sequence[Dr
 
     folder = night.settings.evaluation.draws_dir
     with night.bar("scoring" if role == "select" else "judging", len(samples)) as advance:
-        scores = asyncio.run(scoring.score_draws(reward, samples, folder, on_begin=begin, on_scored=advance))
+        scores = asyncio.run(scoring.score_samples(reward, samples, folder, on_begin=begin, on_scored=advance))
     return RewardsFile(scores.model, scores.path, tokens_scored)
 
 
 def _missing_rewards(policies: Sequence[MeasuredPolicy], drawn: DrawResult, scored: ScoreResult) -> int:
     samples = [each for policy in policies for each in _usable_samples(policy, drawn)]
-    keys = [answer_key(each.question.messages, each.text) for each in samples]
+    keys = [each.answer_key for each in samples]
     return sum(key not in rewards for rewards in (read_scores(each.path) for each in scored.files) for key in keys)
 
 
-def _usable_samples(policy: MeasuredPolicy, drawn: DrawResult) -> list[Draw]:
+def _usable_samples(policy: MeasuredPolicy, drawn: DrawResult) -> list[Sample]:
     """Return a policy's stored samples, also those on other nights' prompts, without refused prompts."""
     refused = set(drawn.refused)
     return [
-        each
-        for each in read_draws(policy.path)
-        if each.question.key not in refused and each.index < policy.design.draws
+        each for each in read_samples(policy.path) if each.prompt.key not in refused and each.index < policy.plan.count
     ]
 
 
@@ -130,7 +128,7 @@ def _stored_tokens(policies: Sequence[MeasuredPolicy]) -> int:
     return sum(
         each.completion_tokens
         for path in {policy.path for policy in policies if policy.path.exists()}
-        for each in read_draws(path)
+        for each in read_samples(path)
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from distill.errors import NightError
-from distill.evaluation import draws
+from distill.evaluation.sample_store import adopt
 from distill.nightly.checkpoint_adapters import publish_checkpoint
 from distill.nightly.context import Night
 from distill.nightly.manifest import serving_policy
@@ -39,7 +39,7 @@ def publish(night: Night, trained: TrainResult, drawn: DrawResult, decided: Gate
     # These samples selected the checkpoint, so its mean is biased up: the next night's test is slightly conservative.
     policies = compared_policies(night, drawn.candidates, drawn.behaviour)
     path = next(policy.path for policy in policies if policy.name == checkpoint.name)
-    draws.adopt(path, settings.evaluation.draws_dir / path.name, max_tokens=settings.evaluation.max_tokens)
+    adopt(path, settings.evaluation.draws_dir / path.name, max_tokens=settings.evaluation.max_tokens)
     night.print(f"published as {adapter.name}")
     return PublishResult(adapter.name, adapter.folder)
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner, Result
 
 from distill.__main__ import app
-from distill.evaluation.sample import read_draws
+from distill.evaluation.samples import read_samples
 from gateway.embedded.weights import minilm_folder
 from tests.stubs.process import StubProcess
 
@@ -87,9 +87,9 @@ def test_the_shipped_prompts_are_drawn_without_those_of_the_demo(tmp_path: Path,
     arguments = ("--count", 5, "--draws", 1, "--temperature", 1.0, "--url", stub_url)
     result = run("sample", "--out", path, *arguments)
     assert 0 == result.exit_code, result.output
-    drawn = read_draws(path)
-    assert 5 == len({draw.kind for draw in drawn})
-    assert not {draw.prompt for draw in drawn} & {prompt.prompt for prompt in prompts.load()[:12]}
+    drawn = read_samples(path)
+    assert 5 == len({sample.prompt.kind for sample in drawn})
+    assert not {sample.prompt.text for sample in drawn} & {prompt.prompt for prompt in prompts.load()[:12]}
 
 
 def test_a_model_does_not_judge_itself(draws: Path, adapters: tuple[Path, Path]) -> None:

@@ -167,5 +167,5 @@ async def test_a_prompt_that_the_backend_refuses_is_a_behaviour(monkeypatch: pyt
 
 
 async def test_a_replica_that_is_away_is_named_without_its_password() -> None:
-    with pytest.raises(EvaluationError, match=r"^drawing stopped: 127\.0\.0\.1:9 did not answer the probes: "):
+    with pytest.raises(EvaluationError, match=r"^sampling stopped: 127\.0\.0\.1:9 did not answer the probes: "):
         await answers_to_probes(BackendSettings(urls=("http://user:secret@127.0.0.1:9",)))

@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 
 from distill.errors import DataError
 from distill.evaluation.curve import Floats
-from distill.evaluation.drawn import Answers, Candidate, Drawn
 from distill.evaluation.gate import Anchor, QuantileMap, Rules, decide
+from distill.evaluation.scored import ScoredSamples, TextStatistics
 from distill.evaluation.verdict import Verdict
 from gateway.expected_max import expected_max
 
@@ -27,14 +27,18 @@ def rewards(mean: float, *, sd: float = 1.0, seed: int, prompts: int = PROMPTS, 
     return level_P1 + np.random.default_rng(seed).normal(mean, sd, (prompts, draws))
 
 
-SERVING = {1.0: Drawn(rewards(0.0, seed=0))}
+def old(rewards_PM: Floats, temperature: float = 1.0) -> ScoredSamples:
+    return ScoredSamples("old", temperature, rewards_PM)
 
 
-def candidate(mean: float, *, seed: int = 1, name: str = "step-10", sd: float = 1.0) -> Candidate:
-    return Candidate(name, 1.0, Drawn(rewards(mean, seed=seed, sd=sd)))
+SERVING = [old(rewards(0.0, seed=0))]
 
 
-def gate(*candidates: Candidate, serving: dict[float, Drawn] | None = None, n_now: int = 8) -> Verdict:
+def candidate(mean: float, *, seed: int = 1, name: str = "step-10", sd: float = 1.0) -> ScoredSamples:
+    return ScoredSamples(name, 1.0, rewards(mean, seed=seed, sd=sd))
+
+
+def gate(*candidates: ScoredSamples, serving: list[ScoredSamples] | None = None, n_now: int = 8) -> Verdict:
     return decide(serving or SERVING, 1.0, candidates, n_now=n_now, rules=RULES)
 
 
@@ -69,8 +73,8 @@ def test_a_worse_policy_is_told_that_more_prompts_would_not_help() -> None:
 
 def test_a_mean_below_zero_on_few_prompts_is_not_called_hopeless() -> None:
     few = slice(0, 20)
-    old, new = Drawn(SERVING[1.0].rewards_PM[few]), Drawn(candidate(-0.25, seed=4).drawn.rewards_PM[few])
-    verdict = gate(Candidate("step-10", 1.0, new), serving={1.0: old})
+    before, new = (replace(each, rewards_PM=each.rewards_PM[few]) for each in (*SERVING, candidate(-0.25, seed=4)))
+    verdict = gate(new, serving=[before])
     assert verdict.candidates[0].tests[0].gain_mean < 0
     assert verdict.why.endswith("but 20 conversations are too few to rule out that it is")
 
@@ -87,15 +91,15 @@ def test_the_promised_number_of_prompts_is_enough_if_they_are_like_those_measure
     verdict = gate(candidate(0.07, seed=2))
     assert verdict.more_prompts is not None
     rows = np.random.default_rng(0).permutation(np.arange(PROMPTS + verdict.more_prompts) % PROMPTS)
-    more = Candidate("step-10", 1.0, Drawn(candidate(0.07, seed=2).drawn.rewards_PM[rows]))
-    assert gate(more, serving={1.0: Drawn(SERVING[1.0].rewards_PM[rows])}).promote
+    more = ScoredSamples("step-10", 1.0, candidate(0.07, seed=2).rewards_PM[rows])
+    assert gate(more, serving=[old(SERVING[0].rewards_PM[rows])]).promote
 
 
 def test_the_old_policy_counts_at_its_best_temperature() -> None:
     """Against temperature 1 alone N would fall; the old policy at .5 is as good as the new one."""
     new = candidate(1.0, sd=0.7)
     assert gate(new).promote
-    verdict = gate(new, serving={**SERVING, 0.5: Drawn(rewards(1.0, sd=0.7, seed=7))})
+    verdict = gate(new, serving=[*SERVING, old(rewards(1.0, sd=0.7, seed=7), 0.5)])
     assert not verdict.promote
     assert (1.0, 0.5) == (verdict.serving_temperature, verdict.control_temperature)
     assert {"the old policy's best of 7 at temperature 0.5"} == {test.against for test in verdict.candidates[0].tests}
@@ -105,8 +109,8 @@ def test_the_old_policy_counts_at_its_best_temperature() -> None:
 
 def test_every_temperature_must_be_beaten() -> None:
     """Two temperatures that look alike: evidence against both is asked, so never less than against one."""
-    new, twin = candidate(0.25, seed=3), Drawn(rewards(0.0, seed=8))
-    alone, both = gate(new), gate(new, serving={**SERVING, 0.7: twin})
+    new, twin = candidate(0.25, seed=3), old(rewards(0.0, seed=8), 0.7)
+    alone, both = gate(new), gate(new, serving=[*SERVING, twin])
     for one, two in zip(alone.candidates[0].tests, both.candidates[0].tests, strict=True):
         assert (two.crossed_at or math.inf) >= (one.crossed_at or math.inf)
         assert two.passed <= one.passed
@@ -146,10 +150,10 @@ def test_at_n_two_one_draw_is_held_against_one_draw() -> None:
 
 def test_prompts_of_one_conversation_are_one_piece_of_evidence() -> None:
     """The same 40 prompts five times over are no more than 40."""
-    few = {1.0: Drawn(rewards(0.0, seed=0, prompts=40))}
-    new = Candidate("step-10", 1.0, Drawn(rewards(0.3, seed=1, prompts=40)))
-    many = {1.0: Drawn(np.tile(few[1.0].rewards_PM, (5, 1)))}
-    again = Candidate("step-10", 1.0, Drawn(np.tile(new.drawn.rewards_PM, (5, 1))))
+    few = [old(rewards(0.0, seed=0, prompts=40))]
+    new = ScoredSamples("step-10", 1.0, rewards(0.3, seed=1, prompts=40))
+    many = [old(np.tile(few[0].rewards_PM, (5, 1)))]
+    again = ScoredSamples("step-10", 1.0, np.tile(new.rewards_PM, (5, 1)))
     names = [str(place % 40) for place in range(200)]
     once = decide(few, 1.0, [new], n_now=8, rules=RULES)
     five = decide(many, 1.0, [again], n_now=8, rules=RULES, conversations=names)
@@ -158,15 +162,15 @@ def test_prompts_of_one_conversation_are_one_piece_of_evidence() -> None:
         assert pytest.approx(one.path) == other.path
 
 
-def answered(tokens: float) -> Answers:
+def answered(tokens: float) -> TextStatistics:
     ones = np.ones((PROMPTS, DRAWS))
-    return Answers(ones * tokens, ones * 0, ones * 0, ones[:, 0], ones[:, 0])
+    return TextStatistics(ones * tokens, ones * 0, ones * 0, ones[:, 0], ones[:, 0])
 
 
 def test_a_broken_guardrail_keeps_n_and_is_the_reason() -> None:
-    serving = {1.0: replace(SERVING[1.0], answers=answered(100))}
+    serving = [replace(SERVING[0], texts=answered(100))]
     new = candidate(3.0)
-    longer = replace(new, drawn=replace(new.drawn, answers=answered(150)))
+    longer = replace(new, texts=answered(150))
     verdict = gate(longer, serving=serving)
     assert (False, None) == (verdict.promote, verdict.candidates[0].chosen)
     assert "keeps the reward at N = 7, but answers are 100 → 150 tokens long" in verdict.why
@@ -177,10 +181,10 @@ def test_a_guardrail_that_breaks_at_the_smallest_n_leaves_the_next() -> None:
     """The judge likes winners of two and more; single draws it finds worse than before."""
     judge_old = np.zeros((PROMPTS, DRAWS))
     new = candidate(3.0)
-    ranks = new.drawn.rewards_PM.argsort(axis=1).argsort(axis=1)
+    ranks = new.rewards_PM.argsort(axis=1).argsort(axis=1)
     judge_new = np.where(ranks == 0, -10.0, 1.0)
-    serving = {1.0: replace(SERVING[1.0], judge_PM=judge_old)}
-    verdict = gate(replace(new, drawn=replace(new.drawn, judge_PM=judge_new)), serving=serving)
+    serving = [replace(SERVING[0], judge_PM=judge_old)]
+    verdict = gate(replace(new, judge_PM=judge_new), serving=serving)
     assert (True, 2) == (verdict.promote, verdict.n_new)
     guardrails = {test.n: [guardrail.passed for guardrail in test.guardrails] for test in verdict.candidates[0].tests}
     assert ([False], [True], []) == (guardrails[1], guardrails[2], guardrails[3])
@@ -189,9 +193,9 @@ def test_a_guardrail_that_breaks_at_the_smallest_n_leaves_the_next() -> None:
 def test_the_numbers_in_the_verdict_are_what_the_definitions_say() -> None:
     new = candidate(0.5)
     verdict = gate(new)
-    to_unit = QuantileMap(SERVING[1.0].rewards_PM)
-    old, fresh = to_unit(SERVING[1.0].rewards_PM), to_unit(new.drawn.rewards_PM)
-    best = {n: np.mean([expected_max(row, n) for row in old.tolist()]) for n in (7, 8)}
+    to_unit = QuantileMap(SERVING[0].rewards_PM)
+    before, fresh = to_unit(SERVING[0].rewards_PM), to_unit(new.rewards_PM)
+    best = {n: np.mean([expected_max(row, n) for row in before.tolist()]) for n in (7, 8)}
     assert pytest.approx(best[8] - best[7]) == verdict.delta
     for test in verdict.candidates[0].tests:
         mean = np.mean([expected_max(row, test.n) for row in fresh.tolist()])
@@ -221,9 +225,9 @@ def test_mid_ranks_split_ties() -> None:
 
 def test_a_look_at_the_first_part_sees_the_start_of_the_path() -> None:
     serving, new = rewards(0.0, seed=0), rewards(0.3, seed=1)
-    whole = decide({1.0: Drawn(serving)}, 1.0, [Candidate("a", 1.0, Drawn(new))], n_now=8, rules=RULES)
+    whole = decide([old(serving)], 1.0, [ScoredSamples("a", 1.0, new)], n_now=8, rules=RULES)
     part = decide(
-        {1.0: Drawn(serving[:100])}, 1.0, [Candidate("a", 1.0, Drawn(new[:100]))],
+        [old(serving[:100])], 1.0, [ScoredSamples("a", 1.0, new[:100])],
         n_now=8, planned=PROMPTS, rules=RULES,
     )  # fmt: skip
     # The ranks are among the draws seen so far, so the paths are close, not equal.
@@ -237,17 +241,17 @@ def test_a_verdict_is_json() -> None:
 
 
 def test_one_prompt_is_not_evidence() -> None:
-    serving = {1.0: Drawn(np.arange(8.0)[None])}
-    verdict = decide(serving, 1.0, [Candidate("a", 1.0, Drawn(np.full((1, 8), 9.0)))], n_now=8, rules=RULES)
+    serving = [old(np.arange(8.0)[None])]
+    verdict = decide(serving, 1.0, [ScoredSamples("a", 1.0, np.full((1, 8), 9.0))], n_now=8, rules=RULES)
     assert (False, 1) == (verdict.promote, verdict.conversations)
 
 
 def test_more_draws_of_one_side_are_welcome() -> None:
-    serving = {1.0: Drawn(rewards(0.0, seed=0, draws=12))}
+    serving = [old(rewards(0.0, seed=0, draws=12))]
     assert 8 == len(decide(serving, 1.0, [candidate(0.0)], n_now=8, rules=RULES).serving_curves["1"])
-    with pytest.raises(DataError, match="6 draws of each prompt; at least 7"):
-        gate(Candidate("short", 1.0, Drawn(rewards(0.0, seed=1, draws=6))))
-    assert not gate(Candidate("seven", 1.0, Drawn(rewards(0.0, seed=1, draws=7)))).promote
+    with pytest.raises(DataError, match="6 samples of each prompt; at least 7"):
+        gate(ScoredSamples("short", 1.0, rewards(0.0, seed=1, draws=6)))
+    assert not gate(ScoredSamples("seven", 1.0, rewards(0.0, seed=1, draws=7))).promote
 
 
 @pytest.mark.parametrize(
@@ -255,16 +259,16 @@ def test_more_draws_of_one_side_are_welcome() -> None:
     [
         (SERVING, [], 8, "no checkpoint"),
         (SERVING, [candidate(0.0)], 0, "N = 0"),
-        (SERVING, [candidate(0.0)], 9, "temperature 1: 8 draws of each prompt; at least 9"),
-        ({0.5: SERVING[1.0]}, [candidate(0.0)], 8, "no draws at the serving temperature 1"),
-        ({1.0: Drawn(np.empty((0, 8)))}, [candidate(0.0)], 8, "no held-out prompts"),
-        ({1.0: Drawn(np.ones((PROMPTS, DRAWS)))}, [candidate(0.0)], 8, "same reward"),
-        (SERVING, [Candidate("nan", 1.0, Drawn(np.full((PROMPTS, 8), np.nan)))], 8, "checkpoint nan: 2000 rewards"),
-        (SERVING, [Candidate("few", 1.0, Drawn(np.ones((3, 8))))], 8, "there are 250 prompts"),
+        (SERVING, [candidate(0.0)], 9, "temperature 1: 8 samples of each prompt; at least 9"),
+        ([replace(SERVING[0], temperature=0.5)], [candidate(0.0)], 8, "no draws at the serving temperature 1"),
+        ([old(np.empty((0, 8)))], [candidate(0.0)], 8, "no held-out prompts"),
+        ([old(np.ones((PROMPTS, DRAWS)))], [candidate(0.0)], 8, "same reward"),
+        (SERVING, [ScoredSamples("nan", 1.0, np.full((PROMPTS, 8), np.nan))], 8, "checkpoint nan: 2000 rewards"),
+        (SERVING, [ScoredSamples("few", 1.0, np.ones((3, 8)))], 8, "there are 250 prompts"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_in_words(
-    serving: dict[float, Drawn], candidates: list[Candidate], n_now: int, message: str
+    serving: list[ScoredSamples], candidates: list[ScoredSamples], n_now: int, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
         decide(serving, 1.0, candidates, n_now=n_now, rules=RULES)
@@ -272,8 +276,8 @@ def test_what_cannot_be_judged_is_refused_in_words(
 
 def test_what_the_base_was_before_the_first_night_is_never_lost() -> None:
     """The serving policy lost quality on the way; the new one beats it at N = 2, and is still short of the base's 7."""
-    serving = {1.0: Drawn(rewards(-0.5, seed=0))}
-    base = Anchor(8, {1.0: Drawn(rewards(0.0, seed=5)), 0.5: Drawn(rewards(-0.3, seed=6))})
+    serving = [old(rewards(-0.5, seed=0))]
+    base = Anchor(8, [old(rewards(0.0, seed=5)), old(rewards(-0.3, seed=6), 0.5)])
     new = candidate(0.2)
     assert gate(new, serving=serving, n_now=2).promote
     verdict = decide(serving, 1.0, [new], n_now=2, anchor=base, rules=RULES)
@@ -285,12 +289,12 @@ def test_what_the_base_was_before_the_first_night_is_never_lost() -> None:
 
 def test_one_draw_is_worth_more_of_the_base_than_of_the_adapter_that_serves() -> None:
     """One draw at +1.0 SD; the adapter serves at +.5 (k* near 1.8), the base's best temperature is its 1.0 at 0."""
-    serving = {1.0: Drawn(rewards(0.5, seed=0))}
-    base = Anchor(8, {1.0: Drawn(rewards(0.0, seed=5)), 0.5: Drawn(rewards(-0.3, seed=6))})
+    serving = [old(rewards(0.5, seed=0))]
+    base = Anchor(8, [old(rewards(0.0, seed=5)), old(rewards(-0.3, seed=6), 0.5)])
     (result,) = decide(serving, 1.0, [candidate(1.0)], n_now=4, anchor=base, rules=RULES).candidates
     of_base = result.worth_at_base
     assert of_base is not None
-    straight = gate(candidate(1.0), serving={1.0: base.drawn[1.0]}).candidates[0].worth_at_best
+    straight = gate(candidate(1.0), serving=[base.samples[0]]).candidates[0].worth_at_best
     assert pytest.approx(straight.value, rel=1e-6) == of_base.value
     assert (True, False) == (of_base.low < of_base.value < of_base.high, of_base.beyond)
     assert result.worth_at_best.value < of_base.value
@@ -298,8 +302,8 @@ def test_one_draw_is_worth_more_of_the_base_than_of_the_adapter_that_serves() ->
 
 
 def test_an_anchor_with_too_few_draws_is_refused() -> None:
-    few = Anchor(8, {1.0: Drawn(rewards(0.0, seed=5, draws=4))})
-    with pytest.raises(DataError, match="the base at temperature 1: 4 draws of each prompt; at least 7 are needed"):
+    few = Anchor(8, [old(rewards(0.0, seed=5, draws=4))])
+    with pytest.raises(DataError, match="the base at temperature 1: 4 samples of each prompt; at least 7 are needed"):
         decide(SERVING, 1.0, [candidate(1.0)], n_now=8, anchor=few, rules=RULES)
 
 
@@ -319,5 +323,5 @@ def test_the_rules_say_how_the_bootstrap_draws() -> None:
 @pytest.mark.parametrize(("conversations", "has_spread"), [(1, False), (2, True), (3, True)])
 def test_two_conversations_have_a_spread(conversations: int, has_spread: bool) -> None:
     serving, new = rewards(0.0, seed=0, prompts=conversations), rewards(0.5, seed=1, prompts=conversations)
-    verdict = decide({1.0: Drawn(serving)}, 1.0, [Candidate("a", 1.0, Drawn(new))], n_now=8, rules=RULES)
+    verdict = decide([old(serving)], 1.0, [ScoredSamples("a", 1.0, new)], n_now=8, rules=RULES)
     assert has_spread == (verdict.candidates[0].tests[0].gain_sd > 0)

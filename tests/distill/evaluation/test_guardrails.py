@@ -6,12 +6,24 @@ import numpy as np
 import pytest
 
 from distill.evaluation.curve import Floats
-from distill.evaluation.drawn import Answers, Drawn
 from distill.evaluation.guardrails import Bounds, Comparison, Guardrail, check_judge
 from distill.evaluation.resample import Bootstrap
+from distill.evaluation.scored import ScoredSamples, TextStatistics
 from gateway.expected_max import expected_max
 
 PROMPTS, DRAWS = 80, 4
+
+
+def scored(
+    rewards_PM: Floats,
+    texts: TextStatistics | None = None,
+    *,
+    judge_PM: Floats | None = None,
+    temperature: float = 1.0,
+) -> ScoredSamples:
+    return ScoredSamples("a policy", temperature, rewards_PM, texts, judge_PM)
+
+
 INDEX = np.arange(PROMPTS)
 REWARDS = np.random.default_rng(0).standard_normal((PROMPTS, DRAWS))
 
@@ -28,8 +40,8 @@ def answers(
     distinct: float = 1.0,
     bigrams: float = 0.8,
     entropy: float | None = None,
-) -> Answers:
-    return Answers(
+) -> TextStatistics:
+    return TextStatistics(
         tokens_PM=constant(tokens),
         truncated_PM=constant(truncated),
         repetition_PM=constant(repetition),
@@ -39,8 +51,8 @@ def answers(
     )
 
 
-def check(old: Answers | None, new: Answers | None, bounds: Bounds | None = None) -> dict[str, Guardrail]:
-    comparison = Comparison(Drawn(REWARDS, old), 4, Drawn(REWARDS, new), 2, INDEX, Bootstrap(PROMPTS))
+def check(old: TextStatistics | None, new: TextStatistics | None, bounds: Bounds | None = None) -> dict[str, Guardrail]:
+    comparison = Comparison(scored(REWARDS, old), 4, scored(REWARDS, new), 2, INDEX, Bootstrap(PROMPTS))
     return {guardrail.name: guardrail for guardrail in comparison.check(bounds or Bounds())}
 
 
@@ -70,7 +82,7 @@ def test_the_same_answers_pass_every_guardrail() -> None:
         (answers(entropy=1.1), "token entropy"),
     ],
 )
-def test_a_guardrail_stops_exactly_what_is_beyond_its_bound(changed: Answers, broken: str | None) -> None:
+def test_a_guardrail_stops_exactly_what_is_beyond_its_bound(changed: TextStatistics, broken: str | None) -> None:
     guardrails = check(answers(entropy=2.0), changed)
     assert ([broken] if broken else []) == [guardrail.name for guardrail in guardrails.values() if not guardrail.passed]
 
@@ -160,13 +172,13 @@ def test_a_ratio_to_nothing_is_a_number_that_json_holds(before: float, now: floa
     assert [pytest.approx(ratio)] * 3 == [guardrail.value, guardrail.low, guardrail.high]
 
 
-def judged(old: dict[float, Drawn], new: Drawn) -> Guardrail | None:
+def judged(old: list[ScoredSamples], new: ScoredSamples) -> Guardrail | None:
     return check_judge(old, 4, new, 2, INDEX, Bootstrap(PROMPTS))
 
 
 def test_the_check_judge_with_what_it_finds_better_itself() -> None:
-    old = {1.0: Drawn(REWARDS, judge_PM=REWARDS)}
-    better, worse = (Drawn(REWARDS, judge_PM=REWARDS + shift) for shift in (1.0, -1.0))
+    old = [scored(REWARDS, judge_PM=REWARDS)]
+    better, worse = (scored(REWARDS, judge_PM=REWARDS + shift) for shift in (1.0, -1.0))
     for new, passed in ((better, True), (worse, False)):
         guardrail = judged(old, new)
         assert guardrail is not None
@@ -176,9 +188,9 @@ def test_the_check_judge_with_what_it_finds_better_itself() -> None:
 
 def test_the_judge_holds_the_new_against_the_temperature_it_likes_best() -> None:
     """Against the serving temperature alone it would agree."""
-    old = {1.0: Drawn(REWARDS, judge_PM=REWARDS), 0.5: Drawn(REWARDS, judge_PM=REWARDS + 2)}
-    new = Drawn(REWARDS, judge_PM=REWARDS + 1)
-    alone, both = judged({1.0: old[1.0]}, new), judged(old, new)
+    old = [scored(REWARDS, judge_PM=REWARDS), scored(REWARDS, judge_PM=REWARDS + 2, temperature=0.5)]
+    new = scored(REWARDS, judge_PM=REWARDS + 1)
+    alone, both = judged(old[:1], new), judged(old, new)
     assert alone is not None
     assert both is not None
     assert (True, False) == (alone.passed, both.passed)
@@ -186,21 +198,21 @@ def test_the_judge_holds_the_new_against_the_temperature_it_likes_best() -> None
 
 def test_the_judge_rates_what_the_serving_model_picked() -> None:
     """A judge that likes what the serving model rejects sees no gain in best-of-n."""
-    guardrail = judged({1.0: Drawn(REWARDS, judge_PM=-REWARDS)}, Drawn(REWARDS, judge_PM=-REWARDS - 3))
+    guardrail = judged([scored(REWARDS, judge_PM=-REWARDS)], scored(REWARDS, judge_PM=-REWARDS - 3))
     assert guardrail is not None
     assert not guardrail.passed
 
 
 def test_without_a_judge_none_is_asked() -> None:
-    assert judged({1.0: Drawn(REWARDS)}, Drawn(REWARDS)) is None
-    assert judged({1.0: Drawn(REWARDS)}, Drawn(REWARDS, judge_PM=REWARDS)) is None
+    assert judged([scored(REWARDS)], scored(REWARDS)) is None
+    assert judged([scored(REWARDS)], scored(REWARDS, judge_PM=REWARDS)) is None
 
 
 @pytest.mark.parametrize("n_old", [1, 2, 4])
 def test_the_judge_holds_best_of_n_prime_against_best_of_n_minus_one(n_old: int) -> None:
     """At N = 1 against one draw. The exact claim, and the difference to the best of N in the reason."""
-    new = Drawn(REWARDS, judge_PM=REWARDS + 0.25)
-    guardrail = check_judge({1.0: Drawn(REWARDS, judge_PM=REWARDS)}, n_old, new, 2, INDEX, Bootstrap(PROMPTS))
+    new = scored(REWARDS, judge_PM=REWARDS + 0.25)
+    guardrail = check_judge([scored(REWARDS, judge_PM=REWARDS)], n_old, new, 2, INDEX, Bootstrap(PROMPTS))
     best = {n: np.mean([expected_max(row, n) for row in REWARDS.tolist()]) for n in (1, 2, 3, 4)}
     assert guardrail is not None
     assert pytest.approx(best[2] + 0.25 - best[max(n_old - 1, 1)]) == guardrail.value
@@ -211,6 +223,6 @@ def test_the_judge_holds_best_of_n_prime_against_best_of_n_minus_one(n_old: int)
 
 def test_a_judge_that_sees_no_difference_does_not_agree() -> None:
     zeros = constant(0.0)
-    guardrail = judged({1.0: Drawn(REWARDS, judge_PM=zeros)}, Drawn(REWARDS, judge_PM=zeros))
+    guardrail = judged([scored(REWARDS, judge_PM=zeros)], scored(REWARDS, judge_PM=zeros))
     assert guardrail is not None
     assert (0.0, False) == (guardrail.value, guardrail.passed)

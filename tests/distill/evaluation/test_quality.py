@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from distill.errors import DataError
-from distill.evaluation.quality import Quality, complete_prompts, measure, score_draws
-from distill.evaluation.sample import Draw
+from distill.evaluation.prompts import Prompt
+from distill.evaluation.quality import Quality, complete_prompts, measure, score_sets
+from distill.evaluation.samples import Sample
 from gateway.reward.model import RewardModel
 from gateway.types import Message
 
@@ -30,11 +31,11 @@ class CountsLetters:
         return [float(answer.count(self.letter)) for answer in batch]
 
 
-def a_draw(prompt: str, temperature: float, index: int, text: str) -> Draw:
-    return Draw(prompt, "list", temperature, index, 0, text, "stop", len(text))
+def a_draw(prompt: str, temperature: float, index: int, text: str) -> Sample:
+    return Sample(Prompt.of_text(prompt, "list"), temperature, index, 0, text, "stop", len(text))
 
 
-def some_draws(prompts: int = 4, draws: int = 3, temperatures: Sequence[float] = (0.5, 1.0)) -> list[Draw]:
+def some_draws(prompts: int = 4, draws: int = 3, temperatures: Sequence[float] = (0.5, 1.0)) -> list[Sample]:
     chance = random.Random(0)
     texts = {
         (p, t, i): "".join(chance.choices("ab", k=9))
@@ -45,15 +46,17 @@ def some_draws(prompts: int = 4, draws: int = 3, temperatures: Sequence[float] =
     return [a_draw(f"p{p}", t, i, text) for (p, t, i), text in texts.items()]
 
 
-def measured(draws: Sequence[Draw], select: str = "a", judge: str = "b") -> Quality:
+def measured(draws: Sequence[Sample], select: str = "a", judge: str = "b") -> Quality:
     drawn = complete_prompts(draws)
-    rewards = [score_draws(cast(RewardModel, CountsLetters(letter)), drawn) for letter in (select, judge)]
+    rewards = [score_sets(cast(RewardModel, CountsLetters(letter)), drawn) for letter in (select, judge)]
     return measure(drawn, rewards[0], rewards[1], ns=[1, 2, 3], reference_temperature=1.0)
 
 
 def test_prompts_that_are_not_fully_drawn_are_left_out_everywhere() -> None:
     whole = complete_prompts(some_draws()[:-1])
-    assert {0.5: ["p0", "p1", "p2"], 1.0: ["p0", "p1", "p2"]} == {t: [p[0].prompt for p in whole[t]] for t in whole}
+    assert {0.5: ["p0", "p1", "p2"], 1.0: ["p0", "p1", "p2"]} == {
+        t: [p[0].prompt.text for p in whole[t]] for t in whole
+    }
 
 
 def test_draws_are_in_the_order_of_their_index() -> None:
@@ -75,7 +78,7 @@ def test_equal_answers_to_a_prompt_are_scored_once() -> None:
     drawn = complete_prompts([a_draw(p, 1.0, i, text) for p in ("p", "q") for i, text in enumerate(["ab", "ab", "aa"])])
     model = CountsLetters("a")
     settled: list[int] = []
-    rewards = score_draws(cast(RewardModel, model), drawn, settled.append)
+    rewards = score_sets(cast(RewardModel, model), drawn, settled.append)
     assert [[1.0, 1.0, 2.0], [1.0, 1.0, 2.0]] == rewards[1.0].tolist()
     assert ["aa", "aa", "ab", "ab"] == sorted(text for batch in model.batches for text in batch)
     assert 6 == sum(settled)

@@ -10,14 +10,16 @@ from safetensors.numpy import load_file, save_file
 
 from distill.errors import DataError, EvaluationError, SettingsError
 from distill.evaluation import scoring
+from distill.evaluation.prompts import Prompt
 from distill.evaluation.reward_probes import PROBES, tolerance
-from distill.evaluation.sample import Draw
-from distill.evaluation.scoring import Scores, adapter_digest, answer_key, judge_settings, read_scores, score_draws
+from distill.evaluation.samples import Sample, answer_key
+from distill.evaluation.scoring import Scores, adapter_digest, judge_settings, read_scores, score_samples, score_set
 from gateway.embedded.weights import minilm_folder, reward_adapter_folder
 from gateway.settings import RewardSettings
 from tests.stubs.reward import RewardFault, RewardKnobs, RewardStub, reward_of
 
-DRAWS = [Draw("Name a tree.", "", 1.0, i, i, text, "stop", 3) for i, text in enumerate(["Oak.", "Ash.", "Oak."])]
+PROMPT = Prompt.of_text("Name a tree.")
+SAMPLES = [Sample(PROMPT, 1.0, i, i, text, "stop", 3) for i, text in enumerate(["Oak.", "Ash.", "Oak."])]
 
 
 def remote(stub: RewardStub) -> RewardSettings:
@@ -32,35 +34,48 @@ async def test_each_distinct_answer_is_scored_once_and_kept(tmp_path: Path) -> N
         missing.append(tokens)
 
     async with RewardStub() as stub:
-        scores = await score_draws(remote(stub), DRAWS, tmp_path, on_begin=begin, on_scored=settled.append)
-        again = await score_draws(remote(stub), DRAWS, tmp_path, on_begin=begin)
+        scores = await score_samples(remote(stub), SAMPLES, tmp_path, on_begin=begin, on_scored=settled.append)
+        again = await score_samples(remote(stub), SAMPLES, tmp_path, on_begin=begin)
     rewards = read_scores(scores.path)
-    assert {
-        answer_key(draw.question.messages, draw.text): pytest.approx(reward_of(draw.text)) for draw in DRAWS
-    } == rewards
+    assert {sample.answer_key: pytest.approx(reward_of(sample.text)) for sample in SAMPLES} == rewards
     assert (2, 3, 0) == (scores.missing, sum(settled), again.missing)
-    assert [sum({draw.text: draw.completion_tokens for draw in DRAWS}.values()), 0] == missing
+    assert [sum({sample.text: sample.completion_tokens for sample in SAMPLES}.values()), 0] == missing
     assert scores.path == again.path
+
+
+@pytest.mark.parametrize("judge", [None, {"Oak.": -1.0, "Ash.": -2.0}])
+def test_rewards_stand_in_the_places_of_their_samples(judge: dict[str, float] | None) -> None:
+    def by_answer(by_text: dict[str, float]) -> dict[str, float]:
+        return {answer_key(PROMPT.messages, text): reward for text, reward in by_text.items()}
+
+    rewards = by_answer({"Oak.": 1.0, "Ash.": 2.0})
+    scored = score_set("base", 0.5, [SAMPLES], rewards, judge and by_answer(judge))
+    assert ("base", 0.5, [[1.0, 2.0, 1.0]]) == (scored.policy, scored.temperature, scored.rewards_PM.tolist())
+    assert (None if judge is None else [[-1.0, -2.0, -1.0]]) == (
+        None if scored.judge_PM is None else scored.judge_PM.tolist()
+    )
+    assert scored.texts is not None
+    assert [[3.0, 3.0, 3.0]] == scored.texts.tokens_PM.tolist()
 
 
 async def test_what_a_killed_run_left_is_gone_on_with(tmp_path: Path) -> None:
     async with RewardStub() as stub:
-        path = (await score_draws(remote(stub), DRAWS, tmp_path)).path
+        path = (await score_samples(remote(stub), SAMPLES, tmp_path)).path
         whole = path.read_bytes()
         path.write_bytes(whole[: whole.index(b"\n") + 9])
-        assert 1 == (await score_draws(remote(stub), DRAWS, tmp_path)).missing
+        assert 1 == (await score_samples(remote(stub), SAMPLES, tmp_path)).missing
     assert sorted(whole.splitlines()) == sorted(path.read_bytes().splitlines())
 
 
 async def test_another_model_has_another_file(tmp_path: Path) -> None:
     async with RewardStub() as one, RewardStub(RewardKnobs(model_id="stub/other")) as other:
-        paths = {(await score_draws(remote(stub), DRAWS, tmp_path)).path for stub in (one, other)}
+        paths = {(await score_samples(remote(stub), SAMPLES, tmp_path)).path for stub in (one, other)}
     assert 2 == len(paths)
 
 
 async def test_a_model_in_this_process_scores_too(tmp_path: Path) -> None:
     settings = RewardSettings(model=str(minilm_folder()), adapter=reward_adapter_folder())
-    scores = await score_draws(settings, DRAWS, tmp_path)
+    scores = await score_samples(settings, SAMPLES, tmp_path)
     assert 2 == len(set(read_scores(scores.path).values()))
 
 
@@ -69,11 +84,11 @@ async def test_a_backbone_that_is_replaced_in_its_folder_is_another_model(tmp_pa
     folder = tmp_path / "backbone"
     shutil.copytree(minilm_folder(), folder)
     settings = RewardSettings(model=str(folder), adapter=reward_adapter_folder())
-    first = await score_draws(settings, DRAWS, tmp_path / "draws")
-    again = await score_draws(settings, DRAWS, tmp_path / "draws")
+    first = await score_samples(settings, SAMPLES, tmp_path / "draws")
+    again = await score_samples(settings, SAMPLES, tmp_path / "draws")
     weights = load_file(folder / "model.safetensors")
     save_file({name: tensor * 1.01 for name, tensor in weights.items()}, folder / "model.safetensors")
-    replaced = await score_draws(settings, DRAWS, tmp_path / "draws")
+    replaced = await score_samples(settings, SAMPLES, tmp_path / "draws")
     assert [(2, 0), (0, 0), (2, 1)] == [(each.missing, len(each.news)) for each in (first, again, replaced)]
     assert first.path == again.path != replaced.path
 
@@ -84,19 +99,19 @@ async def test_a_server_that_fails_or_is_gone_ends_scoring_in_words(
     monkeypatch.setattr(scoring, "_RETRY_WAIT_S", 0.0)
     monkeypatch.setattr(scoring, "_READY_TIMEOUT_S", 0.0)
     async with RewardStub() as stub:
-        await score_draws(remote(stub), DRAWS[:1], tmp_path)
+        await score_samples(remote(stub), SAMPLES[:1], tmp_path)
         stub.knobs.update({"fault": RewardFault.STATUS, "fault_probability": 1.0})
         with pytest.raises(EvaluationError, match="scoring stopped: "):
-            await score_draws(remote(stub), DRAWS, tmp_path)
+            await score_samples(remote(stub), SAMPLES, tmp_path)
     with pytest.raises(EvaluationError, match="not ready"):
-        await score_draws(RewardSettings(url="http://127.0.0.1:9"), DRAWS, tmp_path)
+        await score_samples(RewardSettings(url="http://127.0.0.1:9"), SAMPLES, tmp_path)
 
 
 async def test_a_model_that_is_not_there_is_a_setting_to_mend(tmp_path: Path) -> None:
     with pytest.raises(SettingsError):
-        await score_draws(RewardSettings(model=str(tmp_path / "absent")), DRAWS, tmp_path)
+        await score_samples(RewardSettings(model=str(tmp_path / "absent")), SAMPLES, tmp_path)
     with pytest.raises(SettingsError, match="no reward model"):
-        await score_draws(RewardSettings(), DRAWS, tmp_path)
+        await score_samples(RewardSettings(), SAMPLES, tmp_path)
 
 
 def test_a_line_that_is_no_score_is_named(tmp_path: Path) -> None:
@@ -128,15 +143,15 @@ async def test_rewards_of_an_earlier_release_are_taken_over_if_they_come_again(
 ) -> None:
     """Off by so many times of what two rewards of one model may differ by."""
     async with RewardStub() as stub:
-        path = (await score_draws(remote(stub), DRAWS, tmp_path)).path
-        name = (await score_draws(remote(stub), DRAWS, tmp_path)).model
+        path = (await score_samples(remote(stub), SAMPLES, tmp_path)).path
+        name = (await score_samples(remote(stub), SAMPLES, tmp_path)).model
         rewards = [reward_of(answer) for _, answer in PROBES]
         lines = [
             json.dumps([key, reward + off * tolerance(rewards)]) + "\n" for key, reward in read_scores(path).items()
         ]
         path.unlink()
         scoring._file(tmp_path, name, "").write_text("".join(lines))
-        scores = await score_draws(remote(stub), DRAWS, tmp_path)
+        scores = await score_samples(remote(stub), SAMPLES, tmp_path)
     assert (0 if taken else 2, name) == (scores.missing, scores.model)
     assert path == scores.path
     [news] = scores.news

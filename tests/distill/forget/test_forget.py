@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,8 @@ from distill.dataset.example import Example
 from distill.dataset.files import read_examples, write_examples, write_held_out
 from distill.dataset.split import conversation_key
 from distill.errors import NightError
-from distill.evaluation.sample import Draw, line_of, read_draws
+from distill.evaluation.prompts import Prompt
+from distill.evaluation.samples import Sample, read_samples
 from distill.forget.forget import Forgotten, Places, forget
 from distill.forget.wanted import Wanted
 from distill.nightly.start import only_night
@@ -93,11 +95,10 @@ async def kept(redis_server: RedisServer, redis_settings: RedisSettings, tmp_pat
     curated = curate(made.archive.completions(), [], settings.model_copy(update={"held_out_share": 0.5}))
     write_examples(made.runs / "night-1" / "examples.jsonl", curated.examples)
     write_held_out(made.runs / "night-1" / "held_out.jsonl", curated.held_out)
-    prompts = ["alice's first", "bob's first", "alice's second"]
-    lines = [line_of(Draw(prompt, "x", 1.0, 0, 7, "text", "stop", 3)) for prompt in prompts]
-    lines.append(
-        line_of(Draw("p", "x", 1.0, 0, 7, "text", "stop", 3, turns=[{"role": "user", "content": "Alice's   FIRST"}]))
-    )
+    prompts = [Prompt.of_text(text) for text in ["alice's first", "bob's first", "alice's second"]]
+    lines = [Sample(prompt, 1.0, 0, 7, "text", "stop", 3).to_line() for prompt in prompts]
+    conversation = json.loads(lines[0]) | {"prompt": "p", "turns": [{"role": "user", "content": "Alice's   FIRST"}]}
+    lines.append(json.dumps(conversation).encode() + b"\n")
     made.draws.mkdir()
     (made.draws / "base-1.jsonl").write_bytes(b"".join(lines))
     return made
@@ -109,7 +110,7 @@ async def test_a_keys_data_is_forgotten_everywhere(kept: Kept, redis_server: Red
     assert (1, 3, 1, 3) == (done.stream, done.archive, done.quarantine, done.draws)
     assert sorted([id_of(2), "feedback-2"]) == kept.ids()
     assert [] == kept.grep("alice's") + kept.grep(ALICE) + kept.grep(id_of(1))
-    assert ["bob's first"] == [draw.prompt for draw in read_draws(kept.draws / "base-1.jsonl")]
+    assert ["bob's first"] == [sample.prompt.text for sample in read_samples(kept.draws / "base-1.jsonl")]
     assert all(example.key == conversation_key(user("bob's first")) for example in _examples(kept))
     with redis_server.client() as client:
         assert b"alice" not in b"".join(fields[b"data"] for _, fields in client.xrange("ratchet:journal"))

@@ -59,7 +59,7 @@ def test_backend_gone_then_reward_gone_then_back(tmp_path: Path, variables: dict
     """Each time the same night stops where it was, and in the end it comes to its end."""
     nowhere = "http://127.0.0.1:9"
     assert exits.PART_AWAY == attempt({**variables, "GATEWAY_BACKEND__URLS": nowhere})
-    assert "drawing stopped: " in told(tmp_path)
+    assert "sampling stopped: " in told(tmp_path)
     assert exits.PART_AWAY == attempt({**variables, "GATEWAY_REWARD__URL": nowhere})
     assert "the reward model is not ready" in told(tmp_path)
     assert exits.FINISHED == attempt(variables), told(tmp_path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from distill.evaluation.draws import Drawer
+from distill.evaluation.sample_store import sample_file
 from distill.evaluation.scoring import _file, read_scores
 from distill.report.facts import NightFacts
 from distill.run_dir import RunDir, runs
@@ -155,7 +155,8 @@ def as_an_earlier_release_left_it(fleet: Fleet, run: RunDir) -> None:
     draws = fleet.folder / "draws"
     shutil.rmtree(draws / "probes")
     (base,) = draws.glob("base-*.jsonl")
-    base.rename(Drawer(fleet.variables["DISTILL_TRAINING__MODEL"], "tgi", None, 48).file(draws))
+    model = fleet.variables["DISTILL_TRAINING__MODEL"]
+    base.rename(sample_file(draws, base=model, served_by="tgi", adapter=None, max_tokens=48))
     Path(result(run, "score")["select"]["path"]).rename(_file(draws, "stub/reward", ""))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distill.errors import PromotionError
-from distill.evaluation.draws import Drawer
+from distill.evaluation.sample_store import sample_file
 from distill.promotion.adapter import adapter_named
 
 GOOD = "rft-2026-11-22-0123abcd"
@@ -38,8 +38,11 @@ def test_a_good_name_is_looked_for_in_the_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [*BAD, "org/model:lora"])
 def test_draws_of_any_adapter_lie_in_their_folder_and_apart(tmp_path: Path, name: str) -> None:
-    file = Drawer("base", "vllm", name, 128).file(tmp_path)
+    def file_of(adapter: str) -> Path:
+        return sample_file(tmp_path, base="base", served_by="vllm", adapter=adapter, max_tokens=128)
+
+    file = file_of(name)
     assert tmp_path == file.parent
     file.write_text("")
-    assert file != Drawer("base", "vllm", name + "x", 128).file(tmp_path)
-    assert f"{GOOD}-" in Drawer("base", "vllm", GOOD, 128).file(tmp_path).name
+    assert file != file_of(name + "x")
+    assert f"{GOOD}-" in file_of(GOOD).name
