@@ -8,18 +8,18 @@ import hypothesis
 import pytest
 import structlog
 
-# No test is about time: on a busy machine any example may take long.
+# No deadlines: on a busy machine any example may take long.
 hypothesis.settings.register_profile("untimed", deadline=None)
-# Thirty times as many: make fuzz.
+# make fuzz: thirty times as many examples.
 hypothesis.settings.register_profile("deep", deadline=None, max_examples=3_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "untimed"))
 
-pytest_plugins = ["tests.redis_server", "tests.serving"]
+pytest_plugins = ["tests.redis_server"]
 
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    """Takes back what ``configure_logging`` does to this process."""
+    """Undo the effect of ``configure_logging`` on this process."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield

@@ -1,4 +1,4 @@
-"""Who waits for connections to a port: with several workers, each of them does."""
+"""Count the sockets that listen on a port: with several workers, one for each."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import psutil
 
 
 def listeners(port: int) -> int:
-    """Sockets on which somebody waits for connections to a port, of whatever process."""
+    """Return the number of sockets that listen on a port, in any process."""
     waiting = (one for one in psutil.net_connections(kind="tcp") if one.status == psutil.CONN_LISTEN)
     return sum(one.laddr[1:] == (port,) for one in waiting)
 
 
 async def until_all_listen(port: int, workers: int, *, timeout_s: float = 60.0) -> None:
-    """Wait until each worker does; before that the first of them gets every connection.
+    """Wait until each worker listens; before that the first of them gets every connection.
 
     Raises:
         TimeoutError: Some do not.

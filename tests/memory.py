@@ -1,4 +1,4 @@
-"""How much memory is held, with the collector of cycles at rest: only what nothing refers to any more is let go."""
+"""Measure the memory of Python's objects with the collector of cycles off: only unreferenced objects are freed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MEGABYTE = 2**20
 
 @contextmanager
 def growth() -> Iterator[Callable[[], float]]:
-    """Gives what tells by how many megabytes the memory of Python's objects has grown since the beginning."""
+    """Yield a function that returns the growth of the memory of Python's objects since the beginning, in megabytes."""
     gc.collect()
     gc.disable()
     tracemalloc.start()

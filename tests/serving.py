@@ -1,6 +1,6 @@
 """A whole gateway on real HTTP, in this process: the app under uvicorn, the TGI stub, the reward stub, a real Redis.
 
-A pytest plugin: ``serve`` starts one with the settings and knobs a test asks for, and takes it down again.
+The fixture ``serve``, imported by the conftest of each room that needs it, starts one with a test's settings and knobs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MESSAGES = [{"role": "user", "content": "What floats on the harbour?"}]
 
 @dataclass(slots=True)
 class Served:
-    """A running gateway, with what stands behind it."""
+    """A running gateway, and the stubs behind it."""
 
     url: str
     http: httpx2.AsyncClient
@@ -39,13 +39,13 @@ class Served:
     settings: Settings
 
     async def chat(self, **fields: Any) -> httpx2.Response:
-        """POST a chat completion; ``headers`` is taken out, the rest is the body."""
+        """POST a chat completion; ``headers`` is separate, the other fields are the body."""
         headers = fields.pop("headers", None)
         body = {"model": "ratchet", "messages": MESSAGES, **fields}
         return await self.http.post("/v1/chat/completions", json=body, headers=headers)
 
     async def records(self, count: int, timeout_s: float = 10.0) -> list[Record]:
-        """The first ``count`` records of the journal's stream, once Redis has them."""
+        """Return the first ``count`` records of the journal's stream, once Redis has them."""
         async with asyncio.timeout(timeout_s), aclosing(StreamTail(self.settings.redis)) as tail:
             found: list[StreamEntry] = []
             while len(found) < count:
@@ -59,7 +59,7 @@ Serve = Callable[..., Awaitable[Served]]
 
 @pytest.fixture
 async def serve(tmp_path: Path, redis_settings: RedisSettings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Serve]:
-    """What starts gateways, with the knobs of both stubs and the settings of any group: see ``Serve``."""
+    """Return a function that starts gateways, with the knobs of both stubs and settings of any group."""
     # On a busy machine a slow Redis is not away.
     monkeypatch.setattr("gateway.api.limits.REDIS_TIMEOUT_S", 5.0)
     async with AsyncExitStack() as stack:
@@ -88,7 +88,7 @@ async def serve(tmp_path: Path, redis_settings: RedisSettings, monkeypatch: pyte
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[str]:
-    """The gateway under uvicorn on a free port of this machine, in this event loop; yields its URL."""
+    """Run the gateway under uvicorn on a free port, in this event loop; yield its URL."""
     config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, lifespan="on", **server_options(settings))
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())

@@ -1,4 +1,4 @@
-"""The documentation: its generated parts are up to date, its links lead somewhere, and what it names exists."""
+"""The documentation: generated parts are up to date, links lead somewhere, and named files exist."""
 
 import re
 from pathlib import Path

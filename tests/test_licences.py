@@ -1,4 +1,4 @@
-"""What Ratchet needs comes under licences that its own, Apache-2.0, can live with: permissive, or MPL-2.0 by file."""
+"""Dependencies come under licences that are compatible with Apache-2.0: permissive, or MPL-2.0 by file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ACCEPTED = {
     "0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0",
     "CNRI-Python", "ISC", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Unlicense", "ZPL-2.1", "Zlib",
 }  # fmt: skip
-# What older packages say, in SPDX's words.
+# Older names of licences in SPDX's words.
 IN_SPDX = {
     "3-Clause BSD License": "BSD-3-Clause",
     "Apache": "Apache-2.0",
@@ -27,14 +27,14 @@ IN_SPDX = {
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
     "Python Software Foundation License": "PSF-2.0",
 }
-# Looked at by a person: its classifiers name two licences, its licence file is MIT's and GPL's, to choose from.
+# Checked by a person: its classifiers name two licences, its licence file is MIT's and GPL's, to choose from.
 KNOWN = {"forbiddenfruit": "MIT"}
 # NVIDIA's libraries come with torch's CUDA build: not redistributed here, and absent from a CPU's environment.
 NOT_OURS = re.compile(r"^(nvidia-|cuda-|triton$)")
 
 
 def needed() -> dict[str, Distribution]:
-    """Everything that the extras bring, as far as it is installed, by normalised name."""
+    """Return everything that the extras install, as far as it is installed, by normalised name."""
     found: dict[str, Distribution] = {}
     waiting = [(ROOT, frozenset(EXTRAS))]
     seen: set[tuple[str, frozenset[str]]] = set()
@@ -58,22 +58,22 @@ def needed() -> dict[str, Distribution]:
 
 
 def licences(package: Distribution) -> list[str]:
-    """Alternatives and sums alike, each by its name in SPDX where there is one; empty where none is told."""
+    """Return the licences of a package, alternatives and sums alike, by SPDX names; empty if none is declared."""
     metadata = package.metadata
-    (told,) = metadata.get_all("License-Expression") or [None]
-    if told is None:
+    (declared,) = metadata.get_all("License-Expression") or [None]
+    if declared is None:
         named = [line.rpartition(":: ")[2] for line in metadata.get_all("Classifier") or [] if "License ::" in line]
         named = [name for name in named if name != "OSI Approved"]
-        told = (
+        declared = (
             " AND ".join(IN_SPDX.get(name, name) for name in named)
             or "".join(metadata.get_all("License") or []).strip()
         )
-    parts = re.split(r"\s+(?:AND|OR)\s+", re.sub(r"[()](?!MPL)", "", told).strip()) if told else []
+    parts = re.split(r"\s+(?:AND|OR)\s+", re.sub(r"[()](?!MPL)", "", declared).strip()) if declared else []
     return [IN_SPDX.get(part, part) for part in parts]
 
 
 def test_every_dependency_has_a_licence_that_ours_can_live_with() -> None:
     packages = {name: package for name, package in needed().items() if not NOT_OURS.match(name)}
     assert len(packages) > 50  # the walk has found them
-    told = {name: [KNOWN[name]] if name in KNOWN else licences(package) for name, package in packages.items()}
-    assert {} == {name: names for name, names in told.items() if not names or not ACCEPTED.issuperset(names)}
+    declared = {name: [KNOWN[name]] if name in KNOWN else licences(package) for name, package in packages.items()}
+    assert {} == {name: names for name, names in declared.items() if not names or not ACCEPTED.issuperset(names)}

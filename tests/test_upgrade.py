@@ -1,4 +1,4 @@
-"""What an earlier version left behind is taken over whole: stream, spool, archive, policy and runs.
+"""Data of earlier versions is taken over whole: stream, spool, archive, policy and runs.
 
 The data is made here by hand, in the form in which the first version (November 2026) wrote it.
 """
@@ -36,7 +36,7 @@ _COLUMNS = [
 
 
 def record(name: str) -> bytes:
-    """A completion of schema version 1, with nothing that a later version added."""
+    """Return a completion of schema version 1, without fields of later versions."""
     draws = [
         {"index": k, "seed": k, "text": f"answer {k}", "finish_reason": "stop", "tokens": 2, "reward": float(k)}
         for k in range(2)
@@ -97,7 +97,7 @@ def old_spool(folder: Path, names: list[str]) -> None:
 async def test_records_of_the_first_version_are_all_archived_once(
     read_before: bool, tmp_path: Path, redis_server: RedisServer, redis_settings: RedisSettings
 ) -> None:
-    """Old stream, old group, old spool, an old part of the same day; and none of it counts as lost."""
+    """Old stream, old group, old spool, an old part of the same day; nothing counts as lost."""
     archive = tmp_path / "archive"
     old_archive(archive, ["archived"])
     old_spool(tmp_path / "spool", ["spooled-1", "spooled-2"])
@@ -130,7 +130,7 @@ async def test_records_of_the_first_version_are_all_archived_once(
 async def test_the_policy_of_the_first_version_stays_in_force(
     tmp_path: Path, redis_server: RedisServer, redis_settings: RedisSettings
 ) -> None:
-    """Its version goes on from there."""
+    """The next version follows its version."""
     with redis_server.client() as client:
         client.set("ratchet:policy", json.dumps(POLICY))
         client.lpush("ratchet:policy:history", json.dumps(POLICY))

@@ -1,4 +1,4 @@
-"""A TLS server on loopback before any other: what Valkey's wheel (built without TLS) and the stubs cannot be."""
+"""A TLS server on loopback in front of another server: Valkey's wheel and the stubs have no TLS of their own."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ async def tls_front(
     """Listens with TLS and passes bytes on; yields its port.
 
     Args:
-        authority: Signs the server's certificate, and knows clients'.
-        connect: Opens a connection to what stands behind.
-        name: Whom the certificate names.
+        authority: Signs the server's certificate, and verifies clients'.
+        connect: Opens a connection to the server behind.
+        name: Name in the certificate.
         client_needed: Ask clients for a certificate.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,4 +1,4 @@
-"""Small tokenizers with chat templates, of the kinds that models have: byte-level BPE, and SentencePiece's."""
+"""Small tokenizers with chat templates, of the two usual kinds: byte-level BPE, and SentencePiece's."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]
 
 
 def byte_level(template: str = CHAT_TEMPLATE, *, adds_bos: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level BPE, as GPT-2, Llama 3 and Qwen have.
+    """Return a byte-level BPE, as GPT-2, Llama 3 and Qwen have.
 
     Args:
         template: The chat template.
-        adds_bos: Whether every text gets the BOS token; else only the template writes it.
+        adds_bos: Every text gets the BOS token; else only the template writes it.
     """
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,11 +38,11 @@ def byte_level(template: str = CHAT_TEMPLATE, *, adds_bos: bool = True) -> PreTr
 
 
 def sentence_piece(template: str, *, prepend: str = "first") -> PreTrainedTokenizerFast:
-    """A BPE over SentencePiece's ▁, as Llama 2, TinyLlama, Zephyr and Phi-3 have.
+    """Return a BPE over SentencePiece's ▁, as Llama 2, TinyLlama, Zephyr and Phi-3 have.
 
     Args:
         template: The chat template.
-        prepend: Where a ▁ is put that no text has: before the ``first`` piece of a text, ``always`` or ``never``.
+        prepend: Place of an added ▁: before the ``first`` piece of a text, ``always`` or ``never``.
     """
     raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     scheme: Any = prepend

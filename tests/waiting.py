@@ -1,4 +1,4 @@
-"""Waiting for what no event announces: numbers that a background task or another process changes."""
+"""Polling for states that no event announces, of a background task or another process."""
 
 from __future__ import annotations
 

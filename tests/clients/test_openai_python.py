@@ -35,7 +35,7 @@ Connect = Callable[..., AsyncOpenAI]
 
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
-    """Makes clients of a gateway that retry nothing, and closes them."""
+    """Make clients of a gateway that retry nothing, and close them."""
     clients = []
 
     def make(served: Served, **options: Any) -> AsyncOpenAI:
@@ -150,13 +150,13 @@ async def test_a_streamed_tool_call_is_put_together(serve: Serve, connect: Conne
 
 
 class weather(pydantic.BaseModel):
-    """The weather of a place."""
+    """Return the weather of a place."""
 
     place: str
 
 
 async def called_by(client: AsyncOpenAI, way: str) -> tuple[Any, str]:
-    """An assistant's message with a call, as one of the client's own ways gives it back, and the call's id."""
+    """Return an assistant's message with a call, in one of the client's own forms, and the call's id."""
     request: Any = {"model": "ratchet", "messages": [USER], "tools": [WEATHER], "tool_choice": "required"}
     own: Any = {**request, "tools": [openai.pydantic_function_tool(weather)]}
     if way == "create":

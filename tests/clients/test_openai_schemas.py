@@ -20,7 +20,7 @@ from tests.serving import Serve, Served
 
 
 class Node(BaseModel):
-    """Contains itself."""
+    """A model that contains itself."""
 
     v: int
     next: Node | None
@@ -38,7 +38,7 @@ class Address(BaseModel):
 
 
 class Person(BaseModel):
-    """Contains another model, twice."""
+    """A model that contains another one, twice."""
 
     home: Address
     work: Address = Field(description="where they work")
@@ -46,7 +46,7 @@ class Person(BaseModel):
 
 
 class Loose(BaseModel):
-    """Fields that TGI's compiler has no word for."""
+    """Fields that TGI's compiler cannot express."""
 
     anything: Any
     took: datetime.timedelta
@@ -94,7 +94,7 @@ async def client(served: Served) -> AsyncIterator[AsyncOpenAI]:
 
 
 def holds(model: type[BaseModel], text: str) -> bool:
-    """Whether all that TGI can enforce is kept."""
+    """Return whether everything that TGI can enforce is kept."""
     try:
         model.model_validate_json(text)
     except pydantic.ValidationError as error:

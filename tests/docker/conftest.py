@@ -1,4 +1,4 @@
-"""What several tests of docker/ do with a container's environment."""
+"""Fixtures for a container's environment."""
 
 from __future__ import annotations
 

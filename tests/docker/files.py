@@ -1,4 +1,4 @@
-"""What the tests of docker/ read: the files as their tools would read them."""
+"""Readers of the files in docker/, as their tools read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How TGI and llama.cpp get a new adapter in containers: serve.sh and load.py, on a stand-in for the server."""
+"""TGI and llama.cpp get a new adapter in containers: serve.sh and load.py, with a stand-in for the server."""
 
 from __future__ import annotations
 

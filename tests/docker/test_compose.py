@@ -52,7 +52,7 @@ def hosts(model: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def ports(service: dict[str, Any]) -> set[int]:
-    """Where it listens: what its command says, or its image."""
+    """Return the port that it listens on, by its command or its image."""
     command = " ".join(map(str, service.get("command", ())))
     said = re.findall(r"--port (\d+)", command)
     if service["image"].startswith("ratchet-"):

@@ -22,7 +22,7 @@ each_image = pytest.mark.parametrize("image", IMAGES)
 
 
 def pins() -> set[str]:
-    """What constraints.txt pins, by normal names."""
+    """Return the pins of constraints.txt, by normalised names."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     return {_normal(line.split("==")[0]) for line in lines if "==" in line and not line.startswith("#")}
 

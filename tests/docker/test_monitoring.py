@@ -65,7 +65,7 @@ def reward_samples() -> Labels:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Labels:
-    """What all three export: the gateway and the reward server on /metrics, the night in its file."""
+    """Return all exported metrics: of the gateway and the reward server on /metrics, of the night in its file."""
     folder: Path = tmp_path_factory.mktemp("night")
     run = new_run(folder / "runs", {})
     run.begin()

@@ -1,4 +1,4 @@
-"""How huggingface_hub's client behaves against the stub: what the gateway's adapter has to reckon with."""
+"""huggingface_hub's client against the stub: the behaviour that the gateway's adapter relies on."""
 
 from __future__ import annotations
 
