@@ -19,7 +19,7 @@ from distill.errors import NightError
 from distill.forget import records
 from distill.forget.copies import forget_copies
 from distill.forget.wanted import Wanted
-from gateway.journal.erase import Erased, spooled
+from gateway.journal.erase import Erased, spool_records
 from gateway.journal.stream import stream_key
 from gateway.redis_client import connection_options
 from gateway.settings import RedisSettings
@@ -98,7 +98,7 @@ def _look_at_spool(spool_dir: Path, wanted: Wanted) -> list[str]:
     if not spool_dir.is_dir():
         return [f"there is no spool in {spool_dir} on this machine: run this where the gateways run, too"]
     try:
-        for record in spooled(spool_dir):
+        for record in spool_records(spool_dir):
             wanted.look_at(record)
     except OSError as error:
         return [f"the spool {spool_dir} cannot be read ({error.strerror}): run this as the gateway's user"]

@@ -1,7 +1,7 @@
 """The shipper's own connection to the Redis stream.
 
-One connection, without the client's silent reconnects and retries: what ``confirm`` asserts holds only for what went
-over the same connection before it.
+It is one connection, without the client's silent reconnects and retries: ``confirm`` only covers records that went over
+the same connection before it.
 """
 
 from __future__ import annotations
@@ -25,51 +25,46 @@ _MODE = re.compile(rb"(?m)^(redis_mode|server_mode|cluster_enabled):(\w+)")
 
 
 class StreamFull(RedisError):
-    """The stream holds as many records as the settings allow: nobody has collected them."""
+    """The stream holds as many records as the settings allow; no night has collected them."""
 
 
 class StreamLink:
     """Adds records to the stream, up to the number that the settings allow. It never removes one.
 
-    ``n_records`` is the stream's length as this connection last saw it; other gateways add to it as well, so the limit
-    is kept to within a batch of each.
+    ``n_records`` is the stream's length as this connection last saw it. Other gateways add records too, so the limit
+    can be exceeded by a batch of each.
 
-    ``aof`` says whether Redis acknowledges what its append-only file has (WAITAOF: Valkey and Redis 7.2 on, with
-    ``appendonly yes``) or only what its memory has; None before that is known.
+    ``aof`` is True if Redis acknowledges what its append-only file has (WAITAOF: Valkey and Redis 7.2 on, with
+    ``appendonly yes``), False if only what its memory has, None before that is known.
     """
 
     def __init__(self, redis: RedisSettings) -> None:
         self._stream = stream_key(redis.key_prefix)
-        self._max_records = redis.stream_max_records
-        # Half of the socket's timeout: a slow disk is told by the reply, not by a broken connection.
+        self.max_records = redis.stream_max_records
+        # Half of the socket's timeout: a slow disk then shows in the reply, not as a broken connection.
         self._wait_ms = max(1, int(redis.timeout_s * 500))
         self._pool: ConnectionPool = ConnectionPool.from_url(
             redis.url,
             **connection_options(redis),
             retry=Retry(NoBackoff(), 0),
             protocol=2,
-            driver_info=None,  # telling Redis the library's version reads files on the event loop
+            driver_info=None,  # sending the library's version would read files on the event loop
         )
         self._connection: AbstractConnection | None = None
         self.aof: bool | None = None
         self.n_records = 0
 
     @property
-    def max_records(self) -> int:
-        """The number of records that the stream may hold."""
-        return self._max_records
-
-    @property
     def connected(self) -> bool:
-        """Whether the connection stands, as far as is known."""
+        """True while the connection is open, as far as this side knows."""
         return self._connection is not None and self._connection.is_connected
 
     async def connect(self) -> None:
-        """Open the connection, if it does not stand.
+        """Open the connection unless it is open.
 
         Raises:
             RedisError: Redis does not answer.
-            UnsupportedRedis: It is a node of a cluster, or a Sentinel.
+            UnsupportedRedis: The server is a node of a cluster, or a Sentinel.
         """
         if not self.connected:
             connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
@@ -77,39 +72,39 @@ class StreamLink:
             self._connection = connection
             self.aof = None
             await self._refuse_unsupported(connection)
-            await self.measure()
+            await self.read_length()
 
-    async def measure(self) -> None:
-        """Look how many records the stream holds.
+    async def read_length(self) -> None:
+        """Update ``n_records`` from Redis.
 
         Raises:
-            RedisError: The connection broke, or Redis does not say.
+            RedisError: The connection broke, or the server is not a Redis.
         """
-        connection = self._standing()
+        connection = self._open_connection()
         await connection.send_command("XLEN", self._stream, check_health=False)
         self.n_records = await self._length(connection)
 
     async def add(
         self, records: Sequence[tuple[bytes, bytes]], *, limited: bool = True
     ) -> tuple[int, RedisError | None]:
-        """Add records (id, bytes) in one round trip, as far as there is room.
+        """Add records (id, bytes) in one round trip, as many as the limit allows.
 
         Args:
-            records: What to add, in this order.
-            limited: Whether the stream's limit holds for them.
+            records: The records, in the order of the stream.
+            limited: Respect the stream's limit.
 
         Returns:
-            How many Redis took before it first refused one, and why it did; fewer than given, and no refusal, where
-            only so many had room.
+            The number of records taken before Redis first refused one, and its error. Without an error the number can
+            be smaller than given: only that many fitted.
 
         Raises:
-            RedisError: The connection broke; Redis may have taken any of them.
+            RedisError: The connection broke; Redis may have taken any of the records.
         """
-        connection = self._standing()
+        connection = self._open_connection()
         if limited:
-            if self.n_records >= self._max_records:
-                await self.measure()
-            records = records[: max(0, self._max_records - self.n_records)]
+            if self.n_records >= self.max_records:
+                await self.read_length()
+            records = records[: max(0, self.max_records - self.n_records)]
             if not records:
                 return 0, StreamFull(f"the stream holds {self.n_records} records")
         commands: list[tuple[str | bytes, ...]] = [
@@ -125,28 +120,28 @@ class StreamLink:
                 refusal = refusal or strip_traceback(error)
             else:
                 if not isinstance(entry_id, bytes) or not _ENTRY_ID.fullmatch(entry_id):
-                    raise RedisConnectionError("what answers took a record and does not say where: it is no Redis")
+                    raise RedisConnectionError("the server took a record and returned no entry id: it is not a Redis")
                 n_taken += refusal is None
         self.n_records = await self._length(connection)
         return n_taken, refusal
 
     async def confirm(self) -> bool:
-        """Wait until what was added is in the append-only file, where Redis keeps one.
+        """Wait until the added records are in the append-only file, if Redis has one.
 
         Returns:
-            False if its disk was too slow: ask again.
+            False if its disk was too slow: call again.
 
         Raises:
-            RedisError: The connection broke, or Redis is a primary no more.
+            RedisError: The connection broke, or Redis is no longer a primary.
         """
         if self.aof is False:
             return True
-        connection = self._standing()
+        connection = self._open_connection()
         await connection.send_command("WAITAOF", 1, 0, self._wait_ms, check_health=False)
         try:
             reply = await connection.read_response(disable_decoding=True)
         except ResponseError as error:
-            # A primary that has become a replica since will throw away what it took: that confirms nothing.
+            # A primary that has become a replica will drop the records it took, so this confirms nothing.
             if "replica" in str(error):
                 raise
             self.aof = False  # no append-only file, no such command, or no permission for it
@@ -155,22 +150,21 @@ class StreamLink:
             case [int(synced_here), int()]:
                 self.aof = True
                 return synced_here >= 1
-        raise RedisConnectionError("what answers does not say what is on its disk: it is no Redis")
+        raise RedisConnectionError("the server does not tell what is on its disk: it is not a Redis")
 
     async def close(self) -> None:
-        """Close the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.disconnect(nowait=True)
 
     async def _length(self, connection: AbstractConnection) -> int:
-        """Read the answer to XLEN; 0 where Redis does not say, so that its own memory is the only limit."""
+        """Read the reply to XLEN; 0 if Redis refuses it, so that only its memory limits the stream."""
         try:
             reply = await connection.read_response(disable_decoding=True)
         except ResponseError:
             return 0
         if not isinstance(reply, int):
-            raise RedisConnectionError("what answers does not say how long the stream is: it is no Redis")
+            raise RedisConnectionError("the server does not tell the length of the stream: it is not a Redis")
         return reply
 
     async def _refuse_unsupported(self, connection: AbstractConnection) -> None:
@@ -178,11 +172,11 @@ class StreamLink:
         try:
             reply = await connection.read_response(disable_decoding=True)
         except ResponseError:
-            return  # a user or a proxy that may not ask
+            return  # this user or proxy may not call INFO
         if isinstance(reply, bytes):
             refuse_modes({name.decode(): value.decode() for name, value in _MODE.findall(reply)})
 
-    def _standing(self) -> AbstractConnection:
+    def _open_connection(self) -> AbstractConnection:
         if self._connection is None or not self._connection.is_connected:
             raise RedisConnectionError("the connection to Redis is closed")
         return self._connection

@@ -1,8 +1,8 @@
-"""Reads the journal's stream as a consumer group: each record is delivered until some consumer acknowledges it.
+"""Read the journal's stream as a consumer group: a record is delivered until a consumer acknowledges it.
 
-The stream is at least once: a gateway that crashed, or a Redis that did not answer in time, leaves a record there
-twice. The reader drops a second copy while it remembers the first (``window`` ids); who needs exactly one row per id
-for ever dedupes by id, too.
+Delivery is at least once: after a crash of a gateway, or a slow reply of Redis, a record is in the stream twice. The
+reader drops the second copy while it remembers the first (``window`` ids); code that needs exactly one row per id must
+also drop duplicates by id.
 """
 
 from __future__ import annotations
@@ -31,16 +31,15 @@ log = structlog.get_logger()
 
 
 class JournalReader:
-    """One consumer of one group.
+    """One consumer of a group.
 
     Args:
-        redis: Where the stream is.
-        group: Consumers of a group share the records between them; every group gets them all.
-        consumer: This consumer's name. One that comes back under its name gets what it had not acknowledged.
+        redis: Connection settings.
+        group: Name of the group. Its consumers share the records; every group gets all of them.
+        consumer: This consumer's name. After a restart under the same name it gets what it had not acknowledged.
         batch_records: Most records of one ``read``.
-        claim_idle_s: A record unacknowledged for so long is taken from its consumer, which is held to be dead; so
-            acknowledge faster than that.
-        window: How many record ids are remembered to drop duplicates.
+        claim_idle_s: A record that a consumer has not acknowledged for so long is delivered to another one.
+        window: Number of record ids remembered to drop duplicates.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class JournalReader:
         self.delivered = 0
         """New entries that were delivered, second copies included."""
         self.lost_pending = 0
-        """Entries that left the stream after their delivery, before anyone had acknowledged them."""
+        """Entries that left the stream after their delivery and before their acknowledgement."""
         self._stream = stream_key(redis.key_prefix)
         self._group = group
         self._consumer = consumer
@@ -65,17 +64,17 @@ class JournalReader:
         self._claim_idle_ms = int(claim_idle_s * 1000)
         self._window = window
         self._seen: OrderedDict[str, str] = OrderedDict()  # record id → the entry that brought it first
-        self._backlog_after: str | None = START  # own entries from an earlier life; None once they are through
+        self._backlog_after: str | None = START  # own entries of an earlier run; None once all are read
         self._claim_from = START
         self._block_s = min(_POLL_S, redis.timeout_s / 2)
         self._redis: Redis = connect(redis, protocol=2)
 
     async def start(self) -> None:
-        """Make the group, from the stream's beginning, if it is not there yet.
+        """Create the group, from the start of the stream, if it does not exist.
 
         Raises:
             JournalError: Redis does not answer.
-            SettingsError: It is a Redis Cluster or a Sentinel.
+            SettingsError: The server is a Redis Cluster or a Sentinel.
         """
         async with self._translated():
             try:
@@ -85,13 +84,13 @@ class JournalReader:
             await self._make_group()
 
     async def read(self, *, wait_s: float = 0.0) -> list[StreamEntry]:
-        """The next records: this consumer's own unacknowledged ones, then dead consumers', then new ones.
+        """Return the next records: this consumer's unacknowledged ones, then dead consumers', then new ones.
 
         Args:
-            wait_s: How long to wait for a record when there is none.
+            wait_s: Time to wait for a record when there is none.
 
         Returns:
-            At most ``batch_records``; empty if there was none in time.
+            At most ``batch_records``; empty if none came in time.
 
         Raises:
             JournalError: Redis does not answer.
@@ -107,7 +106,7 @@ class JournalReader:
                 return deliveries
 
     async def newest(self) -> tuple[int, int]:
-        """The place of the newest entry that the stream has had, as ``StreamEntry.order`` gives it.
+        """Return the newest entry's sort key (``StreamEntry.order``), also if that entry is gone.
 
         Raises:
             JournalError: Redis does not answer.
@@ -116,7 +115,7 @@ class JournalReader:
             return entry_order((await self._redis.xinfo_stream(self._stream))["last-generated-id"])
 
     async def ack(self, entry_ids: Sequence[str]) -> None:
-        """These entries are safe elsewhere: they will not be delivered to this group again.
+        """Acknowledge entries that are safe elsewhere; they are not delivered to this group again.
 
         Raises:
             JournalError: Redis does not answer.
@@ -126,7 +125,7 @@ class JournalReader:
                 await self._redis.xack(self._stream, self._group, *entry_ids)
 
     async def trim(self) -> int:
-        """Remove from the stream's beginning what every group has acknowledged. Returns how many entries went.
+        """Remove the oldest entries that every group has acknowledged; return how many were removed.
 
         Raises:
             JournalError: Redis does not answer.
@@ -135,10 +134,10 @@ class JournalReader:
             return await retention.trim_acknowledged(self._redis, self._stream)
 
     async def drop_before(self, time_ms: int) -> int:
-        """Remove what came before a moment, acknowledged or not. Returns how many entries went.
+        """Remove the entries added before a time, acknowledged or not; return how many were removed.
 
         Args:
-            time_ms: By Redis's clock, in milliseconds since the epoch.
+            time_ms: Milliseconds since the epoch, by Redis's clock.
 
         Raises:
             JournalError: Redis does not answer.
@@ -147,7 +146,7 @@ class JournalReader:
             return await retention.trim_before(self._redis, self._stream, f"{time_ms}-0")
 
     async def place(self) -> Place:
-        """Return how far this group has come in the stream.
+        """Return this group's place in the stream.
 
         Raises:
             JournalError: Redis does not answer.
@@ -156,7 +155,7 @@ class JournalReader:
             return await retention.place_of(self._redis, self._stream, self._group)
 
     async def lost_since(self, start: Place) -> int:
-        """Return how many entries left the stream unread since a place, and have Redis count on from here.
+        """Return how many entries left the stream unread since a place; correct Redis's count of read entries.
 
         Args:
             start: The group's place before this reader's first ``read``.
@@ -172,7 +171,7 @@ class JournalReader:
             return place.lost_since(start, self.delivered) + self.lost_pending
 
     async def full(self, max_records: int) -> bool:
-        """Whether the stream is close to its limit, or Redis to its memory with the stream in it.
+        """Return True if the stream is near its limit, or Redis near its memory limit and the stream not nearly empty.
 
         Args:
             max_records: The stream's limit.
@@ -184,7 +183,7 @@ class JournalReader:
             return await retention.is_full(self._redis, self._stream, max_records)
 
     async def held_back(self) -> list[HeldBack]:
-        """Return the other groups that keep in the stream what this one has acknowledged.
+        """Return the other groups that still need entries which this one has acknowledged.
 
         Raises:
             JournalError: Redis does not answer.
@@ -193,7 +192,7 @@ class JournalReader:
             return await retention.held_back(self._redis, self._stream, self._group)
 
     async def consumers(self) -> dict[str, float]:
-        """Return the group's other consumers, and how many seconds ago each was last seen.
+        """Return the group's other consumers, each with the seconds since it was last seen.
 
         Raises:
             JournalError: Redis does not answer.
@@ -214,14 +213,13 @@ class JournalReader:
         return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def aclose(self) -> None:
-        """Close the connection; what was not acknowledged stays so."""
         await self._redis.aclose()
 
     async def _make_group(self) -> None:
         try:
             try:
                 await self._redis.xgroup_create(self._stream, self._group, id=START, mkstream=True)
-            except OutOfMemoryError:  # reading is what will free it
+            except OutOfMemoryError:  # reading will free memory
                 await run_when_full(self._redis, _MAKE_GROUP, keys=[self._stream], args=[self._group])
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):
@@ -235,7 +233,7 @@ class JournalReader:
         return entries
 
     async def _claimed(self) -> list[RawEntry]:
-        """Some of what dead consumers left. One call looks through a stretch of it; go on until it found some."""
+        """Return entries of dead consumers. One call scans only a part of them: repeat until it finds some or ends."""
         while True:
             reply = await self._in_group(
                 lambda: self._redis.xautoclaim(
@@ -271,7 +269,7 @@ class JournalReader:
         return list(reply[0][1]) if reply else []
 
     async def _in_group(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Make the call; a Redis that restarted empty has lost the group, so make that again."""
+        """Make the call; create the group again if Redis has lost it in a restart."""
         try:
             return await call()
         except ResponseError as error:
@@ -282,11 +280,11 @@ class JournalReader:
         return await call()
 
     async def _unseen(self, entries: list[RawEntry]) -> list[StreamEntry]:
-        """Deliveries of the entries, without second copies (acknowledged here) and trimmed ones."""
+        """Return the entries without second copies and trimmed ones, which are acknowledged here."""
         deliveries, done = [], []
         for raw_id, found in entries:
             entry_id = raw_id.decode()
-            if not found:  # trimmed from the stream before anyone acknowledged it
+            if not found:  # trimmed before it was acknowledged
                 self.lost_pending += 1
                 done.append(entry_id)
                 continue

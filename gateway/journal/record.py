@@ -1,9 +1,9 @@
-"""What the journal holds: one versioned record per completion, one per feedback. JSON, one object a record.
+"""The journal's records: one versioned JSON object for each completion and each feedback.
 
-Encoding never fails on what a caller can send. What JSON in UTF-8 cannot hold is replaced, in the record only: a lone
-surrogate by U+FFFD, a number beyond 64 bits by the nearest float, NaN and infinities by null, anything nested deeper
-than ``MAX_DEPTH`` by null. Decoding ignores fields it does not know, so that an older reader reads a newer writer.
-The completion's classes are not frozen: building eight candidates is on every request's way, and frozen costs double.
+Encoding never fails on content that a caller can send. Values that JSON in UTF-8 cannot hold are replaced, only in the
+record: a lone surrogate by U+FFFD, a number beyond 64 bits by the nearest float, NaN and infinities by null, values
+nested deeper than ``MAX_DEPTH`` by null. Decoding ignores unknown fields, so that an older reader reads a newer record.
+The completion's classes are not frozen: every request builds eight candidates, and frozen ones cost twice as much.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ MAX_DEPTH = 100
 
 @dataclass(slots=True)
 class CandidateRecord:
-    """One draw. ``text`` and ``tool_calls`` are absent where the draw failed and where ``store`` is false.
+    """One candidate. ``text`` and ``tool_calls`` are absent if it failed or if ``store`` is false.
 
-    ``error`` is the error's class name. ``tokens`` are completion tokens; ``latency_ms`` runs to the last token.
-    ``unusable`` is why a finished answer is not what was asked for (``gateway.types.Unusable``); such ones never train.
-    ``reasoned``: the server gave reasoning beside the text, which is not recorded; these do not train either.
+    ``error`` is the error's class name. ``tokens`` are completion tokens; ``latency_ms`` ends at the last token.
+    ``unusable`` is the reason why a finished answer is not a valid one (``gateway.types.Unusable``); such candidates
+    are never trained on. ``reasoned``: the server also gave reasoning, which is not recorded; these are not trained on.
     """
 
     index: int
@@ -62,14 +62,14 @@ class CandidateRecord:
 
     @property
     def usable(self) -> bool:
-        """Whether the draw finished as asked; of a record older than ``unusable``, as far as it tells."""
+        """True if the answer is complete and valid; a record older than ``unusable`` tells only part of that."""
         cut = self.finish_reason in ("length", "content_filter") or self.cut_at_tokens is not None
         return not cut and self.error is None and self.unusable is None
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of the prompt (once), of the answers returned, and of all finished draws."""
+    """Tokens of the prompt (once), of the returned answers, and of all finished candidates."""
 
     prompt_tokens: int
     returned_tokens: int
@@ -78,15 +78,15 @@ class Usage:
 
 @dataclass(slots=True)
 class CompletionRecord:
-    """One race, whole. ``winners`` are candidate indexes, best first; ``time_ms`` is UTC, since the epoch.
+    """One race. ``winners`` are candidate indexes, best first; ``time_ms`` is UTC, since the epoch.
 
-    ``sampling`` is what the draws were sampled with, the policy's default temperature included. Where ``store`` is
-    false, ``messages``, ``user``, ``metadata``, every candidate's text and tool calls and the parts of ``sampling``
-    that can spell content are absent: the record still counts, and can never train.
+    ``sampling`` holds the parameters used, the policy's default temperature included. If ``store`` is false,
+    ``messages``, ``user``, ``metadata``, each candidate's text and tool calls and the parts of ``sampling`` that can
+    contain text are absent: the record is counted and never trained on.
 
-    ``arm`` of the policy answered with ``adapter``; ``arm_failed`` should have and could not. ``n_from_caller``: the
-    caller chose N, not the policy. ``ending`` other than ``answered`` is a stream that ended before its answer did: it
-    has no winner, and none of the text that its caller has seen.
+    ``arm`` answered with ``adapter``; ``arm_failed`` was chosen first and failed. ``n_from_caller``: the caller and not
+    the policy chose N. An ``ending`` other than ``answered`` is a stream that ended before its answer was complete: it
+    has no winner, and not the text that its caller received.
     """
 
     id: str
@@ -126,7 +126,7 @@ class CompletionRecord:
 
 @dataclass(frozen=True, slots=True)
 class FeedbackRecord:
-    """What a caller thought of an answer. A ``rating`` below 0 is negative: that completion never trains."""
+    """A caller's rating of an answer. A ``rating`` below 0 is negative: that completion is never trained on."""
 
     id: str
     completion_id: str
@@ -203,7 +203,7 @@ def feedback_record(
     id: str | None = None,
     time_ms: int | None = None,
 ) -> FeedbackRecord:
-    """Build the record of one feedback. ``id`` is the feedback's own: one completion may be rated twice."""
+    """Build the record of one feedback. It has its own ``id``: one completion may be rated twice."""
     return FeedbackRecord(
         id=id or f"feedback-{uuid.uuid4().hex}",
         completion_id=completion_id,
@@ -215,7 +215,7 @@ def feedback_record(
 
 
 def without_content(record: Record) -> Record:
-    """The record as ``store: false`` would have made it, or without its comment."""
+    """Return a completion as with ``store: false``, or a feedback without its comment."""
     if isinstance(record, FeedbackRecord):
         return replace(record, comment=None)
     return replace(
@@ -230,15 +230,15 @@ def without_content(record: Record) -> Record:
 
 
 def encode(record: Record) -> bytes:
-    """The record as JSON in UTF-8. Never fails on a caller's content: see the module's docstring."""
+    """Return the record as JSON in UTF-8. Never fails on a caller's content: see the module's docstring."""
     try:
         return orjson.dumps(record)
-    except TypeError:  # a lone surrogate, a number beyond 64 bits, or too deep: rare, so only now the slow way
+    except TypeError:  # a lone surrogate, a number beyond 64 bits, or too deep; rare and slow
         return orjson.dumps(_storable(record, MAX_DEPTH))
 
 
 def decode(data: bytes) -> Record:
-    """Read a record back, whichever version wrote it.
+    """Parse a record of any version.
 
     Raises:
         JournalError: The bytes are not a record of this journal; the message holds none of their content.
@@ -294,7 +294,7 @@ def _usage(outcome: Outcome) -> Usage:
 
 
 def _without_content(sampling: Sampling) -> Sampling:
-    """What can spell content (stop strings, token ids, tools and their names, formats) goes; numbers stay."""
+    """Remove the parts that can contain text (stop strings, token ids, tools, their names, formats); keep numbers."""
     choice = sampling.tool_choice
     return replace(
         sampling,
@@ -311,9 +311,9 @@ def _now_ms() -> int:
 
 
 def _storable(value: object, depth: int) -> object:
-    """The same value with what JSON in UTF-8 cannot hold replaced."""
+    """Return the value with everything replaced that JSON in UTF-8 cannot hold."""
     if isinstance(value, str):
-        # Through UTF-16, so that two surrogates that make a character become it, and only lone ones are lost.
+        # UTF-16 joins two surrogates that form a character; only lone ones are replaced.
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         return float(value) if math.log2(abs(value)) < 1023 else None

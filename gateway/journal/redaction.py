@@ -1,7 +1,7 @@
-"""An operator's own function over every text of a record, before the journal has it.
+"""Redact every text of a record with the operator's function, before the record goes to disk.
 
-It may take long, hang or fail: it runs in threads of its own, within a time, and whatever goes wrong keeps all content
-out of the record, as ``store: false`` does. The answer to the caller is not touched.
+The function may be slow, hang or fail: it runs in threads of its own, with a timeout, and any failure keeps all content
+out of the record, as ``store: false`` does. The answer to the caller is not changed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 Redact = Callable[[str], str]
 
 _THREADS = 4
-# Values of these are the protocol's words or identifiers, and what reads the record depends on them.
+# Values of these keys are words of the protocol or identifiers, which readers of the record need.
 _NOT_TEXT = frozenset({"role", "type", "id", "tool_call_id", "finish_reason", "error"})
 
 _log = structlog.get_logger()
@@ -32,35 +32,34 @@ class Redaction:
     """Applies the function to records.
 
     Args:
-        redact: Takes a text and returns it without what must not be kept.
+        redact: Returns a text without what must not be recorded.
         timeout_s: Longest time for one record.
     """
 
     def __init__(self, redact: Redact, *, timeout_s: float) -> None:
         self._redact = redact
         self._timeout_s = timeout_s
-        # Of its own, so that a function that hangs takes no thread from anyone else.
+        # Threads of its own: a function that hangs blocks nobody else.
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="redaction")
         self.failures = 0
 
-    async def applied(self, record: Record) -> Record:
-        """The record with each of its texts redacted, or without any."""
+    async def apply(self, record: Record) -> Record:
+        """Return the record with each of its texts redacted, or without content if that failed."""
         if isinstance(record, CompletionRecord) and not record.store:
             return record
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await loop.run_in_executor(self._threads, self._redacted, record)
-        except Exception as error:  # noqa: BLE001 - it is not our code, and any failure must keep content out
+                return await loop.run_in_executor(self._threads, self._redact_record, record)
+        except Exception as error:  # noqa: BLE001 - foreign code; any failure must keep content out
             self.failures += 1
             _log.error("redaction_failed", error=type(error).__name__, record=record.id)
             return without_content(record)
 
     def close(self) -> None:
-        """Let go of the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _redacted(self, record: Record) -> Record:
+    def _redact_record(self, record: Record) -> Record:
         if isinstance(record, FeedbackRecord):
             return replace(record, comment=self._texts(record.comment))
         return replace(
@@ -73,7 +72,7 @@ class Redaction:
         )
 
     def _texts(self, value: T) -> T:
-        """The same value with every text redacted; keys stay."""
+        """Return the value with every text redacted; keys stay."""
         return self._walk(value)  # type: ignore[no-any-return]
 
     def _walk(self, value: Any) -> Any:
@@ -97,10 +96,10 @@ class Redaction:
 
 
 def load_redaction(name: str) -> Redact:
-    """The function that a dotted name means: ``package.module:function``.
+    """Import the function named ``package.module:function``.
 
     Raises:
-        SettingsError: There is none.
+        SettingsError: There is no such function.
     """
     module, colon, attribute = name.partition(":")
     try:
@@ -108,5 +107,5 @@ def load_redaction(name: str) -> Redact:
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise SettingsError(f"GATEWAY_JOURNAL__REDACT: {name} cannot be imported: {type(error).__name__}") from error
     if not callable(found):
-        raise SettingsError(f"GATEWAY_JOURNAL__REDACT: {name} is no package.module:function")
+        raise SettingsError(f"GATEWAY_JOURNAL__REDACT: {name} is not a package.module:function")
     return found  # type: ignore[no-any-return]

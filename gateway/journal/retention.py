@@ -1,10 +1,10 @@
-"""Decides what may leave the journal's stream, removes it in small steps, and counts what left without a reader.
+"""Trim the journal's stream in small steps, and count the entries that left it unread.
 
-Nothing but this module trims the stream. An entry may go once every consumer group has acknowledged it. One XTRIM of a
-hundred thousand entries would block Redis for a second, so trimming goes in steps of a few milliseconds.
+Only this module trims the stream. An entry may be removed once every consumer group has acknowledged it. One XTRIM of a
+hundred thousand entries would block Redis for a second, so each step takes a few milliseconds.
 
 Redis counts the entries ever added to a stream (``entries-added``) and, for each group, those added up to the last one
-delivered (``entries-read``). What left the stream beyond that place, and was not delivered since, no reader has seen.
+delivered (``entries-read``). Entries after that place that left the stream, and were not delivered since, are lost.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _WORTH_FREEING_ENTRIES = 1_000
 
 @dataclass(frozen=True, slots=True)
 class HeldBack:
-    """A consumer group that keeps entries in the stream that this one has acknowledged.
+    """Another consumer group that still needs entries which this group has acknowledged.
 
     Attributes:
         group: The group's name.
-        since_ms: When the oldest entry that it needs was added, by Redis's clock, since the epoch.
+        since_ms: Time at which its oldest needed entry was added, by Redis's clock, since the epoch.
     """
 
     group: str
@@ -39,12 +39,13 @@ class HeldBack:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """How far a group has come in the stream.
+    """A group's place in the stream.
 
     Attributes:
-        gone: Entries that have left the stream; None where Redis does not count them (before version 7).
-        read: Entries added up to the last one that was delivered; None where Redis does not know.
-        behind: Whether entries up to the last delivered one are still in the stream.
+        gone: Number of entries that have left the stream; None if Redis does not count them (before version 7).
+        read: Number of entries added up to the last delivered one; None if Redis does not know.
+        behind: True while entries up to the last delivered one are still in the stream.
+        delivered: Id of the last delivered entry.
     """
 
     gone: int | None
@@ -56,10 +57,10 @@ class Place:
         """Return how many entries left the stream undelivered since an earlier place.
 
         Args:
-            start: The place at the beginning.
+            start: The earlier place.
             n_delivered: New entries that were delivered since then.
         """
-        # Whatever trims the stream trims its beginning: while entries behind the place are there, none beyond it left.
+        # A trim removes the oldest entries first: while entries before this place remain, none after it has left.
         if self.behind or self.gone is None or start.read is None:
             return 0
         return max(0, self.gone - start.read - n_delivered)
@@ -72,7 +73,6 @@ class Place:
 
 
 async def place_of(redis: Redis, stream: str, group: str) -> Place:
-    """Return how far the group has come."""
     async with redis.pipeline(transaction=True) as pipe:
         pipe.xinfo_stream(stream)
         pipe.xinfo_groups(stream)
@@ -88,22 +88,22 @@ async def place_of(redis: Redis, stream: str, group: str) -> Place:
 
 
 async def trim_acknowledged(redis: Redis, stream: str) -> int:
-    """Remove from the stream's beginning what every group has acknowledged. Return how many entries went."""
+    """Remove the oldest entries that every group has acknowledged; return how many were removed."""
     milliseconds, sequence = min((await _needed(redis, stream)).values(), default=(0, 0))
     return await trim_before(redis, stream, f"{milliseconds}-{sequence}")
 
 
 async def trim_before(redis: Redis, stream: str, entry_id: str) -> int:
-    """Remove the entries before an id, a bounded number in one call. Return how many went."""
+    """Remove the entries before an id, a bounded number in each call; return how many were removed."""
     removed = 0
-    # Steps go by whole nodes of the stream (a hundred entries at most); the last call removes the rest of one node.
+    # A step removes whole nodes of the stream (a hundred entries at most); the last call removes part of a node.
     while step := await redis.xtrim(stream, minid=entry_id, approximate=True, limit=_STEP_ENTRIES):
         removed += int(step)
     return removed + int(await redis.xtrim(stream, minid=entry_id, approximate=False))
 
 
 async def is_full(redis: Redis, stream: str, max_records: int) -> bool:
-    """Whether the stream is close to its limit, or Redis to its memory while the stream has something to free."""
+    """Return True if the stream is near its limit, or Redis near its memory limit and the stream not nearly empty."""
     length = await redis.xlen(stream)
     if length >= _NEARLY * max_records:
         return True
@@ -112,13 +112,13 @@ async def is_full(redis: Redis, stream: str, max_records: int) -> bool:
     try:
         memory = await redis.info("memory")
     except ResponseError:
-        return False  # a user that may not ask
+        return False  # this user may not call INFO
     limit, used = int(memory.get("maxmemory", 0)), int(memory.get("used_memory", 0))
     return limit > 0 and used >= _NEARLY * limit
 
 
 async def held_back(redis: Redis, stream: str, group: str) -> list[HeldBack]:
-    """Return the other groups that need older entries than this one, the oldest first."""
+    """Return the other groups that need older entries than this one, oldest first."""
     needed = await _needed(redis, stream)
     first = (await redis.xinfo_stream(stream)).get("first-entry")
     if first is None:
@@ -129,12 +129,12 @@ async def held_back(redis: Redis, stream: str, group: str) -> list[HeldBack]:
 
 
 def delete_entries(redis: sync_redis.Redis, stream: str, group: str, entry_ids: Sequence[str]) -> None:
-    """Remove entries on purpose, so that the group takes none of them for lost.
+    """Delete entries, so that the group does not count them as lost.
 
     Args:
-        redis: A client that blocks.
+        redis: A blocking client.
         stream: The stream.
-        group: The group that counts what it loses; it may be missing.
+        group: The group that counts lost entries; it may be missing.
         entry_ids: The entries, in any order.
     """
     for start in range(0, len(entry_ids), _STEP_ENTRIES):
@@ -152,7 +152,7 @@ def delete_entries(redis: sync_redis.Redis, stream: str, group: str, entry_ids: 
 
 
 async def _needed(redis: Redis, stream: str) -> dict[str, EntryOrder]:
-    """The oldest entry that each group may still ask for: unacknowledged, or not delivered yet."""
+    """Return each group's oldest needed entry: unacknowledged, or not delivered yet."""
     needed = {}
     for group in await redis.xinfo_groups(stream):
         pending = await redis.xpending(stream, group["name"])

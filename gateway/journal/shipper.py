@@ -1,7 +1,7 @@
-"""Carries the spool to the Redis stream, in the background and at least once, and adopts what dead workers left.
+"""Ship the spool to the Redis stream, in the background and at least once, dead workers' folders included.
 
-A round sends what there is, asks Redis to confirm it, then moves the cursors and deletes what they passed. Whatever
-fails ends the round; the next one, after a pause that grows and is never the same, begins at the cursors again.
+A round sends the new records, asks Redis to confirm them, saves the cursors and deletes the segments before them. A
+failure ends the round; the next round starts at the cursors again, after a random pause that grows with each failure.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from gateway.errors import strip_traceback
 from gateway.journal.claim import Claim
 from gateway.journal.link import StreamFull, StreamLink
-from gateway.journal.spool import Position, Tail
+from gateway.journal.spool import Position, SpoolReader
 from gateway.redis_client import REDIS_ERRORS
 from gateway.settings import RedisSettings
 
 _BATCH_RECORDS = 256
-_BATCH_BYTES = 512 * 1024  # packing more at once would hold up requests for milliseconds
+_BATCH_BYTES = 512 * 1024  # packing more at once would delay requests by milliseconds
 _ROUND_BATCHES = 32
 _LINGER_S = 0.05  # between rounds, so that a steady trickle ships in batches
 _ADOPT_S = 30.0
@@ -43,13 +43,13 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class JournalStats:
-    """What the journal has done and what is waiting; plain numbers for telemetry to read.
+    """The journal's counters and states, for telemetry.
 
-    ``lag_*`` is what Redis has not acknowledged yet. ``direct_records`` went to Redis from memory because the disk
-    refused them; ``lost_records`` went nowhere. ``last_error`` is an error's class name, None while all is well.
-    ``stream_records`` is how many the stream holds, ``stream_share`` the share of its limit that this is; ``full``: it
-    takes no more, for its limit or Redis's memory is reached, and they wait on disk.
-    ``aof``: whether Redis's acknowledgement means its append-only file (True) or only its memory (False).
+    ``lag_*`` counts what Redis has not acknowledged yet. ``direct_records`` went to Redis from memory because the disk
+    refused them; ``lost_records`` reached neither. ``last_error`` is an error's class name, None without an error.
+    ``stream_records`` is the number of records in the stream, ``stream_share`` their share of its limit. ``full``: the
+    limit of the stream or of Redis's memory is reached, so records wait on disk.
+    ``aof``: Redis's acknowledgement means its append-only file (True) or only its memory (False).
     """
 
     appended_records: int = 0
@@ -69,32 +69,32 @@ class JournalStats:
 
 
 class _Source:
-    """One folder on its way to Redis. ``end`` is how far its writer got; None for an orphan, which has no writer."""
+    """A folder to ship. ``end`` is the position up to which it is durable; None for an orphan, which has no writer."""
 
     def __init__(self, claim: Claim, end: Position | None) -> None:
         self.claim = claim
         self.end = end
-        self.tail = Tail(claim.folder)
+        self.reader = SpoolReader(claim.folder)
 
-    def exhausted(self) -> bool:
-        """Whether Redis has all of the folder."""
-        self.tail.rewind()
-        return not self.tail.read(max_records=1, max_bytes=1, end=None)
+    def is_shipped(self) -> bool:
+        """Return True if Redis has every record of the folder."""
+        self.reader.rewind()
+        return not self.reader.read(max_records=1, max_bytes=1, end=None)
 
-    def let_go(self) -> None:
-        """Delete the folder if Redis has all of it, else leave it for whoever starts next."""
-        if self.exhausted():
+    def close(self) -> None:
+        """Delete the folder if Redis has all of it; otherwise leave it for the next process."""
+        if self.is_shipped():
             self.claim.remove()
         else:
             self.claim.release()
 
 
 class Shipper:
-    """Ships this worker's folder and every orphan's. Lives on the event loop; files are read in threads.
+    """Ships this worker's folder and every orphan's. Runs on the event loop; a thread reads the files.
 
     Args:
         claim: This worker's own folder.
-        redis: Where the stream is.
+        redis: Connection settings.
         stats: Kept up to date here.
     """
 
@@ -106,7 +106,7 @@ class Shipper:
         self._spool_dir: Path = claim.folder.parent
         self._stats = stats
         self._link = StreamLink(redis)
-        # One thread, so that the call of a cancelled round has ended before the next one begins.
+        # One thread: the call of a cancelled round ends before the next round begins.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal-shipper")
         self._news = asyncio.Event()
         self._progress = asyncio.Condition()
@@ -115,12 +115,12 @@ class Shipper:
         self._failures = 0
 
     def advance(self, end: Position) -> None:
-        """The worker's folder is durable up to ``end``."""
+        """Ship the worker's folder up to ``end``, where it is durable."""
         self._own.end = end
         self._news.set()
 
     def send_directly(self, record_id: bytes, data: bytes) -> bool:
-        """Take a record that the disk refused; False if even memory is full."""
+        """Queue a record that the disk refused; return False if the queue is full."""
         if self._direct_bytes + len(data) > _DIRECT_BYTES:
             return False
         self._direct.append((record_id, data))
@@ -130,22 +130,21 @@ class Shipper:
 
     @property
     def idle(self) -> bool:
-        """Whether Redis has everything, orphans included."""
+        """True if Redis has every record, orphans' included."""
         return self._next_adoption_s > 0 and not self._stats.lag_records and not self._direct
 
     async def wait_idle(self) -> None:
-        """Wait until Redis has everything."""
         async with self._progress:
             await self._progress.wait_for(lambda: self.idle)
 
     def stop(self) -> None:
-        """Have ``run`` end after its round at the latest; cancel its task to end it sooner."""
+        """End ``run`` after its current round; cancel its task to end it sooner."""
         self._stopping = True
         self._news.set()
 
     async def run(self) -> None:
         """Ship until stopped."""
-        # Before Python 3.12 asyncio.wait_for, which the client uses, can swallow a cancellation: hence the flag.
+        # The client uses asyncio.wait_for, which before Python 3.12 can swallow a cancellation: hence the flag.
         while not self._stopping:
             self._news.clear()
             try:
@@ -153,7 +152,7 @@ class Shipper:
                 await self._link.connect()
                 busy = await self._round()
             except REDIS_ERRORS as error:
-                # A connection that breaks keeps its error, whose trace holds the records that were being sent.
+                # A broken connection keeps its error, whose traceback would keep the records being sent.
                 await self._failed(strip_traceback(error))
                 continue
             self._recovered()
@@ -165,7 +164,7 @@ class Shipper:
                 await self._wait_for_news()
 
     async def close(self) -> None:
-        """Let go of the folders. What Redis has not taken stays on disk for whoever starts next."""
+        """Release the folders. Records that Redis has not taken stay on disk for the next process."""
         await self._link.close()
         self._stats.connected = False
         self._stats.lost_records += len(self._direct)
@@ -173,13 +172,13 @@ class Shipper:
             log.error("records_lost", count=len(self._direct))
         for source in [self._own, *self._orphans]:
             try:
-                await self._in_thread(source.let_go)
+                await self._in_thread(source.close)
             except OSError as error:
                 log.error("spool_not_released", folder=source.claim.folder.name, error=type(error).__name__)
-        self._thread.shutdown(wait=False)  # it is idle: the calls above came after all others
+        self._thread.shutdown(wait=False)  # idle: the calls above were its last ones
 
     async def _round(self) -> bool:
-        """Send what there is, confirm it, remember it. Returns whether there may be more to do at once."""
+        """Send the new records, confirm them and save the cursors; return True if there may be more to send."""
         moved = await self._send_direct()
         refusal = None
         for source in [self._own, *self._orphans]:
@@ -187,34 +186,34 @@ class Shipper:
             moved += n_sent
             if refusal is not None:
                 break
-        taken = [source for source in [self._own, *self._orphans] if source.tail.unacknowledged]
+        taken = [source for source in [self._own, *self._orphans] if source.reader.unacknowledged]
         if taken and await self._link.confirm():
             for source in taken:
                 await self._acknowledge(source)
         if not moved:
-            await self._link.measure()  # others add and the night trims, also while nothing is sent from here
+            await self._link.read_length()  # others add and the night trims while this worker sends nothing
         self._stats.stream_records = self._link.n_records
         self._stats.stream_share = self._link.n_records / self._link.max_records
         self._stats.aof = self._link.aof
         if refusal is not None:
             raise refusal
         await self._finish_orphans()
-        return moved > 0 or any(source.tail.unacknowledged for source in taken)
+        return moved > 0 or any(source.reader.unacknowledged for source in taken)
 
     async def _send(self, source: _Source) -> tuple[int, RedisError | None]:
         n_sent = 0
         for _ in range(_ROUND_BATCHES):
             try:
                 frames = await self._in_thread(
-                    source.tail.read, max_records=_BATCH_RECORDS, max_bytes=_BATCH_BYTES, end=source.end
+                    source.reader.read, max_records=_BATCH_RECORDS, max_bytes=_BATCH_BYTES, end=source.end
                 )
-            except OSError as error:  # this folder waits, the others go on
+            except OSError as error:  # skip this folder in this round
                 log.error("spool_unreadable", folder=source.claim.folder.name, error=type(error).__name__)
                 break
             if not frames:
                 break
             n_taken, refusal = await self._link.add([(frame.record_id, frame.data) for frame in frames])
-            source.tail.taken(frames[:n_taken])
+            source.reader.advance(frames[:n_taken])
             n_sent += n_taken
             if refusal is not None:
                 return n_sent, refusal
@@ -224,7 +223,7 @@ class Shipper:
         records = list(self._direct)[:_BATCH_RECORDS]
         if not records:
             return 0
-        # Beyond the stream's limit, too: no disk holds them, so they would be lost.
+        # The stream's limit does not apply: these records are on no disk and would be lost.
         n_taken, refusal = await self._link.add(records, limited=False)
         for _ in range(n_taken):
             self._direct_bytes -= len(self._direct.popleft()[1])
@@ -234,24 +233,24 @@ class Shipper:
         return n_taken
 
     async def _acknowledge(self, source: _Source) -> None:
-        sizes = list(source.tail.unacknowledged)
+        sizes = list(source.reader.unacknowledged)
         self._stats.shipped_records += len(sizes)
         self._stats.lag_records -= len(sizes)
         self._stats.lag_bytes -= sum(sizes)
         try:
-            await self._in_thread(source.tail.acknowledge)
+            await self._in_thread(source.reader.acknowledge)
         except OSError as error:
             log.error("cursor_not_saved", error=type(error).__name__)
 
     async def _adopt(self) -> None:
-        """Now and then, claim the folders of workers that died."""
+        """Claim the folders of dead workers, every _ADOPT_S seconds."""
         loop = asyncio.get_running_loop()
         if loop.time() < self._next_adoption_s:
             return
         for claim in await self._in_thread(Claim.orphans, self._spool_dir):
             source = await self._in_thread(_Source, claim, None)
             try:
-                n_records, n_bytes = await self._in_thread(source.tail.measure)
+                n_records, n_bytes = await self._in_thread(source.reader.measure)
             except OSError as error:
                 log.error("spool_unreadable", folder=claim.folder.name, error=type(error).__name__)
                 claim.release()
@@ -259,14 +258,14 @@ class Shipper:
             log.info("spool_adopted", folder=claim.folder.name, records=n_records, bytes=n_bytes)
             self._stats.lag_records += n_records
             self._stats.lag_bytes += n_bytes
-            self._stats.cut_bytes += source.tail.cut_bytes
+            self._stats.cut_bytes += source.reader.cut_bytes
             self._orphans.append(source)
         self._next_adoption_s = loop.time() + _ADOPT_S
 
     async def _finish_orphans(self) -> None:
-        """Remove the orphans that Redis has all of."""
+        """Remove the orphans of which Redis has every record."""
         for source in list(self._orphans):
-            if not source.tail.unacknowledged and await self._in_thread(source.exhausted):
+            if not source.reader.unacknowledged and await self._in_thread(source.is_shipped):
                 self._orphans.remove(source)
                 await self._in_thread(source.claim.remove)
 
@@ -275,7 +274,7 @@ class Shipper:
             async with asyncio.timeout(max(0.0, self._next_adoption_s - asyncio.get_running_loop().time())):
                 await self._news.wait()
         except TimeoutError:
-            return  # nothing new: time to look for orphans
+            return  # time to look for orphans
 
     async def _failed(self, error: Exception) -> None:
         name = type(error).__name__
@@ -286,14 +285,14 @@ class Shipper:
         self._stats.connected = self._link.connected
         await self._link.close()
         for source in [self._own, *self._orphans]:
-            source.tail.rewind()
+            source.reader.rewind()
         ceiling_s = min(_BACKOFF_MAX_S, _BACKOFF_S * 2 ** min(self._failures, 10))
         self._failures += 1
         await asyncio.sleep(random.uniform(ceiling_s / 2, ceiling_s))
 
     async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        # Shielded: a cancellation would take back a call that the thread has not begun, and with it the cursor of what
-        # Redis has confirmed.
+        # Shielded: a cancellation would drop a call that the thread has not begun, which may save the cursor of
+        # confirmed records.
         return await asyncio.shield(
             asyncio.get_running_loop().run_in_executor(self._thread, partial(call, *args, **kwargs))
         )

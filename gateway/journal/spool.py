@@ -1,10 +1,11 @@
-"""The spool's files: append-only segments of framed records, and a cursor that says how far Redis has taken them.
+"""The spool's files: append-only segments of framed records, and a cursor for what Redis has.
 
     <spool_dir>/worker-…/00000001.seg   MAGIC, then frames
                          cursor         "<segment> <offset>": everything before it is in Redis
 
-A frame is a header (length, CRC-32, length of the id), the record's id and its bytes. A crash can tear only the tail
-of a segment, and nothing after a torn frame was ever acknowledged to a caller: whatever does not check is cut there.
+A frame is a header (length, CRC-32, length of the id), the record's id and its bytes. A crash can only tear the end of
+a segment, and no frame after a torn one was ever acknowledged to a caller: readers cut a segment at the first frame
+whose checksum is wrong.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ log = structlog.get_logger()
 
 
 class Position(NamedTuple):
-    """A place in a folder's segments; positions compare in the order of writing."""
+    """A position in a folder's segments; positions compare in the order of writing."""
 
     segment: int
     offset: int
@@ -40,7 +41,7 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One record as it lies in the spool, and where the next one begins."""
+    """One record in the spool, and the position after it."""
 
     record_id: bytes
     data: bytes
@@ -48,28 +49,27 @@ class Frame:
 
     @property
     def n_bytes(self) -> int:
-        """Its size on disk."""
+        """Size on disk."""
         return _HEADER.size + len(self.record_id) + len(self.data)
 
 
 def pack(record_id: bytes, data: bytes) -> bytes:
-    """Frame one record."""
+    """Return the frame of one record."""
     payload = record_id + data
     return _HEADER.pack(len(payload), _checksum(payload, len(record_id)), len(record_id)) + payload
 
 
 def _checksum(payload: bytes, id_length: int) -> int:
-    # Seeded, so that a frame of zeros (blocks a power cut left unwritten) never checks.
+    # With a seed: a frame of zeros (blocks that a power cut left unwritten) is never valid.
     return zlib.crc32(payload, 0x5EED ^ id_length)
 
 
 def segment_path(folder: Path, segment: int) -> Path:
-    """The file of one segment."""
     return folder / f"{segment:08d}.seg"
 
 
 def segments(folder: Path) -> list[int]:
-    """Numbers of the folder's segments, in the order of writing."""
+    """Return the numbers of the folder's segments, in the order of writing."""
     return sorted(int(path.stem) for path in folder.glob("*.seg"))
 
 
@@ -77,9 +77,9 @@ class SegmentWriter:
     """Appends to a folder's segments. Used by one thread.
 
     Args:
-        folder: Where the segments go; it must be new.
+        folder: Folder of the segments; it must be new.
         sync: Makes a file's data durable (``os.fdatasync``); None leaves that to the kernel.
-        segment_bytes: A segment that would grow beyond this is followed by a new one.
+        segment_bytes: Size at which a new segment begins.
     """
 
     def __init__(self, folder: Path, *, sync: Callable[[int], None] | None, segment_bytes: int = SEGMENT_BYTES) -> None:
@@ -90,13 +90,10 @@ class SegmentWriter:
         self._end = Position(0, 0)
 
     def write(self, frames: bytes) -> Position:
-        """Append whole frames and make them durable, all or none.
-
-        Returns:
-            Where they end.
+        """Append whole frames, all or none, and make them durable; return the position after them.
 
         Raises:
-            OSError: The disk refused; nothing of ``frames`` remains, and the next call may succeed.
+            OSError: The disk refused. Nothing of ``frames`` remains, and the next call may succeed.
         """
         full = self._end.offset > len(MAGIC) and self._end.offset + len(frames) > self._segment_bytes
         if self._fd is None or full:
@@ -110,7 +107,7 @@ class SegmentWriter:
             try:
                 self._sync(self._fd)
             except OSError:
-                # After a failed fsync the kernel may have dropped the pages: this file can no longer be trusted.
+                # After a failed fsync the kernel may have dropped the pages: do not write to this file again.
                 self._cut(self._fd)
                 self.close()
                 raise
@@ -118,7 +115,7 @@ class SegmentWriter:
         return self._end
 
     def close(self) -> None:
-        """Close the segment; a later write begins a new one."""
+        """Close the segment; a later write starts a new one."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -143,40 +140,40 @@ class SegmentWriter:
         try:
             os.ftruncate(fd, self._end.offset)
         except OSError:
-            # What is torn there stays, and readers cut it; but nothing may follow it.
+            # The torn frame stays and readers cut it; nothing may be written after it.
             self.close()
 
 
-class Tail:
-    """Reads a folder's frames on from its cursor. Used by one thread at a time.
+class SpoolReader:
+    """Reads a folder's frames from its cursor on. Used by one thread at a time.
 
-    ``read`` moves ahead, ``acknowledge`` makes that lasting and deletes what it passed, ``rewind`` goes back to what
-    was last acknowledged.
+    ``read`` returns frames, ``advance`` moves after them, ``acknowledge`` saves that position and deletes the segments
+    before it, ``rewind`` goes back to the position last acknowledged.
 
     Args:
         folder: The folder.
-        from_the_beginning: Read everything that is there, also what Redis has.
+        from_start: Read everything in the folder, also what Redis has.
     """
 
-    def __init__(self, folder: Path, *, from_the_beginning: bool = False) -> None:
+    def __init__(self, folder: Path, *, from_start: bool = False) -> None:
         self.folder = folder
-        self._cuts: dict[int, int] = {}  # bytes cut off a segment
-        self.unacknowledged: list[int] = []  # sizes of the frames read since
-        self._acknowledged = Position(0, 0) if from_the_beginning else self._load()
+        self._cuts: dict[int, int] = {}  # segment → bytes cut off
+        self.unacknowledged: list[int] = []  # sizes of the frames since the last acknowledgement
+        self._acknowledged = Position(0, 0) if from_start else self._load()
         self._position = self._acknowledged
 
     @property
     def acknowledged(self) -> Position:
-        """Where the frames end that Redis has."""
+        """The position after the frames that Redis has."""
         return self._acknowledged
 
     @property
     def cut_bytes(self) -> int:
-        """Bytes that did not check and were passed over."""
+        """Bytes that were skipped because of a wrong checksum."""
         return sum(self._cuts.values())
 
     def read(self, *, max_records: int, max_bytes: int, end: Position | None) -> list[Frame]:
-        """The next frames, at least one if there is one before ``end`` (None: the end of the last segment)."""
+        """Return the next frames, at least one if there is one before ``end`` (None: the end of the last segment)."""
         frames: list[Frame] = []
         n_bytes = 0
         for segment in segments(self.folder):
@@ -192,17 +189,17 @@ class Tail:
                         return frames
         return frames
 
-    def taken(self, frames: list[Frame]) -> None:
-        """Move behind frames that were read and are on their way to Redis."""
+    def advance(self, frames: list[Frame]) -> None:
+        """Move after frames that were read and sent to Redis."""
         if frames:
             self._position = frames[-1].end
             self.unacknowledged.extend(frame.n_bytes for frame in frames)
 
     def acknowledge(self) -> None:
-        """Redis has everything taken so far: save the cursor, delete the segments it passed.
+        """Save the current position as the cursor, once Redis has everything before it; delete the segments before it.
 
         Raises:
-            OSError: The cursor could not be saved. Records may be sent twice after a crash; none is lost.
+            OSError: The cursor could not be saved. After a crash records may be sent twice; none is lost.
         """
         self._acknowledged = self._position
         self.unacknowledged.clear()
@@ -213,22 +210,22 @@ class Tail:
             draft.write_text(f"{self._acknowledged.segment} {self._acknowledged.offset}\n")
 
     def rewind(self) -> None:
-        """Forget what was taken since the last acknowledgement: it will be read again."""
+        """Go back to the last acknowledged position, to read the frames after it again."""
         self._position = self._acknowledged
         self.unacknowledged.clear()
 
     def measure(self) -> tuple[int, int]:
-        """Records and bytes behind the cursor, read through to the end of a folder nobody writes to."""
+        """Count records and bytes after the cursor, in a folder that nobody writes to."""
         n_records = n_bytes = 0
         while frames := self.read(max_records=1024, max_bytes=SEGMENT_BYTES, end=None):
-            self.taken(frames)
+            self.advance(frames)
             n_records += len(frames)
             n_bytes += sum(frame.n_bytes for frame in frames)
         self.rewind()
         return n_records, n_bytes
 
     def _frames(self, segment: int, start: int, limit: int | None) -> Generator[Frame, None, None]:
-        """Frames of one segment. At one that does not check the rest of the segment is cut: passed over and told."""
+        """Yield the frames of one segment. Skip the rest of it, with a warning, after the first invalid frame."""
         path = segment_path(self.folder, segment)
         with path.open("rb") as file:
             end = os.fstat(file.fileno()).st_size if limit is None else limit
@@ -249,7 +246,7 @@ class Tail:
             segment, offset = (self.folder / _CURSOR).read_text().split()
             return Position(int(segment), int(offset))
         except (OSError, ValueError):
-            # None yet, or torn by a power cut: from the beginning. Readers drop what they have already.
+            # Missing, or torn by a power cut: read from the start. The stream's readers drop what they have already.
             return Position(0, 0)
 
 

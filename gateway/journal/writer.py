@@ -1,7 +1,7 @@
-"""The journal's front: append a record, and it is durable when the call returns.
+"""Append records to the journal; a record is durable when ``append`` returns.
 
-One thread writes. Whatever is waiting when it comes round goes to disk in one write and one fsync (group commit), so
-the cost of durability is shared by the requests that end at the same time, and the event loop never touches the disk.
+One thread writes all records that wait in one write and one fsync (group commit). So requests that end at the same time
+share the cost of durability, and the event loop never touches the disk.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One record on its way to disk, and the caller who waits for it."""
+    """A record to write, and the future that its caller waits for."""
 
     record_id: bytes
     data: bytes
@@ -44,22 +44,22 @@ class _Entry:
 
 
 class Journal:
-    """Takes records. One per worker process; several processes share a spool.
+    """The journal of one worker process; several processes share a spool.
 
     ``append`` returns True when the record is on local disk (``fsync``: it survives a power cut; ``relaxed``: it
-    survives the death of this process). Redis gets it soon after, in the background; Redis being down, slow, full or
-    empty neither fails nor delays an append. If the *disk* refuses (full, broken), ``append`` returns False at once:
-    the record is then sent to Redis from memory, without a promise, and counted as lost if that fails too
-    (``stats.lost_records``). The caller is to be answered all the same. ``append`` never raises for either.
+    survives the end of this process). It is sent to Redis in the background; a Redis that is down, slow, full or empty
+    neither fails nor delays an append. If the *disk* refuses (full, broken), ``append`` returns False at once: the
+    record is then sent to Redis from memory, if possible, and otherwise counted in ``stats.lost_records``. Neither
+    raises an error, and the caller gets the answer in both cases.
 
-    Once Redis has acknowledged a record the spool forgets it. Where Redis keeps an append-only file the
-    acknowledgement means that file, so a crash of Redis loses nothing; where it keeps none (``stats.aof`` is False)
-    the record is only in its memory, and lost with it.
+    The spool deletes a record once Redis has acknowledged it. With an append-only file in Redis the acknowledgement
+    covers that file, so a crash of Redis loses nothing; without one (``stats.aof`` is False) the record is only in
+    Redis's memory, and lost with it.
 
     Args:
-        settings: Where the spool is and how durable an append is.
-        redis: Where the stream is.
-        sync: How a file's data is made durable; tests count or break it.
+        settings: The spool's folder and the durability of an append.
+        redis: Connection settings.
+        sync: Makes a file's data durable; tests count its calls or break it.
         segment_bytes: Size of a segment file.
 
     Raises:
@@ -90,7 +90,7 @@ class Journal:
         self._thread: threading.Thread
 
     async def start(self) -> None:
-        """Take a folder in the spool and begin to ship, what earlier processes left included. Redis may be away.
+        """Claim a folder in the spool and start to ship, also what earlier processes left. Redis may be down.
 
         Raises:
             JournalError: The spool's folder cannot be written.
@@ -110,10 +110,10 @@ class Journal:
         self._thread.start()
 
     async def append(self, record: Record) -> bool:
-        """Make the record durable. A cancelled call may or may not have been written.
+        """Make the record durable. A cancelled call may or may not have written it.
 
         Returns:
-            Whether it is durable (see the class).
+            True if it is durable (see the class).
 
         Raises:
             JournalError: The journal is not running.
@@ -121,15 +121,15 @@ class Journal:
         if self._loop is None:
             raise JournalError("the journal is not running")
         if self._redaction is not None:
-            record = await self._redaction.applied(record)
+            record = await self._redaction.apply(record)
             if self._loop is None:
                 raise JournalError("the journal is not running")
         entry = _Entry(record.id.encode("utf-8", "replace"), encode(record), self._loop.create_future())
         self._queue.put(entry)
         return await entry.durable
 
-    async def drained(self, timeout_s: float) -> bool:
-        """Wait until Redis has everything appended so far; False if it has not within ``timeout_s``."""
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until Redis has every appended record; return False after ``timeout_s``."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._shipper.wait_idle()
@@ -138,18 +138,18 @@ class Journal:
         return True
 
     async def readiness(self) -> Readiness:
-        """Ready while it runs, whatever Redis does: taking every gateway away would not bring Redis back."""
+        """Return ready while the journal runs, also without Redis: stopping every gateway would not help Redis."""
         stats = self.stats
         details = []
         if stats.last_error is not None:
-            words = _PROBLEMS.get(stats.last_error, "Redis takes no records")
-            details.append(f"{words} ({stats.last_error})")
+            problem = _PROBLEMS.get(stats.last_error, "Redis takes no records")
+            details.append(f"{problem} ({stats.last_error})")
         if stats.lag_bytes > self._settings.max_spool_bytes:
             details.append(f"the spool holds {stats.lag_bytes} bytes, over its limit")
         if self._disk_failing:
             details.append("the spool's disk refuses records")
         if self._redaction is not None and self._redaction.failures:
-            details.append(f"{self._redaction.failures} records are without content, for their redaction failed")
+            details.append(f"{self._redaction.failures} records are without content because their redaction failed")
         facts = {
             "connected": stats.connected,
             "lag_records": stats.lag_records,
@@ -162,14 +162,14 @@ class Journal:
         return Readiness(ready=True, detail="; ".join(details), facts=facts)
 
     async def aclose(self, drain_s: float = 5.0) -> None:
-        """Flush to disk, give Redis a last moment if it answers, and let go of the spool."""
+        """Flush to disk, wait up to ``drain_s`` for Redis if it answers, and release the spool."""
         if self._loop is None:
             return
         self._loop = None
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
         if self.stats.last_error is None:
-            await self.drained(drain_s)
+            await self.drain(drain_s)
         self._shipper.stop()
         self._shipping.cancel()
         await asyncio.gather(self._shipping, return_exceptions=True)
@@ -178,15 +178,15 @@ class Journal:
             self._redaction.close()
 
     def _commit_all(self, segments: SegmentWriter, loop: asyncio.AbstractEventLoop) -> None:
-        """The thread: commit whatever waits, group by group, until None comes."""
+        """Commit the queue group by group, in the writer thread, until the journal closes."""
         while self._commit(segments, loop):
             pass
         segments.close()
 
     def _commit(self, segments: SegmentWriter, loop: asyncio.AbstractEventLoop) -> bool:
-        """Wait for a group and commit it; False once the journal closes.
+        """Wait for a group and commit it; return False once the journal closes.
 
-        Between groups the thread is idle in here and knows none: a large one would stay in memory until the next.
+        A function of its own, so that no local variable keeps a large group in memory while the thread waits.
         """
         group, running = self._next_group()
         if group:
@@ -200,7 +200,7 @@ class Journal:
         return running
 
     def _next_group(self) -> tuple[list[_Entry], bool]:
-        """Wait for an entry and take all that wait with it; False once the journal closes."""
+        """Wait for an entry and return it with all others that wait; False once the journal closes."""
         group: list[_Entry] = []
         n_bytes = 0
         entry = self._queue.get()
@@ -216,7 +216,7 @@ class Journal:
         return group, entry is not None
 
     def _committed(self, group: list[_Entry], end: Position, n_bytes: int) -> None:
-        """The group is durable (on the event loop again)."""
+        """Count the durable group and wake its callers, on the event loop."""
         self._disk_failing = False
         self.stats.commits += 1
         self.stats.appended_records += len(group)
@@ -224,11 +224,11 @@ class Journal:
         self.stats.lag_bytes += n_bytes
         self._shipper.advance(end)
         for entry in group:
-            if not entry.durable.done():  # its caller may have been cancelled
+            if not entry.durable.done():  # done if its caller was cancelled
                 entry.durable.set_result(True)
 
     def _refused(self, group: list[_Entry], error: OSError) -> None:
-        """The disk took none of the group (on the event loop again)."""
+        """Send the group from memory because the disk refused it, and wake its callers, on the event loop."""
         if not self._disk_failing:
             log.error("spool_refuses_records", error=type(error).__name__, errno=error.errno)
         self._disk_failing = True
@@ -241,7 +241,7 @@ class Journal:
                 entry.durable.set_result(False)
 
     def _shipper_ended(self, task: asyncio.Task[None]) -> None:
-        """It only ends when it is cancelled; anything else is a mistake that must not go unseen."""
+        """Log the end of the shipper's task: only a cancellation is expected."""
         if not task.cancelled() and (error := task.exception()) is not None:
             self.stats.last_error, self.stats.connected = type(error).__name__, False
             log.critical("journal_shipper_died", exc_info=error)

@@ -19,9 +19,9 @@ from distill.dataset.split import conversation_key, is_held_out
 from distill.report.facts import NightFacts
 from distill.run_dir import runs
 from gateway.journal.claim import Claim
-from gateway.journal.erase import spooled
+from gateway.journal.erase import spool_records
 from gateway.journal.record import CompletionRecord, Record, encode
-from gateway.journal.spool import SegmentWriter, Tail, pack
+from gateway.journal.spool import SegmentWriter, SpoolReader, pack
 from gateway.settings import RedisSettings, variables
 from tests.distill.dataset.records import candidate, publish, race, rated, user
 from tests.distill.nightly.attempts import attempt
@@ -119,8 +119,8 @@ def spool(folder: Path) -> Claim:
         writer.close()
         if name == "dead":
             claim.release()
-    tail = Tail(claim.folder)
-    tail.taken(tail.read(max_records=9, max_bytes=1 << 20, end=None))
+    tail = SpoolReader(claim.folder)
+    tail.advance(tail.read(max_records=9, max_bytes=1 << 20, end=None))
     tail.acknowledge()
     return claim
 
@@ -150,7 +150,7 @@ def test_a_planted_word_is_in_no_file_any_more(
         assert "not reached" not in forgotten.output
     claim.release()
     assert "plain200 w200 e200?" in set(map(prompt, Archive(folder / "archive").completions()))
-    assert {"plain dead", "plain running"} == set(map(prompt, spooled(folder / "spool")))
+    assert {"plain dead", "plain running"} == set(map(prompt, spool_records(folder / "spool")))
     for run in runs(folder / "runs"):
         assert NightFacts.read(run.path).samples
         assert "plain" in (run.path / "report.html").read_text()

@@ -15,7 +15,7 @@ from gateway.best_of_n.answering import Answerer, Job
 from gateway.errors import GatewayError
 from gateway.journal.claim import worker_folders
 from gateway.journal.record import CompletionRecord, decode
-from gateway.journal.spool import Tail
+from gateway.journal.spool import SpoolReader
 from gateway.policy import Policy
 from gateway.settings import Settings
 from gateway.types import AnswerRequest, Delta, Outcome, Sampling
@@ -75,7 +75,7 @@ class Answering:
     def records(self) -> list[CompletionRecord]:
         """The records in the spool, oldest first."""
         [folder] = worker_folders(self.spool)
-        frames = Tail(folder).read(max_records=1_000, max_bytes=10**9, end=None)
+        frames = SpoolReader(folder).read(max_records=1_000, max_bytes=10**9, end=None)
         records = [decode(frame.data) for frame in frames]
         return [record for record in records if isinstance(record, CompletionRecord)]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from gateway.journal.claim import Claim
-from gateway.journal.erase import Erased, erase, spooled
+from gateway.journal.erase import Erased, erase, spool_records
 from gateway.journal.record import CompletionRecord, Record, encode
-from gateway.journal.spool import MAGIC, SegmentWriter, Tail, pack
+from gateway.journal.spool import MAGIC, SegmentWriter, SpoolReader, pack
 from tests.distill.dataset.records import race
 
 ALICE, BOB = "a" * 16, "b" * 16
@@ -30,14 +30,17 @@ def write(claim: Claim, *keys: str, segment_bytes: int = 1 << 20) -> None:
 
 def ship(claim: Claim, count: int) -> None:
     """Have Redis acknowledge the first records."""
-    tail = Tail(claim.folder)
-    tail.taken(tail.read(max_records=count, max_bytes=1 << 20, end=None))
+    tail = SpoolReader(claim.folder)
+    tail.advance(tail.read(max_records=count, max_bytes=1 << 20, end=None))
     tail.acknowledge()
 
 
 def to_send(claim: Claim) -> list[str]:
     """Ids that a gateway still sends from a folder."""
-    return [frame.record_id.decode() for frame in Tail(claim.folder).read(max_records=99, max_bytes=1 << 30, end=None)]
+    return [
+        frame.record_id.decode()
+        for frame in SpoolReader(claim.folder).read(max_records=99, max_bytes=1 << 30, end=None)
+    ]
 
 
 def text(folder: Path) -> bytes:
@@ -45,7 +48,7 @@ def text(folder: Path) -> bytes:
 
 
 def ids(spool: Path) -> list[str]:
-    return [record.id for record in spooled(spool) if isinstance(record, CompletionRecord)]
+    return [record.id for record in spool_records(spool) if isinstance(record, CompletionRecord)]
 
 
 @pytest.mark.parametrize(

@@ -61,13 +61,13 @@ def full() -> CompletionRecord:
 
 async def test_every_text_is_redacted_and_nothing_else_changes() -> None:
     record = full()
-    redacted = await Redaction(hide, timeout_s=5).applied(record)
+    redacted = await Redaction(hide, timeout_s=5).apply(record)
     assert SECRET not in encode(redacted).decode()
     assert orjson.loads(encode(record).replace(SECRET.encode(), b"[card]")) == orjson.loads(encode(redacted))
 
 
 async def test_a_comment_is_redacted() -> None:
-    redacted = await Redaction(hide, timeout_s=5).applied(replace(rated("chatcmpl-1", 1.0), comment=f"paid {SECRET}"))
+    redacted = await Redaction(hide, timeout_s=5).apply(replace(rated("chatcmpl-1", 1.0), comment=f"paid {SECRET}"))
     assert isinstance(redacted, FeedbackRecord)
     assert "paid [card]" == redacted.comment
 
@@ -76,8 +76,8 @@ async def test_a_comment_is_redacted() -> None:
 async def test_where_it_fails_there_is_no_content_and_all_facts(redact: Any, caplog: pytest.LogCaptureFixture) -> None:
     redaction = Redaction(redact, timeout_s=0.1)
     try:
-        completion = await redaction.applied(full())
-        comment = await redaction.applied(replace(rated("chatcmpl-1", 1.0), comment=SECRET))
+        completion = await redaction.apply(full())
+        comment = await redaction.apply(replace(rated("chatcmpl-1", 1.0), comment=SECRET))
     finally:
         HANGS.set()
         redaction.close()
@@ -98,7 +98,7 @@ async def test_where_it_fails_there_is_no_content_and_all_facts(redact: Any, cap
 async def test_what_is_not_stored_is_not_shown_to_it() -> None:
     seen: list[str] = []
     record: Record = replace(race(), store=False, messages=None)
-    assert record == await Redaction(lambda text: seen.append(text) or text, timeout_s=5).applied(record)  # type: ignore[func-returns-value]
+    assert record == await Redaction(lambda text: seen.append(text) or text, timeout_s=5).apply(record)  # type: ignore[func-returns-value]
     assert [] == seen
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.journal.spool import MAGIC, Frame, Position, SegmentWriter, Tail, pack, segments
+from gateway.journal.spool import MAGIC, Frame, Position, SegmentWriter, SpoolReader, pack, segments
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -26,10 +26,10 @@ def write(folder: Path, pairs: Pairs, *, segment_bytes: int = 10_000) -> Positio
     return end
 
 
-def read_all(tail: Tail, *, end: Position | None = None, max_records: int = 3, max_bytes: int = 10_000) -> Pairs:
+def read_all(tail: SpoolReader, *, end: Position | None = None, max_records: int = 3, max_bytes: int = 10_000) -> Pairs:
     pairs: Pairs = []
     while frames := tail.read(max_records=max_records, max_bytes=max_bytes, end=end):
-        tail.taken(frames)
+        tail.advance(frames)
         pairs.extend((frame.record_id, frame.data) for frame in frames)
     return pairs
 
@@ -57,9 +57,9 @@ def test_frames_come_back_in_order_whatever_the_sizes(
     """Segments and batches of any size lose and reorder nothing, and ``measure`` counts the same."""
     folder = tmp_path_factory.mktemp("spool")
     end = write(folder, pairs, segment_bytes=segment_bytes)
-    assert (len(pairs), sum(len(pack(*pair)) for pair in pairs)) == Tail(folder).measure()
-    assert pairs == read_all(Tail(folder), max_records=max_records, max_bytes=max_bytes)
-    assert pairs == read_all(Tail(folder), end=end, max_records=max_records, max_bytes=max_bytes)
+    assert (len(pairs), sum(len(pack(*pair)) for pair in pairs)) == SpoolReader(folder).measure()
+    assert pairs == read_all(SpoolReader(folder), max_records=max_records, max_bytes=max_bytes)
+    assert pairs == read_all(SpoolReader(folder), end=end, max_records=max_records, max_bytes=max_bytes)
 
 
 def test_a_torn_tail_is_cut_wherever_it_tears(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_torn_tail_is_cut_wherever_it_tears(tmp_path: Path) -> None:
         write(folder, kept)
         with (folder / "00000001.seg").open("ab") as file:
             file.write(torn[:length])
-        tail = Tail(folder)
+        tail = SpoolReader(folder)
         assert kept == read_all(tail)
         assert length == tail.cut_bytes
 
@@ -84,7 +84,7 @@ def test_a_flipped_bit_never_comes_back_as_a_record(tmp_path: Path, at: int) -> 
     content = bytearray(path.read_bytes())
     content[len(content) - len(pack(b"b", b"second")) + at] ^= 0x40
     path.write_bytes(content)
-    assert [(b"a", b"first")] == read_all(Tail(tmp_path))
+    assert [(b"a", b"first")] == read_all(SpoolReader(tmp_path))
 
 
 def test_unwritten_blocks_are_cut(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_unwritten_blocks_are_cut(tmp_path: Path) -> None:
     write(tmp_path, [(b"a", b"first")])
     with (tmp_path / "00000001.seg").open("ab") as file:
         file.write(bytes(4096))
-    tail = Tail(tmp_path)
+    tail = SpoolReader(tmp_path)
     assert [(b"a", b"first")] == read_all(tail)
     assert 4096 == tail.cut_bytes
 
@@ -107,7 +107,7 @@ def test_a_segment_without_frames_is_passed_over(tmp_path: Path, content: bytes)
     write_later.write(pack(b"b", b"2"))
     write_later.close()
     (tmp_path / "later" / "00000001.seg").rename(tmp_path / "00000003.seg")
-    assert [(b"a", b"1"), (b"b", b"2")] == read_all(Tail(tmp_path))
+    assert [(b"a", b"1"), (b"b", b"2")] == read_all(SpoolReader(tmp_path))
 
 
 def test_a_reader_sees_nothing_beyond_what_is_durable(tmp_path: Path) -> None:
@@ -115,40 +115,40 @@ def test_a_reader_sees_nothing_beyond_what_is_durable(tmp_path: Path) -> None:
     writer = SegmentWriter(tmp_path, sync=None, segment_bytes=20)
     end = writer.write(pack(b"a", b"1"))
     writer.write(pack(b"b", b"2"))
-    assert [(b"a", b"1")] == read_all(Tail(tmp_path), end=end)
-    assert [] == read_all(Tail(tmp_path), end=Position(0, 0))
+    assert [(b"a", b"1")] == read_all(SpoolReader(tmp_path), end=end)
+    assert [] == read_all(SpoolReader(tmp_path), end=Position(0, 0))
 
 
 def test_acknowledged_frames_are_not_read_again_and_their_segments_go(tmp_path: Path) -> None:
     """The cursor outlives the process; a segment it passed is deleted."""
     write(tmp_path, [(b"a", b"1"), (b"b", b"2"), (b"c", b"3")], segment_bytes=20)
     assert [1, 2, 3] == segments(tmp_path)
-    tail = Tail(tmp_path)
-    tail.taken(tail.read(max_records=2, max_bytes=1_000, end=None))
+    tail = SpoolReader(tmp_path)
+    tail.advance(tail.read(max_records=2, max_bytes=1_000, end=None))
     tail.acknowledge()
     assert [2, 3] == segments(tmp_path)
-    assert [(b"c", b"3")] == read_all(Tail(tmp_path))
+    assert [(b"c", b"3")] == read_all(SpoolReader(tmp_path))
 
 
 def test_what_was_taken_but_not_acknowledged_is_read_again(tmp_path: Path) -> None:
     """By the same process after a rewind, by another at once."""
     write(tmp_path, [(b"a", b"1"), (b"b", b"2")])
-    tail = Tail(tmp_path)
+    tail = SpoolReader(tmp_path)
     assert 2 == len(read_all(tail))
     assert [] == tail.read(max_records=1, max_bytes=1, end=None)
     tail.rewind()
     assert 2 == len(read_all(tail))
-    assert 2 == len(read_all(Tail(tmp_path)))
+    assert 2 == len(read_all(SpoolReader(tmp_path)))
 
 
-def test_a_torn_cursor_means_from_the_beginning(tmp_path: Path) -> None:
+def test_a_torn_cursor_means_from_start(tmp_path: Path) -> None:
     """Records may then come twice; none is lost."""
     write(tmp_path, [(b"a", b"1")])
-    tail = Tail(tmp_path)
+    tail = SpoolReader(tmp_path)
     read_all(tail)
     tail.acknowledge()
     (tmp_path / "cursor").write_bytes(b"")
-    assert [(b"a", b"1")] == read_all(Tail(tmp_path))
+    assert [(b"a", b"1")] == read_all(SpoolReader(tmp_path))
 
 
 def test_a_full_disk_refuses_whole_groups_and_keeps_what_was_there(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_full_disk_refuses_whole_groups_and_keeps_what_was_there(tmp_path: Pat
         writer.write(pack(b"b", b"y" * 1_000))
     writer.write(pack(b"c", b"z"))
     writer.close()
-    tail = Tail(tmp_path)
+    tail = SpoolReader(tmp_path)
     assert [b"a", b"c"] == [record_id for record_id, _ in read_all(tail)]
     assert (0, [1]) == (tail.cut_bytes, segments(tmp_path))
 
@@ -187,7 +187,7 @@ def test_after_a_failed_fsync_the_file_is_never_trusted_again(tmp_path: Path) ->
         writer.write(pack(b"a", b"1"))
     broken = False
     writer.write(pack(b"b", b"2"))
-    assert [(b"b", b"2")] == read_all(Tail(tmp_path))
+    assert [(b"b", b"2")] == read_all(SpoolReader(tmp_path))
     assert [1, 2] == segments(tmp_path)
 
 
@@ -201,13 +201,13 @@ def test_a_tear_that_cannot_be_taken_back_ends_its_segment(tmp_path: Path) -> No
     with pytest.raises(OSError, match="Bad file descriptor"):
         writer.write(pack(b"b", b"2"))
     writer.write(pack(b"c", b"3"))
-    assert [(b"a", b"1"), (b"c", b"3")] == read_all(Tail(tmp_path))
+    assert [(b"a", b"1"), (b"c", b"3")] == read_all(SpoolReader(tmp_path))
 
 
 def test_a_cursor_that_cannot_be_saved_is_told_and_leaves_no_draft(tmp_path: Path) -> None:
     """Records may come twice after a crash, which the caller logs."""
     write(tmp_path, [(b"a", b"1")])
-    tail = Tail(tmp_path)
+    tail = SpoolReader(tmp_path)
     read_all(tail)
     with largest_file(0), pytest.raises(OSError, match="File too large"):
         tail.acknowledge()

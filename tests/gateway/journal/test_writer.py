@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from gateway.errors import JournalError
 from gateway.journal.record import encode
 from gateway.journal.shipper import Shipper
-from gateway.journal.spool import Tail
+from gateway.journal.spool import SpoolReader
 from gateway.journal.stream import parse_entries
 from gateway.journal.writer import Journal
 from gateway.settings import JournalSettings, RedisSettings
@@ -45,7 +45,7 @@ class Disk:
 
 def spooled_ids(spool: Path) -> list[bytes]:
     (folder,) = (path for path in spool.iterdir() if path.is_dir())
-    return [frame.record_id for frame in Tail(folder).read(max_records=1_000, max_bytes=10**9, end=None)]
+    return [frame.record_id for frame in SpoolReader(folder).read(max_records=1_000, max_bytes=10**9, end=None)]
 
 
 async def test_an_append_returns_when_the_record_is_synced(make_journal: MakeJournal, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ async def test_what_the_disk_refuses_goes_to_redis_without_a_promise(
     assert "the spool's disk refuses records" in (await journal.readiness()).detail
     disk.broken = False
     assert await journal.append(completion("chatcmpl-2"))
-    assert await journal.drained(30)
+    assert await journal.drain(30)
     assert "" == (await journal.readiness()).detail
     assert (1, 1, 0) == (journal.stats.direct_records, journal.stats.shipped_records, journal.stats.lost_records)
     with redis_server.client() as client:
