@@ -6,8 +6,10 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from tests.serving import Serve, Served
+from tests.serving import Serve, Served, serve
 from tests.vllm_front.front import Front, installed
+
+__all__ = ["serve"]
 
 AskVllm = Callable[..., Awaitable[Served]]
 
