@@ -44,7 +44,7 @@ from gateway.tls import client_context
 from gateway.types import Scorer
 
 if TYPE_CHECKING:
-    from gateway.tracing.build import Tracing
+    from gateway.tracing import Tracing
 
 _SAMPLE_S = 1.0
 # FastAPI's own would send queries and exceptions' messages, which hold callers' texts, and is turned on from outside.
@@ -131,7 +131,7 @@ def create_app(settings: Settings) -> FastAPI:
     _handle_errors(app, parts.metrics)
     openapi.describe(app, settings)
     if parts.tracing is not None:
-        from gateway.tracing.http import TraceRequests
+        from gateway.tracing import TraceRequests
 
         app.add_middleware(TraceRequests, tracer=parts.tracing.tracer)
     if settings.api.cors_origins:
@@ -156,9 +156,6 @@ def build(settings: Settings) -> Parts:
             "no reward model: set GATEWAY_REWARD__MODEL (in this process) or GATEWAY_REWARD__URL (a server)"
         )
     tracing = _tracing(settings.tracing)
-    make_race, make_journal = (BestOfN, Journal) if tracing is None else (tracing.race, tracing.journal)
-    if tracing is not None:
-        scorer = tracing.scorer(scorer)
     policies = PolicyStore(
         settings.policy, settings.redis, folder=settings.journal.spool_dir, n_limit=settings.race.best_of_max
     )
@@ -177,7 +174,7 @@ def build(settings: Settings) -> Parts:
         limits=limits,
         containment=containment,
         on_move=lambda how: metrics.backend_moves.labels(how).inc(),
-        trace_configs=tracing.calls if tracing else (),
+        trace_configs=(tracing.calls,) if tracing else (),
     )
     permits = Permits(
         settings.race.max_in_flight,
@@ -191,9 +188,9 @@ def build(settings: Settings) -> Parts:
         backends=backends,
         containment=SharedContainment(containment, settings.redis),
         scorer=scorer,
-        journal=make_journal(settings.journal, settings.redis),
+        journal=Journal(settings.journal, settings.redis),
         policies=policies,
-        race=make_race(scorer, permits, settings.race, reward_timeout_s=settings.reward.timeout_s),
+        race=BestOfN(scorer, permits, settings.race, reward_timeout_s=settings.reward.timeout_s),
         permits=permits,
         limits=limits,
         keys=ApiKeys(settings.api.keys_file),
@@ -208,7 +205,7 @@ def _tracing(settings: TracingSettings) -> Tracing | None:
     if not settings.endpoint:
         return None
     try:
-        from gateway.tracing.build import Tracing
+        from gateway.tracing import Tracing
     except ImportError as error:
         raise SettingsError(f"GATEWAY_TRACING__ENDPOINT needs ratchet[otel]: {error}") from error
     return Tracing(settings)

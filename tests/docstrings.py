@@ -40,7 +40,6 @@ NOT_YET_DONE = frozenset(
         "gateway/reward",
         "gateway/settings",
         "gateway/telemetry",
-        "gateway/tracing",
         "tests/distill",
         "tests/gateway",
         "tests/stubs",

@@ -15,6 +15,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gateway import spans
+from gateway.best_of_n import span_attributes
 from gateway.best_of_n.permits import Grant, Permits
 from gateway.best_of_n.plan import draw_seed
 from gateway.best_of_n.selection import most_informative_error, select
@@ -140,6 +142,12 @@ class BestOfN:
             CallerError: The backend cannot serve this request.
             DeadlineExceeded: No candidate finished in time.
         """
+        with spans.span("race", lambda: span_attributes.of_entry(entry)):
+            outcome = await self._run(entry, prompt, backend)
+            spans.record(lambda: span_attributes.of_outcome(outcome))
+            return outcome
+
+    async def _run(self, entry: Entry, prompt: Prompt, backend: Backend) -> Outcome:
         started = self._clock()
         candidates = [Candidate(index, draw_seed(entry.plan.seed, index)) for index in range(entry.n_run)]
         scores: dict[str, asyncio.Task[Score | RewardError]] = {}
@@ -173,7 +181,8 @@ class BestOfN:
             entry.plan, 1, [candidate], [candidate], Selection.SINGLE, timings, reward_model=self._scorer.name
         )
         outcome.scoring_error = RewardUnavailable.__name__ if entry.without_rewards else None
-        return Live(self._stream(entry, prompt, backend, outcome), outcome)
+        deltas = self._stream(entry, prompt, backend, outcome)
+        return Live(spans.over_stream("race", deltas, lambda: span_attributes.of_entry(entry)), outcome)
 
     def _start(
         self,
@@ -192,7 +201,9 @@ class BestOfN:
         async def draw(candidate: Candidate) -> None:
             started = self._clock()
             try:
-                answer = candidate.answer = await backend.complete(prompt, seed=candidate.seed, replica=replica)
+                with spans.span("candidate", lambda: span_attributes.of_candidate(candidate), to_server=True):
+                    answer = candidate.answer = await backend.complete(prompt, seed=candidate.seed, replica=replica)
+                    spans.record(lambda: span_attributes.of_answer(answer))
             except (BackendError, CallerError) as error:
                 # The traceback holds this frame and perhaps an unreadable answer of many megabytes.
                 candidate.error = strip_traceback(error)
@@ -238,7 +249,9 @@ class BestOfN:
 
     async def _score(self, messages: Sequence[Message], text: str) -> Score | RewardError:
         try:
-            score = await self._scorer.score(messages, text)
+            with spans.span("score", lambda: {"ratchet.reward_model": self._scorer.name, spans.CUT: False}):
+                score = await self._scorer.score(messages, text)
+                spans.record(lambda: span_attributes.of_score(score))
         except RewardError as error:
             return strip_traceback(error)
         return score if math.isfinite(score.reward) else RewardError("the reward is not a finite number")
@@ -250,7 +263,13 @@ class BestOfN:
         transcript = Transcript()
         entry.unused -= 1
         try:
-            stream = backend.stream(prompt, seed=candidate.seed, replica=backend.choose_replica())
+            stream = spans.over_stream(
+                "candidate",
+                backend.stream(prompt, seed=candidate.seed, replica=backend.choose_replica()),
+                lambda: span_attributes.of_candidate(candidate),
+                of_item=span_attributes.of_answer,
+                to_server=True,
+            )
             async with contextlib.aclosing(stream):
                 while (delta := await _next_before(deadline, stream)) is not None:
                     transcript.add(delta)
@@ -267,6 +286,7 @@ class BestOfN:
             )
         if entry.plan.score_single and candidate.unusable is not Unusable.EMPTY:
             await self._score_streamed(prompt, candidate, candidate.answer, outcome)
+        spans.record(lambda: span_attributes.of_outcome(outcome))
 
     async def _score_streamed(self, prompt: Prompt, candidate: Candidate, answer: Answer, outcome: Outcome) -> None:
         """Score a streamed candidate for the record; the caller has its text already."""

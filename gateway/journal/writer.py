@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from gateway import spans
 from gateway.errors import JournalError
 from gateway.journal.claim import Claim
 from gateway.journal.record import Record, encode
@@ -118,15 +119,16 @@ class Journal:
         Raises:
             JournalError: The journal is not running.
         """
-        if self._loop is None:
-            raise JournalError("the journal is not running")
-        if self._redaction is not None:
-            record = await self._redaction.apply(record)
+        with spans.span("journal write", lambda: {"ratchet.record.id": record.id, "ratchet.record.kind": record.kind}):
+            if self._redaction is not None and self._loop is not None:
+                record = await self._redaction.apply(record)
             if self._loop is None:
                 raise JournalError("the journal is not running")
-        entry = _Entry(record.id.encode("utf-8", "replace"), encode(record), self._loop.create_future())
-        self._queue.put(entry)
-        return await entry.durable
+            entry = _Entry(record.id.encode("utf-8", "replace"), encode(record), self._loop.create_future())
+            self._queue.put(entry)
+            durable = await entry.durable
+            spans.record(lambda: {"ratchet.record.durable": durable})
+            return durable
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait until Redis has every appended record; return False after ``timeout_s``."""

@@ -17,7 +17,7 @@ import pytest
 from gateway.app import build
 from gateway.errors import SettingsError
 from gateway.settings import RedisSettings, Settings
-from gateway.tracing.build import _LAST_SPANS_S
+from gateway.tracing import LAST_SPANS_S
 from tests.gateway.api.test_no_text_in_logs import gateway_process
 from tests.serving import MESSAGES, Serve
 from tests.stubs.collector import CollectorFault, CollectorKnobs, CollectorStub
@@ -67,7 +67,7 @@ async def test_the_frameworks_own_telemetry_stays_off(
 
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gateway.tracing.build", None)
+    monkeypatch.setitem(sys.modules, "gateway.tracing", None)
     with pytest.raises(SettingsError, match=r"GATEWAY_TRACING__ENDPOINT needs ratchet\[otel\]"):
         build(settings("http://127.0.0.1:9"))
 
@@ -143,7 +143,7 @@ async def test_a_hanging_collector_holds_up_the_end_of_the_process_for_a_moment_
         async with traced_process(tmp_path, redis_settings, collector, delay_ms=20):
             await collector.state.until(lambda state: state.started > 0)
             stopped_s = time.monotonic()
-        assert time.monotonic() - stopped_s < _LAST_SPANS_S + 20
+        assert time.monotonic() - stopped_s < LAST_SPANS_S + 20
     assert '"event": "stopped"' in (tmp_path / "log").read_text()
 
 

@@ -1,1 +1,0 @@
-"""OpenTelemetry traces: a span for each request, race, candidate, score and journal write. Off without a collector."""
