@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from gateway.api.observe import Observe
 from gateway.backend.containment import Containment
 from gateway.backend.health import Fault
 from gateway.backend.limit import ServerLimits
+from gateway.backend.pool import BackendPool
 from gateway.backend.pools import BackendPools
 from gateway.backend.shared_containment import SharedContainment
 from gateway.best_of_n.answering import Answerer
@@ -171,10 +173,13 @@ def build(settings: Settings) -> Parts:
     backends = BackendPools(
         settings.backend,
         lambda: policies.current.pools,
-        limits=limits,
-        containment=containment,
-        on_move=lambda how: metrics.backend_moves.labels(how).inc(),
-        trace_configs=(tracing.calls,) if tracing else (),
+        partial(
+            BackendPool,
+            limits=limits,
+            containment=containment,
+            on_move=lambda how: metrics.backend_moves.labels(how).inc(),
+            trace_configs=(tracing.calls,) if tracing else (),
+        ),
     )
     permits = Permits(
         settings.race.max_in_flight,

@@ -18,13 +18,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import aiohttp
-import httpx2
 import orjson
 import uvloop
 from huggingface_hub import AsyncInferenceClient
 
-from gateway.backend.client import BackendPool
-from gateway.backend.transport import AiohttpTransport
+from gateway.backend.pool import BackendPool
 from gateway.settings import BackendSettings
 from gateway.types import Prompt, Sampling
 
@@ -44,11 +42,9 @@ class Contender:
 
 
 @asynccontextmanager
-async def hub_contender(name: str, url: str, http: httpx2.AsyncClient | None) -> AsyncIterator[Contender]:
-    """Open the hub's own client, with its own HTTP client or another."""
+async def hub_contender(name: str, url: str) -> AsyncIterator[Contender]:
+    """Open the hub's client as it comes."""
     async with AsyncInferenceClient(base_url=url, token="unused", timeout=60) as hub:
-        if http is not None:
-            hub._async_client = http
 
         async def call(seed: int) -> object:
             return await hub.chat_completion(MESSAGES, model="tgi", seed=seed, max_tokens=ANSWER_TOKENS)
@@ -100,13 +96,10 @@ async def aiohttp_contender(name: str, url: str) -> AsyncIterator[Contender]:
 async def measure(url: str, calls: int, rounds: int) -> list[Contender]:
     """Measure this process's CPU for a plain call and for a streamed chunk, one figure for each round."""
     async with AsyncExitStack() as stack:
-        over_aiohttp = httpx2.AsyncClient(transport=AiohttpTransport(max_connections=64), timeout=60, trust_env=False)
-        await stack.enter_async_context(over_aiohttp)
         contenders = [
             await stack.enter_async_context(contender)
             for contender in (
-                hub_contender("hub client as it comes (httpx2)", url, None),
-                hub_contender("hub client, our transport only", url, over_aiohttp),
+                hub_contender("hub client as it comes (httpx2)", url),
                 gateway_contender("gateway.backend (hub client, trimmed)", url),
                 aiohttp_contender("bare aiohttp", url),
             )

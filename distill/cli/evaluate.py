@@ -30,7 +30,7 @@ from distill.evaluation.samples import Sample, SamplePlan, SampleSet, read_sampl
 from distill.evaluation.sampling import sample_missing
 from distill.exits import errors_in_words
 from distill.progress import counting
-from gateway.backend.client import BackendPool
+from gateway.backend.pool import BackendPool
 from gateway.settings import BackendSettings
 
 _DEMO_PROMPTS = 12

@@ -14,8 +14,8 @@ from typing import Any
 
 from distill.errors import EvaluationError
 from distill.evaluation.greedy import Logprobs, draw_greedily
-from gateway.backend.client import BackendPool
-from gateway.backend.discovery import expand
+from gateway.backend.discovery import expand, host_of
+from gateway.backend.pool import BackendPool
 from gateway.errors import BackendRejected, GatewayError
 from gateway.settings import BackendSettings
 from gateway.types import Message, Prompt, Sampling
@@ -62,8 +62,7 @@ async def answers_to_probes(backend: BackendSettings) -> list[dict[str, Any]]:
                 greedy = await asyncio.gather(*(_greedy(pool, messages) for messages in PROBES))
                 sampled = await _sampled(pool)
             except (GatewayError, EvaluationError) as error:
-                host = url.partition("://")[2].rpartition("@")[2]  # a URL may hold a password
-                raise EvaluationError(f"sampling stopped: {host} did not answer the probes: {error}") from error
+                raise EvaluationError(f"sampling stopped: {host_of(url)} did not answer the probes: {error}") from error
         found.append({"greedy": greedy, "sampled": sampled})
     return found
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill.errors import EvaluationError
-from gateway.backend.client import BackendPool
+from gateway.backend.pool import BackendPool
 from gateway.types import Message, Prompt, Sampling
 
 Logprobs = Mapping[str, float]

@@ -19,7 +19,7 @@ from pathlib import Path
 from distill.errors import DataError, EvaluationError
 from distill.evaluation.samples import Sample, SamplePlan, SampleSet, read_samples
 from distill.evaluation.sampling import sample_missing
-from gateway.backend.client import BackendPool
+from gateway.backend.pool import BackendPool
 from gateway.errors import GatewayError
 from gateway.files import write_atomically
 from gateway.settings import BackendSettings

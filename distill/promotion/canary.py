@@ -28,8 +28,8 @@ from typing import Any, Self
 from distill.errors import EvaluationError, PromotionError
 from distill.evaluation.greedy import Logprobs, draw_greedily
 from distill.promotion.adapter import CANARY_FILE, Adapter
-from gateway.backend.client import BackendPool
-from gateway.backend.discovery import expand
+from gateway.backend.discovery import expand, host_of
+from gateway.backend.pool import BackendPool
 from gateway.errors import GatewayError
 from gateway.settings import BackendSettings
 from gateway.weight_check import CheckedPrompt, WeightCheck
@@ -200,8 +200,8 @@ async def check_canary(adapter: Adapter, backend: BackendSettings) -> list[Repli
                 # Together: llama.cpp computes one adapter's draws at a time, so each by itself waits for a whole race.
                 served = await asyncio.gather(*(_draw(pool, prompt, adapter.name) for prompt in expected.prompts))
             except (GatewayError, EvaluationError) as error:
-                raise PromotionError(f"{_host(url)} did not answer the canary of {adapter.name}: {error}") from error
-        seen.append(compare(_host(url), expected, served))
+                raise PromotionError(f"{host_of(url)} did not answer the canary of {adapter.name}: {error}") from error
+        seen.append(compare(host_of(url), expected, served))
     strange = [str(one) for one in seen if not one.passed]
     if strange:
         raise PromotionError(f"not {adapter.name} answers under its name at {' | '.join(strange)}")
@@ -284,8 +284,3 @@ def _position(place: Mapping[str, Any]) -> Position:
     if not all(likely.values()):
         raise ValueError("a model has no likely token")
     return Position(str(place["token"]), likely)
-
-
-def _host(url: str) -> str:
-    """Host and port: a URL may hold a password."""
-    return url.partition("://")[2].rpartition("@")[2]

@@ -1,7 +1,7 @@
-"""Has every replica serve a new adapter, and looks that it does, one replica after the other.
+"""Load a new adapter into every replica, one after the other, and check that each serves it.
 
-vLLM takes an adapter while it serves, always under a new name: reloading one would mix old and new weights in draws
-that run and in its prefix cache. TGI and llama.cpp take adapters at their start only: the operator's command restarts
+vLLM takes an adapter while it serves, always under a new name: reloading one would mix old and new weights in running
+draws and in its prefix cache. TGI and llama.cpp take adapters at their start only: the operator's command restarts
 them; the embedded stack restarts itself.
 """
 
@@ -11,11 +11,10 @@ import asyncio
 import contextlib
 import shlex
 import sys
-from functools import partial
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
-import httpx2
+import orjson
 import structlog
 
 from distill.errors import PromotionError
@@ -23,9 +22,11 @@ from distill.promotion.adapter import Adapter, check_name
 from distill.promotion.export import export_gguf
 from distill.settings import PromotionSettings
 from gateway.backend.discovery import expand
-from gateway.backend.identify import FALLBACK, flavour_of, identify
+from gateway.backend.http import Http, Response
+from gateway.backend.identify import FALLBACK, flavour_of
+from gateway.backend.server import Server
+from gateway.errors import GatewayError
 from gateway.settings import BackendSettings
-from gateway.tls import client_context
 
 _POLL_S = 0.2
 _TAIL_CHARS = 2000
@@ -34,42 +35,42 @@ log = structlog.get_logger()
 
 
 async def load(adapter: Adapter, backend: BackendSettings, settings: PromotionSettings) -> None:
-    """Have every replica serve the adapter beside what it serves; harmless where it is served already.
+    """Load the adapter into every replica, next to those it serves; a replica that serves it already is left as it is.
 
     Args:
-        adapter: What to serve. Its folder (for llama.cpp: ``settings.gguf_dir``) must be where replicas can read it.
+        adapter: The adapter. Its folder (for llama.cpp: ``settings.gguf_dir``) must be where replicas can read it.
         backend: The fleet.
         settings: How it is loaded.
 
     Raises:
-        PromotionError: It could not be loaded, or a replica is not well or does not list it afterwards; replicas
-            after that one were left alone.
+        PromotionError: It could not be loaded, or a replica is not well or does not list it afterwards; the replicas
+            after that one were not touched.
     """
     backend = await _with_kind(backend)
     path = adapter.folder.absolute()
     if backend.kind == "llamacpp":
         path = export_gguf(adapter, settings.gguf_dir).absolute()
     command = _command(backend, settings)
-    async with _client(backend, settings.load_timeout_s) as client:
+    async with _servers(backend, settings.load_timeout_s) as connect:
         each = command is not None and any("{url}" in part for part in command)
-        if command is not None and not each and not await _all_serve(client, backend, adapter.name):
+        if command is not None and not each and not await _all_serve(connect, backend, adapter.name):
             await _run(_filled(command, adapter.name, path, url=""), settings.load_timeout_s)
-        for url in await expand(backend.urls):
+        for server in map(connect, await expand(backend.urls)):
             if command is None:
-                await _load_into_vllm(client, url, adapter.name, path)
-            elif each and await _missing(client, backend, url, adapter.name):
-                await _run(_filled(command, adapter.name, path, url=url), settings.load_timeout_s)
-            await _await_served(client, backend, url, adapter.name, settings.load_timeout_s)
-            log.info("adapter_loaded", adapter=adapter.name, replica=_host(url))
+                await _load_into_vllm(server, backend, adapter.name, path)
+            elif each and await _problem(server, backend, adapter.name):
+                await _run(_filled(command, adapter.name, path, url=server.url), settings.load_timeout_s)
+            await _await_served(server, backend, adapter.name, settings.load_timeout_s)
+            log.info("adapter_loaded", adapter=adapter.name, replica=server.name)
 
 
 async def unload(name: str, backend: BackendSettings, *, drain_s: float) -> None:
-    """Take an adapter that no policy names any more out of vLLM; other backends drop it at their next restart.
+    """Unload an adapter that no policy names any more from vLLM; other backends drop it at their next restart.
 
     Args:
         name: The adapter's.
         backend: The fleet.
-        drain_s: How long draws under this name may still run (a draw's longest time, and the policy's refresh).
+        drain_s: How long draws under this name may still run (a draw's longest time plus the policy's refresh).
 
     Raises:
         PromotionError: A replica refused.
@@ -79,35 +80,25 @@ async def unload(name: str, backend: BackendSettings, *, drain_s: float) -> None
     if backend.kind != "vllm":
         return
     await asyncio.sleep(drain_s)
-    async with _client(backend, backend.request_timeout_s) as client:
-        for url in await expand(backend.urls):
-            if await _missing(client, backend, url, name) is None:
-                await _post(client, url, "/v1/unload_lora_adapter", {"lora_name": name})
+    async with _servers(backend, backend.request_timeout_s) as connect:
+        for server in map(connect, await expand(backend.urls)):
+            if await _problem(server, backend, name) is None:
+                await _post(server, "/v1/unload_lora_adapter", {"lora_name": name})
 
 
 async def _with_kind(backend: BackendSettings) -> BackendSettings:
-    """Return the settings with the kind that the fleet says it is, where they leave it open."""
+    """Return the settings; where they leave the kind open, with the kind that the servers say they are."""
     if backend.kind != "auto":
         return backend
-    async with _client(backend, backend.connect_timeout_s) as client:
-        for url in await expand(backend.urls):
-            found = await identify(partial(_json, client, url.removesuffix("/v1")))
-            if found is not None:
+    async with _servers(backend, backend.connect_timeout_s) as connect:
+        for server in map(connect, await expand(backend.urls)):
+            if (found := await server.identify()) is not None:
                 return backend.model_copy(update={"kind": found.kind})
     return backend.model_copy(update={"kind": FALLBACK})
 
 
-async def _json(client: httpx2.AsyncClient, root: str, path: str) -> Any:
-    """Return the JSON at a path; None where there is none."""
-    try:
-        response = await client.get(root + path)
-        return response.json() if response.status_code == 200 else None
-    except (httpx2.HTTPError, ValueError):
-        return None
-
-
 def _command(backend: BackendSettings, settings: PromotionSettings) -> list[str] | None:
-    """The command's parts, with placeholders; None is vLLM's own API."""
+    """Return the command's parts, with placeholders; None for vLLM, which has a route of its own."""
     if settings.load_command:
         try:
             return shlex.split(settings.load_command)
@@ -125,7 +116,7 @@ def _command(backend: BackendSettings, settings: PromotionSettings) -> list[str]
 
 
 def _filled(command: list[str], name: str, path: Path, *, url: str) -> list[str]:
-    """Placeholders filled in part by part, so that no value becomes two arguments."""
+    """Fill in the placeholders part by part, so that no value becomes two arguments."""
     check_name(name)
     try:
         return [part.format(adapter=name, path=path, url=url) for part in command]
@@ -161,90 +152,74 @@ async def _run(command: list[str], timeout_s: float) -> None:
         raise PromotionError(f"the load command ended with status {process.returncode}: {tail or '(no output)'}")
 
 
-async def _load_into_vllm(client: httpx2.AsyncClient, url: str, name: str, path: Path) -> None:
-    backend = BackendSettings(kind="vllm", urls=(url,))
-    if await _missing(client, backend, url, name) is not None:
-        await _post(client, url, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+async def _load_into_vllm(server: Server, backend: BackendSettings, name: str, path: Path) -> None:
+    if await _problem(server, backend, name) is not None:
+        await _post(server, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
 
 
-async def _post(client: httpx2.AsyncClient, url: str, route: str, body: dict[str, str]) -> None:
+async def _post(server: Server, route: str, body: dict[str, str]) -> None:
     try:
-        response = await client.post(url.removesuffix("/v1") + route, json=body)
-    except httpx2.HTTPError as error:
-        raise PromotionError(f"{_host(url)} could not be asked for {route}: {type(error).__name__}") from error
-    if response.status_code == 404 and not _found_nothing(response):
-        raise PromotionError(f"{_host(url)} has no {route}: start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True")
-    if response.status_code == 404 and "lora_path" in body:
+        response = await server.call(route, body)
+    except GatewayError as error:
+        raise PromotionError(f"{server.name} could not be asked for {route}: {error.message}") from error
+    if response.status == 404 and not _is_missing_adapter(response):
+        raise PromotionError(f"{server.name} has no {route}: start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True")
+    if response.status == 404 and "lora_path" in body:
         raise PromotionError(
-            f"{_host(url)} does not see an adapter in {body['lora_path']}: the folder must lie at this path there, too"
+            f"{server.name} does not see an adapter in {body['lora_path']}: the folder must lie at this path there, too"
         )
-    if response.status_code == 404:
-        return  # an unload of what is not loaded any more
-    if not response.is_success:
-        raise PromotionError(f"{_host(url)} answers {route} with {response.status_code}: {response.text[:_TAIL_CHARS]}")
+    if response.status == 404:
+        return  # the adapter to unload is not loaded any more
+    if not 200 <= response.status < 300:
+        text = response.content.decode(errors="replace")[:_TAIL_CHARS]
+        raise PromotionError(f"{server.name} answers {route} with {response.status}: {text}")
 
 
-def _found_nothing(response: httpx2.Response) -> bool:
-    """Whether vLLM's route answers that there is no such adapter; a missing route has FastAPI's own error."""
+def _is_missing_adapter(response: Response) -> bool:
+    """Return whether a 404 is vLLM's for an adapter that it does not have; for a missing route it is FastAPI's own."""
     try:
-        answer = response.json()
+        answer = orjson.loads(response.content)
         error = answer.get("error", answer)
         return error.get("type") == "NotFoundError" and bool(error.get("message")) and error["message"] != "Not Found"
     except (ValueError, AttributeError):
         return False
 
 
-async def _all_serve(client: httpx2.AsyncClient, backend: BackendSettings, name: str) -> bool:
-    """Whether the command need not be run; never so for TGI, which does not tell."""
-    return all([await _missing(client, backend, url, name) is None for url in await expand(backend.urls)])
+async def _all_serve(connect: Callable[[str], Server], backend: BackendSettings, name: str) -> bool:
+    """Return whether every replica lists the adapter, which saves the command; False for TGI, which has no list."""
+    return all([await _problem(connect(url), backend, name) is None for url in await expand(backend.urls)])
 
 
-async def _await_served(
-    client: httpx2.AsyncClient, backend: BackendSettings, url: str, name: str, timeout_s: float
-) -> None:
-    """Return once the replica is well and, where it tells, lists the adapter."""
-    told = flavour_of(backend.kind).catalogue_path is not None
-    missing: str | None = None
+async def _await_served(server: Server, backend: BackendSettings, name: str, timeout_s: float) -> None:
+    """Return once the replica is well and lists the adapter, if it has a list."""
+    listed = name if flavour_of(backend.kind).catalogue_path is not None else None
+    problem: str | None = None
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             while True:
-                missing = await (_missing(client, backend, url, name) if told else _unwell(client, backend, url))
-                if missing is None:
+                problem = await _problem(server, backend, listed)
+                if problem is None:
                     return
                 await asyncio.sleep(_POLL_S)
-    raise PromotionError(f"{_host(url)} does not serve {name} after {timeout_s:g} s: {missing}")
+    raise PromotionError(f"{server.name} does not serve {name} after {timeout_s:g} s: {problem}")
 
 
-async def _missing(client: httpx2.AsyncClient, backend: BackendSettings, url: str, name: str) -> str | None:
-    """Why the replica cannot be said to serve the adapter; None when it lists it."""
+async def _problem(server: Server, backend: BackendSettings, name: str | None) -> str | None:
+    """Return why the replica is not well, or not known to serve the adapter; None when it is."""
     flavour = flavour_of(backend.kind)
-    unwell = await _unwell(client, backend, url)
-    if unwell is not None or flavour.catalogue_path is None:
-        return unwell or "it does not tell its adapters"
     try:
-        response = await client.get(url.removesuffix("/v1") + flavour.catalogue_path)
-        listed = flavour.read_catalogue(response.json()).adapters
-    except (httpx2.HTTPError, LookupError, TypeError, AttributeError, ValueError):
-        return "its list of adapters cannot be read"
-    return None if name in listed else "it does not list it"
+        problem = await server.find_problem(flavour)
+        if problem is not None or name is None:
+            return problem
+        if flavour.catalogue_path is None:
+            return "it does not list its adapters"
+        return None if name in (await server.list_models(flavour)).adapters else "it does not list it"
+    except GatewayError as error:
+        return error.message
 
 
-async def _unwell(client: httpx2.AsyncClient, backend: BackendSettings, url: str) -> str | None:
-    try:
-        response = await client.get(url.removesuffix("/v1") + flavour_of(backend.kind).health_path)
-    except httpx2.HTTPError as error:
-        return f"it cannot be reached ({type(error).__name__})"
-    return None if response.status_code == 200 else f"its health check answers with status {response.status_code}"
-
-
-def _client(backend: BackendSettings, timeout_s: float) -> httpx2.AsyncClient:
-    """Straight to the replicas, with their key."""
-    headers = {"authorization": f"Bearer {backend.api_key}"} if backend.api_key else {}
-    return httpx2.AsyncClient(
-        headers=headers, timeout=timeout_s, trust_env=False, verify=client_context(backend.ca_file)
-    )
-
-
-def _host(url: str) -> str:
-    """Host and port: a URL may hold a password."""
-    return url.partition("://")[2].rpartition("@")[2]
+@contextlib.asynccontextmanager
+async def _servers(backend: BackendSettings, timeout_s: float) -> AsyncIterator[Callable[[str], Server]]:
+    """Yield a function that returns the server at a URL; close the connections afterwards."""
+    async with contextlib.aclosing(Http(backend)) as http:
+        yield lambda url: Server(http, url, timeout_s=timeout_s)

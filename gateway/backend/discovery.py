@@ -24,6 +24,11 @@ def is_name(url: str) -> bool:
     return url.startswith(PREFIX)
 
 
+def host_of(url: str) -> str:
+    """Return host and port, for logs and errors: the URL itself may hold a password."""
+    return urlsplit(url).netloc.rpartition("@")[2]
+
+
 async def expand(urls: Sequence[str], known: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the URLs with every name replaced by a URL for each of its addresses, in a fixed order.
 

@@ -1,17 +1,22 @@
-"""One draw at one replica: its turn, what its end says of the replica, of the request and of the usual time."""
+"""One draw at one replica: it waits its turn, is made, and its end says something of the replica and the request."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
+from functools import partial
 
 from gateway.backend.calls import Calls
 from gateway.backend.containment import Containment
+from gateway.backend.kind import Kind
+from gateway.backend.limit import ServerLimit, ServerLimits, Turn
 from gateway.backend.prober import Prober
-from gateway.backend.replicas import Replica, Replicas, Route
+from gateway.backend.replicas import Replica, Replicas
+from gateway.backend.route import Draw
 from gateway.backend.usual_time import UsualTime
-from gateway.errors import BackendOverloaded, BackendUnreachable
-from gateway.types import Answer, Delta, Prompt
+from gateway.errors import BackendOverloaded, BackendUnreachable, GatewayError
+from gateway.types import Answer, Delta
 
 TAKEOVERS = 2
 """How many other replicas a draw that fails is sent to, one after the other."""
@@ -21,17 +26,29 @@ Opened = tuple[Delta, AsyncGenerator[Delta, None]]
 
 
 class Draws:
-    """Draws from single replicas, and remembers how long that usually takes.
+    """Makes draws at single replicas and remembers how long they take.
 
     Args:
         calls: Makes the calls.
+        kind: The replicas' flavour.
+        limits: How many draws each server gets at a time.
         replicas: Counts each draw as load and for health.
-        containment: Is told of requests that break a connection.
-        prober: Is told of requests that were answered.
+        containment: Learns which requests break a connection.
+        prober: Learns which requests are answered.
     """
 
-    def __init__(self, calls: Calls, replicas: Replicas, containment: Containment, prober: Prober) -> None:
+    def __init__(
+        self,
+        calls: Calls,
+        kind: Kind,
+        limits: ServerLimits,
+        replicas: Replicas,
+        containment: Containment,
+        prober: Prober,
+    ) -> None:
         self._calls = calls
+        self._kind = kind
+        self._limits = limits
         self._replicas = replicas
         self._containment = containment
         self._prober = prober
@@ -40,28 +57,27 @@ class Draws:
         self.usual_first = UsualTime()
         """Of a stream's first piece."""
 
-    async def complete(self, route: Route, replica: Replica, prompt: Prompt, seed: int, tried: list[Replica]) -> Answer:
-        """Draw one whole answer from this replica; a refused draw waits for its turn, unless another has room."""
+    async def complete(self, draw: Draw, replica: Replica) -> Answer:
+        """Draw one whole answer; a draw that the replica refuses waits its turn, unless another one has room."""
         started_s = self._replicas.clock()
-        with self._drawing(route, replica, prompt):
-            await self._calls.know(replica)
-            turn = await self._calls.turn(replica)
+        with self._counted(draw, replica):
+            turn = await self._turn(replica)
             while True:
                 try:
                     async with turn:
-                        answer = await self._calls.complete(replica, prompt, seed)
+                        answer = await self._calls.complete(replica, draw.prompt, draw.seed)
                     break
                 except BackendOverloaded:
-                    if self._room_elsewhere(replica, prompt, tried) or not await turn.again():
+                    if self._room_elsewhere(draw, replica) or not await turn.again():
                         raise
         took_s = self._replicas.clock() - started_s
-        self.usual.add(prompt.sampling.max_tokens, took_s, answer.completion_tokens)
+        self.usual.add(draw.prompt.sampling.max_tokens, took_s, answer.completion_tokens)
         return answer
 
-    async def first(self, route: Route, replica: Replica, prompt: Prompt, seed: int, tried: list[Replica]) -> Opened:
-        """Open a stream at this replica; return its first piece and the rest."""
+    async def first(self, draw: Draw, replica: Replica) -> Opened:
+        """Open a stream; return its first piece and the rest."""
         started_s = self._replicas.clock()
-        deltas = self._stream(route, replica, prompt, seed, tried)
+        deltas = self._stream(draw, replica)
         try:
             first = await anext(deltas)
         except BaseException:
@@ -70,55 +86,65 @@ class Draws:
         self.usual_first.add(None, self._replicas.clock() - started_s, 1)
         return first, deltas
 
-    async def _stream(
-        self, route: Route, replica: Replica, prompt: Prompt, seed: int, tried: list[Replica]
-    ) -> AsyncGenerator[Delta, None]:
-        """Stream one answer from this replica; a draw refused before its first piece waits, or goes where room is."""
-        with self._drawing(route, replica, prompt):
-            await self._calls.know(replica)
-            turn = await self._calls.turn(replica)
+    async def learn(self, replica: Replica) -> None:
+        """Ask the replica what it is and how many draws it takes at once; one that does not answer is asked later."""
+        await self._kind.decide(replica)
+        with contextlib.suppress(GatewayError):
+            await self._learn_capacity(replica)
+
+    def limit(self, replica: Replica) -> ServerLimit:
+        """Return the limit of draws at the replica."""
+        return self._limits.of(replica.server.root_url)
+
+    async def _stream(self, draw: Draw, replica: Replica) -> AsyncGenerator[Delta, None]:
+        with self._counted(draw, replica):
+            turn = await self._turn(replica)
             begun = False
             while True:
                 try:
-                    async with turn, aclosing(self._calls.stream(replica, prompt, seed)) as deltas:
+                    async with turn, aclosing(self._calls.stream(replica, draw.prompt, draw.seed)) as deltas:
                         async for delta in deltas:
                             begun = True
                             replica.health.answered_at_s = self._replicas.clock()
                             yield delta
                     break
                 except BackendOverloaded:
-                    if begun or self._room_elsewhere(replica, prompt, tried) or not await turn.again():
+                    if begun or self._room_elsewhere(draw, replica) or not await turn.again():
                         raise
 
-    def _room_elsewhere(self, replica: Replica, prompt: Prompt, tried: list[Replica]) -> bool:
-        """Return whether a refused draw would be served at once by another replica."""
-        return len(tried) < TAKEOVERS and any(
+    async def _turn(self, replica: Replica) -> Turn:
+        await self._kind.decide(replica)
+        await self._learn_capacity(replica)
+        return self.limit(replica).turn()
+
+    async def _learn_capacity(self, replica: Replica) -> None:
+        flavour = self._kind.flavour
+        if flavour.capacity_path is not None:
+            await self.limit(replica).learn_capacity(partial(replica.server.read_capacity, flavour))
+
+    def _room_elsewhere(self, draw: Draw, replica: Replica) -> bool:
+        """Return whether another replica would serve a refused draw at once."""
+        return len(draw.tried) < TAKEOVERS and any(
             other is not replica
-            and other not in tried
+            and other not in draw.tried
             and not other.health.ejected
-            and not other.lacks(prompt.adapter)
-            and self._calls.has_room(other)
+            and not other.lacks(draw.prompt.adapter)
+            and self.limit(other).has_room
             for other in self._replicas.all
         )
 
     @contextmanager
-    def _drawing(self, route: Route, replica: Replica, prompt: Prompt) -> Iterator[None]:
-        """Count one draw; one that breaks the connection makes its request a suspect, an answer clears it."""
-        with self._replicas.drawing(replica, route):
+    def _counted(self, draw: Draw, replica: Replica) -> Iterator[None]:
+        """Count one draw; a broken connection makes its request a suspect, an answer clears it."""
+        with self._replicas.drawing(replica, draw.route):
             try:
                 yield
             except BackendUnreachable as error:
                 if error.broke and replica.health.trusted:
-                    self._containment.broke(self.fingerprint(route, prompt), replica.name)
+                    self._containment.broke(draw.fingerprint(self._containment), replica.name)
                 raise
-        route.answered = True
+        draw.route.answered = True
         if not self._containment.idle:
-            self._containment.answered(self.fingerprint(route, prompt))
+            self._containment.answered(draw.fingerprint(self._containment))
         if not self._prober.idle:
-            self._prober.answered(self.fingerprint(route, prompt))
-
-    def fingerprint(self, route: Route, prompt: Prompt) -> str:
-        """Return what containment knows a race's request by, computed once."""
-        if route.fingerprint is None:
-            route.fingerprint = self._containment.fingerprint(prompt)
-        return route.fingerprint
+            self._prober.answered(draw.fingerprint(self._containment))

@@ -1,6 +1,6 @@
-"""Hedged calls: when a call is overdue a second one starts elsewhere, and the first of them to finish wins.
+"""Hedged draws: once a draw is overdue a second one starts at another replica, and the first of them to finish wins.
 
-Source: Dean and Barroso, The Tail at Scale, 2013. The first call runs in the caller's own task, so that a call that is
+Source: Dean and Barroso, The Tail at Scale, 2013. The first draw runs in the caller's own task, so that a draw that is
 not overdue costs one timer.
 """
 
@@ -10,14 +10,132 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
+import structlog
+
+from gateway.backend.budget import Budget
+from gateway.backend.containment import Containment
+from gateway.backend.draws import Draws, Opened
+from gateway.backend.health import Fault
+from gateway.backend.prober import Prober
+from gateway.backend.replicas import Replica, Replicas
+from gateway.backend.route import Draw
 from gateway.errors import GatewayError
+from gateway.types import Answer
 
 T = TypeVar("T")
 Call = Coroutine[Any, Any, T]
 
-_LOOK_AGAIN_S = 1.0  # what is usual may have been learned since
+_LOOK_AGAIN_S = 1.0  # the usual time may have been learned since
 
 _losers: set[asyncio.Task[Any]] = set()  # cancelled calls that still close their connections
+
+log = structlog.get_logger()
+
+
+class Hedging:
+    """Makes draws, each with a competitor once it is overdue.
+
+    A budget bounds hedged races to a twentieth of the races. A hedge goes to a less loaded replica only: in a fleet
+    that is slow because all of it is busy, a second draw would only lengthen the queue. With one replica there is none.
+
+    Args:
+        draws: Makes the draws.
+        replicas: The choice of the other replica.
+        containment: A request that broke a server and hangs another one is not hedged.
+        prober: Probes a replica that leaves a draw unanswered.
+        on_move: Called with ``hedge`` when a race goes to another replica as well.
+    """
+
+    def __init__(
+        self,
+        draws: Draws,
+        replicas: Replicas,
+        containment: Containment,
+        prober: Prober,
+        on_move: Callable[[str], None],
+    ) -> None:
+        self._draws = draws
+        self._replicas = replicas
+        self._containment = containment
+        self._prober = prober
+        self._on_move = on_move
+        self._budget = Budget(0.05, floor_per_s=0.1, burst=20.0)
+        self._hedged_races = 0
+
+    async def complete(self, draw: Draw, replica: Replica) -> Answer:
+        max_tokens = draw.prompt.sampling.max_tokens
+        return await self._hedged(
+            draw, replica, self._draws.complete, lambda: self._draws.usual.overdue_s(max_tokens), lambda answer: None
+        )
+
+    async def first(self, draw: Draw, replica: Replica) -> Opened:
+        """Return a stream's first piece and the rest of it."""
+        return await self._hedged(
+            draw,
+            replica,
+            self._draws.first,
+            lambda: self._draws.usual_first.overdue_s(None),
+            lambda opened: asyncio.ensure_future(opened[1].aclose()),
+        )
+
+    async def _hedged(
+        self,
+        draw: Draw,
+        replica: Replica,
+        make: Callable[[Draw, Replica], Call[T]],
+        overdue_s: Callable[[], float],
+        discard: Callable[[T], object],
+    ) -> T:
+        def second() -> Call[T] | None:
+            other = self._competitor(draw, replica, overdue_s())
+            return None if other is None else self._compete(make, draw, replica, other)
+
+        if draw.route.hedge is None and not draw.route.answered:
+            self._budget.deposit()
+        return await hedged(make(draw, replica), second, overdue_s, discard)
+
+    def _competitor(self, draw: Draw, slow: Replica, limit_s: float) -> Replica | None:
+        """Return the replica that competes with an overdue draw; None where there is to be no hedge now."""
+        route, health = draw.route, slow.health
+        if health.answered_at_s is None or self._replicas.clock() - health.answered_at_s > limit_s:
+            self._prober.suspect(slow, draw.fingerprint(self._containment))
+        elif route.answered:
+            return None  # the replica answers: this answer is only longer than the race's others
+        if not self._containment.idle and self._containment.suspects(draw.fingerprint(self._containment)):
+            return None  # it broke one server and may have hung this one: it must not reach a third
+        if route.hedge is None:
+            other = self._replicas.choose(adapter=draw.prompt.adapter, without=[slow, *draw.tried], panic=False)
+            if other is None or not (self._hangs(slow) or (self._less_loaded(other, slow) and self._budget.withdraw())):
+                return None
+            route.hedge = other
+            self._hedged_races += 1
+            self._on_move("hedge")
+            log.info(
+                "backend_draw_hedged",
+                slow=slow.name,
+                by=other.name,
+                after_s=round(limit_s, 2),
+                hedged_races=self._hedged_races,
+            )
+        return None if route.hedge is slow or route.hedge in draw.tried else route.hedge
+
+    def _hangs(self, replica: Replica) -> bool:
+        return replica.health.ejection is not None and replica.health.ejection.fault is Fault.HUNG
+
+    def _less_loaded(self, other: Replica, slow: Replica) -> bool:
+        return self._replicas.relative_load(other) < self._replicas.relative_load(slow)
+
+    async def _compete(self, make: Callable[[Draw, Replica], Call[T]], draw: Draw, slow: Replica, other: Replica) -> T:
+        """Make the second draw. Its success is a failure of the slow replica; its silence is probed as well."""
+        request = draw.fingerprint(self._containment)
+        limit_s = self._draws.usual.overdue_s(draw.prompt.sampling.max_tokens)
+        timer = asyncio.get_running_loop().call_later(limit_s, self._prober.suspect, other, request)
+        try:
+            result = await make(draw, other)
+        finally:
+            timer.cancel()
+        self._replicas.failed(slow, Fault.TIMEOUT, "its draws take far longer than usual", draw.route)
+        return result
 
 
 async def hedged(
@@ -30,8 +148,8 @@ async def hedged(
 
     Args:
         first: The call.
-        second: Makes the other call; None where there is to be none now. It is asked again a second later.
-        overdue_s: After how many seconds the first call is overdue; asked again while it runs.
+        second: Makes the other call; None makes none now, and it is called again a second later.
+        overdue_s: Returns after how many seconds the first call is overdue; called again while it runs.
         discard: Takes a result that came too late.
 
     Raises:
@@ -73,12 +191,11 @@ class _Hedge(Generic[T]):
 
     @property
     def succeeded(self) -> bool:
-        """Return whether the second call has a result."""
         other = self.other
         return other is not None and other.done() and not other.cancelled() and other.exception() is None
 
     def overtook(self) -> bool:
-        """Return whether the cancellation just caught is this hedge's own, and nobody else's beside it."""
+        """Return whether only this hedge, and nobody else, has cancelled the first call."""
         return self._overtook and self._task is not None and self._task.uncancel() == 0
 
     async def wait(self) -> None:
@@ -88,15 +205,14 @@ class _Hedge(Generic[T]):
         await asyncio.wait([self.other])
 
     def take(self) -> T:
-        """Return the second call's result."""
         assert self.other is not None
         self._taken = True
         return self.other.result()
 
     def close(self, discard: Callable[[T], object]) -> None:
-        """Stop the timer, and the second call where it lost."""
+        """Stop the timer, and the second call if it lost."""
         self._first_runs = False
-        self._task = None  # a cancelled task knows this frame: together they would wait for the garbage collector
+        self._task = None  # otherwise task -> frame -> this hedge -> task is a reference cycle
         self._timer.cancel()
         if self.other is None or self._taken:
             return

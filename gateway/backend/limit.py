@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
+from gateway.backend.discovery import host_of
 from gateway.errors import BackendOverloaded, BackendUnreachable
+from gateway.single_flight import SingleFlight
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 0.4
@@ -56,7 +57,7 @@ class ServerLimit:
         self._successes = 0
         self._halvings = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
-        self._asking: asyncio.Task[int | None] | None = None
+        self._asking: SingleFlight[int | None] = SingleFlight(self._capacity_answered)
         self._capacity_asked = False
         self.capacity: int | None = None
         """Draws that the server says it takes at once, from all its clients; None where it does not say."""
@@ -65,6 +66,11 @@ class ServerLimit:
     def limit(self) -> int:
         """Draws that may be in flight now."""
         return max(1, min(self._learnt, self._share))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more draw could start at once."""
+        return self.in_flight < self.limit
 
     @property
     def waiting(self) -> int:
@@ -93,7 +99,7 @@ class ServerLimit:
         Raises:
             BackendOverloaded: No place became free in time.
         """
-        if not self._waiters and self.in_flight < self.limit:
+        if not self._waiters and self.has_room:
             self.in_flight += 1
             return self._halvings
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -156,17 +162,13 @@ class ServerLimit:
         """
         if self._capacity_asked:
             return
-        if self._asking is None:
-            self._asking = asyncio.create_task(ask())
-            self._asking.add_done_callback(self._capacity_answered)
-        await asyncio.shield(self._asking)
+        await self._asking.result(ask)
 
     def forget_capacity(self) -> None:
         """Have the next caller of ``learn_capacity`` ask again: the server may have been restarted with another one."""
         self._capacity_asked = False
 
     def _capacity_answered(self, asking: asyncio.Task[int | None]) -> None:
-        self._asking = None
         if asking.cancelled() or asking.exception() is not None:
             return
         self._capacity_asked = True
@@ -176,7 +178,7 @@ class ServerLimit:
             self.share(self._ceiling if capacity is None else max(1, capacity // self._sharers))
 
     def _wake(self) -> None:
-        while self._waiters and self.in_flight < self.limit:
+        while self._waiters and self.has_room:
             place = self._waiters.popleft()
             if not place.done():
                 self.in_flight += 1
@@ -267,7 +269,7 @@ class ServerLimits:
         limit = self._by_url.get(url)
         if limit is None:
             limit = self._by_url[url] = ServerLimit(
-                urlsplit(url).netloc.rpartition("@")[2],
+                host_of(url),
                 ceiling=self._ceiling,
                 queue_timeout_s=self._queue_timeout_s,
                 sharers=self._sharers,

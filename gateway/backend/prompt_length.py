@@ -1,20 +1,20 @@
-"""Refuse a prompt that is longer than the server's limit before a race draws: the server counts its tokens for us.
+"""Refuse a prompt that is longer than the server's limit before a race draws; the server counts its tokens.
 
-Only a prompt that may be too long by its bytes is counted, once for a race. Where the server's limit is not known, or
-it does not count, the draws are made and the server refuses them itself.
+A prompt is counted once for a race, and only if it may be too long by its bytes. Where the server's limit is not known,
+or the server does not count, the draws are made and the server refuses them itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import string
-from functools import partial
 
 import orjson
 
-from gateway.backend.calls import Calls
 from gateway.backend.flavours import Refusal, context_exceeded
-from gateway.backend.replicas import Replica, Route
+from gateway.backend.kind import Kind
+from gateway.backend.replicas import Replica
+from gateway.backend.route import Route
 from gateway.errors import ContextLengthExceeded, GatewayError
 from gateway.types import Prompt
 
@@ -25,18 +25,18 @@ _LEAST_LIMIT_TOKENS = 2_048
 
 
 class PromptLength:
-    """Holds prompts against the servers' limits.
+    """Compares prompts with the servers' limits.
 
     Args:
-        calls: Asks a replica for its limit and for a count.
+        kind: Asks a replica for its limit, and knows how it counts.
     """
 
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
+    def __init__(self, kind: Kind) -> None:
+        self._kind = kind
         self._checks: set[asyncio.Task[Refusal | None]] = set()
 
     async def check(self, route: Route, replica: Replica, prompt: Prompt) -> None:
-        """Count the prompt of a race once, where it may be too long; draws of the race that come later wait for it.
+        """Count the race's prompt once if it may be too long; the race's other draws wait for the count.
 
         Raises:
             ContextLengthExceeded: It is longer than the replica's limit.
@@ -53,28 +53,27 @@ class PromptLength:
         if refusal is not None:
             raise ContextLengthExceeded(str(refusal.reason), param=refusal.param)
 
-    async def aclose(self) -> None:
-        """Stop the counts under way."""
+    def close(self) -> None:
         for task in self._checks:
             task.cancel()
 
     async def _check(self, replica: Replica, prompt: Prompt) -> Refusal | None:
         try:
             async with asyncio.timeout(_COUNT_TIMEOUT_S):
-                identity = replica.identity or await self._calls.identify_now_and_then(replica)
+                identity = replica.identity or await self._kind.identify_now_and_then(replica)
                 limit = None if identity is None else identity.max_prompt_tokens
                 if limit is None or not may_exceed(prompt, limit):
                     return None
-                tokens = await self._calls.flavour.count(prompt, partial(self._calls.post, replica))
+                tokens = await self._kind.flavour.count(prompt, replica.server.post)
         except (GatewayError, TimeoutError):
-            return None  # a draw will say what is wrong
+            return None  # the draws meet the same error
         return None if tokens is None or tokens <= limit else context_exceeded(limit, tokens)
 
 
 def may_exceed(prompt: Prompt, limit_tokens: int) -> bool:
-    """Return whether a prompt may have more tokens than this, by the length of what is sent.
+    """Return whether a prompt may have more tokens than this, by its length in bytes.
 
-    No text has more tokens than bytes. Of ASCII letters two are taken for a token, though most tokens have more;
+    No text has more tokens than bytes. Two ASCII letters are counted as one token, though most tokens have more;
     digits and other scripts may have a token for each byte.
     """
     try:

@@ -5,59 +5,63 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
-from urllib.parse import urlsplit
+from functools import partial
 
 import structlog
 
-from gateway.backend.flavours import Catalogue, Refusal
+from gateway.backend.flavours import Catalogue, Flavour
 from gateway.backend.health import Fault, Health, fault_of
 from gateway.backend.hub import HubClient
 from gateway.backend.identify import Identity
+from gateway.backend.server import Server
 from gateway.errors import AdapterMissing, BackendError, BackendFailed, BackendUnreachable, RequestContained
+from gateway.single_flight import SingleFlight
 
-# Shorter than any restart (llama.cpp with a small model: 0.9 s): one that breaks no connection, because none is in
-# use, is seen as silence of this length.
+# Shorter than any restart (llama.cpp with a small model: 0.9 s). A restart that breaks no connection, because none is
+# in use, is seen as silence of this length.
 _RESTART_S = 0.5
 _ASK_ADAPTER_AGAIN_S = 5.0
-_NO_ONE: frozenset[str] = frozenset()
+_ANY: frozenset[str] = frozenset()
 
 log = structlog.get_logger()
 
 
 class Replica:
-    """One backend server: its client, its load and its health.
+    """One server: its clients, its load and its health.
 
-    ``name`` is host and port, which may be told; the URL may hold a password. ``catalogue`` is what it serves, None
-    where it has to be asked: llama.cpp knows adapters by numbers, which may be others after a restart.
+    Attributes:
+        name: Host and port, safe to log; the URL may hold a password.
+        catalogue: What the server listed last; None where it must be asked again: llama.cpp knows adapters by
+            numbers, which may change at a restart.
+        identity: What it said it is.
+        shows_tools: Its chat template was found to have a place for tools.
     """
 
-    def __init__(self, url: str, hub: HubClient, health: Health, clock: Callable[[], float]) -> None:
-        self.url = url
-        self.root_url = url.removesuffix("/v1")
-        self.name = urlsplit(url).netloc.rpartition("@")[2]
+    def __init__(self, server: Server, hub: HubClient, health: Health, clock: Callable[[], float]) -> None:
+        self.server = server
         self.hub = hub
+        self.name = server.name
         self.health = health
         self.catalogue: Catalogue | None = None
         self.identity: Identity | None = None
-        """What it says it is, as asked last."""
         self.identified_at_s = -math.inf
+        self.shows_tools = False
         self.in_flight = 0
         self.chosen = 0
         self._clock = clock
         self._answered_at_s = 0.0
-        self._asking: asyncio.Task[Catalogue] | None = None
+        self._listing: SingleFlight[Catalogue] = SingleFlight(self._listed)
         self._missing: dict[str, float] = {}
 
     @property
     def load(self) -> int:
-        """Return the draws in flight, and those that recent failures count for."""
+        """Return the draws in flight, plus the load that recent failures count for."""
         return self.in_flight + self.health.penalty_draws
 
     def lacks(self, adapter: str | None) -> bool:
-        """Return whether it was found without the adapter lately."""
+        """Return whether the replica was found without the adapter in the last few seconds."""
         found_at_s = None if adapter is None else self._missing.get(adapter)
         return found_at_s is not None and self._clock() - found_at_s < _ASK_ADAPTER_AGAIN_S
 
@@ -65,62 +69,35 @@ class Replica:
         """Return the adapters that it was last found without."""
         return sorted(self._missing)
 
-    def set_missing(self, adapter: str, missing: bool, *, until_told: bool = False) -> None:
-        """Remember whether it serves the adapter: until it is told anew, or for some seconds."""
+    def set_missing(self, adapter: str, missing: bool, *, until_changed: bool = False) -> None:
+        """Remember whether it serves the adapter: for some seconds, or until this is called again."""
         if missing:
-            self._missing[adapter] = math.inf if until_told else self._clock()
+            self._missing[adapter] = math.inf if until_changed else self._clock()
         else:
             self._missing.pop(adapter, None)
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """Count one draw, and learn from how it ends what the replica serves."""
+        """Count one draw, and forget the catalogue where the server may have restarted."""
         if self.in_flight == 0 and self._clock() - self._answered_at_s >= _RESTART_S:
-            self.catalogue = None  # a restart would have broken running draws, but there were none
+            self.catalogue = None  # no draw ran that a restart would have broken
         self.in_flight += 1
         try:
             yield
             self._answered_at_s = self._clock()
         except (BackendUnreachable, BackendFailed, RequestContained):
-            self.catalogue = None  # it may come back as another, or an adapter may be gone
+            self.catalogue = None  # another server may come back, or an adapter may be gone
             raise
         finally:
             self.in_flight -= 1
 
-    async def list_once(self, ask: Callable[[], Coroutine[Any, Any, Catalogue]]) -> Catalogue:
-        """Ask what it serves and remember it; those who want to know at the same time share the question."""
-        if self._asking is None:
-            self._asking = asyncio.create_task(ask())
-            self._asking.add_done_callback(self._listed)
-        return await asyncio.shield(self._asking)
+    async def list_models(self, flavour: Flavour) -> Catalogue:
+        """Ask the server what it serves, and remember it; concurrent callers share one call."""
+        return await self._listing.result(partial(self.server.list_models, flavour))
 
-    def _listed(self, asked: asyncio.Task[Catalogue]) -> None:
-        self._asking = None
-        if not asked.cancelled() and asked.exception() is None:
-            self.catalogue = asked.result()
-
-
-class Route:
-    """One race's way through the fleet: its draws share a replica, for its prefix cache, and what they learned.
-
-    Args:
-        replica: Where to begin; None leaves the choice to the first draw.
-    """
-
-    __slots__ = ("answered", "fingerprint", "hedge", "length_check", "length_checked", "replica")
-
-    def __init__(self, replica: Replica | None = None) -> None:
-        self.replica = replica
-        self.hedge: Replica | None = None
-        """Where the race's hedged draws go."""
-        self.answered = False
-        """Whether a draw of the race was answered."""
-        self.fingerprint: str | None = None
-        """The request's, computed when it is first needed."""
-        self.length_checked = False
-        """Whether somebody has looked at the length of the race's prompt."""
-        self.length_check: asyncio.Task[Refusal | None] | None = None
-        """Counts the prompt's tokens, where it may be too long; its result is why the prompt is refused."""
+    def _listed(self, listing: asyncio.Task[Catalogue]) -> None:
+        if not listing.cancelled() and listing.exception() is None:
+            self.catalogue = listing.result()
 
 
 class Replicas:
@@ -128,16 +105,16 @@ class Replicas:
 
     Args:
         urls: Where they are.
-        connect: Makes the client for one URL.
+        connect: Makes the clients for one URL.
         unhealthy_s: How long the first ejection of a replica lasts.
-        clock: Seconds that only move forward.
-        places: Draws that may be in flight at a replica; load is counted in parts of them.
+        clock: A monotonic clock, in seconds.
+        places: Draws that may be in flight at a replica; load is compared relative to them.
     """
 
     def __init__(
         self,
         urls: Sequence[str],
-        connect: Callable[[str], HubClient],
+        connect: Callable[[str], tuple[Server, HubClient]],
         unhealthy_s: float,
         clock: Callable[[], float] = time.monotonic,
         places: Callable[[Replica], int] = lambda _: 1,
@@ -152,7 +129,7 @@ class Replicas:
         self._choices = 0
 
     def follow(self, urls: Sequence[str]) -> None:
-        """Have a replica for each URL: those that stay are kept, and those that go finish what they draw."""
+        """Have a replica for each URL; keep those that stay, and let those that go finish their draws."""
         if tuple(urls) == self._urls:
             return
         known = dict(zip(self._urls, self.all, strict=True))
@@ -160,23 +137,27 @@ class Replicas:
         self.all = tuple(known.get(url) or self._replica(url) for url in urls)
 
     def _replica(self, url: str) -> Replica:
-        return Replica(url, self._connect(url), Health(self._unhealthy_s, self.clock), self.clock)
+        server, hub = self._connect(url)
+        return Replica(server, hub, Health(self._unhealthy_s, self.clock), self.clock)
+
+    def relative_load(self, replica: Replica) -> float:
+        return replica.load / self._places(replica)
 
     def choose(
         self,
         *,
         adapter: str | None = None,
         without: Collection[Replica] = (),
-        only: frozenset[str] = _NO_ONE,
+        only: frozenset[str] = _ANY,
         panic: bool = True,
     ) -> Replica | None:
-        """Return the least loaded replica in rotation, the longest unchosen of equals.
+        """Return the least loaded replica in rotation; of equals the one that was not chosen for the longest time.
 
         Args:
             adapter: The adapter that it must serve.
-            without: Those not to be chosen.
-            only: Names of those to choose from; empty is all.
-            panic: With none in rotation, choose the least sick one: a bad signal must not take everything away.
+            without: Replicas to leave out.
+            only: Names of the replicas to choose from; empty is all.
+            panic: With none in rotation, choose the least sick one: a false alarm must not stop all service.
         """
         able = [
             replica
@@ -185,13 +166,13 @@ class Replicas:
         ]
         chosen = min(
             (replica for replica in able if not replica.health.ejected),
-            key=lambda replica: (replica.load / self._places(replica), replica.chosen),
+            key=lambda replica: (self.relative_load(replica), replica.chosen),
             default=None,
         )
         if chosen is None and panic:
             chosen = min(able, key=_least_sick, default=None)
         if chosen is not None:
-            # Draws of this race count as load only once they start; until then this keeps the next race elsewhere.
+            # The race's draws count as load once they start; until then this sends the next race elsewhere.
             self._choices += 1
             chosen.chosen = self._choices
         return chosen
@@ -213,7 +194,7 @@ class Replicas:
             raise
 
     def failed(self, replica: Replica, fault: Fault, reason: str, race: object = None) -> None:
-        """Count a failure of a replica, and eject it where that is reason enough and enough others are left."""
+        """Count a failure of a replica; eject it where its failures are enough and enough other replicas are left."""
         health = replica.health
         health.failed(fault, reason, race)
         if health.suspicious(fault, self._others_share(replica)) and self._may_eject(fault):
@@ -239,15 +220,15 @@ class Replicas:
         replica.health.readmit()
 
     def _others_share(self, replica: Replica) -> float:
-        """Return the share of failures of the other replicas together."""
+        """Return the share of failed draws over all other replicas."""
         rates = [other.health.rate() for other in self.all if other is not replica]
         draws = sum(volume for _, volume in rates)
         return sum(share * volume for share, volume in rates) / draws if draws else 0.0
 
     def _may_eject(self, fault: Fault) -> bool:
-        """Return whether one more may be ejected: of those that still answer at most half, but always one.
+        """Return whether one more may be ejected: at most half of those that still answer, but always one.
 
-        What is gone or hung serves nobody, however many they are; when all are out, the least sick one is used.
+        One that is gone or hung serves nobody and is always ejected; with all ejected, the least sick one is used.
         """
         if fault in (Fault.UNREACHABLE, Fault.HUNG):
             return True

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from gateway.backend.calls import Calls
+from gateway.backend.kind import Kind
 from gateway.backend.replicas import Replica, Replicas
 from gateway.errors import GatewayError
 from gateway.types import Prompt, Sampling
@@ -33,17 +34,19 @@ class Weights:
     Args:
         replicas: What is checked.
         calls: Makes the draws.
+        kind: The replicas' flavour.
     """
 
-    def __init__(self, replicas: Replicas, calls: Calls) -> None:
+    def __init__(self, replicas: Replicas, calls: Calls, kind: Kind) -> None:
         self._replicas = replicas
         self._calls = calls
+        self._kind = kind
         self._checked_at_s: dict[tuple[Replica, str], float] = {}
         self._checks: dict[tuple[Replica, str], asyncio.Task[None]] = {}
 
     def tend(self, adapter: str, check: WeightCheck) -> None:
         """Begin the checks of an adapter that are due: every few minutes, and after a connection broke."""
-        if self._calls.flavour.catalogue_path is not None:
+        if self._kind.flavour.catalogue_path is not None:
             return  # it lists its adapters
         for replica in self._replicas.all:
             key = (replica, adapter)
@@ -89,7 +92,7 @@ class Weights:
                 adapter=adapter,
                 place=round(at, 2),
             )
-        replica.set_missing(adapter, missing=lost, until_told=True)
+        replica.set_missing(adapter, missing=lost, until_changed=True)
 
     async def _draw(self, replica: Replica, prompt: str, tokens: int, adapter: str) -> Served:
         sampling = Sampling(temperature=0.0, max_tokens=tokens, logprobs=True, top_logprobs=_TOP_TOKENS)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import aiohttp
 
-from gateway.backend.client import BackendPool
+from gateway.backend.pool import BackendPool
 from gateway.policy import PolicyStore
 from gateway.settings import BackendSettings, PolicySettings, RedisSettings
 from gateway.types import Prompt, Sampling

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from distill.nightly.dry_run import _backlog
 from gateway.api.keyfile import new_key
-from gateway.backend.client import BackendPool
+from gateway.backend.pool import BackendPool
 from gateway.errors import BackendUnreachable, JournalError, RewardError, SettingsError
 from gateway.journal.link import StreamLink
 from gateway.journal.reader import JournalReader

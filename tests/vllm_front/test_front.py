@@ -17,8 +17,8 @@ from distill.errors import PromotionError
 from distill.promotion.adapter import Adapter, BaseFacts, Manifest
 from distill.promotion.load import load, unload
 from distill.settings import PromotionSettings
-from gateway.backend.client import BackendPool
 from gateway.backend.flavours import FLAVOURS
+from gateway.backend.pool import BackendPool
 from gateway.errors import ContextLengthExceeded
 from gateway.reward.remote import RemoteScorer
 from gateway.settings import BackendSettings, RewardSettings

@@ -199,7 +199,7 @@ class Flavour:
         """The HTTP status that an error deserves: some are reported under 200, in a stream or even out of one."""
         if status >= 400:
             return status
-        error = body["error"]
+        error = body.get("error")
         code = error.get("code") if isinstance(error, dict) else None
         return code if isinstance(code, int) and 400 <= code <= 599 else 500
 

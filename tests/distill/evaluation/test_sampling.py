@@ -10,7 +10,7 @@ from distill.evaluation import sampling
 from distill.evaluation.prompts import Prompt, spread
 from distill.evaluation.samples import Sample, SamplePlan, read_samples
 from distill.evaluation.sampling import sample_missing
-from gateway.backend.client import BackendPool
+from gateway.backend.pool import BackendPool
 from gateway.errors import BackendFailed
 from gateway.settings import BackendSettings
 from tests.stubs.knobs import Fault, Knobs

@@ -25,7 +25,7 @@ from distill.promotion.canary import (
     compare,
     standing_check,
 )
-from gateway.backend.client import BackendPool
+from gateway.backend.pool import BackendPool
 from gateway.settings import BackendSettings
 from tests.gateway.backend.rawserver import listening, ok, saying
 from tests.stubs.knobs import Fault, Knobs

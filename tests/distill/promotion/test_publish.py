@@ -20,7 +20,7 @@ from distill.promotion.adapter import Adapter, adapters_in, check_name, read_con
 from distill.promotion.canary import check_canary
 from distill.promotion.export import export_gguf, export_merged
 from distill.promotion.publish import publish
-from gateway.backend.client import BackendPool
+from gateway.backend.pool import BackendPool
 from gateway.embedded.llama import LlamaServer
 from gateway.settings import BackendSettings
 from tests.distill.promotion.weights import random_checkpoint, save_checkpoint, tiny_gguf

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.backend.client import BackendPool
+from gateway.backend.pool import BackendPool
 from gateway.settings import BackendSettings
 from gateway.types import Prompt, Sampling
 from tests.stubs.knobs import Knobs

@@ -10,14 +10,8 @@ import pytest
 from gateway.backend.containment import CONTAINED_S, TRIAL_AFTER_S, Containment
 from gateway.errors import RequestContained
 from gateway.types import Prompt
+from tests.gateway.backend.clock import Clock
 from tests.gateway.backend.conftest import prompt
-
-
-class Clock:
-    now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gateway.backend import client as client_module
+from gateway.backend import pool as pool_module
 from gateway.backend.discovery import expand
 from gateway.errors import BackendUnreachable
 from gateway.settings import BackendSettings
@@ -51,7 +51,7 @@ async def test_a_name_that_cannot_be_resolved_keeps_its_last_addresses(names: Na
 async def test_replicas_come_and_go_with_the_name_and_what_runs_is_finished(
     stub: TgiStub, pool_of: PoolOf, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "_RESOLVE_EVERY_S", 0.0)
+    monkeypatch.setattr(pool_module, "_RESOLVE_EVERY_S", 0.0)
     port = stub.url.rpartition(":")[2]
     pool = pool_of(f"dns+http://tgi:{port}")
     with pytest.raises(BackendUnreachable, match="name"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.backend import prober
-from gateway.backend.client import BackendPool
+from gateway.backend import prober, usual_time
+from gateway.backend.pool import BackendPool
 from gateway.errors import BackendFailed, BackendRejected, BackendUnreachable, RequestContained
+from gateway.settings import BackendSettings
 from tests.gateway.backend.conftest import PoolOf, prompt
 from tests.stubs.knobs import Fault, Knobs
 from tests.stubs.tgi import TgiStub
@@ -266,3 +268,42 @@ async def test_a_single_sick_server_is_told_once_a_probe_confirms_it(stubs: list
 
     await until(confirmed)
     assert not (await pool.readiness()).ready
+
+
+async def test_a_fleet_that_is_busy_everywhere_is_not_hedged(
+    stubs: list[TgiStub], pool_of: PoolOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every draw is overdue, but a second one would only join another queue; a less loaded replica takes one."""
+    monkeypatch.setattr(usual_time, "COLD_S", 0.1)
+    pool = pool_of(*(stub.url for stub in stubs[:2]))
+    await pool.learn()  # load is compared relative to capacity
+    for stub in stubs[:2]:
+        stub.knobs.update({"latency_ms": 400.0})
+    await asyncio.gather(*(race(pool, 1, f"question {number}") for number in range(8)))
+    assert (4, 4) == (drawn(stubs[0]), drawn(stubs[1]))
+    route = pool.choose_replica()
+    route.replica = pool._replicas.all[0]
+    await pool.complete(prompt("alone"), seed=1, replica=route)
+    assert (5, 5) == (drawn(stubs[0]), drawn(stubs[1]))
+
+
+async def test_hedges_are_a_twentieth_of_the_races_beyond_a_first_burst(
+    stubs: list[TgiStub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usual_time, "COLD_S", 0.02)
+    monkeypatch.setattr(usual_time, "_LEAST_S", 0.02)
+    monkeypatch.setattr(usual_time, "_FACTOR", 0.0)
+    moves: list[str] = []
+    settings = BackendSettings(urls=(stubs[0].url, stubs[1].url), unhealthy_s=0)
+    stubs[0].knobs.update({"latency_ms": 100.0})
+    began_s = time.monotonic()
+    async with BackendPool(settings, on_move=moves.append) as pool:
+        with capture_logs() as logs:
+            for number in range(60):
+                route = pool.choose_replica()
+                route.replica = pool._replicas.all[0]
+                await pool.complete(prompt(f"question {number}"), seed=1, replica=route)
+    took_s = time.monotonic() - began_s
+    assert 22 <= moves.count("hedge") <= 20 + 60 * 0.05 + took_s * 0.1
+    hedges = [(line["log_level"], line["hedged_races"]) for line in logs if line["event"] == "backend_draw_hedged"]
+    assert [("info", count + 1) for count in range(moves.count("hedge"))] == hedges

@@ -16,15 +16,9 @@ from gateway.errors import (
     BackendUnreachable,
     InvalidRequest,
 )
+from tests.gateway.backend.clock import Clock
 
 BASE_S = 5.0
-
-
-class Clock:
-    now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture

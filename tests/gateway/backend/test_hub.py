@@ -8,14 +8,14 @@ import sys
 
 from huggingface_hub import AsyncInferenceClient
 
-from gateway.backend.client import BackendPool
 from gateway.backend.hub import HubClient
+from gateway.backend.pool import BackendPool
 from tests.gateway.backend.conftest import PoolOf, prompt
 from tests.stubs.tgi import TgiStub
 
 DRAW = """
 import asyncio, sys
-from gateway.backend.client import BackendPool
+from gateway.backend.pool import BackendPool
 from gateway.settings import BackendSettings
 from gateway.types import Prompt, Sampling
 

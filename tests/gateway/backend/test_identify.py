@@ -106,7 +106,7 @@ async def test_by_default_each_is_spoken_to_as_it_is(pool_of: PoolOf, answers: M
 
 
 async def test_one_that_says_it_later_is_asked_again(pool_of: PoolOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.backend.calls._ASK_KIND_AGAIN_S", 0.0)
+    monkeypatch.setattr("gateway.backend.kind._ASK_AGAIN_S", 0.0)
     server = Server({})
     async with server.http:
         pool = pool_of(str(server.http.make_url("")))

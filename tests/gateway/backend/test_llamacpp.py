@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from gateway.backend.client import BackendPool
+from gateway.backend.pool import BackendPool
 from gateway.embedded.llama import LlamaServer
 from gateway.errors import BackendFailed, ContextLengthExceeded, UnsupportedField
 from gateway.settings import BackendSettings

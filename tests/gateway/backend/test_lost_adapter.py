@@ -112,5 +112,5 @@ async def test_nothing_is_loaded_from_elsewhere(servers: list[Server], pool_of: 
     pool = pool_of(server.url, kind="vllm", adapters_dir=folder)
     with pytest.raises(AdapterMissing):
         await pool.complete(prompt(adapter=name), seed=1, replica=0)
-    assert not pool._calls._loading
+    assert not pool._adapters._loading
     assert [] == server.loads

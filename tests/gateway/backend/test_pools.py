@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
+from gateway.backend.limit import ServerLimits
+from gateway.backend.pool import BackendPool
 from gateway.backend.pools import BackendPools, Urls
 from gateway.errors import UnsupportedField
 from gateway.settings import BackendSettings
@@ -23,7 +26,9 @@ class Fleet:
     def __init__(self, home: TgiStub, other: TgiStub) -> None:
         self.home, self.other = home, other
         self.named: list[Urls] = [()]
-        self.pools = BackendPools(BackendSettings(urls=(home.url,)), lambda: self.named)
+        self.pools = BackendPools(
+            BackendSettings(urls=(home.url,)), lambda: self.named, partial(BackendPool, limits=ServerLimits())
+        )
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from gateway.backend.client import BackendPool
+from gateway.backend.pool import BackendPool
 from gateway.backend.prompt_length import may_exceed
 from gateway.errors import ContextLengthExceeded
 from gateway.types import Prompt

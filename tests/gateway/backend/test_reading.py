@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import Mock
 
-import httpx2
 import orjson
 import pytest
 from hypothesis import given
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 
 from gateway.backend.failures import CALL_ERRORS, translate
 from gateway.backend.flavours import FLAVOURS, Flavour
-from gateway.backend.hub import BackendHttp, HubClient
+from gateway.backend.http import EventStream, Http
+from gateway.backend.hub import HubClient
 from gateway.backend.reading import StreamReader, read_answer
-from gateway.backend.transport import EventResponse
 from gateway.errors import (
     BackendError,
     BackendFailed,
@@ -22,6 +23,7 @@ from gateway.errors import (
     BackendRejected,
     BackendUnreachable,
 )
+from gateway.settings import BackendSettings
 from gateway.types import Answer, Delta, JsonObject, Prompt, Sampling
 
 TGI, VLLM = FLAVOURS["tgi"], FLAVOURS["vllm"]
@@ -267,7 +269,7 @@ def test_whatever_bytes_a_stream_holds_it_is_an_answer_or_an_error_of_the_backen
     raw = b"".join(parts) + (b"\n\ndata: [DONE]\n\n" if end else b"")
 
     async def draw() -> None:
-        http = BackendHttp(_Saying(raw), api_key="", connect_timeout_s=1.0)
+        http = _Saying(raw)
         reader = StreamReader(TGI, asked())
         try:
             async for piece in HubClient(http, "http://x", timeout_s=1.0).chunks({"messages": [], "model": "tgi"}):
@@ -281,14 +283,18 @@ def test_whatever_bytes_a_stream_holds_it_is_an_answer_or_an_error_of_the_backen
     asyncio.run(draw())
 
 
-class _Saying(httpx2.AsyncBaseTransport):
-    """Answers every request with these bytes, as the transport does."""
+class _Saying(Http):
+    """Answers every request with these bytes."""
 
     def __init__(self, raw: bytes) -> None:
+        super().__init__(BackendSettings())
         self._raw = raw
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        return EventResponse(200, stream=httpx2.ByteStream(self._raw), request=request)
+    async def open_stream(self, url: str, body: object, *, timeout_s: float) -> EventStream:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield self._raw
+
+        return EventStream(Mock(), pieces())
 
 
 @pytest.mark.parametrize(

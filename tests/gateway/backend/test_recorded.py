@@ -10,7 +10,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from gateway.backend.client import BackendPool
+from gateway.backend.pool import BackendPool
 from gateway.errors import (
     BackendError,
     BackendFailed,

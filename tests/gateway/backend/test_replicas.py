@@ -7,8 +7,10 @@ import pytest
 
 from gateway.backend.flavours import Catalogue
 from gateway.backend.health import FAILURES_IN_A_ROW, Fault
+from gateway.backend.http import Http
 from gateway.backend.hub import HubClient
 from gateway.backend.replicas import _ASK_ADAPTER_AGAIN_S, _RESTART_S, Replica, Replicas
+from gateway.backend.server import Server
 from gateway.errors import (
     AdapterMissing,
     BackendFailed,
@@ -18,18 +20,11 @@ from gateway.errors import (
     BackendUnreachable,
     GatewayError,
 )
+from gateway.settings import BackendSettings
+from tests.gateway.backend.clock import Clock
 
 UNHEALTHY_S = 5.0
 LONG_S = 1000.0
-
-
-class Clock:
-    """Time that a test moves."""
-
-    now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture
@@ -39,7 +34,11 @@ def clock() -> Clock:
 
 def replicas_of(clock: Clock, *urls: str, places: Callable[[Replica], int] = lambda _: 1) -> Replicas:
     """Replicas that are chosen among, never called."""
-    connect = cast(Callable[[str], HubClient], lambda url: None)
+    http = Http(BackendSettings())
+
+    def connect(url: str) -> tuple[Server, HubClient]:
+        return Server(http, url, timeout_s=1.0), HubClient(http, url, timeout_s=1.0)
+
     return Replicas(urls or ("http://a:1", "http://b:2", "http://c:3"), connect, UNHEALTHY_S, clock, places)
 
 
@@ -203,7 +202,7 @@ def test_a_choice_can_be_held_to_names(clock: Clock) -> None:
 
 def test_a_name_tells_no_password(clock: Clock) -> None:
     (replica,) = replicas_of(clock, "http://user:secret@host:8080/v1").all
-    assert ("host:8080", "http://user:secret@host:8080") == (replica.name, replica.root_url)
+    assert ("host:8080", "http://user:secret@host:8080") == (replica.name, replica.server.root_url)
 
 
 def test_what_it_serves_is_forgotten_after_a_silence_in_which_it_may_have_restarted(clock: Clock) -> None:

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from gateway.backend import replicas
-from gateway.backend.client import BackendPool
+from gateway.backend.pool import BackendPool
 from gateway.errors import AdapterMissing, BackendFailed, BackendProtocolError
 from tests.gateway.backend.conftest import PoolOf, prompt
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.backend import weights
-from gateway.backend.client import BackendPool
+from gateway.backend.pool import BackendPool
 from gateway.errors import AdapterMissing
 from gateway.types import Prompt, Sampling
 from gateway.weight_check import CheckedPrompt, WeightCheck

@@ -13,8 +13,8 @@ import httpx2
 import orjson
 import pytest
 
-from gateway.backend.client import BackendPool
 from gateway.backend.flavours import FLAVOURS
+from gateway.backend.pool import BackendPool
 from gateway.embedded import llama
 from gateway.embedded.llama import LlamaServer
 from gateway.errors import NotReady

@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.backend.client import BackendPool
 from gateway.backend.limit import ServerLimits
+from gateway.backend.pool import BackendPool
 from gateway.errors import (
     BackendError,
     BackendFailed,
