@@ -132,7 +132,8 @@ def publish(run: RunDir, out: Path, number: int) -> None:
     """Write the night's facts, without prompts and answers, as JSON, and its curves as SVG."""
     facts = NightFacts.read(run.path)
     out.mkdir(parents=True, exist_ok=True)
-    kept = facts.model_dump(mode="json", exclude={"samples": True, "decision": {"tried": {"__all__": {"path"}}}})
+    paths = {"candidates": {"__all__": {"tests": {"__all__": {"path"}}}}}
+    kept = facts.model_dump(mode="json", exclude={"samples": True, "verdict": paths})
     (out / f"headline-{number}.json").write_text(json.dumps(kept, indent=1) + "\n")
     figure = reward_curves(facts)
     if figure is not None:

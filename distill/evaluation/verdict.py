@@ -16,6 +16,8 @@ from distill.evaluation.curve import Estimate
 from distill.evaluation.equivalent import EquivalentN
 from distill.evaluation.guardrails import Guardrail
 
+VERDICT_FILE = "verdict.json"
+
 _POWER = 0.8  # chance of passing with the number of prompts that a failed night asks for
 _COST = 1.25  # prompts that this takes, relative to a fixed-sample test; slightly more below 300 prompts
 

@@ -1,11 +1,12 @@
-"""The facts of one night, ``report.json`` in its run directory: all that the report shows, and nothing else is needed.
+"""The facts of one night: ``report.json`` in its run directory has everything that the report shows.
 
-A part that the night did not reach, or had no reason to reach, is None; the report says so. Rewards are in ``unit``:
-standard ones, so that 0 is one draw of the old policy at its reference temperature and 1 the spread within a prompt.
+A part that the night did not reach is None. Rewards are in standard units: 0 is the mean of one draw of the serving
+policy at its serving temperature, and 1 the spread of its draws within a prompt.
 """
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,10 +14,12 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distill.errors import DataError
+from distill.evaluation.guardrails import JUDGE, Guardrail
+from distill.evaluation.verdict import VERDICT_FILE, Verdict
 from gateway.files import write_atomically
 
 FACTS_FILE = "report.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Side = Literal["old", "new"]
 
@@ -25,40 +28,25 @@ class _Fact(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null")
 
 
-class Interval(_Fact):
-    """A mean with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-class Point(_Fact):
-    """The best of ``n`` draws: its expected reward, and the tokens of the answer that is picked."""
-
-    n: int
-    reward: Interval
-    tokens: float
-
-
-class Curve(_Fact):
-    """Reward against n for one policy at one temperature; ``name`` is the adapter's or checkpoint's, or "base"."""
+class SampleSummary(_Fact):
+    """The samples of one policy at one temperature; ``name`` is the adapter's or checkpoint's, or "base"."""
 
     side: Side
     name: str
     temperature: float
-    points: list[Point]
     sd: float
-    """Spread within a prompt, in ``unit``."""
+    """Spread within a prompt, in standard units."""
     mean_tokens: float
     truncated: float
-    """Share of draws that ended at the token limit."""
+    """Share of samples that ended at the token limit."""
     distinct: float
-    """Share of a prompt's draws that differ from each other."""
+    """Share of a prompt's samples that differ from each other."""
+    pick_tokens: list[float]
+    """Mean tokens of the best of n, for n = 1, 2, …"""
 
 
 class Bars(_Fact):
-    """A histogram: ``counts[i]`` draws lie from ``edges[i]`` to ``edges[i + 1]``."""
+    """A histogram: ``counts[i]`` samples lie from ``edges[i]`` to ``edges[i + 1]``."""
 
     side: Side
     name: str
@@ -67,103 +55,25 @@ class Bars(_Fact):
     counts: list[int]
 
 
-class EquivalentN(_Fact):
-    """How many old draws one draw of the new policy is worth; ``at_least`` where the old curve ends before that."""
-
-    against: str
-    """In words: the old policy at which temperature."""
-    value: float
-    low: float
-    high: float
-    at_least: bool = False
-
-
-class Control(_Fact):
-    """The temperature at which the old policy is best at one n: every claim is made against it."""
-
-    n: int
-    temperature: float
-    reward: Interval
-
-
 class Measured(_Fact):
-    """What the held-out prompts said."""
+    """The samples of the held-out prompts; the verdict has their curves."""
 
-    prompts: int
     draws: int
+    """Samples of each prompt at each temperature."""
     max_tokens: int
     reward_model: str
-    unit: str
-    curves: list[Curve]
-    controls: list[Control]
-    equivalent_n: list[EquivalentN]
-    """The headline first: against the old policy at its best temperature for each n. The base, where another serves
-    by now, comes last: what all nights together have bought."""
-    length_ratio: float | None = None
-    """Mean tokens of the chosen policy's answers over the old one's, at their Ns."""
-    spread_ratio: float | None = None
+    judge_model: str | None = None
+    """The held-out reward model, which selected nothing."""
+    sample_sets: list[SampleSummary]
+    guardrails: list[Guardrail]
+    """Of the checkpoint that was chosen or came nearest."""
     rewards: list[Bars]
+    """Of the serving policy, and of that checkpoint."""
     lengths: list[Bars]
 
 
-class Tried(_Fact):
-    """One N′ that the gate looked at, of one checkpoint."""
-
-    checkpoint: str
-    n: int
-    passed: bool
-    difference: Interval
-    """New best of n minus old best of N, in the gate's own units ([0, 1])."""
-    wealth: float
-    path: list[float]
-    """The e-process after each prompt (thinned to a few hundred points); it must reach ``threshold`` once."""
-    reason: str = ""
-    """Why it did not pass, in words."""
-
-
-class Guard(_Fact):
-    """One more condition, measured for the chosen (or best) checkpoint."""
-
-    name: str
-    passed: bool
-    detail: str
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-
-class Judge(_Fact):
-    """What the held-out reward model, which selected nothing, says about the same answers."""
-
-    name: str
-    agrees: bool
-    difference: Interval
-    detail: str = ""
-
-
-class Decision(_Fact):
-    """What the gate decided, and why."""
-
-    promote: bool
-    n_old: int
-    n_new: int | None
-    checkpoint: str | None
-    why: str
-    """One sentence for a person."""
-    alpha: float
-    threshold: float
-    """1 / alpha: what the e-process must reach."""
-    margin: float
-    """The worth of one sample, in the gate's own units."""
-    more_prompts: int | None = None
-    """About how many more held-out prompts would settle it, when there was not enough evidence."""
-    tried: list[Tried]
-    guards: list[Guard]
-    judge: Judge | None = None
-
-
 class Collected(_Fact):
-    """What came from the journal, and what may train."""
+    """Counts of the records that came from the journal, and of those that may train."""
 
     archived: int
     """Records written to the archive this night."""
@@ -176,7 +86,7 @@ class Collected(_Fact):
     held_out: int
     excluded: dict[str, int]
     reward_models: dict[str, int] = {}
-    """Examples by the reward model that chose their winner, the newest one last."""
+    """Examples by the reward model that chose their winner, the newest last."""
 
 
 class LossPoint(_Fact):
@@ -188,13 +98,13 @@ class LossPoint(_Fact):
 
 
 class Trained(_Fact):
-    """How the new policy was made."""
+    """The training of the new policy."""
 
     objective: str
     base_model: str
     examples: int
     replayed: int
-    """How many of them came from earlier nights."""
+    """Examples from earlier nights among them."""
     tokens: int
     steps: int
     seconds: float
@@ -205,7 +115,7 @@ class Trained(_Fact):
 
 
 class Answer(_Fact):
-    """One policy's pick for one held-out prompt."""
+    """The answer that one policy would give to one held-out prompt."""
 
     name: str
     n: int
@@ -235,43 +145,43 @@ class PolicyVersion(_Fact):
 
 
 class Cost(_Fact):
-    """What one step took."""
+    """Time and tokens of one step."""
 
     step: str
     seconds: float
     drawn_tokens: int = 0
     scored_tokens: int = 0
-    """Of the answers that were scored, once for each reward model."""
+    """Tokens of the scored answers, counted for each reward model."""
     trained_tokens: int = 0
     reused_draws: int = 0
-    """Draws of an earlier night that were not drawn again."""
+    """Samples of an earlier night that were used again."""
 
 
 class Promoted(_Fact):
-    """What became of the new adapter."""
+    """The adapter that was promoted."""
 
     adapter: str
     canary: str
-    """What the check by behaviour found, in words."""
+    """Findings of the weight check, in words."""
     policy_version: int | None = None
     share: float | None = None
-    """Share of traffic that it answers as this is written."""
+    """Share of traffic that it answered when the report was written."""
 
 
 class NightFacts(_Fact):
-    """A night."""
+    """Everything that the report shows of a night."""
 
     schema_version: int = SCHEMA_VERSION
     run: str
-    outcome: Literal["promoted", "kept", "too few examples", "unfinished"]
+    outcome: Literal["promoted", "kept", "too few examples"]
     headline: str
-    """What to read when reading one line."""
+    """The outcome in one sentence."""
     notes: list[str] = []
-    """What changed around the night: a model behind its name, draws or rewards made anew."""
+    """Changes since earlier nights: another model behind a name, samples or rewards made again."""
     started: datetime
     finished: datetime
     resumed: int = 0
-    """How often the night was taken up again after it was broken off."""
+    """Number of times that the night was resumed."""
     versions: dict[str, str]
     commit: str | None
     data_hash: str | None
@@ -282,31 +192,61 @@ class NightFacts(_Fact):
     collected: Collected | None = None
     trained: Trained | None = None
     measured: Measured | None = None
-    decision: Decision | None = None
+    verdict: Verdict | None = None
     promoted: Promoted | None = None
     samples: list[SideBySide] = []
     history: list[PolicyVersion] = []
-    """Every published policy, oldest first: N over all nights."""
+    """Every published policy, oldest first."""
     costs: list[Cost] = []
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The facts in a run directory.
+        """Read the facts in a run directory, also those that an earlier release wrote.
 
         Raises:
             DataError: They are missing or malformed.
         """
         path = folder / FACTS_FILE
         try:
-            return cls.model_validate_json(path.read_bytes())
+            document = json.loads(path.read_bytes())
+            if isinstance(document, dict) and document.get("schema_version") == 1:
+                document = _from_version_1(document, folder / VERDICT_FILE)
+            return cls.model_validate(document)
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]
             raise DataError(f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+        except (ValueError, LookupError, TypeError) as error:
+            raise DataError(f"{path} is not a night's facts: {type(error).__name__}") from error
 
     def write(self, folder: Path) -> Path:
-        """Write them into a run directory, in one step; returns the file."""
+        """Write the facts into a run directory atomically; return the file."""
         path = folder / FACTS_FILE
-        write_atomically(path, self.model_dump_json(indent=2).encode() + b"\n")
+        write_atomically(path, self.model_dump_json(indent=2, by_alias=True).encode() + b"\n")
         return path
+
+
+def _from_version_1(old: dict[str, Any], verdict_file: Path) -> dict[str, Any]:
+    """Convert facts that repeated parts of verdict.json in a format of their own; that file has all of them."""
+    measured, decision = old["measured"], old["decision"]
+    if measured is None or decision is None:
+        return old | {"schema_version": SCHEMA_VERSION, "measured": None}
+    guardrails = [
+        # Version 1 kept the limits (low, high), not the interval.
+        each
+        | {"why": each["detail"], "bound": each["low"] if each["high"] is None else each["high"]}
+        | dict.fromkeys(("low", "high"), each["value"])
+        for each in decision["guards"]
+    ]
+    judge = decision["judge"]
+    if judge is not None:
+        found = {"name": JUDGE, "value": judge["difference"]["mean"], "bound": 0.0, "passed": judge["agrees"]}
+        guardrails.append(judge["difference"] | found | {"why": judge["detail"]})
+    measured = measured | {
+        "judge_model": None if judge is None else judge["name"],
+        "sample_sets": [each | {"pick_tokens": [at["tokens"] for at in each["points"]]} for each in measured["curves"]],
+        "guardrails": guardrails,
+    }
+    verdict = json.loads(verdict_file.read_bytes())
+    return old | {"schema_version": SCHEMA_VERSION, "measured": measured, "verdict": verdict}

@@ -1,4 +1,4 @@
-"""The smaller figures: loss and gradient norm, histograms of both policies, N over all nights."""
+"""The smaller figures: loss and gradient norm, histograms of both policies, and N over time."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from re import search
 from markupsafe import Markup
 
 from distill.report.facts import Bars, NightFacts, PolicyVersion, Trained
-from distill.report.story import FEW_VERSIONS, history_title, loss_title
+from distill.report.story import MIN_VERSIONS, history_title, loss_title
 from distill.report.svg import Margins, Plot, Spot, responsive, ticks
 
 WIDE, NARROW = (500.0, 270.0), (350.0, 240.0)
 HISTORY_WIDE, HISTORY_NARROW = (1000.0, 230.0), (360.0, 220.0)
 TREND_PARTS = 12
-MOST_POINTS = 400
+MAX_POINTS = 400
 SHORT_S = 2 * 86_400
 
 
 def loss_curve(facts: NightFacts) -> Markup | None:
-    """Loss by step, its trend, and where checkpoints were kept."""
+    """Plot the loss by step, its trend, and the steps of the checkpoints."""
     if facts.trained is None:
         return None
     spots = [(float(point.step), point.loss) for point in facts.trained.loss]
-    chosen = facts.decision.checkpoint if facts.decision else None
+    chosen = facts.verdict.checkpoint if facts.verdict else None
     unit = "loss, nats a token" if facts.trained.objective == "sft" else "loss"
     return _trajectory(facts.trained, spots, unit, loss_title(facts), chosen)
 
 
 def gradient_norms(facts: NightFacts) -> Markup | None:
-    """Gradient norm by step, and its trend."""
+    """Plot the gradient norm by step, and its trend."""
     if facts.trained is None:
         return None
     spots = [
@@ -47,7 +47,7 @@ def _trajectory(trained: Trained, spots: list[Spot], unit: str, label: str, chos
     room = (high - low) * 0.08 or 1.0
     low, high = max(low - room, 0.0) if low >= 0 else low - room, high + 2 * room
     last = max(trained.steps, *(int(step) for step, _ in spots))
-    thinned = spots[:: max(1, len(spots) // MOST_POINTS)]
+    thinned = spots[:: max(1, len(spots) // MAX_POINTS)]
 
     def draw(size: Spot, narrow: bool) -> Plot:
         plot = Plot(size, (0, last), (low, high))
@@ -66,16 +66,16 @@ def _trajectory(trained: Trained, spots: list[Spot], unit: str, label: str, chos
 
 
 def trend(spots: Sequence[Spot]) -> list[Spot]:
-    """Means of neighbouring finite points, so that noise does not hide the way."""
+    """Return means of neighbouring finite points, which show the trend in the noise."""
     finite = [spot for spot in spots if isfinite(spot[1])]
     part = max(1, len(finite) // TREND_PARTS)
     groups = [finite[start : start + part] for start in range(0, len(finite), part)]
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def histograms(old: Bars | None, new: Bars | None, unit: str, label: str) -> Markup | None:
-    """Shares of draws of both policies over one another; None where neither has any."""
-    shown = [(bars, shares(bars)) for bars in (old, new) if bars is not None and any(bars.counts)]
+def histograms(compared: Sequence[Bars], unit: str, label: str) -> Markup | None:
+    """Plot the shares of draws of both policies in one figure; None where neither has any."""
+    shown = [(bars, shares(bars)) for bars in compared if any(bars.counts)]
     if not shown:
         return None
     left, right = min(bars.edges[0] for bars, _ in shown), max(bars.edges[-1] for bars, _ in shown)
@@ -95,7 +95,7 @@ def histograms(old: Bars | None, new: Bars | None, unit: str, label: str) -> Mar
 
 
 def shares(bars: Bars) -> list[float]:
-    """Percent of the draws in each bin."""
+    """Return the percentage of draws in each bin."""
     return [100 * value / sum(bars.counts) for value in bars.counts]
 
 
@@ -107,8 +107,8 @@ def _outline(edges: list[float], heights: list[float]) -> list[Spot]:
 
 
 def n_over_nights(history: list[PolicyVersion], facts: NightFacts) -> Markup | None:
-    """N as a staircase over time; None for fewer policies than make a staircase."""
-    if len(history) < FEW_VERSIONS:
+    """Plot N over time; None for fewer policies than make a figure."""
+    if len(history) < MIN_VERSIONS:
         return None
     times = [version.created.timestamp() for version in history]
     first, last = min(times), max(facts.finished.timestamp(), *times)
@@ -133,7 +133,7 @@ def n_over_nights(history: list[PolicyVersion], facts: NightFacts) -> Markup | N
 
 
 def _days(history: list[PolicyVersion], most: int) -> list[tuple[float, str]]:
-    """A few of the versions' dates, evenly over time so that no two overlap."""
+    """Return a few of the versions' dates, far enough apart not to overlap."""
     first, last = history[0].created.timestamp(), history[-1].created.timestamp()
     form = "%d %b" if last - first > SHORT_S else "%d %b %H:%M"
     chosen: list[tuple[float, str]] = []

@@ -1,4 +1,4 @@
-"""The report of a night: one HTML file that needs nothing else, and the same facts as JSON."""
+"""The report of a night: one self-contained HTML file, and the same facts as JSON."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from distill.evaluation.guardrails import JUDGE
+from distill.evaluation.verdict import CheckpointResult
 from distill.report import curves, evidence, figures, story
 from distill.report.facts import NightFacts
 from distill.report.words import FILTERS, SHOWN_CHARACTERS, visible
@@ -17,10 +19,11 @@ HTML_FILE = "report.html"
 
 
 def render(facts: NightFacts) -> str:
-    """The page: no script, nothing fetched, every text in it escaped."""
+    """Return the page: it has no script and fetches nothing, and every text in it is escaped."""
     html = _template().render(
         night=facts,
         story=story,
+        JUDGE=JUDGE,
         shown_characters=SHOWN_CHARACTERS,
         **_records(facts),
         **_figures(facts),
@@ -30,7 +33,7 @@ def render(facts: NightFacts) -> str:
 
 
 def write_report(facts: NightFacts, folder: Path) -> Path:
-    """Write ``report.json``, then ``report.html``, each in one step; returns the page."""
+    """Write ``report.json`` and ``report.html`` atomically; return the page's file."""
     facts.write(folder)
     path = folder / HTML_FILE
     write_atomically(path, render(facts).encode())
@@ -41,7 +44,7 @@ def write_report(facts: NightFacts, folder: Path) -> Path:
 def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("distill.report"),
-        autoescape=True,  # answers are whatever a model wrote and questions whatever a stranger sent
+        autoescape=True,  # answers and questions are untrusted
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -51,50 +54,55 @@ def _template() -> Template:
 
 
 def _records(facts: NightFacts) -> dict[str, Any]:
-    """Every record's fate, and whether the fates add up."""
+    """Return what became of the records, and how many records that accounts for."""
     collected = facts.collected
     if collected is None:
         return {"fates": [], "accounted": 0}
-    fates = [("trains", collected.examples, "new"), ("held out, to measure", collected.held_out, "best")]
+    fates = [("training examples", collected.examples, "new"), ("held out for measuring", collected.held_out, "best")]
     left_out = sorted(collected.excluded.items(), key=lambda item: -item[1])
     fates += [(f"left out: {name.replace('_', ' ')}", number, "old") for name, number in left_out]
     return {"fates": fates, "accounted": sum(number for _, number, _ in fates)}
 
 
 def _figures(facts: NightFacts) -> dict[str, Any]:
-    measured = facts.measured
-    old_reward = story.old_bars(facts, measured.rewards) if measured else None
-    new_reward = story.new_bars(facts, measured.rewards) if measured else None
-    old_length = story.old_bars(facts, measured.lengths) if measured else None
-    new_length = story.new_bars(facts, measured.lengths) if measured else None
-    spread = story.spread_title(measured) if measured else ""
-    length = story.length_title(measured) if measured else ""
-    return {
+    verdict, measured = facts.verdict, facts.measured
+    found: dict[str, Any] = {
         "curves_figure": curves.reward_curves(facts),
         "loss_figure": figures.loss_curve(facts),
         "gradient_figure": figures.gradient_norms(facts),
-        "reward_figure": figures.histograms(old_reward, new_reward, "reward of one draw", spread),
-        "length_figure": figures.histograms(old_length, new_length, "answer's tokens", length),
         "history_figure": figures.n_over_nights(facts.history, facts),
-        "compared": [bars for bars in (old_reward, new_reward) if bars is not None],
+    }
+    if verdict is None or measured is None:
+        return found
+    return found | {
+        "reward_figure": figures.histograms(measured.rewards, "reward of one draw", story.spread_title(verdict)),
+        "length_figure": figures.histograms(measured.lengths, "tokens of one answer", story.length_title(measured)),
     }
 
 
 def _gate(facts: NightFacts) -> dict[str, Any]:
-    """The gate's figure and table rows: (tried, whether chosen, its interval drawn), the judged checkpoint's apart."""
-    decision = facts.decision
-    if decision is None:
-        return {"evidence_figure": None, "tried": [], "others": [], "checkpoint": None, "shares": 1}
-    checkpoint = story.best_checkpoint(facts)
+    """Return the gate's figure, and its table rows for the best checkpoint and for the others."""
+    verdict = facts.verdict
+    if verdict is None:
+        return {"evidence_figure": None, "tests": [], "others": [], "shares": 1}
+    best = verdict.best
 
-    def row(one: Any) -> tuple[Any, bool, Any]:
-        return one, evidence.is_chosen(decision, one), evidence.forest(decision, one)
+    def rows(result: CheckpointResult) -> list[dict[str, Any]]:
+        chosen = [story.is_chosen(verdict, result, test) for test in result.tests]
+        return [
+            {
+                "checkpoint": result.checkpoint,
+                "test": test,
+                "chosen": is_chosen,
+                "figure": evidence.forest(verdict, test, chosen=is_chosen),
+                "finding": story.finding(verdict, result, test),
+            }
+            for test, is_chosen in zip(result.tests, chosen, strict=True)
+        ]
 
-    prompts = facts.measured.prompts if facts.measured else 0
     return {
-        "evidence_figure": evidence.evidence_paths(decision, checkpoint, prompts),
-        "tried": [row(one) for one in evidence.tried_of(decision, checkpoint)],
-        "others": [row(one) for one in decision.tried if one.checkpoint != checkpoint],
-        "checkpoint": checkpoint,
-        "shares": evidence.shares(decision),
+        "evidence_figure": evidence.evidence_paths(verdict),
+        "tests": rows(best),
+        "others": [row for result in verdict.candidates if result != best for row in rows(result)],
+        "shares": evidence.shares(verdict),
     }

@@ -1,142 +1,114 @@
-"""What the facts say: which curve stands for which policy, and each figure's title, which says what is seen in it."""
+"""Titles and tables that the page derives from the facts."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from distill.report.facts import Bars, Curve, Decision, EquivalentN, Measured, NightFacts, PolicyVersion, Tried
+from distill.evaluation.equivalent import EquivalentN
+from distill.evaluation.guardrails import JUDGE
+from distill.evaluation.verdict import CheckpointResult, CurvePoint, NonInferiorityTest, Verdict
+from distill.report.facts import Measured, NightFacts, PolicyVersion, SampleSummary
 from distill.report.words import change, count, fixed, wealth
 
-FEW_VERSIONS = 2
+MIN_VERSIONS = 2
+"""Fewer published policies have no figure of N over time."""
 
 
-def verdict(facts: NightFacts) -> str:
-    """The night in one sentence: where N goes, or why it stays and what it would take."""
-    decision = facts.decision
-    if decision is None or facts.outcome not in ("promoted", "kept"):
-        return facts.headline
-    old, fewer = decision.n_old, max(decision.n_old - 1, 1)
-    if decision.promote:
-        goes = f"N falls from {old} to {decision.n_new}" if decision.n_new != old else f"N stays {old}, better served"
-        return f"{goes}: the best of {decision.n_new} new draws beats the best of {fewer} old ones"
-    passed, failed = _passed(decision), failed_guards(decision)
-    if passed and failed:
-        return f"N stays {old}: {min(passed)} draws would keep the reward, but guards fail: {', '.join(failed)}"
-    if decision.more_prompts is not None:
-        needed = f"about {count(decision.more_prompts)} more held-out prompts would settle it"
-        return f"N stays {old}: not enough evidence yet, {needed}"
-    if decision.tried and not passed:
-        return f"N stays {old}: on this evidence the new policy is no better"
-    return facts.headline
+def title(facts: NightFacts) -> str:
+    """Return the night in one short sentence."""
+    return facts.headline if facts.verdict is None else facts.verdict.summary
 
 
-def details(facts: NightFacts) -> list[str]:
-    """What the night itself says of its verdict, without saying it twice."""
-    why = facts.decision.why if facts.decision else ""
-    told = [why] if why in facts.headline else [why, facts.headline]
-    return [words for words in told if words not in verdict(facts)]
+def points(verdict: Verdict, samples: SampleSummary) -> list[CurvePoint]:
+    """Return the curve of a sample set; none where the gate did not compare it."""
+    if samples.side == "old":
+        return verdict.serving_curves.get(f"{samples.temperature:g}", [])
+    found = (each for each in verdict.candidates if _is_of(samples, each))
+    return next((each.curve for each in found), [])
 
 
-def best_checkpoint(facts: NightFacts) -> str | None:
-    """The checkpoint that the report is about: the one promoted, else the one that came nearest."""
-    decision = facts.decision
-    if decision is not None and decision.checkpoint is not None:
-        return decision.checkpoint
-    drawn = [bars.name for bars in facts.measured.rewards if bars.side == "new"] if facts.measured else []
-    if drawn:
-        return drawn[0]
-    tried = decision.tried if decision is not None else []
-    return max(tried, key=lambda one: (one.passed, one.wealth)).checkpoint if tried else None
+def new_samples(facts: NightFacts) -> SampleSummary | None:
+    """Return the sample set of the checkpoint that was chosen or came nearest."""
+    if facts.verdict is None or facts.measured is None:
+        return None
+    best = facts.verdict.best
+    return next((each for each in facts.measured.sample_sets if each.side == "new" and _is_of(each, best)), None)
 
 
-def _passed(decision: Decision) -> list[int]:
-    return [one.n for one in decision.tried if one.passed]
+def _is_of(samples: SampleSummary, result: CheckpointResult) -> bool:
+    return (samples.name, samples.temperature) == (result.checkpoint, result.temperature)
 
 
-def failed_guards(decision: Decision) -> list[str]:
-    """Names of the guards that do not hold; the held-out reward model is one of them."""
-    judge = [] if decision.judge is None or decision.judge.agrees else ["held-out reward model"]
-    return [*(guard.name for guard in decision.guards if not guard.passed), *judge]
+def controls(verdict: Verdict) -> list[tuple[float, CurvePoint]]:
+    """Return for each n the temperature at which the old policy is best, with its point there."""
+    curves = [[(float(t), point) for point in points] for t, points in verdict.serving_curves.items()]
+    return [max(column, key=lambda pair: pair[1].mean) for column in zip(*curves, strict=False)]
 
 
-def new_curve(facts: NightFacts) -> Curve | None:
-    """The new policy's curve: that checkpoint's, at the temperature that serves it best."""
-    curves = [curve for curve in facts.measured.curves if curve.side == "new"] if facts.measured else []
-    named = [curve for curve in curves if curve.name == best_checkpoint(facts)] or curves
-    place = (facts.decision.n_new if facts.decision else None) or 1
-    return max(named, key=lambda curve: reward_at(curve, place), default=None)
+def reward_at(curve: list[CurvePoint], n: int) -> float:
+    """Return the expected best of ``n``, or of as many as were drawn."""
+    return next(point.mean for point in reversed(curve) if point.n <= n)
 
 
-def reward_at(curve: Curve, n: int) -> float:
-    """The expected best of ``n``, or of as many as were drawn."""
-    return next((point.reward.mean for point in reversed(curve.points) if point.n <= n), float("-inf"))
-
-
-def new_bars(facts: NightFacts, bars: list[Bars]) -> Bars | None:
-    """The new policy's histogram among them."""
-    curve = new_curve(facts)
-    new = [one for one in bars if one.side == "new"]
-    key = (curve.name, curve.temperature) if curve else None
-    return next((one for one in new if (one.name, one.temperature) == key), new[0] if new else None)
-
-
-def old_bars(facts: NightFacts, bars: list[Bars]) -> Bars | None:
-    """The old policy's histogram at the temperature that the new one is held against."""
-    old = [one for one in bars if one.side == "old"]
-    return next((one for one in old if one.temperature == control_temperature(facts)), old[0] if old else None)
-
-
-def control_temperature(facts: NightFacts) -> float | None:
-    """The old policy's best temperature at its own N."""
-    controls = facts.measured.controls if facts.measured else []
-    at = facts.decision.n_old if facts.decision else facts.serving.n
-    return min(controls, key=lambda control: abs(control.n - at)).temperature if controls else None
-
-
-def equivalent(measured: Measured | None) -> EquivalentN | None:
-    """k*, the headline's."""
-    return measured.equivalent_n[0] if measured and measured.equivalent_n else None
+def worths(verdict: Verdict) -> list[tuple[str, EquivalentN]]:
+    """Return k* against each reference, the headline first."""
+    best = verdict.best
+    found = [
+        ("the old policy at its best temperature for each N", best.worth_at_best),
+        (f"the old policy at temperature {verdict.serving_temperature:g}", best.worth_at_serving),
+        ("the base at its best temperature for each N", best.worth_at_base),
+    ]
+    return [(against, one) for against, one in found if one is not None]
 
 
 def worth(one: EquivalentN) -> str:
-    """k* with its bound: 2.2, or at least 8."""
-    return f"at least {one.value:g}" if one.at_least else fixed(one.value, 1)
+    """Format k*: 2.2, or at least 8."""
+    return f"at least {one.value:g}" if one.beyond else fixed(one.value, 1)
 
 
-def bounds(one: EquivalentN) -> str:
-    """k*'s 95 % interval; open where the old curve ends before it does."""
-    return f"{fixed(one.low, 1)} or more" if one.at_least else f"{fixed(one.low, 1)} to {fixed(one.high, 1)}"
+def interval(one: EquivalentN) -> str:
+    """Format the 95 % interval of k*; open where the old curve ends below it."""
+    return f"{fixed(one.low, 1)} or more" if one.beyond else f"{fixed(one.low, 1)} to {fixed(one.high, 1)}"
 
 
-def curves_title(facts: NightFacts) -> str:
-    """What the reward-against-N figure shows."""
-    one = equivalent(facts.measured)
-    if one is None:
-        return "Reward against N"
-    return (
-        f"One new draw is worth {worth(one)} old ones"
-        if one.value > 1
-        else "One new draw is worth no more than an old one"
-    )
+def curves_title(verdict: Verdict) -> str:
+    one = verdict.best.worth_at_best
+    if one.value > 1:
+        return f"One new draw is worth {worth(one)} old ones"
+    return "One new draw is worth no more than an old one"
 
 
-def evidence_title(decision: Decision) -> str:
-    """What the gate's figure shows."""
-    if decision.promote:
-        return f"The best of {decision.n_new} new draws beats the best of {max(decision.n_old - 1, 1)} old ones"
-    enough, failed = _passed(decision), failed_guards(decision)
-    if enough and failed:
-        return f"The evidence sufficed at N′ = {min(enough)}, but guards fail: {', '.join(failed)}"
+def evidence_title(verdict: Verdict) -> str:
+    enough = [test.n for test in verdict.best.tests if test.passed]
     if enough:
-        return f"The evidence sufficed at N′ = {min(enough)}, yet N stays {decision.n_old}"
-    most = max((one.wealth for one in decision.tried), default=decision.threshold)
-    reached = f": {wealth(most)} of the {decision.threshold:g} needed" if most < decision.threshold else ""
-    return f"Not enough evidence for any N′ below {decision.n_old}{reached}"
+        return f"There is enough evidence down to N′ = {min(enough)}"
+    most = max(test.highest_wealth for test in verdict.best.tests)
+    reached = f": {wealth(most)} of the {verdict.threshold:g} needed" if most < verdict.threshold else ""
+    return f"There is not enough evidence for any N′{reached}"
+
+
+def is_chosen(verdict: Verdict, result: CheckpointResult, test: NonInferiorityTest) -> bool:
+    return verdict.promote and result == verdict.best and test.n == verdict.n_new
+
+
+def finding(verdict: Verdict, result: CheckpointResult, test: NonInferiorityTest) -> str:
+    """Return the reason why a test did not lead to a promotion; empty where it passed and its guardrails hold."""
+    if test.passed:
+        return "; ".join(each.why for each in test.guardrails if not each.passed)
+    failed = next(each.n for each in result.tests if not each.passed)
+    if failed != test.n:
+        return f"not tested, because N′ = {failed} did not pass"
+    return f"evidence {wealth(test.highest_wealth)} of {verdict.threshold:.0f} needed, against {test.against}"
+
+
+def judge_disagrees(measured: Measured) -> str | None:
+    """Return what the held-out reward model found, if it contradicts the claim."""
+    return next((each.why for each in measured.guardrails if each.name == JUDGE and not each.passed), None)
 
 
 def loss_title(facts: NightFacts) -> str:
-    """What the loss figure shows: the mean of the first tenth of the steps against that of the last."""
+    """Return the mean loss of the first tenth of the steps, and of the last."""
     loss = [point.loss for point in facts.trained.loss] if facts.trained else []
     if not loss:
         return "Loss"
@@ -147,22 +119,18 @@ def loss_title(facts: NightFacts) -> str:
     )
 
 
-def spread_title(measured: Measured) -> str:
-    """What the rewards' histogram shows."""
-    if measured.spread_ratio is None:
-        return "Rewards of single draws"
-    return f"Rewards: the spread changed by {change(measured.spread_ratio)}"
+def spread_title(verdict: Verdict) -> str:
+    return f"Rewards: the spread changed by {change(verdict.best.sd_ratio)}"
 
 
 def length_title(measured: Measured) -> str:
-    """What the lengths' histogram shows."""
-    if measured.length_ratio is None:
+    length = next((each.value for each in measured.guardrails if each.name == "length"), None)
+    if length is None:
         return "Lengths of single draws"
-    return f"Lengths: the served answers changed by {change(measured.length_ratio)}"
+    return f"Lengths: the served answers changed by {change(1 + length)}"
 
 
 def history_title(history: list[PolicyVersion]) -> str:
-    """What N did over all nights."""
     if not history:
         return "No policy has been published yet"
     first, last = history[0].n, history[-1].n
@@ -172,12 +140,12 @@ def history_title(history: list[PolicyVersion]) -> str:
 
 
 def question(messages: list[dict[str, Any]]) -> str:
-    """The last thing that was said to the policies, as text."""
+    """Return the last message that the policies answered, as text."""
     return content(messages[-1]) if messages else ""
 
 
 def content(message: dict[str, Any]) -> str:
-    """A message's text, whatever shape a caller gave it."""
+    """Return a message's text in any form that callers may use."""
     value = message.get("content")
     if isinstance(value, str):
         return value
@@ -187,7 +155,7 @@ def content(message: dict[str, Any]) -> str:
 
 
 def rows(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (dotted name, value)."""
+    """Return nested settings as (dotted name, value)."""
     flat: list[tuple[str, str]] = []
     for name, value in settings.items():
         if isinstance(value, dict) and value:
@@ -195,9 +163,3 @@ def rows(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         else:
             flat.append((f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, default=str)))
     return flat
-
-
-def crossing(one: Tried, threshold: float, prompts: int) -> int | None:
-    """After about how many prompts its e-process first reached the threshold."""
-    place = next((place for place, value in enumerate(one.path, start=1) if value >= threshold), None)
-    return None if place is None else round(place / len(one.path) * prompts)

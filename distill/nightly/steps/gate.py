@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from distill.errors import DataError
 from distill.evaluation.gate import Rules, decide
 from distill.evaluation.guardrails import Bounds
-from distill.evaluation.verdict import Verdict
+from distill.evaluation.verdict import VERDICT_FILE, Verdict
 from distill.nightly.checkpoint_adapters import unload_candidates
 from distill.nightly.context import Night
 from distill.nightly.results import DrawResult, GateResult, ScoreResult
@@ -25,7 +25,7 @@ _VERDICT = TypeAdapter(Verdict)
 
 def verdict_file(run: RunDir) -> Path:
     """Return the file of the gate's verdict with all its evidence."""
-    return run.path / "verdict.json"
+    return run.path / VERDICT_FILE
 
 
 def gate(night: Night, drawn: DrawResult, scored: ScoreResult) -> GateResult:

@@ -123,9 +123,10 @@ def test_a_worse_model_is_an_honest_end(tmp_path: Path, variables: dict[str, str
     (run,) = runs(tmp_path / "runs")
     facts = NightFacts.read(run.path)
     assert ("kept", None, None) == (facts.outcome, run.result("publish"), facts.promoted)
-    assert facts.decision is not None
-    assert {3, 2, 1} == {tried.n for tried in facts.decision.tried}
-    assert facts.decision.guards
+    assert facts.verdict is not None
+    assert facts.measured is not None
+    assert {3, 2, 1} == {test.n for test in facts.verdict.best.tests}
+    assert facts.measured.guardrails
     assert facts.headline in told(tmp_path)
     assert [] == list((tmp_path / "adapters").glob("rft-*"))
 

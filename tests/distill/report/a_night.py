@@ -1,4 +1,4 @@
-"""A night's facts as a real one writes them, with numbers a person would believe: for the report's tests."""
+"""A night's facts as a real one writes them, with plausible numbers, for the report's tests."""
 
 from __future__ import annotations
 
@@ -7,28 +7,24 @@ from math import log
 
 import numpy as np
 
+from distill.evaluation.curve import Estimate
+from distill.evaluation.equivalent import EquivalentN
+from distill.evaluation.guardrails import Guardrail
+from distill.evaluation.verdict import CheckpointResult, CurvePoint, NonInferiorityTest, Verdict
 from distill.report.facts import (
     Answer,
     Bars,
     Collected,
-    Control,
     Cost,
-    Curve,
-    Decision,
-    EquivalentN,
-    Guard,
-    Interval,
-    Judge,
     LossPoint,
     Measured,
     NightFacts,
-    Point,
     PolicyVersion,
     Promoted,
+    SampleSummary,
     Side,
     SideBySide,
     Trained,
-    Tried,
 )
 
 BEGAN = datetime(2026, 11, 23, 3, 30, tzinfo=UTC)
@@ -43,14 +39,12 @@ GAUSSIAN_MAX = (0.0, 0.564, 0.846, 1.029, 1.163, 1.267, 1.352, 1.424)
 
 
 def finished_night(*, promoted: bool = True, seed: int = 0) -> NightFacts:
-    """A whole night: promoted from 8 to 4, or kept for want of evidence."""
+    """A whole night: promoted from 8 to 4, or kept because the evidence was too weak."""
     rng = np.random.default_rng(seed)
     return NightFacts(
         run="2026-11-23T03-30-00",
         outcome="promoted" if promoted else "kept",
-        headline="N 8 → 4: best of 4 from the new policy is no worse than best of 8 was"
-        if promoted
-        else "N stays 8: not enough evidence, about 240 more held-out prompts would settle it",
+        headline=_why(promoted),
         started=BEGAN,
         finished=BEGAN + timedelta(hours=1, minutes=52),
         resumed=1,
@@ -81,7 +75,7 @@ def finished_night(*, promoted: bool = True, seed: int = 0) -> NightFacts:
             loss=[_loss(step, rng) for step in range(1, 92)],
         ),
         measured=_measured(rng),
-        decision=_decision(rng, promoted=promoted),
+        verdict=_verdict(rng, promoted=promoted),
         promoted=Promoted(adapter=NAME, canary="8 of 8 prompts as computed offline", policy_version=2, share=0.1)
         if promoted
         else None,
@@ -112,7 +106,7 @@ def night_without_training() -> NightFacts:
             "headline": "N stays 8: 12 winners to train on, 32 are needed",
             "trained": None,
             "measured": None,
-            "decision": None,
+            "verdict": None,
             "promoted": None,
             "samples": [],
             "costs": [Cost(step="collect", seconds=2.1), Cost(step="curate", seconds=3.4)],
@@ -131,99 +125,113 @@ def _loss(step: int, rng: np.random.Generator) -> LossPoint:
 
 
 def _measured(rng: np.random.Generator) -> Measured:
-    rewards = {key: rng.normal(*level, size=2320) for key, level in LEVELS.items()}
+    shown = [("old", 0.4), ("new", 0.7)]
+    rewards = {key: rng.normal(*LEVELS[key], size=2320) for key in LEVELS}
     lengths = {key: np.clip(rng.gamma(3, 30, size=2320), 4, 128) for key in LEVELS}
     reward_edges = np.linspace(-4, 4, 33)
     length_edges = np.linspace(0, 128, 33)
     return Measured(
-        prompts=290,
         draws=8,
         max_tokens=128,
         reward_model="model+reward",
-        unit="standard deviations within a prompt of the old policy at temperature 1",
-        curves=[_curve(*key) for key in LEVELS],
-        controls=[
-            Control(n=n, temperature=t, reward=_interval(LEVELS["old", t][0] + 0.9 * GAUSSIAN_MAX[n - 1]))
-            for n, t in zip(range(1, 9), (0.4, 0.4, 0.4, 0.4, 0.7, 0.7, 0.7, 1.0), strict=True)
+        judge_model="judge",
+        sample_sets=[_sample_set(*key) for key in LEVELS],
+        guardrails=[
+            Guardrail("length", 0.04, 0.01, 0.07, 0.15, True, "+4 % tokens"),
+            Guardrail("truncation", -0.02, -0.03, -0.01, 0.03, True, "21 % → 19 %"),
+            Guardrail("repetition", 0.0, -0.01, 0.01, 0.03, True, "3 % → 3 %"),
+            Guardrail("distinct answers", 0.93, 0.91, 0.95, 0.5, True, "93 %"),
+            Guardrail("token entropy", 4.1, 3.9, 4.3, 3.0, True, "4.1 bits"),
+            Guardrail("judge", 0.008, -0.002, 0.018, 0.0, True, "+0.008 [-0.002, +0.018]"),
         ],
-        equivalent_n=[
-            EquivalentN(against="the old policy at its best temperature for each n", value=2.2, low=1.9, high=2.6),
-            EquivalentN(against="the old policy at temperature 0.7", value=2.4, low=2.1, high=2.8),
-        ],
-        length_ratio=1.04,
-        spread_ratio=0.84,
-        rewards=[_bars(*key, values, reward_edges) for key, values in rewards.items()],
-        lengths=[_bars(*key, values, length_edges) for key, values in lengths.items()],
+        rewards=[_bars(*key, values, reward_edges) for key, values in rewards.items() if key in shown],
+        lengths=[_bars(*key, values, length_edges) for key, values in lengths.items() if key in shown],
     )
 
 
-def _curve(side: Side, temperature: float) -> Curve:
-    mean, sd = LEVELS[side, temperature]
-    points = [
-        Point(n=n, reward=_interval(mean + sd * gain), tokens=90 - 3.5 * log(n))
-        for n, gain in enumerate(GAUSSIAN_MAX, start=1)
-    ]
-    return Curve(
+def _name(side: Side) -> str:
+    return "base" if side == "old" else "checkpoint-61"
+
+
+def _sample_set(side: Side, temperature: float) -> SampleSummary:
+    return SampleSummary(
         side=side,
-        name="base" if side == "old" else "checkpoint-61",
+        name=_name(side),
         temperature=temperature,
-        points=points,
-        sd=sd,
+        sd=LEVELS[side, temperature][1],
         mean_tokens=90.0,
         truncated=0.21,
         distinct=0.97 if side == "old" else 0.93,
+        pick_tokens=[90 - 3.5 * log(n) for n in range(1, 9)],
     )
 
 
-def _interval(mean: float) -> Interval:
-    return Interval(mean=mean, low=mean - 0.09, high=mean + 0.09)
+def _curve(side: Side, temperature: float) -> list[CurvePoint]:
+    mean, sd = LEVELS[side, temperature]
+    means = [mean + sd * gain for gain in GAUSSIAN_MAX]
+    return [CurvePoint(n, mean, mean - 0.09, mean + 0.09) for n, mean in enumerate(means, start=1)]
 
 
 def _bars(side: Side, temperature: float, values: np.ndarray, edges: np.ndarray) -> Bars:
     counts, _ = np.histogram(values, edges)
-    name = "base" if side == "old" else "checkpoint-61"
-    return Bars(side=side, name=name, temperature=temperature, edges=edges.tolist(), counts=counts.tolist())
+    return Bars(side=side, name=_name(side), temperature=temperature, edges=edges.tolist(), counts=counts.tolist())
 
 
-def _decision(rng: np.random.Generator, *, promoted: bool) -> Decision:
+def _why(promoted: bool) -> str:
+    if promoted:
+        return "N falls from 8 to 4: the best of 4 of checkpoint-61 beats the old policy's best of 7"
+    return "N stays 8: not enough evidence, about 240 more conversations are needed"
+
+
+def _verdict(rng: np.random.Generator, *, promoted: bool) -> Verdict:
     shifts = {7: 0.021, 6: 0.02, 5: 0.019, 4: 0.017 if promoted else 0.004, 3: 0.002, 2: -0.012, 1: -0.05}
-    tried = []
-    for n, shift in shifts.items():
-        path = np.exp(np.cumsum(np.log1p(6.0 * np.clip(rng.normal(shift, 0.09, size=290), -0.16, 1))))
-        passed = bool(promoted and n >= 4)
-        path = np.maximum(path, 1e-6) if not passed else path * max(1.0, 25 / path.max())
-        tried.append(
-            Tried(
-                checkpoint="checkpoint-61",
-                n=n,
-                passed=passed,
-                difference=Interval(mean=shift - 0.012, low=shift - 0.024, high=shift),
-                wealth=float(path.max()),
-                path=path.tolist(),
-                reason="" if passed else "the evidence did not reach 20",
-            )
-        )
-    return Decision(
+    return Verdict(
         promote=promoted,
-        n_old=8,
-        n_new=4 if promoted else None,
+        n_now=8,
+        n_base=None,
+        n_new=4 if promoted else 8,
         checkpoint="checkpoint-61" if promoted else None,
-        why="best of 4 is no worse than best of 8 was, by more than the worth of one sample"
-        if promoted
-        else "not enough evidence at any N′ below 8: about 240 more held-out prompts are needed",
+        temperature=0.7 if promoted else None,
+        why=_why(promoted),
+        more_prompts=None if promoted else 240,
+        prompts=290,
+        conversations=290,
         alpha=0.05,
         threshold=20.0,
-        margin=0.012,
-        more_prompts=None if promoted else 240,
-        tried=tried,
-        guards=[
-            Guard(name="length", passed=True, detail="+4 % tokens", value=0.04, low=-0.15, high=0.15),
-            Guard(name="truncation", passed=True, detail="21 % → 19 %", value=-0.02),
-            Guard(name="repetition", passed=True, detail="3 % → 3 %", value=0.0),
-            Guard(name="distinct answers", passed=True, detail="93 %", value=0.93, low=0.5),
-            Guard(name="token entropy", passed=True, detail="4.1 bits", value=4.1, low=3.0),
+        delta=0.012,
+        serving_temperature=0.4,
+        control_temperature=0.4,
+        serving_curves={f"{t:g}": _curve(side, t) for side, t in LEVELS if side == "old"},
+        candidates=[
+            CheckpointResult(
+                checkpoint="checkpoint-61",
+                temperature=0.7,
+                chosen=4 if promoted else None,
+                tests=[_test(n, shift, rng, passed=promoted and n >= 4) for n, shift in shifts.items()],
+                curve=_curve("new", 0.7),
+                sd_ratio=0.84,
+                worth_at_serving=EquivalentN(2.4, 2.1, 2.8, beyond=False),
+                worth_at_best=EquivalentN(2.2, 1.9, 2.6, beyond=False),
+            )
         ],
-        judge=Judge(name="judge", agrees=True, difference=Interval(mean=0.008, low=-0.002, high=0.018)),
+    )
+
+
+def _test(n: int, shift: float, rng: np.random.Generator, *, passed: bool) -> NonInferiorityTest:
+    path = np.exp(np.cumsum(np.log1p(6.0 * np.clip(rng.normal(shift, 0.09, size=290), -0.16, 1))))
+    path = path * max(1.0, 25 / path.max()) if passed else np.minimum(np.maximum(path, 1e-6), 19)
+    return NonInferiorityTest(
+        n=n,
+        passed=passed,
+        difference=Estimate(shift - 0.012, shift - 0.024, shift),
+        gain_mean=shift,
+        gain_sd=0.09,
+        against="the old policy's best of 7 at temperature 0.4",
+        wealth=float(path[-1]),
+        highest_wealth=float(path.max()),
+        crossed_at=int(np.argmax(path >= 20)) + 1 if passed else None,
+        path=path.tolist(),
+        fixed_sample_p=0.01 if passed else 0.2,
     )
 
 

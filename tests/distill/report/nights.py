@@ -1,107 +1,75 @@
-"""Nights that went every other way: broken off, empty, refused, first of all, hostile, numerically absurd."""
+"""Nights with every other outcome: empty, refused, the first one, hostile, with absurd numbers."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from math import inf, nan
 from typing import Any
 
-from distill.report.facts import (
-    Answer,
-    Collected,
-    Guard,
-    Interval,
-    Judge,
-    NightFacts,
-    PolicyVersion,
-    SideBySide,
-)
+from distill.evaluation.curve import Estimate
+from distill.evaluation.equivalent import EquivalentN
+from distill.evaluation.guardrails import Guardrail
+from distill.evaluation.verdict import NonInferiorityTest, Verdict
+from distill.report.facts import Answer, Collected, NightFacts, PolicyVersion, SideBySide
 from tests.distill.report.a_night import BEGAN, NAME, finished_night, night_without_training
 
 HOSTILE = (
     "<script>alert('pwned')</script><img src=http://evil.example/x onerror=alert(1)></td></table></body>"
     "\"'`{{ 7 * 7 }}{% raw %}<!-- ]]> &lt;b&gt; \x00\x07\u202eright to left\u2028 😀 é 漢字 ‮ https://evil.example/"
 )
-NOTHING: dict[str, Any] = {"trained": None, "measured": None, "decision": None, "promoted": None, "samples": []}
 
 
-def unfinished_at_once() -> NightFacts:
-    """Redis was gone before the first step ended."""
-    return finished_night().model_copy(
-        update={
-            **NOTHING,
-            "outcome": "unfinished",
-            "headline": "collect failed: Redis at redis://127.0.0.1:6379 does not answer",
-            "collected": None,
-            "history": [],
-            "costs": [],
-            "commit": None,
-            "data_hash": None,
-            "versions": {},
-            "settings": {},
-            "resumed": 3,
-        }
-    )
-
-
-def unfinished_after_training() -> NightFacts:
-    """The backend went away while answers were drawn."""
-    night = finished_night()
-    update = {"outcome": "unfinished", "headline": "draw failed: no backend answers at http://127.0.0.1:8080"}
-    return night.model_copy(update={**NOTHING, **update, "trained": night.trained, "costs": night.costs[:3]})
+def first_night() -> NightFacts:
+    """No policy was ever published, and nothing is known of the code and the data."""
+    unknown: dict[str, Any] = {"commit": None, "data_hash": None, "versions": {}, "settings": {}}
+    return night_without_training().model_copy(update={**unknown, "history": [], "costs": [], "resumed": 3})
 
 
 def no_draws() -> NightFacts:
-    """Nothing was drawn: no held-out prompts."""
-    night = finished_night(promoted=False)
-    assert night.measured is not None
-    assert night.decision is not None
-    nothing: dict[str, Any] = {"curves": [], "controls": [], "equivalent_n": [], "rewards": [], "lengths": []}
-    empty = {"length_ratio": None, "spread_ratio": None, "prompts": 0}
-    decision: dict[str, Any] = {
-        "tried": [],
-        "guards": [],
-        "judge": None,
-        "why": "no held-out prompt was drawn",
-        "more_prompts": None,
-    }
-    return night.model_copy(
-        update={
-            "headline": "N stays 8: no held-out prompts",
-            "measured": night.measured.model_copy(update={**nothing, **empty}),
-            "decision": night.decision.model_copy(update=decision),
-            "samples": [],
-        }
-    )
+    """The measured samples are gone: persons were forgotten since the gate decided."""
+    nothing: dict[str, Any] = {"measured": None, "verdict": None, "samples": []}
+    return finished_night(promoted=False).model_copy(update=nothing)
 
 
-def refused_by_guards() -> NightFacts:
+def with_tests(verdict: Verdict, tests: list[NonInferiorityTest], **changes: Any) -> Verdict:
+    """The verdict with other tests of its checkpoint, and other changes."""
+    return replace(verdict, candidates=[replace(verdict.candidates[0], tests=tests)], **changes)
+
+
+def refused_by_guardrails() -> NightFacts:
     """The evidence sufficed, but answers grew too long and the held-out reward model objects."""
     night = finished_night()
-    assert night.decision is not None
-    guards = [
-        Guard(name="length", passed=False, detail="+31 % tokens", value=0.31, high=0.15),
-        *night.decision.guards[1:],
+    assert night.verdict is not None
+    assert night.measured is not None
+    against = Guardrail("judge", -0.031, -0.05, -0.012, 0.0, False, "the judge scores it -0.031")
+    guardrails = [
+        Guardrail("length", 0.31, 0.28, 0.34, 0.15, False, "+31 % tokens"),
+        *night.measured.guardrails[1:-1],
+        against,
     ]
-    against = Interval(mean=-0.031, low=-0.05, high=-0.012)
-    decision = {
-        "promote": False,
-        "n_new": None,
-        "why": "answers grew by 31 %, at most 15 % is allowed.",
-        "checkpoint": None,
-        "guards": guards,
-        "judge": Judge(name="second judge", agrees=False, difference=against, detail="trained on other pairs"),
-        "tried": [
-            *night.decision.tried,
-            *(one.model_copy(update={"checkpoint": "checkpoint-31", "passed": False, "reason": "looked at later"})
-              for one in night.decision.tried),
-        ],
-    }  # fmt: skip
+    (result,) = night.verdict.candidates
+    tests = [replace(test, guardrails=tuple(guardrails)) if test.n == 4 else test for test in result.tests]
+    other = replace(
+        result,
+        checkpoint="checkpoint-31",
+        tests=[replace(test, passed=False, crossed_at=None, gain_mean=-1.0) for test in result.tests],
+    )
+    verdict = replace(
+        night.verdict,
+        promote=False,
+        n_new=8,
+        checkpoint=None,
+        temperature=None,
+        why="N stays 8: checkpoint-61 keeps the reward at N = 4, but +31 % tokens",
+        candidates=[replace(result, tests=tests, chosen=None), other],
+    )
     return night.model_copy(
         update={
             "outcome": "kept",
-            "headline": "N stays 8: the new answers are too long",
-            "decision": night.decision.model_copy(update=decision),
+            "headline": verdict.why,
+            "verdict": verdict,
+            "measured": night.measured.model_copy(update={"guardrails": guardrails, "judge_model": "second judge"}),
             "promoted": None,
             "history": night.history[:1],
         }
@@ -128,8 +96,10 @@ def after_many_nights() -> NightFacts:
 def hostile_night() -> NightFacts:
     """Every text that a stranger, a model or an error can choose attacks the page."""
     night = finished_night()
-    assert night.decision is not None
+    assert night.verdict is not None
+    assert night.measured is not None
     assert night.trained is not None
+    tests = night.verdict.candidates[0].tests
     old = Answer(name=HOSTILE, n=8, temperature=1.0, text=HOSTILE * 700, reward=0.25, tokens=60_000)
     new = Answer(name=NAME, n=4, temperature=0.7, text=HOSTILE, reward=-1.5, tokens=9)
     turns: list[dict[str, Any]] = [
@@ -150,7 +120,8 @@ def hostile_night() -> NightFacts:
             "data_hash": HOSTILE,
             "versions": {HOSTILE: HOSTILE},
             "settings": {"training": {"seed": 7, HOSTILE: HOSTILE, "empty": {}}},
-            "decision": night.decision.model_copy(update={"why": HOSTILE, "guards": [], "judge": None}),
+            "verdict": with_tests(night.verdict, [replace(test, against=HOSTILE) for test in tests], why=HOSTILE),
+            "measured": night.measured.model_copy(update={"guardrails": [], "judge_model": HOSTILE}),
             "trained": night.trained.model_copy(update={"objective": HOSTILE, "checkpoints": [HOSTILE]}),
             "collected": Collected(
                 archived=1, unreadable=2, total=3, examples=1, held_out=0, excluded={HOSTILE: 1}
@@ -163,52 +134,52 @@ def hostile_night() -> NightFacts:
 
 
 def absurd_numbers() -> NightFacts:
-    """Loss and evidence left the numbers; one prompt, one draw, one record of each."""
+    """Loss and evidence are not finite; the curves have one point."""
     night = finished_night()
-    assert night.decision is not None
+    assert night.verdict is not None
     assert night.measured is not None
     assert night.trained is not None
-    unknown = Interval(mean=nan, low=-inf, high=inf)
-    curves = [curve.model_copy(update={"points": curve.points[:1], "sd": nan}) for curve in night.measured.curves]
+    unknown = Estimate(nan, -inf, inf)
+    sample_sets = [each.model_copy(update={"sd": nan}) for each in night.measured.sample_sets]
     loss = [point.model_copy(update={"loss": nan, "gradient_norm": None}) for point in night.trained.loss]
-    first, second, *_ = night.decision.tried
-    tried = [
-        first.model_copy(update={"wealth": inf, "path": [1.0, nan, inf], "difference": unknown}),
-        second.model_copy(update={"wealth": 3e7, "path": [0.0, 3e7]}),
-        second.model_copy(update={"n": 5, "wealth": 1e-9, "path": []}),
-        second.model_copy(update={"n": 4, "wealth": nan, "path": [nan]}),
+    (result,) = night.verdict.candidates
+    first, second, *_ = result.tests
+    tests = [
+        replace(first, passed=False, crossed_at=None, highest_wealth=inf, path=[1.0, nan, inf], difference=unknown),
+        replace(second, passed=False, crossed_at=None, highest_wealth=3e7, path=[0.0, 3e7]),
+        replace(second, passed=False, crossed_at=None, n=5, highest_wealth=1e-9, path=[]),
+        replace(second, passed=False, crossed_at=None, n=4, highest_wealth=nan, path=[nan]),
     ]
+    worth = EquivalentN(8.0, 1.9, inf, beyond=True)
+    verdict = replace(
+        night.verdict,
+        promote=False,
+        n_new=8,
+        candidates=[replace(result, tests=tests, curve=result.curve[:1], worth_at_best=worth)],
+        serving_curves={t: curve[:1] for t, curve in night.verdict.serving_curves.items()},
+    )
     bars = [one.model_copy(update={"counts": [0] * len(one.counts)}) for one in night.measured.rewards]
-    equivalent = [night.measured.equivalent_n[0].model_copy(update={"at_least": True, "value": 8.0, "high": inf})]
-    measured = {
-        "curves": curves,
-        "controls": night.measured.controls[:1],
-        "rewards": bars,
-        "lengths": [],
-        "equivalent_n": equivalent,
-    }
+    measured = {"sample_sets": sample_sets, "rewards": bars, "lengths": []}
     return night.model_copy(
         update={
             "trained": night.trained.model_copy(update={"loss": loss, "peak_memory_bytes": None, "tokens_per_s": inf}),
             "measured": night.measured.model_copy(update=measured),
-            "decision": night.decision.model_copy(update={"tried": tried, "n_new": None, "promote": False}),
+            "verdict": verdict,
             "costs": [cost.model_copy(update={"seconds": 0.0}) for cost in night.costs],
         }
     )
 
 
 def trained_without_a_log() -> NightFacts:
-    """Nothing was logged while training, the new policy has no curve, and no N′ was tried."""
+    """Nothing was logged while training, and the new policy's samples are not described."""
     night = finished_night(promoted=False)
     assert night.trained is not None
     assert night.measured is not None
-    assert night.decision is not None
-    old = [curve for curve in night.measured.curves if curve.side == "old"]
+    old = [each for each in night.measured.sample_sets if each.side == "old"]
     return night.model_copy(
         update={
             "trained": night.trained.model_copy(update={"loss": []}),
-            "measured": night.measured.model_copy(update={"curves": old, "equivalent_n": []}),
-            "decision": night.decision.model_copy(update={"tried": []}),
+            "measured": night.measured.model_copy(update={"sample_sets": old}),
         }
     )
 
@@ -217,10 +188,9 @@ NIGHTS = {
     "promoted": finished_night,
     "kept": lambda: finished_night(promoted=False),
     "too-few": night_without_training,
-    "unfinished-at-once": unfinished_at_once,
-    "unfinished-after-training": unfinished_after_training,
+    "first": first_night,
     "no-draws": no_draws,
-    "refused": refused_by_guards,
+    "refused": refused_by_guardrails,
     "many-nights": after_many_nights,
     "hostile": hostile_night,
     "absurd": absurd_numbers,

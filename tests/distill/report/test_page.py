@@ -1,9 +1,10 @@
-"""The page of a night: valid, self-contained, true to the facts, and deaf to what strangers write into it."""
+"""The page of a night is valid, self-contained, true to the facts, and safe from hostile text in them."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from markupsafe import escape
 
 from distill.report.facts import FACTS_FILE, NightFacts, SideBySide
 from distill.report.page import HTML_FILE, render, write_report
-from distill.report.story import details, verdict
+from distill.report.story import controls, evidence_title, finding, points
 from distill.report.words import SHOWN_CHARACTERS, count, fixed, seconds, signed, visible, wealth
 from tests.distill.report.a_night import finished_night
 from tests.distill.report.nights import (
@@ -21,10 +22,10 @@ from tests.distill.report.nights import (
     absurd_numbers,
     after_many_nights,
     hostile_night,
-    refused_by_guards,
+    no_draws,
+    refused_by_guardrails,
     trained_without_a_log,
-    unfinished_after_training,
-    unfinished_at_once,
+    with_tests,
 )
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -47,7 +48,7 @@ FIGURES = {"path", "line", "circle", "polygon", "rect"}
 
 
 class _Page(HTMLParser):
-    """Parses strictly: every tag is closed in its turn; keeps what tests ask for."""
+    """A strict parser: every tag is closed in order. It keeps the parts that tests check."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -86,7 +87,7 @@ class _Page(HTMLParser):
 
 
 @pytest.mark.parametrize("name", NIGHTS)
-def test_every_night_is_a_valid_page_that_asks_the_network_for_nothing(name: str) -> None:
+def test_every_night_is_a_valid_page_that_loads_nothing(name: str) -> None:
     html = render(NIGHTS[name]())
     page = _Page(html)
     assert html.startswith("<!doctype html>")
@@ -110,7 +111,8 @@ def test_the_verdict_comes_first(name: str) -> None:
     night = NIGHTS[name]()
     page = _Page(render(night))
     assert 1 == page.tags.count("h1")
-    assert re.sub(r"\s+", " ", visible(night.headline)) in page.text
+    shown = night.headline if night.verdict is None else night.verdict.why
+    assert re.sub(r"\s+", " ", visible(shown)) in page.text
 
 
 def test_hostile_text_is_text_and_a_long_one_is_clipped() -> None:
@@ -123,7 +125,7 @@ def test_hostile_text_is_text_and_a_long_one_is_clipped() -> None:
     page = _Page(html)
     whole = visible(HOSTILE * 700)
     assert f"all {count(len(whole))} characters" in page.text
-    assert f"{count(len(whole) - SHOWN_CHARACTERS)} characters, is in the JSON" in page.text
+    assert f"{count(len(whole) - SHOWN_CHARACTERS)} characters, is in report.json" in page.text
     assert len(html) < 400_000
 
 
@@ -137,26 +139,32 @@ def test_half_a_character_does_not_break_the_page() -> None:
 def test_numbers_on_the_page_are_those_of_the_facts() -> None:
     night = finished_night()
     text = _Page(render(night)).text
-    assert night.decision is not None
+    assert night.verdict is not None
     assert night.measured is not None
-    assert night.trained is not None
     assert night.collected is not None
-    for curve in night.measured.curves:
-        for point in curve.points:
-            row = f"{fixed(point.reward.low, 3)} to {fixed(point.reward.high, 3)}"
-            assert f" {fixed(point.reward.mean, 3)} {row} {fixed(point.tokens, 1)} " in text
-    for one in night.decision.tried:
-        gap = one.difference
+    for samples in night.measured.sample_sets:
+        for point, tokens in zip(points(night.verdict, samples), samples.pick_tokens, strict=True):
+            row = f"{fixed(point.low, 3)} to {fixed(point.high, 3)}"
+            assert f" {fixed(point.mean, 3)} {row} {fixed(tokens, 1)} " in text
+    for test in night.verdict.best.tests:
+        gap = test.difference
         assert f"{signed(gap.mean)} ({signed(gap.low)} to {signed(gap.high)})" in text
-        assert f" {wealth(one.wealth)} " in text
-    for number, reason in ((486, "trains"), (290, "held out, to measure"), (74, "left out: near duplicate")):
+        assert f" {wealth(test.highest_wealth)} " in text
+    for guardrail in night.measured.guardrails:
+        assert f"{guardrail.label} " in text
+        assert f"{guardrail.why} {fixed(guardrail.value, 3)} ✓ holds" in text
+    for number, reason in (
+        (486, "training examples"),
+        (290, "held out for measuring"),
+        (74, "left out: near duplicate"),
+    ):
         assert f"{reason} {number} " in text
-    assert "looked at 1,204" in text
+    assert "all that were read 1,204" in text
     assert "do not add up" not in text
     for cost in night.costs:
         assert f"{cost.step} {seconds(cost.seconds)} " in text
     assert "all 1 h 50 min 412,990 1,310,222 458,433 6,960" in text
-    assert "k*, worth of one new draw 2.2 old draws; 95 %: 1.9 to 2.6" in text
+    assert "One new draw is worth (k*) 2.2 old draws; 95 % interval: 1.9 to 2.6" in text
     assert "8 → 4" in text
     assert "1 h 52 min" in text
     assert "2.71 GB" in text
@@ -167,86 +175,101 @@ def test_numbers_on_the_page_are_those_of_the_facts() -> None:
     ("expected", "name"),
     [
         ("N falls from 8 to 4: the best of 4 new draws beats the best of 7 old ones", "promoted"),
-        ("N stays 8: not enough evidence yet, about 240 more held-out prompts would settle it", "kept"),
-        ("N stays 8: 4 draws would keep the reward, but guards fail: length, held-out reward model", "refused"),
+        ("N stays 8: not enough evidence yet, about 240 more prompts would settle it", "kept"),
+        ("N stays 8: 4 draws would keep the reward, but guardrails fail: length, held-out reward model", "refused"),
         ("N stays 8: 12 winners to train on, 32 are needed", "too-few"),
-        ("draw failed: no backend answers at http://127.0.0.1:8080", "unfinished-after-training"),
-        ("N stays 8: no held-out prompts", "no-draws"),
+        ("N stays 8: not enough evidence, about 240 more conversations are needed", "no-draws"),
     ],
 )
 def test_the_headline_is_one_sentence_that_an_operator_understands(expected: str, name: str) -> None:
     assert f"<h1>{escape(expected)}</h1>" in render(NIGHTS[name]())
 
 
-def test_a_policy_that_is_no_better_is_not_promised_more_prompts() -> None:
-    night = finished_night(promoted=False)
-    assert night.decision is not None
-    hopeless = night.model_copy(update={"decision": night.decision.model_copy(update={"more_prompts": None})})
-    assert "N stays 8: on this evidence the new policy is no better" == verdict(hopeless)
-
-
-def test_a_better_policy_may_take_over_at_the_same_n() -> None:
+def test_the_verdict_is_stated_once_in_short_and_once_with_its_numbers() -> None:
     night = finished_night()
-    assert night.decision is not None
-    one = night.model_copy(update={"decision": night.decision.model_copy(update={"n_old": 1, "n_new": 1})})
-    assert "N stays 1, better served: the best of 1 new draws beats the best of 1 old ones" == verdict(one)
+    assert night.verdict is not None
+    html = render(night)
+    assert 2 == html.count(str(escape(night.verdict.summary))), "in the tab's title and in the page's"
+    assert 1 == html.count(str(escape(night.verdict.why)))
 
 
-def test_what_the_night_says_of_itself_is_said_once() -> None:
-    night = finished_night()
-    assert night.decision is not None
-    why = night.decision.why
-    assert [why, night.headline] == details(night)
-    both = night.model_copy(update={"headline": f"N 8 → 4: {why}"})
-    assert [why] == details(both)
+def test_a_night_whose_samples_are_gone_has_no_claim() -> None:
+    text = _Page(render(no_draws())).text
+    assert "Nothing is measured on this page" in text
+    assert "No draws were measured" in text
 
 
-def test_several_checkpoints_are_named_and_a_worse_one_is_called_so() -> None:
+def test_several_checkpoints_are_named_and_a_worse_one_is_called_worse() -> None:
     night = finished_night(promoted=False)
     assert night.measured is not None
-    old, new = night.measured.curves[0], night.measured.curves[-1]
-    other = new.model_copy(update={"name": "a-rather-long-name-of-checkpoint-31"})
-    worst = night.measured.equivalent_n[0].model_copy(update={"value": 1.0})
-    measured = {"curves": [old, other, new], "controls": [], "equivalent_n": [worst]}
-    html = render(night.model_copy(update={"measured": night.measured.model_copy(update=measured)}))
-    assert 1 == html.count(">checkpoint-31, T 0.7<"), "on a desk, not on a phone"
+    assert night.verdict is not None
+    (result,) = night.verdict.candidates
+    name = "a-rather-long-name-of-checkpoint-31"
+    other = replace(result, checkpoint=name, tests=[replace(result.tests[0], gain_mean=-1.0)])
+    result = replace(result, worth_at_best=replace(result.worth_at_best, value=1.0))
+    old, new = night.measured.sample_sets[0], night.measured.sample_sets[-1]
+    sample_sets = [old, new.model_copy(update={"name": name}), new]
+    update = {
+        "measured": night.measured.model_copy(update={"sample_sets": sample_sets}),
+        "verdict": replace(night.verdict, candidates=[other, result], serving_curves={}),
+    }
+    html = render(night.model_copy(update=update))
+    assert 1 == html.count(">checkpoint-31, T 0.7<"), "in the wide figure only"
     assert "One new draw is worth no more than an old one" in html
 
 
-def test_a_new_policy_without_a_curve_of_that_name_still_has_its_histogram() -> None:
-    night = finished_night(promoted=False)
-    assert night.measured is not None
-    bars = [one.model_copy(update={"name": "other"}) for one in night.measured.rewards if one.side == "new"]
-    measured = night.measured.model_copy(update={"rewards": bars, "lengths": bars})
-    assert "new: other at T 0.7" in _Page(render(night.model_copy(update={"measured": measured}))).text
+def test_the_compared_histograms_are_named() -> None:
+    assert "old: base at T 0.4 new: checkpoint-61 at T 0.7" in _Page(render(finished_night())).text
 
 
 def test_three_checkpoints_share_alpha() -> None:
     night = finished_night()
-    assert night.decision is not None
-    html = render(night.model_copy(update={"decision": night.decision.model_copy(update={"threshold": 60.0})}))
-    assert "3/α = 60: enough" in html
-    assert "evidence at α = 0.050, shared by 3 checkpoints, however often one looks" in _Page(html).text
-    assert "1/α = 20: enough" in render(night)
+    assert night.verdict is not None
+    html = render(night.model_copy(update={"verdict": replace(night.verdict, threshold=60.0)}))
+    assert "60: enough evidence" in html
+    assert "at most α = 0.050, shared by 3 checkpoints, however often one looks" in _Page(html).text
+    assert "20: enough evidence" in render(night)
+
+
+@pytest.mark.parametrize(("highest", "missing"), [(19.9, ": 19.9 of the 20 needed"), (20.0, "")])
+def test_the_gates_title_names_the_evidence_that_is_missing(highest: float, missing: str) -> None:
+    night = finished_night(promoted=False)
+    assert night.verdict is not None
+    test = night.verdict.best.tests[0]
+    verdict = with_tests(night.verdict, [replace(test, highest_wealth=highest)])
+    assert f"There is not enough evidence for any N′{missing}" == evidence_title(verdict)
+
+
+def test_a_test_that_did_not_lead_to_a_promotion_has_its_reason() -> None:
+    night = refused_by_guardrails()
+    assert night.verdict is not None
+    best, other = night.verdict.candidates
+    assert "+31 % tokens; the judge scores it -0.031" == finding(night.verdict, best, best.tests[3])
+    assert "" == finding(night.verdict, best, best.tests[2])
+    assert finding(night.verdict, other, other.tests[0]).endswith(
+        "of 20 needed, against the old policy's best of 7 at temperature 0.4"
+    )
+    assert "not tested, because N′ = 7 did not pass" == finding(night.verdict, other, other.tests[1])
+
+
+def test_the_control_is_the_old_policy_at_its_best_temperature_for_each_n() -> None:
+    night = finished_night()
+    assert night.verdict is not None
+    found = controls(night.verdict)
+    assert [0.4, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0] == [temperature for temperature, _ in found]
+    for n, (_, point) in enumerate(found, start=1):
+        assert point.mean == max(curve[n - 1].mean for curve in night.verdict.serving_curves.values())
 
 
 def test_a_judge_that_does_not_agree_is_named_at_the_top() -> None:
-    text = _Page(render(refused_by_guards())).text
+    text = _Page(render(refused_by_guardrails())).text
     plainly = text.index("The held-out reward model does not agree that the new policy is better")
     assert plainly < text.index("Reward against N")
-    assert "2 of 6 guards fail" in text
-    assert "The evidence sufficed at N′ = 4, but guards fail: length, held-out reward model" in text
-    assert "Other checkpoints, 7 more tries" in text
+    assert "2 of 6 guardrails fail" in text
+    assert "second judge: the judge scores it -0.031" in text
+    assert "There is enough evidence down to N′ = 4" in text
+    assert "Other checkpoints, 7 more tests" in text
     assert "No held-out reward model was asked" not in text
-
-
-def test_a_night_that_broke_off_says_where_and_how_to_go_on() -> None:
-    text = _Page(render(unfinished_after_training())).text
-    assert "The night did not finish" in text
-    assert "Finished steps: collect, curate, train." in text
-    assert "python -m distill run goes on from there" in text
-    assert "No draws were measured" in text
-    assert "No step finished." in _Page(render(unfinished_at_once())).text
 
 
 def test_n_over_all_nights_shows_every_policy() -> None:
@@ -257,13 +280,13 @@ def test_n_over_all_nights_shows_every_policy() -> None:
     assert all(version.reason in text for version in night.history)
 
 
-def test_records_that_do_not_add_up_are_called_out() -> None:
+def test_records_that_do_not_add_up_are_reported() -> None:
     text = _Page(render(hostile_night())).text
-    assert "These do not add up: 2 are accounted for, 3 were looked at" in text
-    assert "2 could not be read and were put aside" in text
+    assert "These do not add up: 2 are accounted for, but 3 were read" in text
+    assert "2 could not be read and were set aside" in text
 
 
-def test_numbers_that_are_none_are_not_drawn() -> None:
+def test_numbers_that_are_not_finite_are_not_drawn() -> None:
     text = _Page(render(absurd_numbers())).text
     assert "n/a" in text
     assert "∞" in text
@@ -279,7 +302,7 @@ def test_the_report_is_written_with_its_json(tmp_path: Path) -> None:
     assert render(night) == (tmp_path / "run" / HTML_FILE).read_text()
     written = (tmp_path / "run" / FACTS_FILE).read_bytes()
     assert night == NightFacts.model_validate_json(written)
-    assert json.loads(written)["decision"]["n_new"] == 4
+    assert json.loads(written)["verdict"]["candidates"][0]["trials"][0]["n"] == 7
     assert {HTML_FILE, FACTS_FILE} == {path.name for path in (tmp_path / "run").iterdir()}
 
 
