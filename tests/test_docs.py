@@ -62,5 +62,8 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 )
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
     """Paths in backticks, from the repository's root, follow the code; CHANGELOG names files as they were."""
-    words = [code for code in _CODE.findall(page.read_text(encoding="utf-8")) if _PATH.fullmatch(code)]
-    assert [] == [word for word in words if word not in _MADE_BY_OPERATORS and not (ROOT / word).exists()]
+    codes = _CODE.findall(page.read_text(encoding="utf-8"))
+    paths = [code for code in codes if _PATH.fullmatch(code) and code not in _MADE_BY_OPERATORS]
+    assert [] == [path for path in paths if not (ROOT / path).exists()]
+    tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert [] == [code for code in codes if re.fullmatch(r"test_\w+\.py", code) and code not in tests]
