@@ -1,4 +1,4 @@
-"""The composition root: builds every part once, connects them, and owns their lives."""
+"""The composition root: build every part once, connect them, start and close them with the app."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from gateway.errors import GatewayError, SettingsError
 from gateway.journal.writer import Journal
 from gateway.policy import PolicyStore
 from gateway.reward.build import build_scorer
-from gateway.settings import Settings, TracingSettings, load
+from gateway.settings import RewardSettings, Settings, TracingSettings, load
 from gateway.telemetry import Metrics, configure_logging
 from gateway.tls import client_context
 from gateway.types import Scorer
@@ -48,8 +48,9 @@ from gateway.types import Scorer
 if TYPE_CHECKING:
     from gateway.tracing import Tracing
 
-_SAMPLE_S = 1.0
-# FastAPI's own would send queries and exceptions' messages, which hold callers' texts, and is turned on from outside.
+_UPKEEP_S = 1.0
+# FastAPI's own telemetry would send queries and exceptions' messages, which hold callers' texts; variables that other
+# programs share would switch it on.
 _NO_TELEMETRY = TelemetryConfig(tracing=False, metrics=False, logs=False, auto_configure=False)
 
 _log = structlog.get_logger()
@@ -57,7 +58,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Everything a running gateway is made of."""
+    """All parts of a running gateway."""
 
     backends: BackendPools
     containment: SharedContainment
@@ -74,7 +75,7 @@ class Parts:
 
 
 def from_environment() -> FastAPI:
-    """The app as each server process makes it: settings from the environment, logs configured."""
+    """Build the app of a server process: settings from the environment, logs configured."""
     settings = load()
     configure_logging(settings.log_level, settings.log_format)
     return create_app(settings)
@@ -87,51 +88,21 @@ def create_app(settings: Settings) -> FastAPI:
         SettingsError: No reward model is configured, or the file of keys or of certificates is bad.
     """
     parts = build(settings)
-    closed = settings.api.operators == "admin"
     app = FastAPI(
         title="Ratchet",
         version=gateway.__version__,
         summary="An OpenAI-compatible chat API that answers with the best of N candidates.",
-        lifespan=lambda _: _running(parts),
-        # A slash too many is a 404: a redirect would lead to whatever host the caller named, key and all.
+        lifespan=lambda _: _lifespan(parts),
+        # A path with a slash too many is a 404: a redirect would send the key to any host that the caller names.
         redirect_slashes=False,
-        # A browser sends no API key, so behind one the pages could not be read.
-        openapi_url=None if closed else "/openapi.json",
+        # A browser sends no API key: the pages could not be read behind one.
+        openapi_url=None if settings.api.operators == "admin" else "/openapi.json",
         telemetry=_NO_TELEMETRY,
     )
-
-    def operators_only(request: Request) -> None:
-        if closed:
-            parts.keys.authenticate(request.headers.get("authorization"), Scope.ADMIN)
-
-    service = chat_completions.ChatCompletions(
-        Answerer(parts.race, parts.backends, parts.policies, parts.journal, parts.metrics, settings),
-        parts.keys,
-        parts.limiter,
-        settings,
-        on_error=lambda error: _count_error(parts.metrics, error, streaming=True),
-    )
-    app.include_router(chat_completions.routes(service))
-    app.include_router(models.routes(settings.api, parts.keys))
-    app.include_router(feedback.routes(settings.api, parts.keys, parts.limiter, parts.journal))
-    app.include_router(
-        health.routes(
-            {
-                "backend": parts.backends.readiness,
-                "reward": health.needed_at_start(parts.scorer.readiness),
-                "journal": parts.journal.readiness,
-                "policy": parts.policies.readiness,
-                "keys": parts.keys.readiness,
-            },
-            parts.metrics.render,
-            operators_only,
-        )
-    )
-    app.include_router(directions.routes(app))
-    if closed:
-        app.include_router(openapi.routes(app, operators_only))
-    _handle_errors(app, parts.metrics)
+    _add_routes(app, parts, settings)
+    _add_error_handlers(app, parts.metrics)
     openapi.describe(app, settings)
+    # The last one added sees a request first.
     if parts.tracing is not None:
         from gateway.tracing import TraceRequests
 
@@ -143,33 +114,28 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def build(settings: Settings) -> Parts:
-    """Build every part. No thread starts, nothing is connected and no model is loaded before the app runs."""
+    """Build every part. No thread starts, nothing is connected and no model is loaded before the app starts.
+
+    Raises:
+        SettingsError: No reward model is configured, or the file of keys or of certificates is bad.
+    """
     metrics = Metrics()
-    if settings.backend.ca_file is not None:
-        client_context(settings.backend.ca_file)  # pools open with the first race: too late to say that it is bad
-    scorer = build_scorer(
-        settings.reward,
-        observe=lambda batch: metrics.scored_batch(
-            batch.entries, batch.tokens, batch.padded_tokens, batch.wait_ms, batch.run_ms
-        ),
-    )
-    if scorer is None:
-        raise SettingsError(
-            "no reward model: set GATEWAY_REWARD__MODEL (in this process) or GATEWAY_REWARD__URL (a server)"
-        )
+    scorer = _scorer(settings.reward, metrics)
     tracing = _tracing(settings.tracing)
     policies = PolicyStore(
         settings.policy, settings.redis, folder=settings.journal.spool_dir, n_limit=settings.race.best_of_max
     )
-    folder = os.environ.get(FOLDER_VARIABLE)
-    ledger = Ledger(Path(folder), settings.workers) if folder else None
+    ledger_folder = os.environ.get(FOLDER_VARIABLE)
+    ledger = Ledger(Path(ledger_folder), settings.workers) if ledger_folder else None
     limits = ServerLimits(
         ceiling=settings.race.max_in_flight,
         queue_timeout_s=settings.race.queue_timeout_s,
-        sharers=settings.workers if ledger is None else 1,  # with a ledger the workers share without dividing
+        sharers=settings.workers if ledger is None else 1,  # with a ledger they need not divide it
         on_refusal=lambda server: metrics.backend_refusals.labels(server).inc(),
     )
     containment = Containment()
+    if settings.backend.ca_file is not None:
+        client_context(settings.backend.ca_file)  # raises here: pools are opened with the first race, which is too late
     backends = BackendPools(
         settings.backend,
         lambda: policies.current.pools,
@@ -205,8 +171,22 @@ def build(settings: Settings) -> Parts:
     )
 
 
+def _scorer(settings: RewardSettings, metrics: Metrics) -> Scorer:
+    scorer = build_scorer(
+        settings,
+        observe=lambda batch: metrics.scored_batch(
+            batch.entries, batch.tokens, batch.padded_tokens, batch.wait_ms, batch.run_ms
+        ),
+    )
+    if scorer is None:
+        raise SettingsError(
+            "no reward model: set GATEWAY_REWARD__MODEL (in this process) or GATEWAY_REWARD__URL (a server)"
+        )
+    return scorer
+
+
 def _tracing(settings: TracingSettings) -> Tracing | None:
-    """What makes spans; None where they have nowhere to go, and then nothing of OpenTelemetry's SDK is loaded."""
+    """Return the maker of spans; None without an endpoint, and then OpenTelemetry's SDK is not imported."""
     if not settings.endpoint:
         return None
     try:
@@ -217,12 +197,12 @@ def _tracing(settings: TracingSettings) -> Tracing | None:
 
 
 @asynccontextmanager
-async def _running(parts: Parts) -> AsyncIterator[None]:
-    """Start what must be started; close everything at the end, the journal late, for it holds what is worth most."""
+async def _lifespan(parts: Parts) -> AsyncIterator[None]:
+    """Start the parts; close them at the end in reverse order, so that the journal outlives all that writes to it."""
     async with AsyncExitStack() as stack:
         if parts.tracing is not None:
             parts.tracing.start()
-            stack.push_async_callback(parts.tracing.aclose)  # the very last: what ends before it may have left spans
+            stack.push_async_callback(parts.tracing.aclose)
         await parts.journal.start()
         stack.push_async_callback(parts.journal.aclose)
         await parts.policies.start()
@@ -230,64 +210,97 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
         parts.scorer.start()
         stack.push_async_callback(parts.scorer.aclose)
         stack.push_async_callback(parts.backends.aclose)
-        await parts.backends.learn()  # permits count on it from the first request on
+        await parts.backends.learn()  # the permits of the first request depend on it
         parts.containment.start()
         stack.push_async_callback(parts.containment.aclose)
         stack.push_async_callback(parts.limiter.aclose)
         parts.keys.start()
         stack.push_async_callback(parts.keys.aclose)
-        sampler = asyncio.create_task(_sample(parts), name="gauges")
-        stack.callback(sampler.cancel)
+        upkeep = asyncio.create_task(_upkeep(parts), name="upkeep")
+        stack.callback(upkeep.cancel)
         _log.info("started", version=gateway.__version__, policy=parts.policies.current.version)
         yield
     _log.info("stopped")
 
 
-async def _sample(parts: Parts) -> None:
-    """Keep the gauges fresh, and close the pools that no policy names any more.
+async def _upkeep(parts: Parts) -> None:
+    """Look after the pools, permits and gauges each second.
 
-    Gauges are not read at the scrape: with several workers any one of them answers for all.
+    Gauges are set here and not at the scrape, because with several workers any one of them answers for all.
     """
-    metrics, stats = parts.metrics, parts.journal.stats
     learning = asyncio.create_task(parts.backends.learn())
     while True:
-        if learning.done():  # for servers that were away as the gateway started
+        if learning.done():  # again, for servers that did not answer when the gateway started
             learning = asyncio.create_task(parts.backends.learn())
         parts.backends.tend()
         await parts.backends.close_unused()
-        policy = parts.policies.current
-        for arm, check in policy.weight_checks():
+        for arm, check in parts.policies.current.weight_checks():
             parts.backends.check_weights(arm.urls, arm.adapter or "", check)
-        parts.permits.serve()  # a replica that is back has raised the capacity
-        metrics.races.set(parts.backends.leased)
-        metrics.in_flight.set(parts.permits.in_flight)
-        metrics.waiting.set(parts.permits.waiting)
-        for limit in parts.limits.all:
-            metrics.backend_limit.labels(limit.name).set(limit.limit)
-        metrics.reward_available.set(parts.scorer.available)
-        metrics.reward_away.set(parts.scorer.n_away)
-        _sample_replicas(parts)
-        metrics.tasks.set(len(asyncio.all_tasks()))
-        metrics.hub_held.set(parts.backends.held())
-        metrics.policy_n.set(policy.n)
-        metrics.policy_version.set(policy.version)
-        metrics.policy_second_share.set(0.0 if policy.canary is None else policy.canary.share)
-        metrics.journal_lag_records.set(stats.lag_records)
-        metrics.journal_lag_bytes.set(stats.lag_bytes)
-        metrics.journal_lost_records.set(stats.lost_records)
-        metrics.journal_stream_ratio.set(stats.stream_share)
-        metrics.journal_stream_full.set(stats.full)
-        metrics.redis_connected.set(stats.connected)
-        await asyncio.sleep(_SAMPLE_S)
+        parts.permits.serve()  # a replica that is back raised the capacity
+        _set_gauges(parts)
+        _set_gauges_of_servers(parts)
+        await asyncio.sleep(_UPKEEP_S)
 
 
-def _sample_replicas(parts: Parts) -> None:
+def _set_gauges(parts: Parts) -> None:
+    metrics, policy, stats = parts.metrics, parts.policies.current, parts.journal.stats
+    metrics.races.set(parts.backends.leased)
+    metrics.in_flight.set(parts.permits.in_flight)
+    metrics.waiting.set(parts.permits.waiting)
+    metrics.reward_available.set(parts.scorer.available)
+    metrics.reward_away.set(parts.scorer.n_away)
+    metrics.tasks.set(len(asyncio.all_tasks()))
+    metrics.hub_held.set(parts.backends.held())
+    metrics.policy_n.set(policy.n)
+    metrics.policy_version.set(policy.version)
+    metrics.policy_second_share.set(0.0 if policy.canary is None else policy.canary.share)
+    metrics.journal_lag_records.set(stats.lag_records)
+    metrics.journal_lag_bytes.set(stats.lag_bytes)
+    metrics.journal_lost_records.set(stats.lost_records)
+    metrics.journal_stream_ratio.set(stats.stream_share)
+    metrics.journal_stream_full.set(stats.full)
+    metrics.redis_connected.set(stats.connected)
+
+
+def _set_gauges_of_servers(parts: Parts) -> None:
     metrics = parts.metrics
     metrics.requests_contained.set(parts.containment.contained)
+    for limit in parts.limits.all:
+        metrics.backend_limit.labels(limit.name).set(limit.limit)
     for state in parts.backends.states():
         for fault in Fault:
             metrics.backend_ejected.labels(state.name, fault.value).set(state.fault == fault.value)
         metrics.backend_without_adapter.labels(state.name).set(state.lacks_adapter)
+
+
+def _add_routes(app: FastAPI, parts: Parts, settings: Settings) -> None:
+    closed = settings.api.operators == "admin"
+
+    def operators_only(request: Request) -> None:
+        if closed:
+            parts.keys.authenticate(request.headers.get("authorization"), Scope.ADMIN)
+
+    service = chat_completions.ChatCompletions(
+        Answerer(parts.race, parts.backends, parts.policies, parts.journal, parts.metrics, settings),
+        parts.keys,
+        parts.limiter,
+        settings,
+        on_error=lambda error: _count_error(parts.metrics, error, streaming=True),
+    )
+    readiness = {
+        "backend": parts.backends.readiness,
+        "reward": health.needed_at_start(parts.scorer.readiness),
+        "journal": parts.journal.readiness,
+        "policy": parts.policies.readiness,
+        "keys": parts.keys.readiness,
+    }
+    app.include_router(chat_completions.routes(service))
+    app.include_router(models.routes(settings.api, parts.keys))
+    app.include_router(feedback.routes(settings.api, parts.keys, parts.limiter, parts.journal))
+    app.include_router(health.routes(readiness, parts.metrics.render, operators_only))
+    app.include_router(directions.routes(app))
+    if closed:
+        app.include_router(openapi.routes(app, operators_only))
 
 
 def _count_error(metrics: Metrics, error: GatewayError, **facts: bool) -> None:
@@ -295,7 +308,7 @@ def _count_error(metrics: Metrics, error: GatewayError, **facts: bool) -> None:
     _log.info("refused", error=type(error).__name__, **facts)
 
 
-def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
+def _add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(GatewayError)
     async def on_gateway_error(request: Request, error: GatewayError) -> Response:
         _count_error(metrics, error)
@@ -320,7 +333,7 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(Exception)
     async def on_defect(_: Request, error: Exception) -> Response:
-        # Starlette raises it again after this answer, so that the server logs the trace; the caller sees none.
+        # Starlette raises it again after this answer, so that the server logs the traceback; the caller sees none.
         metrics.errors.labels("defect").inc()
         request_id = structlog.contextvars.get_contextvars().get("request", "")
         return errors.respond_status(
