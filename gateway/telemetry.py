@@ -1,7 +1,6 @@
-"""What the gateway says about itself: log lines and Prometheus metrics. Never a prompt or an answer.
+"""Log lines and Prometheus metrics of the gateway. They never contain a prompt or an answer.
 
-Stages in the metrics are those of ``gateway.types.Timings``, so that a load test and an operator read the same
-numbers.
+The stages in the metrics are those of ``gateway.types.Timings``: a load test and an operator read the same numbers.
 """
 
 from __future__ import annotations
@@ -9,8 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import Literal
+from functools import partial
+from typing import Literal, TypedDict
 
 import structlog
 from prometheus_client import (
@@ -31,7 +30,13 @@ _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _ENTRIES = (1, 2, 4, 8, 16, 32, 64, 128)
 _DRAWS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 _REWARDS = (-8, -6, -4, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4, 6, 8)
-_PREFIX = "ratchet_"
+
+
+class _Ours(TypedDict):
+    namespace: str
+    registry: CollectorRegistry
+
+
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -48,7 +53,7 @@ def configure_logging(level: str, form: Literal["json", "console"]) -> None:
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),  # whatever stderr is when a line is written
+        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),  # looked up for each line: tests replace it
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -58,116 +63,125 @@ def configure_logging(level: str, form: Literal["json", "console"]) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    # Their request lines carry URLs and nothing that ours lack.
+    # Their lines about requests add nothing to ours but URLs.
     for name in ("uvicorn.access", "httpx2", "httpcore2"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class Metrics:
-    """Every metric of one gateway process, on a registry of its own."""
+    """All metrics of one gateway process, on a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        counter, histogram, gauge = self._counter, self._histogram, self._gauge
-        self.requests = counter("requests_total", "HTTP requests by route and status", "route", "status")
-        self.request_seconds = histogram("request_seconds", "Time from request to last byte", _SECONDS, "route")
-        self.errors = counter("errors_total", "Requests that ended in an error, by kind", "kind")
+        ours: _Ours = {"namespace": "ratchet", "registry": self.registry}
+        self._counter = partial(Counter, **ours)
+        self._gauge = partial(Gauge, **ours, multiprocess_mode="livesum")
+        self._histogram = partial(Histogram, **ours)
+        self._add_requests()
+        self._add_races()
+        self._add_servers()
+        self._add_policy_and_journal()
+        self._add_rewards()
 
-        self.stage_seconds = histogram("stage_seconds", "Time of a completion by stage", _SECONDS, "stage")
-        self.selections = counter("selections_total", "Completions by why their answer won", "selection")
+    def _add_requests(self) -> None:
+        self.requests = self._counter("requests_total", "HTTP requests by route and status", ("route", "status"))
+        self.request_seconds = self._histogram(
+            "request_seconds", "Time from request to last byte", ("route",), buckets=_SECONDS
+        )
+        self.errors = self._counter("errors_total", "Requests that ended in an error, by kind", ("kind",))
+        self.tasks = self._gauge("asyncio_tasks", "Tasks of the event loop; flat under constant load")
+        self.waiting = self._gauge("requests_waiting", "Requests waiting for their first permit")
+
+    def _add_races(self) -> None:
+        counter, gauge, histogram = self._counter, self._gauge, self._histogram
+        self.stage_seconds = histogram("stage_seconds", "Time of a completion by stage", ("stage",), buckets=_SECONDS)
+        self.selections = counter("selections_total", "Completions by reason of the selection", ("selection",))
         self.explorations = counter("explorations_total", "Completions that drew n_max uncut, to measure the curve")
-        self.reduced = counter(
-            "reduced_total", "Completions that raced with fewer draws than asked, for lack of permits"
-        )
-        self.race_draws = histogram("race_draws", "Draws that a completion's race was given (N)", _DRAWS)
+        self.reduced = counter("reduced_total", "Completions that drew fewer than asked, for lack of permits")
+        self.race_draws = histogram("race_draws", "Candidates that a completion's race drew (N)", buckets=_DRAWS)
         self.unjudged = counter(
-            "unjudged_total", "Completions that drew only the answers wanted, for no rewards could be had"
+            "unjudged_total", "Completions that drew only the answers wanted, because no rewards were available"
         )
-        self.deadlines = counter("deadlines_total", "Completions answered at deadline or quorum, with draws cut")
-        self.candidates = counter("candidates_total", "Candidates by what became of them", "outcome")
+        self.deadlines = counter("deadlines_total", "Completions answered at deadline or quorum, with candidates cut")
+        self.candidates = counter("candidates_total", "Candidates by outcome: finished, or the error", ("outcome",))
         self.unusable = counter(
-            "unusable_candidates_total", "Finished candidates that are not what was asked for, by why", "reason"
+            "unusable_candidates_total", "Finished candidates that are not what was asked for, by reason", ("reason",)
         )
         self.generated_tokens = counter("generated_tokens_total", "Tokens of all finished candidates")
         self.returned_tokens = counter("returned_tokens_total", "Tokens of the answers that were returned")
+        labels = ("policy", "arm")
         self.winner_reward = histogram(
-            "winner_reward", "Reward of the winner, by policy version and arm", _REWARDS, "policy", "arm"
+            "winner_reward", "Reward of the winner, by policy version and arm", labels, buckets=_REWARDS
         )
-        # The histogram has no sum, for rewards are negative too: two counters give the mean that it cannot.
+        # Rewards are negative too, so the histogram has no sum: the mean is taken from these two counters.
         self.winner_reward_sum = counter(
-            "winner_reward_magnitude_total", "Winners' rewards added up, by their sign", "policy", "arm", "sign"
+            "winner_reward_magnitude_total", "Sum of the winners' rewards, by sign", (*labels, "sign")
         )
-        self.arms = counter("arms_total", "Completions by which of the policies served side by side answered", "arm")
+        self.arms = counter("arms_total", "Completions by the arm that answered", ("arm",))
         self.arm_failures = counter(
-            "arm_failures_total", "Completions of the stable policy because this arm could not answer", "arm"
+            "arm_failures_total", "Completions of the stable policy because this arm could not answer", ("arm",)
         )
         self.races = gauge("races_in_flight", "Races being drawn or scored now")
         self.in_flight = gauge("candidates_in_flight", "Candidates being drawn now")
-        self.waiting = gauge("requests_waiting", "Requests waiting for their first permit")
-        self.backend_limit = gauge("backend_limit", "Draws that may be in flight at a server", "livesum", "server")
+
+    def _add_servers(self) -> None:
+        counter, gauge = self._counter, self._gauge
+        self.backend_limit = gauge("backend_limit", "Candidates that may be in flight at a server", ("server",))
         self.backend_ejected = gauge(
-            "backend_ejected",
-            "Workers that pass a server over, by why",
-            "livesum",
-            "server",
-            "fault",
+            "backend_ejected", "Workers that do not use a server, by fault", ("server", "fault")
         )
         self.backend_without_adapter = gauge(
-            "backend_without_adapter", "Workers that found a server without an adapter in use", "livesum", "server"
+            "backend_without_adapter", "Workers that found a server without an adapter in use", ("server",)
         )
         self.backend_moves = counter(
-            "backend_moves_total", "Draws that another server answered too: retries and hedged races", "how"
+            "backend_moves_total", "Candidates that another server answered too: retries and hedged races", ("how",)
         )
         self.requests_contained = gauge("requests_contained", "Requests that broke two servers within a minute")
         self.backend_refusals = counter(
             "backend_refusals_total",
-            "Draws that a server refused for lack of capacity; each waits and is sent again",
-            "server",
+            "Candidates that a server refused for lack of capacity; each waits and is sent again",
+            ("server",),
         )
-
-        self.tasks = gauge("asyncio_tasks", "Tasks of the event loop; flat under constant load")
         self.hub_held = gauge("hub_exit_stack_entries", "What ended calls have left on the hub's clients; 0, or a leak")
 
-        self.policy_n = gauge("policy_n", "N of the policy in force", "mostrecent")
-        self.policy_version = gauge("policy_version", "Version of the policy in force", "mostrecent")
-        self.policy_second_share = gauge(
-            "policy_second_share", "Share of conversations that canary or holdback answers; 0 without one", "mostrecent"
+    def _add_policy_and_journal(self) -> None:
+        counter, gauge, newest = self._counter, self._gauge, partial(self._gauge, multiprocess_mode="mostrecent")
+        self.policy_n = newest("policy_n", "N of the current policy")
+        self.policy_version = newest("policy_version", "Version of the current policy")
+        self.policy_second_share = newest(
+            "policy_second_share", "Share of conversations that canary or holdback answers; 0 without one"
         )
-
         self.journal_lag_records = gauge("journal_lag_records", "Records on disk that Redis has not taken")
         self.journal_lag_bytes = gauge("journal_lag_bytes", "Bytes on disk that Redis has not taken")
         self.journal_not_durable = counter("journal_not_durable_total", "Completions whose record the disk refused")
         self.journal_lost_records = gauge("journal_lost_records", "Records that neither disk nor Redis took")
-        self.journal_stream_ratio = gauge(
-            "journal_stream_ratio", "Share of GATEWAY_REDIS__STREAM_MAX_RECORDS that the stream holds", "mostrecent"
+        self.journal_stream_ratio = newest(
+            "journal_stream_ratio", "Share of GATEWAY_REDIS__STREAM_MAX_RECORDS that the stream holds"
         )
         self.journal_stream_full = gauge(
-            "journal_stream_full", "1 while Redis has no room for records, so that they wait on disk", "livemax"
+            "journal_stream_full",
+            "1 while Redis has no room for records, so that they wait on disk",
+            multiprocess_mode="livemax",
         )
-        self.redis_connected = gauge("redis_connected", "1 while records reach Redis", "min")
+        self.redis_connected = gauge("redis_connected", "1 while records reach Redis", multiprocess_mode="min")
 
-        self.reward_available = gauge("reward_available", "1 while rewards can be had, 0 while none can", "min")
-        self.reward_away = gauge("reward_servers_away", "Reward servers that failed repeatedly and are not asked now")
-        self.reward_batch_entries = histogram("reward_batch_entries", "Answers in one batch", _ENTRIES)
-        self.reward_batch_tokens = histogram("reward_batch_tokens", "Padded tokens in one batch", _TOKENS)
-        self.reward_batch_padding = counter("reward_batch_padding_tokens_total", "Padding among the batches' tokens")
-        self.reward_wait_seconds = histogram("reward_wait_seconds", "Longest wait of an answer for its batch", _SECONDS)
-        self.reward_run_seconds = histogram("reward_run_seconds", "Time to score one batch", _SECONDS)
-
-    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
-        return Counter(_PREFIX + name, help_text, labels, registry=self.registry)
-
-    def _histogram(self, name: str, help_text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-        return Histogram(_PREFIX + name, help_text, labels, buckets=buckets, registry=self.registry)
-
-    def _gauge(
-        self,
-        name: str,
-        help_text: str,
-        mode: Literal["livesum", "livemax", "mostrecent", "min"] = "livesum",
-        *labels: str,
-    ) -> Gauge:
-        return Gauge(_PREFIX + name, help_text, labels, registry=self.registry, multiprocess_mode=mode)
+    def _add_rewards(self) -> None:
+        histogram = self._histogram
+        self.reward_available = self._gauge(
+            "reward_available", "1 while rewards are available, 0 while none is", multiprocess_mode="min"
+        )
+        self.reward_away = self._gauge(
+            "reward_servers_away", "Reward servers that failed repeatedly and are not asked now"
+        )
+        self.reward_batch_entries = histogram("reward_batch_entries", "Answers in one batch", buckets=_ENTRIES)
+        self.reward_batch_tokens = histogram("reward_batch_tokens", "Padded tokens in one batch", buckets=_TOKENS)
+        self.reward_batch_padding = self._counter(
+            "reward_batch_padding_tokens_total", "Padding among the batches' tokens"
+        )
+        self.reward_wait_seconds = histogram(
+            "reward_wait_seconds", "Longest wait of an answer for its batch", buckets=_SECONDS
+        )
+        self.reward_run_seconds = histogram("reward_run_seconds", "Time to score one batch", buckets=_SECONDS)
 
     def completed(self, outcome: Outcome) -> None:
         """Count one completion."""
@@ -188,7 +202,7 @@ class Metrics:
             labels = (str(outcome.plan.policy_version), outcome.plan.arm.name)
             self.winner_reward.labels(*labels).observe(reward)
             for sign, magnitude in (("positive", max(reward, 0.0)), ("negative", max(-reward, 0.0))):
-                self.winner_reward_sum.labels(*labels, sign).inc(magnitude)  # both exist: one is taken from the other
+                self.winner_reward_sum.labels(*labels, sign).inc(magnitude)  # both, so that one can be subtracted
         self.arms.labels(outcome.plan.arm.name).inc()
         if outcome.plan.arm_failed is not None:
             self.arm_failures.labels(outcome.plan.arm_failed).inc()
@@ -204,7 +218,7 @@ class Metrics:
         self.reward_run_seconds.observe(run_ms / 1e3)
 
     def render(self) -> tuple[bytes, str]:
-        """The exposition text and its content type; of all workers where there are several."""
+        """Return the exposition text and its content type, over all workers if there are several."""
         registry = self.registry
         if MULTIPROCESS_DIR in os.environ:
             registry = CollectorRegistry()

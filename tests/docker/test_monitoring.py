@@ -12,6 +12,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
 from distill.nightly.metrics import write_metrics
+from distill.nightly.results import GateResult, write_result
 from distill.run_dir import new_run
 from gateway.reward.server_metrics import ServerMetrics
 from gateway.settings import JournalSettings
@@ -69,14 +70,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Labels:
     folder: Path = tmp_path_factory.mktemp("night")
     run = new_run(folder / "runs", {})
     run.begin()
-    results: dict[str, dict[str, float]] = {
-        "curate": {"examples": 1},
-        "draw": {"prompts": 1},
-        "gate": {"n_now": 8, "n_new": 4},
-        "promote": {"share": 0.1},
-    }
-    for step, result in results.items():
-        run.mark(step, result)
+    gate = GateResult(promote=True, n_now=8, n_new=4, checkpoint="1", temperature=None, why="")
+    write_result(run, gate)
     run.spent("draw", 1.0)
     write_metrics(folder / "night.prom", run, 0)
     found = gateway_samples()
