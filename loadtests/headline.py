@@ -160,7 +160,7 @@ def main() -> int:
     training, measuring = chosen(options.prompts, seed=options.seed)
     known = runs(night / "runs")
     nights = sum(run.finished for run in known)
-    with exits.ended_by_sigterm(), EmbeddedStack(options.folder, settings=STACK, on_step=console.print) as stack:
+    with exits.exit_on_sigterm(), EmbeddedStack(options.folder, settings=STACK, on_step=console.print) as stack:
         os.environ.update({name: value for name, value in NIGHT.items() if name not in os.environ})
         variables = environment(stack.environment, night)
         with guarded(variables):

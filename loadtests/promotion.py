@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     configure_logging("warning", "console")
-    with exits.ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="ratchet-promotion-") as folder:
+    with exits.exit_on_sigterm(), tempfile.TemporaryDirectory(prefix="ratchet-promotion-") as folder:
         result = run(Path(folder), options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")

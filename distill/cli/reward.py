@@ -1,4 +1,4 @@
-"""``python -m distill reward``: what the command line offers of this room."""
+"""``python -m distill reward``: train a reward model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from distill.dataset.archive import Archive
 from distill.errors import DataError
-from distill.exits import ended_by_sigterm, errors_in_words
+from distill.exits import exit_on_error, exit_on_sigterm
 from distill.progress import LOSS, counting
 from distill.reward_training.feedback_pairs import feedback_pairs
 from distill.reward_training.preferences import Preference
@@ -23,22 +23,24 @@ Pairs = Annotated[
     Path, typer.Argument(help="JSON Lines of {prompt: [message…], chosen: [message], rejected: [message], source?}.")
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the adapter and metrics.json.")]
-Base = Annotated[Path | None, typer.Option(help="Folder of the backbone; MiniLM from its wheel when not given.")]
+Base = Annotated[Path | None, typer.Option(help="Folder of the backbone; unset: MiniLM from its wheel.")]
 Answers = Annotated[
-    Path | None, typer.Option(help="JSON Lines of {prompt: [message…], text}: coherent answers, to be spoiled too.")
+    Path | None,
+    typer.Option(help="JSON Lines of {prompt: [message…], text}: coherent answers, of which spoiled versions train."),
 ]
 Feedback = Annotated[
-    Path | None, typer.Option(help="Archive of the journal: its callers' ratings join as pairs, source 'feedback'.")
+    Path | None,
+    typer.Option(help="Archive of the journal: its callers' ratings are added as pairs of source 'feedback'."),
 ]
-Folds = Annotated[int, typer.Option(min=2, help="Parts that the prompts are split into, by a hash of their text.")]
-Fold = Annotated[int, typer.Option(min=0, help="The part held out: not trained on, only measured.")]
-Seed = Annotated[int, typer.Option(help="Same seed, files and machine: same weights.")]
+Folds = Annotated[int, typer.Option(min=2, help="Number of parts into which the prompts are split, by a hash.")]
+Fold = Annotated[int, typer.Option(min=0, help="The held-out part: it is measured and does not train.")]
+Seed = Annotated[int, typer.Option(help="The same seed, files and machine give the same weights.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the human pairs, each with freshly spoiled answers.")]
-LearningRate = Annotated[float, typer.Option(min=1e-6, max=1.0, help="Peak of the schedule.")]
+LearningRate = Annotated[float, typer.Option(min=1e-6, max=1.0, help="Peak learning rate.")]
 Rank = Annotated[int, typer.Option(min=1, help="Rank of the LoRA matrices.")]
-TopLayers = Annotated[int, typer.Option(min=1, help="Layers that LoRA adapts, counted from the last one down.")]
+TopLayers = Annotated[int, typer.Option(min=1, help="Number of layers that LoRA adapts, counted from the last one.")]
 MaxLength = Annotated[int, typer.Option(min=32, help="Longest input in training, in tokens.")]
-Spoiled = Annotated[int, typer.Option(min=0, help="Spoiled versions of each good answer and epoch.")]
+Spoiled = Annotated[int, typer.Option(min=0, help="Spoiled versions of each good answer in each epoch.")]
 Doubt = Annotated[float, typer.Option(min=0, max=0.5, help="Share of human labels expected to be wrong.")]
 HumanWeight = Annotated[
     float,
@@ -47,9 +49,9 @@ HumanWeight = Annotated[
 Signals = Annotated[
     bool, typer.Option(help="Add signals of the text (copied, repeated, on topic …), weighted to fit the pairs.")
 ]
-LoraShare = Annotated[float, typer.Option(min=0, help="How much LoRA's logit counts beside the signals.")]
-Name = Annotated[str, typer.Option(help="What the model is called; backbone+folder when not given.")]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch. 1 is fastest on a busy machine.")]
+LoraShare = Annotated[float, typer.Option(min=0, help="Weight of LoRA's logit relative to the signals.")]
+Name = Annotated[str, typer.Option(help="Name of the model; unset: backbone+folder.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch decides. 1 is fastest on a busy machine.")]
 
 
 def reward(
@@ -77,7 +79,7 @@ def reward(
     """Train a reward model (LoRA and head) from preference pairs, and measure it on unseen prompts."""
     if fold >= folds:
         raise typer.BadParameter(f"fold {fold} does not exist: {folds} folds are counted from 0", param_hint="--fold")
-    import torch  # imported here so that the other commands start without it
+    import torch  # slow to import: the other commands do not need it
 
     from distill.reward_training.model import Recipe
     from distill.reward_training.train import run
@@ -98,7 +100,7 @@ def reward(
         seed=seed,
     )
     console = Console(stderr=True)
-    with ended_by_sigterm(), errors_in_words(), counting(console, fact=LOSS) as bar:
+    with exit_on_sigterm(), exit_on_error(), counting(console, fact=LOSS) as bar:
         task = bar.add_task("training", total=None, loss=float("nan"))
         metrics = run(
             pairs,
@@ -110,15 +112,15 @@ def reward(
             n_folds=folds,
             held_out=fold,
             recipe=recipe,
-            feedback=_rated(feedback),
+            feedback=_feedback_pairs(feedback),
             progress=lambda done, total, loss: bar.update(task, completed=done, total=total, loss=loss),
         )
     console.print(_table(metrics))
     console.print(f"written to {out}", highlight=False)
 
 
-def _rated(archive_dir: Path | None) -> list[Preference]:
-    """The archive's ratings as pairs.
+def _feedback_pairs(archive_dir: Path | None) -> list[Preference]:
+    """Return the archive's ratings as preference pairs; none without an archive.
 
     Raises:
         DataError: The folder holds no archive.

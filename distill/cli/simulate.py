@@ -12,7 +12,7 @@ from rich.table import Table
 from distill.evaluation.gate import Rules
 from distill.evaluation.simulate import Outcome, Scenario, Shape, prompts_for_power
 from distill.evaluation.simulate import simulate as run_nights
-from distill.exits import errors_in_words
+from distill.exits import exit_on_error
 from distill.progress import counting
 
 console = Console()
@@ -22,7 +22,7 @@ stderr = Console(stderr=True)
 def simulate(
     nights: Annotated[int, typer.Option(min=1, help="Simulated nights.")] = 1000,
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts of a night.")] = 711,
-    draws: Annotated[int, typer.Option(min=2, help="Answers to each, from each policy.")] = 8,
+    draws: Annotated[int, typer.Option(min=2, help="Samples of each prompt, from each policy.")] = 8,
     n_from: Annotated[int, typer.Option("--from", min=2, help="N now.")] = 8,
     n_to: Annotated[int, typer.Option("--to", min=1, help="N after the night.")] = 4,
     true_d: Annotated[float, typer.Option(help="True E[D] in δ: -1 null edge, 0 equal, 1 better.")] = -1.0,
@@ -33,13 +33,13 @@ def simulate(
     power: Annotated[
         float | None, typer.Option(help="Search for the fewest prompts at which this share of nights is promoted.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same nights.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same nights.")] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help='Print {"promoted" (the share), "low", "high", "nights"}.')
     ] = False,
 ) -> None:
     """Run nights with a known truth through the gate and count promotions."""
-    with errors_in_words():
+    with exit_on_error():
         scenario = Scenario(prompts, draws, n_from, n_to, true_d, shape, sd_ratio)
         with counting(stderr, transient=True) as progress:
             bar = progress.add_task("nights", total=nights if power is None else None)

@@ -1,4 +1,4 @@
-"""``python -m distill train``: from a file of curated examples to checkpoints."""
+"""``python -m distill train``: train checkpoints on a file of curated examples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from distill import settings as distill_settings
 from distill.dataset.files import read_examples
-from distill.exits import errors_in_words
+from distill.exits import exit_on_error
 from distill.progress import LOSS, counting
 
 if TYPE_CHECKING:
@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 
 Examples = Annotated[Path, typer.Argument(help="Examples file, as `python -m distill curate` writes it.")]
 Out = Annotated[Path, typer.Option(help="Folder of this training: checkpoints, TensorBoard, trained.json.")]
-Replay = Annotated[list[Path] | None, typer.Option(help="Examples file of an earlier night; may be given repeatedly.")]
-Restart = Annotated[bool, typer.Option("--restart", help="Throw away what is in the folder; else go on from there.")]
+Replay = Annotated[list[Path] | None, typer.Option(help="Examples file of an earlier night; may be repeated.")]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Delete the folder's content; else training continues from it.")
+]
 
 
 def train(examples: Examples, out: Out, replay: Replay = None, restart: Restart = False) -> None:
-    """Teach the base model its winners; DISTILL_TRAINING__… says how. Run again, it goes on where it stopped."""
+    """Train the base model on winners, as DISTILL_TRAINING__… sets. When run again, it continues where it stopped."""
     console = Console(stderr=True)
-    first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, only the first prints
     bar = counting(console, fact=LOSS)
     bar.disable = not first
     task = bar.add_task("training", total=None, loss=float("nan"))
@@ -36,11 +38,11 @@ def train(examples: Examples, out: Out, replay: Replay = None, restart: Restart 
     def show(step: Step) -> None:
         bar.update(task, completed=step.done, total=step.total, loss=step.loss)
 
-    with errors_in_words():
+    with exit_on_error():
         options = distill_settings.load().training
         winners = read_examples(examples)
         earlier = [example for file in replay or [] for example in read_examples(file)]
-        from distill.training.train import train as train_policy  # torch: only where it is needed
+        from distill.training.train import train as train_policy  # loads torch
 
         with bar:
             trained = train_policy(winners, earlier, options, out, resume=not restart, on_progress=show)

@@ -1,6 +1,6 @@
-"""A whole night on this machine: the embedded stack, some traffic, and then the night as an operator would run it.
+"""``make night``: the embedded stack, some traffic, and then a small, real night on this machine.
 
-Small and real. What the demo logged is in the same folder and counts as well; a night that was killed goes on.
+Traffic of the demo is in the same folder and counts too. A night that was killed is resumed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ CANDIDATES = 4
 MAX_TOKENS = 96
 
 _MODEL = "ratchet"
-_CLIENTS = 4  # so that both replicas always have something to draw
-_ASKED_FILE = "asked"
+_CLIENTS = 4  # enough to keep both replicas busy
+_SENT_FILE = "asked"
 
-# Settings of a night that is done in minutes; what is set outside comes first.
-_SMALL = {
+# Settings of a night that takes minutes; variables of the environment override them.
+_SMALL_NIGHT = {
     "DISTILL_DATASET__HELD_OUT_SHARE": "0.25",
     "DISTILL_TRAINING__CHECKPOINTS": "1",
     "DISTILL_TRAINING__EPOCHS": "2",
@@ -51,13 +51,13 @@ _FOLDERS = {
 }
 
 
-def main(console: Console, *, data_dir: Path = DATA_DIR, count: int = PROMPTS) -> int:
-    """Run it; returns the night's exit code.
+def run_demo(console: Console, *, data_dir: Path = DATA_DIR, count: int = PROMPTS) -> int:
+    """Run the demo; return the night's exit code.
 
     Args:
-        console: Where to tell what happens.
-        data_dir: The embedded stack's folder; the night's own is in it.
-        count: Prompts to ask before the night.
+        console: Where progress is printed.
+        data_dir: The embedded stack's folder; the night's folder is inside.
+        count: Prompts to send before the night.
 
     Raises:
         GatewayError: The stack did not start.
@@ -65,60 +65,59 @@ def main(console: Console, *, data_dir: Path = DATA_DIR, count: int = PROMPTS) -
     """
     folder = data_dir.absolute() / "night"
 
-    def say(step: str) -> None:
-        console.print(step, style="dim", markup=False, highlight=False)
+    def show(text: str) -> None:
+        console.print(text, style="dim", markup=False, highlight=False)
 
-    with EmbeddedStack(data_dir, settings={"GATEWAY_POLICY__N": str(CANDIDATES)}, on_step=say) as stack:
+    with EmbeddedStack(data_dir, settings={"GATEWAY_POLICY__N": str(CANDIDATES)}, on_step=show) as stack:
         unfinished = [run for run in runs(folder / "runs")[-1:] if not run.finished]
         if unfinished:
-            say(f"the night {unfinished[0].id} was broken off: it goes on, without new traffic")
+            show(f"night {unfinished[0].id} is unfinished: it is resumed without new traffic")
         else:
-            _ask(stack.url, folder / _ASKED_FILE, count, console)
+            _send_prompts(stack.url, folder / _SENT_FILE, count, console)
         command = [sys.executable, "-m", "distill", "run"]
         code = run_child(command, environment(stack.environment, folder))
-        say("stopping everything")
+        show("stopping everything")
     return code
 
 
 def environment(gateway: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """The variables of a night on a stack.
+    """Return the environment of a night on a stack.
 
     Args:
-        gateway: The stack's own.
-        folder: Of everything that the night keeps.
+        gateway: The stack's environment.
+        folder: The night's folder.
     """
     folders = {name: str(folder / place) for name, place in _FOLDERS.items()}
-    fleet = {
-        "DISTILL_PROMOTION__GGUF_DIR": str(folder.parent / "adapters")
-    }  # where the stack's replicas take them from
-    return folders | fleet | _SMALL | dict(os.environ) | dict(gateway)
+    # The stack's replicas load adapters from this folder.
+    fleet = {"DISTILL_PROMOTION__GGUF_DIR": str(folder.parent / "adapters")}
+    return folders | fleet | _SMALL_NIGHT | dict(os.environ) | dict(gateway)
 
 
-def _ask(url: str, asked_file: Path, count: int, console: Console) -> None:
-    """Ask the shipped prompts that no earlier night asked, as any application would."""
+def _send_prompts(url: str, sent_file: Path, count: int, console: Console) -> None:
+    """Send the shipped prompts that no earlier night sent, as any application would."""
     every = prompts.load()
-    asked = int(asked_file.read_text()) if asked_file.exists() else 0
-    chosen = [every[(asked + place) % len(every)].prompt for place in range(min(count, len(every)))]
+    sent = int(sent_file.read_text()) if sent_file.exists() else 0
+    chosen = [every[(sent + place) % len(every)].prompt for place in range(min(count, len(every)))]
     client = openai.OpenAI(
         base_url=f"{url}/v1",
         api_key="unused",
-        max_retries=10,  # on a busy machine the gateway asks to come back later
+        max_retries=10,  # a busy gateway answers with Retry-After
         timeout=600.0,
-        http_client=openai.DefaultHttpxClient(trust_env=False),  # no proxy stands before this machine itself
+        http_client=openai.DefaultHttpxClient(trust_env=False),  # no proxy for calls to this machine
     )
 
-    def ask(prompt: str) -> None:
+    def send(prompt: str) -> None:
         client.chat.completions.create(
             model=_MODEL, messages=[{"role": "user", "content": prompt}], max_tokens=MAX_TOKENS
         )
 
     with client, counting(console) as progress:
-        bar = progress.add_task(f"asking the gateway, best of {CANDIDATES}", total=len(chosen))
+        bar = progress.add_task(f"sending prompts, best of {CANDIDATES}", total=len(chosen))
         with ThreadPoolExecutor(_CLIENTS) as clients:
             try:
-                for _ in clients.map(ask, chosen):
+                for _ in clients.map(send, chosen):
                     progress.advance(bar)
             except openai.OpenAIError as error:
                 clients.shutdown(cancel_futures=True)
                 raise NightError(f"the gateway did not answer: {type(error).__name__}") from error
-    write_atomically(asked_file, str(asked + len(chosen)).encode())
+    write_atomically(sent_file, str(sent + len(chosen)).encode())

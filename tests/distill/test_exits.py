@@ -2,6 +2,8 @@
 
 import errno
 import os
+import signal
+from collections.abc import Callable
 
 import pytest
 
@@ -18,10 +20,10 @@ from gateway import errors as gateway_errors
         (errors.DataError("x"), exits.BAD_INPUT),
         (gateway_errors.SettingsError("x"), exits.BAD_INPUT),
         (OSError(errno.ENOSPC, "No space left on device"), exits.BAD_INPUT),
-        (errors.NightError("x"), exits.PART_AWAY),
-        (errors.EvaluationError("x"), exits.PART_AWAY),
-        (gateway_errors.JournalError("x"), exits.PART_AWAY),
-        (gateway_errors.NotReady("x"), exits.PART_AWAY),
+        (errors.NightError("x"), exits.UNAVAILABLE),
+        (errors.EvaluationError("x"), exits.UNAVAILABLE),
+        (gateway_errors.JournalError("x"), exits.UNAVAILABLE),
+        (gateway_errors.NotReady("x"), exits.UNAVAILABLE),
         (errors.TrainingError("x"), exits.FAILED),
         (errors.PromotionError("x"), exits.FAILED),
     ],
@@ -34,5 +36,23 @@ def test_the_code_of_an_error(error: Exception, code: int) -> None:
 
 def test_the_words_of_an_error_are_one_line() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "draws.jsonl")
-    assert "draws.jsonl: No space left on device" == exits.words_of(full)
-    assert "one two" == exits.words_of(errors.DataError("one\n  two"))
+    assert "draws.jsonl: No space left on device" == exits.one_line(full)
+    assert "one two" == exits.one_line(errors.DataError("one\n  two"))
+
+
+def test_a_command_that_an_operator_may_stop_ends_with_the_code_of_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(error: BaseException) -> int:
+        raise error
+
+    ends: list[tuple[Callable[[], int | None], int, str]] = [
+        (lambda: None, 0, ""),
+        (lambda: 7, 7, ""),
+        (lambda: fail(errors.DataError("a [bad] line")), 2, "a [bad] line\n"),
+        (lambda: fail(KeyboardInterrupt()), 130, "stopped by Ctrl-C: `run` continues\n"),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), 143, "stopped by SIGTERM: `run` continues\n"),
+    ]
+    for action, code, text in ends:
+        assert code == exits.run_to_code(action)
+        assert text == capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        exits.run_to_code(lambda: fail(ZeroDivisionError()))

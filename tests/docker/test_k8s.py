@@ -208,7 +208,7 @@ def test_the_night_is_tried_again_where_its_exit_code_says_so() -> None:
     assert "Forbid" == job["concurrencyPolicy"]
     given_up = job["jobTemplate"]["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
     not_of_run = {exits.ROLLED_BACK, exits.LOST}
-    again = not_of_run | {exits.FINISHED, exits.PART_AWAY, exits.INTERRUPTED, exits.TERMINATED}
+    again = not_of_run | {exits.FINISHED, exits.UNAVAILABLE, exits.INTERRUPTED, exits.TERMINATED}
     assert set(exits.TABLE) - again == set(given_up)
 
 

@@ -11,7 +11,7 @@ from distill.nightly.manifest import new_manifest
 from distill.nightly.results import CollectResult, LoadResult, TrainResult
 from distill.run_dir import new_run
 from distill.settings import Settings
-from gateway.policy.document import Policy
+from gateway.policy import Policy
 from gateway.settings import Settings as GatewaySettings
 
 

@@ -49,7 +49,7 @@ def told(folder: Path) -> str:
 
 def test_redis_gone(tmp_path: Path, variables: dict[str, str], redis_server: RedisServer) -> None:
     redis_server.kill()
-    assert exits.PART_AWAY == attempt(variables)
+    assert exits.UNAVAILABLE == attempt(variables)
     assert "the serving policy cannot be read: Redis said" in told(tmp_path)
     assert [] == runs(tmp_path / "runs")
     assert "ratchet_night_exit_code 75.0" in (tmp_path / "night.prom").read_text()
@@ -58,9 +58,9 @@ def test_redis_gone(tmp_path: Path, variables: dict[str, str], redis_server: Red
 def test_backend_gone_then_reward_gone_then_back(tmp_path: Path, variables: dict[str, str]) -> None:
     """Each time the same night stops where it was, and in the end it comes to its end."""
     nowhere = "http://127.0.0.1:9"
-    assert exits.PART_AWAY == attempt({**variables, "GATEWAY_BACKEND__URLS": nowhere})
+    assert exits.UNAVAILABLE == attempt({**variables, "GATEWAY_BACKEND__URLS": nowhere})
     assert "sampling stopped: " in told(tmp_path)
-    assert exits.PART_AWAY == attempt({**variables, "GATEWAY_REWARD__URL": nowhere})
+    assert exits.UNAVAILABLE == attempt({**variables, "GATEWAY_REWARD__URL": nowhere})
     assert "the reward model is not ready" in told(tmp_path)
     assert exits.FINISHED == attempt(variables), told(tmp_path)
     (run,) = runs(tmp_path / "runs")
@@ -160,10 +160,10 @@ def test_a_night_that_always_fails_does_not_stop_collecting(
 ) -> None:
     """Each attempt archives what has come since, also where the night cannot begin or another one runs."""
     broken = {**variables, "GATEWAY_BACKEND__URLS": "http://127.0.0.1:9"}
-    assert exits.PART_AWAY == attempt(broken)
+    assert exits.UNAVAILABLE == attempt(broken)
     assert 60 == Archive(tmp_path / "archive").count()
     log_races(redis_server, redis_settings, start=100, count=20)
-    assert exits.PART_AWAY == attempt(broken)
+    assert exits.UNAVAILABLE == attempt(broken)
     log_races(redis_server, redis_settings, start=200, count=20)
     assert exits.BAD_INPUT == attempt({**broken, "DISTILL_TRAINING__RANK": "8"})
     log_races(redis_server, redis_settings, start=300, count=20)
@@ -182,7 +182,7 @@ def test_a_night_that_goes_on_without_its_collecting_pass_says_so_in_its_exit_co
     """It has its records already, so it need not wait for Redis; but nobody may take the end for a whole one."""
     assert exits.FINISHED == attempt(variables, ["--until", "collect"]), told(tmp_path)
     redis_server.kill()
-    assert exits.PART_AWAY == attempt(variables, ["--until", "curate"])
+    assert exits.UNAVAILABLE == attempt(variables, ["--until", "curate"])
     assert "collecting failed: " in told(tmp_path)
     (run,) = runs(tmp_path / "runs")
     assert run.result("curate") is not None

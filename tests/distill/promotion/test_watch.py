@@ -364,7 +364,7 @@ def distill(redis: RedisServer, tmp_path: Path, *arguments: str) -> subprocess.P
         "OMP_NUM_THREADS": "1",
     }
     # Not python -m distill: importing what the other commands need takes longer than the counting.
-    program = "import typer; from distill.cli.rollout import watch; typer.run(watch)"
+    program = "import typer; from distill.cli.watch import watch; typer.run(watch)"
     return subprocess.Popen([sys.executable, "-c", program, *arguments], env=environment)
 
 

@@ -46,7 +46,7 @@ def test_collect_then_curate(
     counts = rows(collected.output)
     assert ("41", "1", "1") == (counts["completions archived"], counts["feedback archived"], counts["unreadable"])
     assert ("0", "43", "42") == (
-        counts["delivered again"],
+        counts["archived before"],
         counts["trimmed from Redis"],
         counts["rows in the archive"],
     )

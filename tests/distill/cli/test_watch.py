@@ -13,7 +13,8 @@ import typer
 from filelock import FileLock
 from typer.testing import CliRunner, Result
 
-from distill.cli.rollout import rollback, watch
+from distill.cli.rollback import rollback
+from distill.cli.watch import watch
 from distill.promotion.policies import promote_canary, start_canary
 from gateway.journal.record import encode
 from gateway.policy import PolicyStore
@@ -121,7 +122,7 @@ async def test_the_watch_ends_well_by_sigterm(
     await canary(store)
     put(redis_server, new=2.0, pairs=5)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "DISTILL_"))}
-    program = "import typer; from distill.cli.rollout import watch; typer.run(watch)"
+    program = "import typer; from distill.cli.watch import watch; typer.run(watch)"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, env=kept | environment)
     async with asyncio.timeout(60):
         while not (tmp_path / "guard.json").exists():
