@@ -64,11 +64,11 @@ soak: $(READY) ## Twenty minutes at 70 % of this machine's capacity: nothing may
 hostile: $(READY) ## Hostile requests, answers and Redis replies on real processes: no 5xx of ours, no leak
 	@$(BIN)/python -m loadtests.hostile $(OPTIONS)
 
-# Parsers of foreign bytes: requests, answers, events, rewards, policies, records.
+# Hypothesis tests of all parsers of foreign bytes: requests, answers, events, rewards, policies, records.
 FUZZED := $(addprefix tests/gateway/,api/test_schemathesis.py backend reward/test_wire.py policy/test_document.py journal/test_record.py) \
 	tests/distill/dataset/test_archive.py
 fuzz: $(READY) ## Thirty times as many random inputs as the tests try, for all parsers of foreign bytes
-	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -n auto $(FUZZED) -k 'whatever or nearly or spoiled or openapi or lines_end or round_trip'
+	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -n auto $(FUZZED) -k 'hypothesis or schemathesis'
 
 # Needs the network (PyPI's advisories), and pip-audit has its own dependencies: so it is not part of check, and CI does
 # not wait for an external service.
