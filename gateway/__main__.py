@@ -47,7 +47,7 @@ def serve(
 ) -> None:
     """Serve the chat API, with settings from the environment."""
     if embedded:
-        from gateway.demo.demo import serve_embedded
+        from gateway.embedded.serve import main as serve_embedded
 
         raise typer.Exit(serve_embedded())
     settings = _settings()

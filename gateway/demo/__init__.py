@@ -1,1 +1,1 @@
-"""``make demo``: asks the embedded stack a dozen prompts and shows every race."""
+"""The demo: asks the embedded stack a dozen prompts and shows every race (``make demo``)."""

@@ -1,16 +1,14 @@
 """The demo: real weights, a real reward model, a real Redis and the official client, on this machine.
 
-It asks a dozen prompts, shows each race, reads the races back from the Redis stream, and tells what N was worth.
+It asks a dozen prompts, shows each race, reads the races back from the Redis stream, and shows the gain of a larger N.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,15 +16,13 @@ import openai
 from openai.types.chat import ChatCompletionMessageParam
 from rich.console import Console
 
-from gateway import settings
 from gateway.demo import presentation, prompts
-from gateway.demo.races import RaceLog
+from gateway.demo.race_log import RaceLog
+from gateway.embedded.serve import EXIT_FAILED, EXIT_OK, run_command, step_printer
 from gateway.embedded.stack import DATA_DIR, DEFAULT_TEMPERATURE, EmbeddedStack
-from gateway.errors import GatewayError
+from gateway.errors import NotReady
 from gateway.expected_max import expected_max
 from gateway.journal.record import CompletionRecord
-from gateway.processes.signals import raise_on_signals
-from gateway.telemetry import configure_logging
 
 N_PROMPTS = 12
 CANDIDATES = 8
@@ -34,70 +30,63 @@ MAX_TOKENS = 96
 CURVE = (1, 2, 4, 8)
 MODEL = "ratchet"
 
-EXIT_OK = 0
-EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
-_STREAMED_PLACE = 1  # the second prompt: by then it is clear what a race looks like
+_STREAMED_INDEX = 1  # the second prompt; the first shows what a race is
 
 
 def main() -> int:
-    """Run the demo on a stack of its own; returns the exit code."""
+    """Run the demo on a stack of its own; return the exit code."""
     console = Console()
-    return _told(console, lambda: run(console, prompts.load()[:N_PROMPTS]), interrupted=EXIT_INTERRUPTED)
-
-
-def serve_embedded() -> int:
-    """Keep the stack running until Ctrl-C, with the GATEWAY_ variables that are set; returns the exit code."""
-    console = Console()
-    return _told(console, lambda: _serve(console), interrupted=EXIT_OK)
+    return run_command(console, lambda: run(console, prompts.load()[:N_PROMPTS]), interrupted=EXIT_INTERRUPTED)
 
 
 def run(
     console: Console,
-    asked: Sequence[prompts.DemoPrompt],
+    demo_prompts: Sequence[prompts.DemoPrompt],
     *,
     data_dir: Path = DATA_DIR,
     candidates: int = CANDIDATES,
     max_tokens: int = MAX_TOKENS,
 ) -> int:
-    """Ask some prompts, show their races and what they prove; returns the exit code.
+    """Ask the prompts, show their races, the records in Redis and the gain of a larger N; return the exit code.
 
     Raises:
-        GatewayError: The stack did not start, or a race is missing from Redis.
-        openai.OpenAIError: A request failed.
+        GatewayError: The stack did not start, a request failed, or a race is missing from Redis.
     """
-    say = _clock(console)
-    with EmbeddedStack(data_dir, on_step=say) as stack, RaceLog(stack.redis_url) as races:
-        say(f"ready: {stack.url}")
+    print_step = step_printer(console)
+    with EmbeddedStack(data_dir, on_step=print_step) as stack, RaceLog(stack.redis_url) as races:
+        print_step(f"ready: {stack.url}")
         with _Caller(stack.url, console, candidates=candidates, max_tokens=max_tokens) as caller:
-            for place, prompt in enumerate(asked):
-                streamed = place == _STREAMED_PLACE
-                console.print(presentation.heading(f"{place + 1}/{len(asked)}", prompt, streamed=streamed))
-                began = time.monotonic()
+            for index, prompt in enumerate(demo_prompts):
+                streamed = index == _STREAMED_INDEX
+                number = f"{index + 1}/{len(demo_prompts)}"
+                console.print(presentation.heading(number, prompt, streamed=streamed))
+                started_s = time.monotonic()
                 race_id = caller.stream(prompt.prompt) if streamed else caller.ask(prompt.prompt)
-                latency_s = time.monotonic() - began
-                console.print(presentation.race(races.find(race_id), latency_s=latency_s))
+                latency_s = time.monotonic() - started_s
+                console.print(presentation.race(races.wait_for(race_id), latency_s=latency_s))
         records = races.read()
-        console.print(presentation.proof(races.key, stack.redis_url, records))
-        say("stopping everything")
-    n_whole = show_curve(console, records, candidates)
-    console.print(presentation.what_next())
-    if n_whole < len(asked):
-        console.print(f"[yellow]only {n_whole} of {len(asked)} races have all their rewards: see {stack.log_dir}[/]")
+        console.print(presentation.stored_races(races.key, stack.redis_url, records))
+        print_step("stopping everything")
+    n_scored = show_curve(console, records, candidates)
+    console.print(presentation.next_steps())
+    if n_scored < len(demo_prompts):
+        text = f"only {n_scored} of {len(demo_prompts)} races have all their rewards: see {stack.log_dir}"
+        console.print(f"[yellow]{text}[/]")
         return EXIT_FAILED
     return EXIT_OK
 
 
 class _Caller:
-    """Asks the gateway as any application would: with the official client."""
+    """Sends requests with OpenAI's client, as an application does."""
 
     def __init__(self, url: str, console: Console, *, candidates: int, max_tokens: int) -> None:
         self._client = openai.OpenAI(
             base_url=f"{url}/v1",
             api_key="unused",
             max_retries=0,
-            http_client=openai.DefaultHttpxClient(trust_env=False),  # no proxy stands before this machine itself
+            http_client=openai.DefaultHttpxClient(trust_env=False),  # no proxy for this machine itself
         )
         self._console = console
         self._candidates = candidates
@@ -110,8 +99,8 @@ class _Caller:
         self._client.close()
 
     def ask(self, text: str) -> str:
-        """Ask for a whole answer and return its id."""
-        with self._racing():
+        """Request a whole answer; return its id."""
+        with self._waiting():
             completion = self._client.chat.completions.create(
                 model=MODEL,
                 messages=_messages(text),
@@ -122,16 +111,19 @@ class _Caller:
         return completion.id
 
     def stream(self, text: str) -> str:
-        """Ask for a streamed answer, show it as it arrives, and return its id."""
-        with self._client.chat.completions.create(
-            model=MODEL,
-            messages=_messages(text),
-            max_tokens=self._max_tokens,
-            temperature=DEFAULT_TEMPERATURE,
-            stream=True,
-            extra_body={"best_of": self._candidates},
-        ) as chunks:
-            with self._racing():
+        """Request a streamed answer and print it as it arrives; return its id."""
+        with (
+            _translate_errors(),
+            self._client.chat.completions.create(
+                model=MODEL,
+                messages=_messages(text),
+                max_tokens=self._max_tokens,
+                temperature=DEFAULT_TEMPERATURE,
+                stream=True,
+                extra_body={"best_of": self._candidates},
+            ) as chunks,
+        ):
+            with self._waiting():
                 first = next(iter(chunks))
             for chunk in itertools.chain([first], chunks):
                 piece = chunk.choices[0].delta.content if chunk.choices else None
@@ -140,9 +132,17 @@ class _Caller:
         return first.id
 
     @contextmanager
-    def _racing(self) -> Iterator[None]:
-        with self._console.status(f"drawing and scoring {self._candidates} candidates"):
+    def _waiting(self) -> Iterator[None]:
+        with self._console.status(f"generating and scoring {self._candidates} candidates"), _translate_errors():
             yield
+
+
+@contextmanager
+def _translate_errors() -> Iterator[None]:
+    try:
+        yield
+    except openai.OpenAIError as error:
+        raise NotReady(f"the gateway did not answer: {error}; its log is in {DATA_DIR}/logs") from error
 
 
 def _messages(text: str) -> list[ChatCompletionMessageParam]:
@@ -150,46 +150,10 @@ def _messages(text: str) -> list[ChatCompletionMessageParam]:
 
 
 def show_curve(console: Console, records: Sequence[CompletionRecord], candidates: int) -> int:
-    """Show what N is worth, and return how many races have all their rewards: only those are comparable."""
+    """Show the mean reward of the best of n; return the number of races with all rewards, which are compared."""
     rewards = [[c.reward for c in record.candidates if c.reward is not None] for record in records]
-    whole = [race for race in rewards if len(race) == candidates]
-    if whole:
-        means = {n: math.fsum(expected_max(race, n) for race in whole) / len(whole) for n in CURVE if n <= candidates}
-        console.print(presentation.curve(means, n_prompts=len(whole)))
-    return len(whole)
-
-
-def _serve(console: Console) -> int:
-    chosen = settings.load()
-    given = {name.upper(): value for name, value in os.environ.items() if name.upper().startswith(settings.PREFIX)}
-    with EmbeddedStack(port=chosen.port, settings=given, on_step=_clock(console)) as stack:
-        console.print(presentation.serving(stack.url, stack.log_dir))
-        console.print(stack.wait(), markup=False, highlight=False)
-    return EXIT_FAILED
-
-
-def _clock(console: Console) -> Callable[[str], None]:
-    """A way to say what happens, with the seconds since now."""
-    began = time.monotonic()
-
-    def say(step: str) -> None:
-        console.print(f"{time.monotonic() - began:6.1f} s  {step}", style="dim", markup=False, highlight=False)
-
-    return say
-
-
-def _told(console: Console, action: Callable[[], int], *, interrupted: int) -> int:
-    """Run a command; what goes wrong is told in words, and being told to end is no error."""
-    configure_logging("warning", "console")
-    try:
-        with raise_on_signals(KeyboardInterrupt(), signal.SIGTERM, signal.SIGHUP):
-            return action()
-    except KeyboardInterrupt:
-        console.print("stopped")
-        return interrupted
-    except GatewayError as error:
-        message = error.message
-    except openai.OpenAIError as error:
-        message = f"the gateway did not answer: {error}; its log is in {DATA_DIR}/logs"
-    console.print(message, style="red", markup=False, highlight=False)
-    return EXIT_FAILED
+    scored = [race for race in rewards if len(race) == candidates]
+    if scored:
+        means = {n: math.fsum(expected_max(race, n) for race in scored) / len(scored) for n in CURVE if n <= candidates}
+        console.print(presentation.curve(means, n_prompts=len(scored)))
+    return len(scored)

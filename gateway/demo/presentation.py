@@ -1,9 +1,8 @@
-"""How the demo looks: one race as tables, the proof, and what best-of-N was worth."""
+"""The demo's output: a race as tables, the records in Redis, and the gain of a larger N."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -31,69 +30,59 @@ print(answer.choices[0].message.content)
 print(answer.best_of_n["rewards"])"""
 
 
-def heading(place: str, prompt: DemoPrompt, *, streamed: bool) -> RenderableType:
-    """The prompt, before its race begins."""
-    title = f"{place} · {prompt.kind}" + (" · streamed" if streamed else "")
+def heading(number: str, prompt: DemoPrompt, *, streamed: bool) -> RenderableType:
+    """Render a prompt before its race."""
+    title = f"{number} · {prompt.kind}" + (" · streamed" if streamed else "")
     return Group(Text(), Rule(title, align="left", style="blue"), Text(prompt.prompt, style="bold"))
 
 
 def race(record: CompletionRecord, *, latency_s: float) -> RenderableType:
-    """One race: every candidate's reward, the winner beside what one draw would have been, and what it cost."""
-    winner = record.candidates[record.winners[0]]
+    """Render one race: every candidate's reward, the winner beside the first candidate, and the cost."""
+    first, winner = record.candidates[0], record.candidates[record.winners[0]]
     texts = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1))
-    texts.add_column(f"one draw would have been ({_reward(record.candidates[0])})", ratio=1, style="dim")
+    texts.add_column(f"without best-of-N: candidate 0 ({_reward(first)})", ratio=1, style="dim")
     texts.add_column(f"best of {record.n_run}: candidate {winner.index} ({_reward(winner)})", ratio=1)
-    same = winner.index == 0
-    texts.add_row(Text("the same" if same else _text(record.candidates[0])), Text(_text(winner)))
+    texts.add_row(Text("the same" if winner.index == 0 else _text(first)), Text(_text(winner)))
     timings = record.timings
     cost = (
-        f"{latency_s:.1f} s · {record.usage.generated_tokens} tokens drawn, {record.usage.returned_tokens} returned · "
-        f"scoring added {timings.score_ms:.0f} ms · the gateway's own work {timings.overhead_ms:.1f} ms · "
+        f"{latency_s:.1f} s · {record.usage.generated_tokens} tokens generated, {record.usage.returned_tokens} "
+        f"returned · scoring added {timings.score_ms:.0f} ms · the gateway added {timings.overhead_ms:.1f} ms · "
         f"selection: {record.selection.value}"
     )
     return Group(_candidates(record, winner), texts, Padding(Text(cost, style="dim"), (0, 2)))
 
 
-def proof(stream: str, redis_url: str, records: Sequence[CompletionRecord]) -> RenderableType:
-    """What lies in the Redis stream after the run."""
+def stored_races(stream: str, redis_url: str, records: Sequence[CompletionRecord]) -> RenderableType:
+    """Render a summary of the races that were read back from the Redis stream."""
     n_candidates = sum(len(record.candidates) for record in records)
     n_scored = sum(candidate.reward is not None for record in records for candidate in record.candidates)
     facts = (
         f"{len(records)} races with {n_candidates} candidates, {n_scored} of them scored, were read back from the "
-        f"stream {stream} of {redis_url}: every text, reward, seed and timing. This is what the nightly training uses."
+        f"stream {stream} of {redis_url}: every text, reward, seed and timing. The nightly training uses them."
     )
     return Group(Text(), Panel(Text(facts), title="In Redis", title_align="left"))
 
 
 def curve(means: Mapping[int, float], *, n_prompts: int) -> RenderableType:
-    """Mean reward of the best of n."""
-    table = Table("best of", "mean reward", "above one draw", box=box.SIMPLE_HEAD)
+    """Render the mean reward of the best of n."""
+    table = Table("best of", "mean reward", "gain over one candidate", box=box.SIMPLE_HEAD)
     for n, mean in means.items():
         table.add_row(str(n), f"{mean:+.3f}", "" if n == 1 else f"{mean - means[1]:+.3f}")
     note = (
-        f"Over {n_prompts} prompts and all subsets of each race's candidates. It is the same model that selects and "
-        "judges here, so this shows that selection works; loadtests/README.md has the judgement of a second model."
+        f"Means over {n_prompts} prompts and all subsets of each race's candidates. The reward model that selects the "
+        "winners also measures them here, so this only shows that selection works. loadtests/README.md has the "
+        "measurement by a second model."
     )
-    return Panel(Group(table, Text(note, style="dim")), title="What N is worth", title_align="left")
+    return Panel(Group(table, Text(note, style="dim")), title="The gain of a larger N", title_align="left")
 
 
-def what_next() -> RenderableType:
-    """How to keep it running, and how an application uses it."""
+def next_steps() -> RenderableType:
+    """Render the command that keeps the stack running, and an application that uses it."""
     return Group(
-        Text.assemble("\nKeep it running:  ", ("make serve", "bold"), "   Then, in your application:\n"),
+        Text.assemble("\nKeep the stack running:  ", ("make serve", "bold"), "   Then, in your application:\n"),
         Padding(Syntax(_APPLICATION, "python", theme="ansi_dark", background_color="default"), (0, 2)),
         Text(),
     )
-
-
-def serving(url: str, log_dir: Path) -> RenderableType:
-    """What ``make serve`` says once it is ready."""
-    rows = Table.grid(padding=(0, 2))
-    rows.add_row("API", f"{url}/v1   (OpenAI's chat API)")
-    rows.add_row("Documentation", f"{url}/docs")
-    rows.add_row("Metrics", f"{url}/metrics")
-    rows.add_row("Logs", str(log_dir))
-    return Panel(Group(rows, Text("Ctrl-C stops everything.", style="dim")), title="Serving", title_align="left")
 
 
 def _candidates(record: CompletionRecord, winner: CandidateRecord) -> Table:
@@ -117,7 +106,7 @@ def _candidates(record: CompletionRecord, winner: CandidateRecord) -> Table:
 
 
 def _bar(reward: float | None, rewards: Sequence[float]) -> str:
-    """A bar from the race's lowest reward (one cell) to its highest (all cells)."""
+    """Return a bar: one cell for the race's lowest reward, all cells for its highest."""
     if reward is None:
         return ""
     low, high = min(rewards), max(rewards)

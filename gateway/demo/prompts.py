@@ -1,4 +1,4 @@
-"""The prompts that ship with the embedded stack, so a machine without any data has something to ask."""
+"""The prompts that ship with the embedded stack, for a machine without data of its own."""
 
 import json
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from importlib import resources
 
 @dataclass(frozen=True, slots=True)
 class DemoPrompt:
-    """One prompt of the shipped set.
+    """One shipped prompt.
 
     Attributes:
-        kind: What the prompt asks for, such as ``question`` or ``summary``.
-        prompt: The user's message, as it would be typed into a chat.
+        kind: Kind of the task, such as ``question`` or ``summary``.
+        prompt: The user's message.
     """
 
     kind: str
@@ -19,8 +19,8 @@ class DemoPrompt:
 
 
 def load() -> list[DemoPrompt]:
-    """Return every shipped prompt in file order; the first twelve are the demo's selection."""
+    """Return every shipped prompt in the order of the file; the demo asks the first twelve."""
     text = resources.files("gateway.embedded").joinpath("prompts.jsonl").read_text(encoding="utf-8")
-    # Split on the newline alone: a prompt may hold other characters that splitlines() would break at.
+    # Split at newlines only: splitlines() would also split at other characters, which a prompt may contain.
     rows = [json.loads(line) for line in text.split("\n") if line]
     return [DemoPrompt(kind=row["kind"], prompt=row["prompt"]) for row in rows]

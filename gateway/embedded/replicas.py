@@ -1,6 +1,6 @@
-"""llama.cpp's replicas on this machine: two where there are two cores, so that one serves while the other restarts.
+"""llama.cpp's replicas on this machine: two if it has two cores, so that one serves while the other restarts.
 
-Two of one thread each also draw faster than one of two threads (measured on two cores): nobody waits at barriers.
+On two cores, two servers of one thread also generate faster than one of two threads, whose threads wait for each other.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from gateway.errors import NotReady
 _MOST = 2
 _DRAIN_S = 120.0
 _TIMEOUT_S = 10.0
-_STUCK_LOOKS = 4
+_STUCK_CHECKS = 4
 
 log = structlog.get_logger()
 
 
 class Replicas:
-    """Starts and stops them together, and restarts them one after the other; a context manager.
+    """All replicas: starts and stops them together, restarts them one after the other; a context manager.
 
     Args:
-        adapters_dir: Folder of GGUF LoRA files; an adapter's name is its file's, without the ending.
-        slots: Draws that run at once, over all replicas.
-        log_dir: Where their logs go.
+        adapters_dir: Folder of GGUF LoRA files; an adapter's name is its file's, without the suffix.
+        slots: Answers generated at once, over all replicas.
+        log_dir: Folder of their logs.
         model: GGUF file of the base; None is SmolLM2's.
-        drain_s: Longest time a restart waits for a replica's running draws.
+        drain_s: Longest time a restart waits for a replica's running answers.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Replicas:
 
     @property
     def urls(self) -> list[str]:
-        """Their base URLs, known once started and the same after a restart."""
+        """Base URLs; known once started, and the same after a restart."""
         return [server.url for server in self._servers]
 
     @property
@@ -66,7 +66,7 @@ class Replicas:
         return [path.stem for path in self._servers[0].adapters]
 
     def __enter__(self) -> Self:
-        adapters = self._found()
+        adapters = self._find_adapters()
         try:
             for server in self._servers:
                 server.adapters = adapters
@@ -79,17 +79,17 @@ class Replicas:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._running.close()
 
-    def restart(self, await_found_well: Callable[[str], None]) -> None:
-        """Restart them with the adapters there are now, each on its port, each checked before the next.
+    def restart(self, wait_for_traffic: Callable[[str], None]) -> None:
+        """Restart each replica on its port with the adapters now in the folder; check it before the next.
 
         Args:
-            await_found_well: Called with a restarted replica's host and port; returns once it gets traffic again.
+            wait_for_traffic: Called with a restarted replica's host and port; returns once it gets traffic again.
 
         Raises:
-            NotReady: A replica did not start with the new adapters: it runs again with those it had, and those after
-                it were left alone.
+            NotReady: A replica did not start with the new adapters. It runs again with its earlier ones, and the
+                replicas after it were not restarted.
         """
-        adapters = self._found()
+        adapters = self._find_adapters()
         for server in self._servers:
             before = server.adapters
             try:
@@ -99,10 +99,10 @@ class Replicas:
                 log.error("llama_restart_failed", adapters=[path.stem for path in adapters])
                 server.restart(before, drain_s=self._drain_s)
                 raise NotReady(f"{error.message}\nIt serves what it served before.") from error
-            await_found_well(urlsplit(server.url).netloc)
+            wait_for_traffic(urlsplit(server.url).netloc)
 
-    def mend(self) -> None:
-        """Restart what ended by itself or hangs, with the adapters it had; call it every few seconds."""
+    def restart_failed(self) -> None:
+        """Restart replicas that ended by themselves or hang, with the same adapters; call it every few seconds."""
         for server in self._servers:
             if server.ended:
                 problem = "ended"
@@ -118,25 +118,25 @@ class Replicas:
                 log.error("llama_restart_failed", problem=error.message)
 
     def _hangs(self, server: LlamaServer) -> bool:
-        """Return whether the server has got nowhere at several looks in a row, though it had something to do."""
-        before, looks = self._last.get(server, (None, 0))
+        """Return True if the server had work and made no progress in several checks in a row."""
+        before, checks = self._last.get(server, (None, 0))
         now = server.progress(_TIMEOUT_S / 2)
         stuck = now is None or (now.busy and now == before)
-        self._last[server] = (now, looks + 1 if stuck else 0)
-        return looks + 1 >= _STUCK_LOOKS if stuck else False
+        self._last[server] = (now, checks + 1 if stuck else 0)
+        return stuck and checks + 1 >= _STUCK_CHECKS
 
-    def _found(self) -> tuple[Path, ...]:
-        """Oldest first: an adapter keeps its number when a newer one comes, for those who remember numbers."""
+    def _find_adapters(self) -> tuple[Path, ...]:
+        """Return the adapters' files, oldest first: an adapter keeps its number when a newer one is added."""
         files = self._adapters_dir.glob("[!.]*.gguf")
         return tuple(sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name)))
 
 
 def _check_served(server: LlamaServer) -> None:
-    """Refuse a replica that does not list exactly its adapters."""
+    """Raise NotReady unless the replica lists exactly its adapters."""
     try:
         listing = httpx2.get(f"{server.url}/lora-adapters", timeout=_TIMEOUT_S, trust_env=False).json()
         listed = [Path(entry["path"]) for entry in listing]
     except (httpx2.HTTPError, ValueError, KeyError, TypeError) as error:
-        raise NotReady("the restarted llama.cpp server does not tell its adapters") from error
+        raise NotReady("the restarted llama.cpp server does not list its adapters") from error
     if listed != list(server.adapters):
         raise NotReady("the restarted llama.cpp server lists other adapters than it was given")

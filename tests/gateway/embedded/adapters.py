@@ -1,4 +1,4 @@
-"""LoRA adapters of random weights for SmolLM2, strong enough to be told apart by a few greedy tokens."""
+"""LoRA adapters with random weights for SmolLM2, different enough that a few greedy tokens distinguish them."""
 
 from __future__ import annotations
 

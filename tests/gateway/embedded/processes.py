@@ -1,4 +1,4 @@
-"""What tests ask about processes."""
+"""Helpers for tests about processes."""
 
 from contextlib import suppress
 
@@ -6,11 +6,11 @@ import psutil
 
 
 def wait_until_gone(pid: int, timeout_s: float = 20.0) -> None:
-    """Return once the process has ended; ``psutil.TimeoutExpired`` when it still runs after ``timeout_s``."""
+    """Wait until the process has ended; raise ``psutil.TimeoutExpired`` after ``timeout_s``."""
     with suppress(psutil.NoSuchProcess):
         psutil.Process(pid).wait(timeout_s)
 
 
 def children_of(parent_pid: int) -> list[int]:
-    """Process ids of the running children."""
+    """Return the process ids of the running children."""
     return [child.pid for child in psutil.Process(parent_pid).children()]

@@ -1,4 +1,4 @@
-"""SmolLM2's template with tools: the one of its GGUF file where there are none."""
+"""SmolLM2's template with tools; without tools it equals that of the GGUF file."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ CALL = {"id": "a", "type": "function", "function": {"name": "weather", "argument
 
 
 def rendered(template: str, messages: list[Any], **more: Any) -> str:
-    """As transformers renders templates."""
+    """Render as transformers does."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters["tojson"] = json.dumps  # jinja's own is for HTML
+    environment.filters["tojson"] = json.dumps  # jinja's own escapes HTML
     return environment.from_string(template).render(messages=messages, **{"add_generation_prompt": True, **more})
 
 
@@ -42,14 +42,16 @@ def own() -> str:
     ],
 )
 @pytest.mark.parametrize("opening", [True, False])
-def test_without_tools_every_conversation_is_rendered_as_it_was(own: str, messages: list[Any], opening: bool) -> None:
+def test_without_tools_every_conversation_is_rendered_as_by_the_files_template(
+    own: str, messages: list[Any], opening: bool
+) -> None:
     expected = rendered(own, messages, add_generation_prompt=opening)
     assert expected == rendered(CHAT_TEMPLATE, messages, add_generation_prompt=opening)
     assert expected == rendered(CHAT_TEMPLATE, messages, add_generation_prompt=opening, tools=[])
 
 
 @pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be brief."}]])
-def test_tools_stand_in_the_systems_message_once(system: list[Any]) -> None:
+def test_tools_are_in_the_system_message_once(system: list[Any]) -> None:
     text = rendered(CHAT_TEMPLATE, [*system, USER, {"role": "assistant", "content": "x"}, USER], tools=[TOOL])
     assert text.startswith("<|im_start|>system\n" + ("Be brief." if system else "You are a helpful AI assistant"))
     assert 1 == text.count('"name": "weather"')
@@ -65,5 +67,5 @@ def test_earlier_calls_and_their_results_are_in_the_prompt(content: str | None) 
     ]
     text = rendered(CHAT_TEMPLATE, turns)
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
-    said = content + "\n" if content else ""
-    assert f"<|im_start|>assistant\n{said}{call}\n{call}<|im_end|>\n<|im_start|>tool\n18 C<|im_end|>\n" in text
+    text_before = content + "\n" if content else ""
+    assert f"<|im_start|>assistant\n{text_before}{call}\n{call}<|im_end|>\n<|im_start|>tool\n18 C<|im_end|>\n" in text

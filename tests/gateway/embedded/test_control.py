@@ -1,4 +1,4 @@
-"""``python -m gateway restart-backend``: what it says and its exit codes, with and without a stack that listens."""
+"""``python -m gateway restart-backend``: its output and exit codes, with and without a running stack."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def failing(error: Exception) -> Callable[[], str]:
     return restart
 
 
-def test_as_a_command_without_a_stack_it_says_how_to_start_one(tmp_path: Path) -> None:
+def test_without_a_stack_the_command_tells_how_to_start_one(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gateway", "restart-backend", "--data-dir", str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (2, "") == (ended.returncode, ended.stdout)
     assert [f"NotReady: no embedded stack runs in {tmp_path}: start one with `make serve`"] == ended.stderr.splitlines()
 
 
-def test_a_stack_that_was_killed_leaves_a_socket_on_which_nothing_listens(tmp_path: Path) -> None:
-    """And the next stack in this folder takes its place."""
+def test_the_socket_of_a_killed_stack_is_replaced(tmp_path: Path) -> None:
+    """Until then nothing listens there."""
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "control.sock"))
     ended = restart_backend(tmp_path)
@@ -49,7 +49,7 @@ def test_a_stack_that_was_killed_leaves_a_socket_on_which_nothing_listens(tmp_pa
     assert not (tmp_path / "control.sock").exists()
 
 
-def test_it_says_what_is_served_in_one_line_again_and_again(tmp_path: Path) -> None:
+def test_it_prints_the_adapters_in_one_line_each_time(tmp_path: Path) -> None:
     with Control(tmp_path, lambda: SERVED) as control:
         control.open()
         ended = [restart_backend(tmp_path) for _ in range(2)]
@@ -57,22 +57,22 @@ def test_it_says_what_is_served_in_one_line_again_and_again(tmp_path: Path) -> N
     assert [(0, f"{SERVED}\n")] * 2 == [(one.exit_code, one.stdout) for one in ended]
 
 
-def test_between_requests_it_looks_after_the_backend_while_it_is_open(tmp_path: Path) -> None:
-    looked = threading.Event()
-    with Control(tmp_path, lambda: SERVED, looked.set, look_every_s=0.01) as control:
-        assert not looked.wait(0.1)
+def test_it_checks_the_backend_between_requests_while_it_is_open(tmp_path: Path) -> None:
+    checked = threading.Event()
+    with Control(tmp_path, lambda: SERVED, checked.set, check_every_s=0.01) as control:
+        assert not checked.wait(0.1)
         control.open()
-        assert looked.wait(10)
+        assert checked.wait(10)
         assert 0 == restart_backend(tmp_path).exit_code
         control.close()
-        looked.clear()
-        assert not looked.wait(0.1)
+        checked.clear()
+        assert not checked.wait(0.1)
 
 
 @pytest.mark.parametrize(
     "error", [NotReady("It serves what it served before."), OSError(28, "No space left on device")]
 )
-def test_a_restart_that_fails_is_told_and_the_next_is_heard(tmp_path: Path, error: Exception) -> None:
+def test_a_failed_restart_is_reported_and_the_next_request_is_served(tmp_path: Path, error: Exception) -> None:
     with Control(tmp_path, failing(error)) as control:
         control.open()
         ended = [restart_backend(tmp_path) for _ in range(2)]
@@ -80,7 +80,7 @@ def test_a_restart_that_fails_is_told_and_the_next_is_heard(tmp_path: Path, erro
     assert all(str(error) in one.stderr and not one.stdout for one in ended)
 
 
-def test_a_stack_that_starts_or_stops_restarts_nothing(tmp_path: Path) -> None:
+def test_a_stack_that_starts_or_stops_refuses_requests(tmp_path: Path) -> None:
     with Control(tmp_path, failing(AssertionError("restarted"))) as control:
         starting = restart_backend(tmp_path)
         control.open()
@@ -90,7 +90,7 @@ def test_a_stack_that_starts_or_stops_restarts_nothing(tmp_path: Path) -> None:
         assert (2, True) == (ended.exit_code, "the stack is starting or stopping" in ended.stderr)
 
 
-def test_one_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+def test_a_restart_that_takes_too_long_is_an_error(tmp_path: Path) -> None:
     done = threading.Event()
 
     def restart() -> str:
@@ -104,7 +104,7 @@ def test_one_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
     assert (2, True) == (ended.exit_code, "the restart did not end within 1 s" in ended.stderr)
 
 
-def test_a_stack_that_ends_during_the_restart_is_told(tmp_path: Path) -> None:
+def test_a_stack_that_ends_during_the_restart_is_an_error(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "control.sock"))
         listener.listen()

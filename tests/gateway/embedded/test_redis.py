@@ -40,13 +40,13 @@ def test_acknowledged_data_survives_a_killed_server(tmp_path: Path) -> None:
         assert b"value" == client.get("key")
 
 
-def test_nothing_stays_behind_when_the_parent_is_killed(tmp_path: Path) -> None:
-    """Kill -9 of the parent leaves no server, and the next one on the folder has everything written before."""
+def test_no_process_is_left_when_the_parent_is_killed(tmp_path: Path) -> None:
+    """The next server of the folder has everything that was written before."""
     parent = subprocess.Popen(
         [sys.executable, "-c", _START_AND_WAIT, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout is not None
-    # structlog may write to stdout too: the line wanted is the last word of the start.
+    # structlog writes to stdout too.
     pid, url = next(line.split() for line in parent.stdout if line[:1].isdigit() and "redis://" in line.split()[1])
     with redis.Redis.from_url(url) as client:
         client.set("key", "value")
@@ -57,7 +57,7 @@ def test_nothing_stays_behind_when_the_parent_is_killed(tmp_path: Path) -> None:
         assert b"value" == client.get("key")
 
 
-def test_it_listens_on_loopback_at_the_port_it_was_given(tmp_path: Path) -> None:
+def test_it_listens_on_loopback_at_the_given_port(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -65,7 +65,7 @@ def test_it_listens_on_loopback_at_the_port_it_was_given(tmp_path: Path) -> None
         assert f"redis://127.0.0.1:{port}/0" == server.url
 
 
-def test_a_taken_port_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
+def test_the_error_of_a_taken_port_has_the_end_of_the_log(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -73,7 +73,9 @@ def test_a_taken_port_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
             RedisServer(tmp_path, port=taken.getsockname()[1]).start()
 
 
-def test_a_free_port_that_a_stranger_took_first_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_free_port_that_another_process_takes_first_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as taken, socket.socket() as free:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -91,7 +93,7 @@ def test_a_second_server_on_the_same_folder_is_refused(tmp_path: Path) -> None:
         RedisServer(tmp_path, start_timeout_s=0.1).start()
 
 
-def test_a_damaged_data_file_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
+def test_the_error_of_a_damaged_data_file_has_the_end_of_the_log(tmp_path: Path) -> None:
     with RedisServer(tmp_path):
         pass
     next(tmp_path.glob("appendonlydir/*.manifest")).write_text("nonsense\n")
@@ -113,7 +115,7 @@ def test_an_unknown_machine_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         RedisServer(tmp_path).start()
 
 
-def test_a_url_is_known_only_while_it_runs(tmp_path: Path) -> None:
+def test_the_url_is_known_only_while_it_runs(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     server.stop()
     with pytest.raises(NotReady, match="not running"):

@@ -1,4 +1,4 @@
-"""New adapters reach the stack's replicas one after the other, under traffic, and no request fails."""
+"""The replicas load new adapters one after the other, under traffic, and no request fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.gateway.embedded.adapters import random_adapter
 NAME = "rft-20261122-0123456789ab"
 
 
-def test_an_adapter_arrives_under_traffic_and_no_request_fails(tmp_path: Path) -> None:
+def test_an_adapter_is_loaded_under_traffic_and_no_request_fails(tmp_path: Path) -> None:
     statuses: list[int] = []
     ended = threading.Event()
 
@@ -32,22 +32,22 @@ def test_an_adapter_arrives_under_traffic_and_no_request_fails(tmp_path: Path) -
             caller.start()
         (tmp_path / "adapters").mkdir()
         random_adapter(tmp_path / "adapters" / f"{NAME}.gguf", seed=1)
-        told = restart_backend(tmp_path, timeout_s=300)
+        result = restart_backend(tmp_path, timeout_s=300)
         (tmp_path / "adapters" / "rft-20261122-ba0000000000.gguf").write_bytes(b"no adapter")
         with pytest.raises(NotReady, match="It serves what it served before"):
             restart_backend(tmp_path, timeout_s=300)
         ended.set()
         for caller in callers:
             caller.join()
-    assert told.endswith(f"serve {NAME}")
+    assert result.endswith(f"serve {NAME}")
     assert {200} == set(statuses)
 
 
-def test_without_a_stack_it_is_said_so(tmp_path: Path) -> None:
+def test_a_missing_stack_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match="no embedded stack runs"):
         restart_backend(tmp_path, timeout_s=1)
 
 
-def test_a_path_too_long_for_a_socket_is_said_so(tmp_path: Path) -> None:
+def test_a_path_too_long_for_a_socket_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match="too long for a socket"):
         restart_backend(tmp_path / ("x" * 120), timeout_s=1)

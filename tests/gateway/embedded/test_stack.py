@@ -1,4 +1,4 @@
-"""The whole stack on real weights: it starts, refuses in words what it cannot start, and leaves nothing behind."""
+"""The whole stack on real weights: it starts, names what prevents a start, and leaves no process."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from gateway.demo import demo
+from gateway.embedded import serve
 from gateway.embedded.llama import usable_cores
 from gateway.embedded.stack import EmbeddedStack
 from gateway.errors import NotReady, SettingsError
@@ -20,10 +20,10 @@ from tests.gateway.embedded.processes import children_of, wait_until_gone
 PARTS = 2 + min(2, usable_cores())  # Redis, the gateway, llama.cpp's replicas
 
 
-def test_serving_lasts_until_a_signal_and_leaves_nothing_behind(
+def test_it_serves_until_a_signal_and_leaves_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The caller's own settings hold, SIGTERM is a clean end, and no child survives it."""
+    """The caller's own settings apply, SIGTERM is a clean end, and no child survives it."""
     port = free_port()
     seen: dict[str, object] = {}
 
@@ -39,7 +39,7 @@ def test_serving_lasts_until_a_signal_and_leaves_nothing_behind(
     monkeypatch.setenv("GATEWAY_API__MODELS", "mine")
     monkeypatch.setattr(EmbeddedStack, "wait", ask_then_end)
     before = set(children_of(os.getpid()))
-    assert demo.EXIT_OK == demo.serve_embedded()
+    assert serve.EXIT_OK == serve.main()
     assert f"http://127.0.0.1:{port}/v1" in capsys.readouterr().out
     assert {"ready": "ready", "models": ["mine"]} == {name: seen[name] for name in ("ready", "models")}
     children = seen["children"]
@@ -48,7 +48,7 @@ def test_serving_lasts_until_a_signal_and_leaves_nothing_behind(
     assert before >= set(children_of(os.getpid()))
 
 
-def test_nothing_stays_behind_when_it_is_killed(tmp_path: Path) -> None:
+def test_no_process_is_left_when_it_is_killed(tmp_path: Path) -> None:
     """Kill -9 of the parent ends Redis, llama.cpp and the gateway."""
     environment = os.environ | {"GATEWAY_PORT": str(free_port()), "COLUMNS": "200"}
     command = [sys.executable, "-m", "gateway", "serve", "--embedded"]
@@ -63,7 +63,7 @@ def test_nothing_stays_behind_when_it_is_killed(tmp_path: Path) -> None:
         wait_until_gone(child, timeout_s=60.0)
 
 
-def test_a_gateway_that_refuses_its_settings_is_told_and_the_rest_is_stopped(tmp_path: Path) -> None:
+def test_a_gateway_that_refuses_its_settings_is_an_error_and_the_rest_is_stopped(tmp_path: Path) -> None:
     before = set(children_of(os.getpid()))
     steps: list[str] = []
     stack = EmbeddedStack(tmp_path, settings={"GATEWAY_NONSENSE": "1"}, on_step=steps.append)
@@ -73,12 +73,12 @@ def test_a_gateway_that_refuses_its_settings_is_told_and_the_rest_is_stopped(tmp
     assert before >= set(children_of(os.getpid()))
 
 
-def test_a_gateway_that_does_not_become_ready_in_time_is_told(tmp_path: Path) -> None:
+def test_a_gateway_that_is_not_ready_in_time_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match="the gateway is not ready in time"):
         EmbeddedStack(tmp_path, start_timeout_s=0.0).start()
 
 
-def test_settings_that_name_the_stacks_own_parts_are_refused(tmp_path: Path) -> None:
+def test_settings_of_the_stacks_own_parts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"unset GATEWAY_REDIS__URL, or run `python -m gateway serve`"):
         EmbeddedStack(tmp_path, settings={"GATEWAY_REDIS__URL": "redis://elsewhere"}).start()
 

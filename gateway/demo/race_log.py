@@ -1,4 +1,4 @@
-"""Reads the races of this run back from the Redis stream, without taking them from the night that consumes it."""
+"""Read the demo's races back from the Redis stream, without a consumer group: the night still gets all of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _POLL_S = 0.02
 
 
 class RaceLog:
-    """The stream from where it ended when this was opened; a context manager."""
+    """The stream's races since this object was made; a context manager."""
 
     def __init__(self, redis_url: str) -> None:
         self.key = stream_key(RedisSettings().key_prefix)
@@ -27,16 +27,15 @@ class RaceLog:
         self._after = newest[0][0].decode() if newest else START
 
     def read(self) -> list[CompletionRecord]:
-        """The races since, oldest first; one that Redis was handed twice counts once."""
-        entries = read_entries(self._redis, self.key, self._after)
-        records = {entry.record_id: entry.record() for entry in entries}
+        """Return the races, oldest first; a race that is in the stream twice counts once."""
+        records = {entry.record_id: entry.record() for entry in read_entries(self._redis, self.key, self._after)}
         return [record for record in records.values() if isinstance(record, CompletionRecord)]
 
-    def find(self, race_id: str) -> CompletionRecord:
-        """The race of one answer, as soon as Redis has it.
+    def wait_for(self, race_id: str) -> CompletionRecord:
+        """Wait until Redis has a race; return it.
 
         Raises:
-            JournalError: It did not come.
+            JournalError: It did not arrive in time.
         """
         deadline = time.monotonic() + _FIND_TIMEOUT_S
         while time.monotonic() < deadline:
