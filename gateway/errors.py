@@ -10,15 +10,15 @@
     │   ├── RequestTooLarge         the body is over the limit
     │   ├── RequestTooSlow          the body did not arrive in time
     │   ├── UnsupportedContentType  the body is not declared to be JSON
-    │   └── UnsupportedContentEncoding  it is compressed in a way that is not read here
-    ├── Overloaded                  no permit for even one candidate; says when to come back
-    ├── RateLimited                 the API key has used up one of its limits; says when to come back
+    │   └── UnsupportedContentEncoding  the body is compressed in a way that is not supported
+    ├── Overloaded                  no permit for even one candidate; has the time to wait
+    ├── RateLimited                 the API key has used up one of its limits; has the time to wait
     ├── NotReady                    starting, stopping, or a part is missing
     ├── DeadlineExceeded            no candidate finished in time
     ├── BackendError                the backend is at fault
     │   ├── BackendRejected         it refused the request as invalid: passed on to the caller
-    │   │   ├── ContextLengthExceeded   the messages, or they and max_tokens, are longer than its model takes
-    │   │   └── BackendMisconfigured    it lacks what the request needs, which is the operator's mistake
+    │   │   ├── ContextLengthExceeded   messages, or messages plus max_tokens, are longer than its model takes
+    │   │   └── BackendMisconfigured    it was started without something that the request needs: the operator's mistake
     │   ├── BackendOverloaded       it has no capacity now
     │   ├── BackendTimeout          it did not answer in time
     │   ├── BackendFailed           it answered with an error
@@ -26,17 +26,17 @@
     │   │   └── AdapterMissing      it does not serve the adapter asked for
     │   ├── BackendProtocolError    its answer makes no sense
     │   ├── BackendUnreachable      no connection, or the connection broke
-    │   └── RequestContained        this request broke two servers: it goes to no further one for a while
-    ├── RewardError                 no reward: the race falls back, callers never see it
+    │   └── RequestContained        this request broke two servers and goes to no other for a while
+    ├── RewardError                 no reward: the race falls back, and callers never see the error
     │   ├── RewardTimeout           the reward model was too slow
     │   ├── RewardRefused           this answer cannot be scored; others can
-    │   └── RewardUnavailable       the reward model failed several times in a row and is not asked now
+    │   └── RewardUnavailable       the reward model failed several times in a row and is not asked for a while
     ├── JournalError                a record could not be made durable
     ├── PolicyError                 a policy document is malformed
     └── SettingsError               fatal at start: a setting is unknown or bad
 
 Messages are in the caller's terms and never hold prompt or answer text. ``gateway.api.errors`` maps each class to
-an HTTP status once; a test fails if a class is missing there.
+an HTTP status; a test fails if a class is missing there.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class UnsupportedContentType(CallerError):
 
 
 class UnsupportedContentEncoding(CallerError):
-    """The body is compressed in a way that is not read here."""
+    """The body is compressed in a way that is not supported."""
 
 
 class Overloaded(GatewayError):
@@ -109,7 +109,7 @@ class Overloaded(GatewayError):
 
 
 class RateLimited(GatewayError):
-    """The API key has used up one of its limits. ``headers`` tell what is left of each."""
+    """The API key has used up one of its limits. ``headers`` are those of what is left of each limit."""
 
     def __init__(
         self, message: str, *, retry_after_s: float = 1.0, headers: Mapping[str, str] = MappingProxyType({})
@@ -132,7 +132,7 @@ class BackendError(GatewayError):
 
 
 class BackendRejected(BackendError):
-    """The backend refused the request as invalid (a bad grammar, …). ``param`` names the field, where it said which."""
+    """The backend refused the request as invalid (a bad grammar, …). ``param``: the field, if the backend named it."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -144,9 +144,9 @@ class ContextLengthExceeded(BackendRejected):
 
 
 class BackendMisconfigured(BackendRejected):
-    """The backend was started without what this request needs (vLLM's tool parser): only its operator can mend that.
+    """The backend was started without something that this request needs (vLLM's tool parser).
 
-    It serves other requests, so a replica that raises it is not sick.
+    Only its operator can mend that. It serves other requests, so the replica is not ejected.
     """
 
 
@@ -178,7 +178,7 @@ class BackendUnreachable(BackendError):
     """No connection to the backend, or the connection broke.
 
     ``was_sent``: the request may have reached the backend, which may have drawn tokens for it. ``broke``: the
-    connection broke in the middle of the call, unannounced, so that the request itself may be the cause.
+    connection broke in the middle of the call without notice, so the request itself may be the cause.
     """
 
     def __init__(self, message: str, *, was_sent: bool = True, broke: bool = False) -> None:
@@ -188,7 +188,7 @@ class BackendUnreachable(BackendError):
 
 
 class RequestContained(BackendError):
-    """This request broke the connections of two servers, so it goes to no further one for a while."""
+    """This request broke the connections of two servers, so it goes to no other server for a while."""
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
@@ -196,7 +196,7 @@ class RequestContained(BackendError):
 
 
 class RewardError(GatewayError):
-    """No reward could be had."""
+    """The answer has no reward."""
 
 
 class RewardTimeout(RewardError):
@@ -204,7 +204,7 @@ class RewardTimeout(RewardError):
 
 
 class RewardRefused(RewardError):
-    """This answer cannot be scored: the model's template or its server refuses it. Others can."""
+    """This answer cannot be scored, because the model's template or server refuses it; other answers can."""
 
 
 class RewardUnavailable(RewardError):

@@ -1,4 +1,4 @@
-"""The nouns that rooms exchange, and the seams (protocols) between them. No I/O, no behaviour beyond a property."""
+"""The types that rooms exchange, and the protocols between rooms. No I/O, no behaviour beyond a property."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 Ending = Literal["answered", "cut", "failed"]
-"""How a request ended: with its answer; cut off in mid-stream, for its caller hung up or the gateway stopped; failed in
+"""The end of a request: answered; cut in mid-stream, because its caller hung up or the gateway stopped; failed in
 mid-stream."""
 ArmName = Literal["stable", "canary", "holdback", "base"]
-"""Which of the policies served side by side, or the base model where no server has their adapter; see
-``gateway.policy``."""
+"""The name of a policy variant; "base" is the base model, which serves where no server has the stable arm's adapter."""
 JsonObject = dict[str, Any]
 
 
@@ -35,9 +34,9 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one draw is sampled. None means "the caller did not say": the backend's default holds.
+    """The sampling of one candidate. None means that the caller set nothing: the backend's default holds.
 
-    Units: ``max_tokens`` in tokens; ``seed`` is the caller's, from which each draw's own seed is derived.
+    ``max_tokens`` is in tokens. ``seed`` is the caller's; each candidate's own seed is derived from it.
     """
 
     temperature: float | None = None
@@ -76,9 +75,9 @@ class AnswerRequest:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is asked of the backend: the conversation, how to sample, and which adapter answers (None: the base).
+    """A call to the backend: the conversation, the sampling, and the adapter (None: the base model).
 
-    ``meter`` counts what is drawn for it.
+    ``meter`` counts the tokens that are drawn for it.
     """
 
     messages: Sequence[Message]
@@ -86,15 +85,15 @@ class Prompt:
     adapter: str | None = None
     meter: Meter = field(default_factory=Meter, compare=False, repr=False)
     lowered: dict[str, tuple[Any, Any]] = field(default_factory=dict, init=False, compare=False, repr=False)
-    """Tools and response format by kind of server, as it takes them: worked out once for all draws of a race."""
+    """Tools and response format by kind of server, in the form it takes: lowered once for all candidates of a race."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One draw's result, in OpenAI's terms whatever the backend's own were.
+    """A finished answer, in OpenAI's terms whatever the backend's own terms are.
 
-    ``text`` is None where the server gave no content. ``reasoned``: it gave reasoning beside the content, which is
-    dropped; an answer without text is then one whose reasoning took all its tokens.
+    ``text`` is None where the server sent no content. ``reasoned``: the server also sent reasoning, which is dropped.
+    An answer without text then means that the reasoning took all its tokens.
     """
 
     text: str | None
@@ -116,7 +115,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """One piece of a streamed draw. The last one carries ``finish_reason``, token counts and ``reasoned``."""
+    """One piece of a streamed answer. The last piece has ``finish_reason``, the token counts and ``reasoned``."""
 
     text: str = ""
     tool_calls: tuple[JsonObject, ...] = ()
@@ -129,22 +128,22 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A reward (raw logit; higher is better) and whether the prompt's beginning had to be cut to fit the model."""
+    """A reward (raw logit; higher is better). ``prompt_truncated``: the prompt's beginning was cut to fit the model."""
 
     reward: float
     prompt_truncated: bool = False
 
 
 class Selection(StrEnum):
-    """Why this answer won."""
+    """The reason why the winner won."""
 
     SCORED = "scored"  # the highest reward of at least two scored candidates
-    FALLBACK = "fallback"  # several answers, too few rewards to compare them: the first one, never training data
-    SINGLE = "single"  # there was one answer to choose from, or one that can be used
+    FALLBACK = "fallback"  # several answers and too few rewards to compare them: the first answer, never training data
+    SINGLE = "single"  # there was only one answer, or only one usable answer
 
 
 class Unusable(StrEnum):
-    """Why a finished answer is not what its request asked for."""
+    """The reason why a finished answer is not what its request asked for."""
 
     EMPTY = "empty"  # no text and no tool call
     FILTERED = "filtered"  # the server's content filter ended it
@@ -160,10 +159,10 @@ class Unusable(StrEnum):
 
 @dataclass(slots=True)
 class Candidate:
-    """One draw of a race, filled in as the race goes on.
+    """One drawn answer of a race, filled in as the race goes on.
 
-    ``latency_ms`` runs from the draw's start to its last token; ``cut_at_tokens`` says how many tokens had been drawn,
-    at most, when a stream ended before its answer did. ``unusable`` is why a finished answer cannot be used.
+    ``latency_ms`` runs from the call's start to its last token. ``cut_at_tokens`` is an upper bound of the tokens drawn
+    when a stream ended before its answer did. ``unusable`` is why a finished answer cannot be used.
     """
 
     index: int
@@ -179,11 +178,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where a request's time went, in milliseconds.
+    """A request's time by stage, in milliseconds.
 
-    ``queue`` waits for permits; ``generate`` runs from the first draw's start to the last counted answer; ``score``
-    is what scoring added after that; ``journal`` waits for the record to be durable; ``overhead`` is the rest of
-    ``total``: the gateway's own work.
+    ``queue`` waits for permits; ``generate`` runs from the first candidate's start to the last answer that counts;
+    ``score`` is what scoring added after that; ``journal`` waits for the record to be durable; ``overhead``, the
+    gateway's own work, is the rest of ``total``.
     """
 
     queue_ms: float = 0.0
@@ -194,7 +193,6 @@ class Timings:
 
     @property
     def overhead_ms(self) -> float:
-        """The gateway's own share of the total."""
         return max(0.0, self.total_ms - self.queue_ms - self.generate_ms - self.score_ms - self.journal_ms)
 
 
@@ -241,7 +239,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Outcome:
-    """How a race ended: every candidate, the winners best first, and why."""
+    """The end of a race: every candidate, the winners with the best first, and why they won."""
 
     plan: Plan
     n_run: int
@@ -256,28 +254,27 @@ class Outcome:
 
     @property
     def rewards(self) -> list[float | None]:
-        """Rewards in candidate order; None where there is none."""
+        """The candidates' rewards, in their order; None for a candidate without one."""
         return [candidate.reward for candidate in self.candidates]
 
     @property
     def n_scored(self) -> int:
-        """How many candidates have a reward."""
         return sum(candidate.reward is not None for candidate in self.candidates)
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the prompt, once, as a finished draw counted them."""
+        """Tokens of the prompt, counted once, as the server of a finished candidate counted them."""
         return next((c.answer.prompt_tokens for c in self.candidates if c.answer is not None), 0)
 
     @property
     def generated_tokens(self) -> int:
-        """Tokens of every draw that was finished, returned or not, and of a stream that was cut."""
+        """Tokens of every finished candidate, returned or not, and of a stream that was cut."""
         return sum(c.cut_at_tokens or 0 if c.answer is None else c.answer.completion_tokens for c in self.candidates)
 
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether a part can serve, and in words why not."""
+    """A part's readiness to serve, and in words why it is not ready or not well."""
 
     ready: bool
     detail: str = ""
@@ -286,7 +283,7 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
-    """One server as a pool sees it: the kind of failure for which it is ejected, and whether it lacks an adapter."""
+    """A server as a pool sees it. ``fault``: the kind of failure for which it is ejected; None while it is not."""
 
     name: str
     fault: str | None
@@ -310,35 +307,33 @@ class Backend(Protocol):
 
 
 class Scorer(Protocol):
-    """Gives a text its reward. Implementations raise only ``RewardError`` and its kin."""
+    """Scores answers. Implementations raise only ``RewardError`` and its subclasses."""
 
     @property
     def name(self) -> str:
-        """The reward model's name, as records carry it."""
+        """The reward model's name, as it stands in records."""
         ...
 
     def start(self) -> None:
-        """Begin to load what scoring needs; returns at once. Before that no thread runs and nothing is loaded."""
+        """Begin to load what scoring needs, and return at once. Before this no thread runs and nothing is loaded."""
         ...
 
     @property
     def available(self) -> bool:
-        """Whether rewards can be expected now; where not, a race draws no more answers than are wanted."""
+        """True while rewards can be expected. Otherwise a race draws only as many candidates as answers are wanted."""
         ...
 
     @property
     def n_away(self) -> int:
-        """How many sources of rewards failed repeatedly and are not asked until a probe succeeds."""
+        """Number of reward servers that failed repeatedly and are not asked until a probe succeeds."""
         ...
 
     async def score(self, messages: Sequence[Message], answer: str) -> Score:
-        """Reward of ``answer`` as the assistant's next turn after ``messages``. Cancelling drops the work."""
+        """Return the reward of ``answer`` as the assistant's turn after ``messages``. Cancelling drops the work."""
         ...
 
-    async def readiness(self) -> Readiness:
-        """Whether rewards can be had now."""
-        ...
+    async def readiness(self) -> Readiness: ...
 
     async def aclose(self) -> None:
-        """Release the model or the connection."""
+        """Release the model or close the connections."""
         ...

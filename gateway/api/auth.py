@@ -1,4 +1,4 @@
-"""Who may call: known keys, compared in constant time, and read anew whenever their file changes."""
+"""API keys: compared in constant time, and read again whenever their file changes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _log = structlog.get_logger()
 
 
 class ApiKeys:
-    """The known keys. Without a file nobody is asked for one, and everyone may do everything.
+    """The known keys. Without a file no key is required, and every caller may do everything.
 
-    A file that has become unreadable or malformed changes nothing: the keys before it hold, and readiness says so.
+    If the file becomes unreadable or malformed, the last good keys stay in force and readiness reports it.
 
     Args:
         path: The file (``gateway.api.keyfile``).
@@ -38,11 +38,11 @@ class ApiKeys:
         self._problem = ""
 
     def authenticate(self, authorization: str | None, scope: Scope | None = None) -> Key | None:
-        """The caller's key; None where none is asked for.
+        """Return the caller's key; None if no key is required.
 
         Args:
             authorization: The header as sent.
-            scope: What the caller wants to do; None is what any key may.
+            scope: The scope that the key must have; None accepts any known key.
 
         Raises:
             AuthenticationFailed: No key was sent, or an unknown one.
@@ -54,7 +54,7 @@ class ApiKeys:
         if scheme.lower() != "bearer" or not sent:
             raise AuthenticationFailed("an API key is needed: send it as `Authorization: Bearer <key>`")
         digest = hashlib.sha256(sent.strip().encode()).digest()
-        # Every known key is compared, so that the time tells nothing about which one came close.
+        # Every known key is compared, so that the time does not reveal which one came close.
         known = [key for key in self._keys if hmac.compare_digest(digest, key.digest)]
         if not known:
             raise AuthenticationFailed("this API key is not known here")
@@ -63,12 +63,12 @@ class ApiKeys:
         return known[0]
 
     def start(self) -> None:
-        """Begin to look at the file once a second: its content, for a time stamp may hide a change."""
+        """Begin to read the file once a second. Its content is compared: a time stamp may hide a change."""
         if self._path is not None:
-            self._task = asyncio.create_task(self._reread_for_ever(self._path), name="api-keys")
+            self._task = asyncio.create_task(self._reread_forever(self._path), name="api-keys")
 
     async def reread(self, path: Path) -> None:
-        """Take what the file says now, if it has changed and can be used."""
+        """Read the file, and put its keys in force if it has changed and is valid."""
         try:
             content = await asyncio.to_thread(_read, path)
             if content == self._content and not self._problem:
@@ -85,16 +85,15 @@ class ApiKeys:
         _log.info("api_keys_changed", keys=len(keys), added=added, removed=removed)
 
     async def readiness(self) -> Readiness:
-        """Always ready; says when the file in force is not the file on disk."""
+        """Return ready, with a detail if the keys in force are not those of the file."""
         return Readiness(True, "the API key file was changed to one that cannot be used" if self._problem else "")
 
     async def aclose(self) -> None:
-        """Stop looking."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _reread_for_ever(self, path: Path) -> None:
+    async def _reread_forever(self, path: Path) -> None:
         while True:
             await asyncio.sleep(_REREAD_S)
             await self.reread(path)

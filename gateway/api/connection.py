@@ -1,4 +1,4 @@
-"""The caller's connection: reading a body within its limit, and noticing at once when the caller is gone."""
+"""The caller's connection: read a body within its limit, and stop work at once when the caller hangs up."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class ClientGone(Exception):
 
 
 async def read_body(request: Request, *, limit_bytes: int, timeout_s: float) -> bytes:
-    """Read the request's JSON body, unparsed; a compressed one is decompressed.
+    """Return the request's JSON body, unparsed, and decompressed if it was compressed.
 
-    It must be declared as JSON: a web page may send any other type to a server on its reader's own machine without
-    asking that server first.
+    The body must be declared as JSON: without asking first, a web page may send any other type to a server on its
+    reader's machine.
 
     Raises:
-        UnsupportedContentType: It is declared as something else, or not at all.
-        UnsupportedContentEncoding: It is compressed in a way that is not read here.
-        RequestTooLarge: It is over the limit, as sent or decompressed; told before more than the limit is read.
-        InvalidRequest: It cannot be decompressed.
-        RequestTooSlow: It was not whole in time: an upload that trickles must not hold its place for ever.
+        UnsupportedContentType: The body is declared as another type, or not at all.
+        UnsupportedContentEncoding: The body is compressed in a way that is not supported.
+        RequestTooLarge: The body is over the limit, as sent or decompressed. No more than the limit is read.
+        InvalidRequest: The body cannot be decompressed.
+        RequestTooSlow: The body was not complete in time. A slow upload must not hold its place without end.
         ClientGone: The caller hung up while sending.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -58,11 +58,11 @@ async def read_body(request: Request, *, limit_bytes: int, timeout_s: float) -> 
 
 
 async def cancel_on_disconnect(receive: Receive, work: Awaitable[T]) -> T:
-    """Do the work, or cancel it the moment the caller closes the connection.
+    """Return the result of the work; cancel it at once when the caller closes the connection.
 
     Raises:
-        ClientGone: The caller went first; the work has ended by then.
-        NotReady: The server stops and has waited for this request as long as it may.
+        ClientGone: The caller hung up first. The work has ended by then.
+        NotReady: The server is stopping and has waited for this request as long as it may.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_until_disconnect(receive))
@@ -70,8 +70,8 @@ async def cancel_on_disconnect(receive: Receive, work: Awaitable[T]) -> T:
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError as error:
-            # Only the end of the server's patience cancels a request, and it does not wait for the task: so this may
-            # become an answer, by which a balancer knows to ask another gateway.
+            # A request is cancelled only when the server stops, and the server does not wait for this task. So the
+            # caller still gets an answer, from which a balancer learns to ask another gateway.
             raise NotReady("this gateway is shutting down; the request was cut") from error
         if task.done():
             return task.result()
@@ -81,16 +81,17 @@ async def cancel_on_disconnect(receive: Receive, work: Awaitable[T]) -> T:
 
 
 class EventStream(Response):
-    """A streamed answer that stops the moment its caller is gone, and speaks while it waits.
+    """A streamed response that stops when its caller hangs up, and sends comments while it waits.
 
-    ``start`` waits a while for the first event, so that an early error is still an HTTP status and the headers can
-    tell how the race went. After that each ``keep_alive_s`` of silence sends a comment, and an error is an event.
+    ``start`` waits for the first event for a while, so that an early error still gets an HTTP status and the headers
+    can report on the race. After that, each ``keep_alive_s`` of silence sends a comment, and an error is sent as an
+    event.
 
     Args:
         events: The events; closed however the stream ends.
         keep_alive_s: Longest silence, in seconds.
-        keep_alive: The comment that breaks it.
-        on_error: What to send of an error once the status has gone out.
+        keep_alive: The comment that is sent after it.
+        on_error: Returns the event for an error that comes after the status was sent.
         on_end: Called once the events are closed.
     """
 
@@ -130,7 +131,6 @@ class EventStream(Response):
             raise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send everything, unless the caller goes first."""
         try:
             await cancel_on_disconnect(receive, self._send_all(send))
         except ClientGone:
@@ -159,7 +159,7 @@ class EventStream(Response):
 
     async def _close(self) -> None:
         await _end(self._next)
-        del self._next  # it has the error of a stream that failed, whose trace leads here
+        del self._next  # a failed stream's error is in it, and the traceback of the error leads to this object
         try:
             await self._events.aclose()
         finally:
@@ -171,13 +171,13 @@ def _too_large(limit_bytes: int) -> RequestTooLarge:
 
 
 async def _end(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel tasks, and wait until they have ended."""
+    """Cancel tasks, wait until they have ended, and drop the tracebacks of their cancellation."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     for task in tasks:
-        # Whoever asks a cancelled task takes its error. Otherwise the task keeps it, its trace a race's task group and
-        # every answer that had come, and the group both: only a full collection would let go of them.
+        # Retrieve the CancelledError and drop its traceback. Otherwise task, the race's task group in the traceback and
+        # all answers that had arrived keep each other alive until a full collection.
         if task.cancelled():
             try:
                 task.result()

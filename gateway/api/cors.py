@@ -1,4 +1,4 @@
-"""Cross-origin requests (CORS): which web pages may call the API, by starlette's middleware."""
+"""Cross-origin requests (CORS): options of starlette's middleware for the web pages that may call the API."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ EXPOSED = (
     "x-ratelimit-reset-requests",
     "x-ratelimit-reset-tokens",
 )
-"""Headers of ours that a page's script may read: a browser hides all others from it."""
+"""Response headers that a page's script may read: a browser hides all others from it."""
 
 _MAX_AGE_S = 600
-"""How long a browser may go without asking again whether it may."""
+"""Time for which a browser may keep the answer to a preflight request."""
 
 
 def options(origins: Sequence[str]) -> dict[str, Any]:
     """Return the arguments of ``CORSMiddleware``.
 
     Any header may be sent: OpenAI's JavaScript client adds a dozen of its own, and the origins are trusted. Cookies
-    are not allowed, for the API knows none: a key comes in the authorization header.
+    are not allowed because the API uses none: the key comes in the authorization header.
     """
     return {
         "allow_origins": origins,
         "allow_methods": ("GET", "POST"),
         "allow_headers": ("*",),
-        "allow_private_network": True,  # a page of a listed origin may reach a gateway on its reader's own network
+        "allow_private_network": True,  # a page of a listed origin may call a gateway on its reader's own network
         "expose_headers": EXPOSED,
         "max_age": _MAX_AGE_S,
     }

@@ -1,11 +1,11 @@
-"""What a key has used of its limits, counted in Redis for all gateways, or in this process alone.
+"""Count what a key has used of its limits: in Redis for all gateways, or in this process alone.
 
-Each limit a minute is a bucket that holds the limit, begins full and refills evenly. Of a bucket only one number is
-kept: ``full_at``, when it would be full again (the "generic cell rate algorithm"). Taking moves ``full_at`` on by
-what was taken; while it is more than a minute away there is nothing left, and how much more is the exact wait.
+Each limit per minute is a bucket that holds the limit, begins full and refills evenly. Only one number of a bucket is
+stored: ``full_at``, the time when it will be full again (the "generic cell rate algorithm"). Taking from the bucket
+moves ``full_at`` forward. While it is more than a minute away the bucket is empty, and the excess is the exact wait.
 
-What a race costs in tokens is known only at its end, so a request needs one token to enter and pays at its end: a
-bucket may go below empty, and then its key waits until that is paid. Times are in whole microseconds.
+The tokens that a race costs are known only at its end. So a request needs one token to enter and pays at its end. The
+bucket may then fall below empty, and the key waits until it has refilled. Times are in whole microseconds.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from gateway.api.keyfile import Limits
 from gateway.redis_client import REDIS_ERRORS
 
 _MINUTE_US = 60_000_000
-_RACE_WAIT_S = 1.0  # when a race will end is not known
+_RACE_WAIT_S = 1.0  # the time when a race will end is not known
 
 Limit = Literal["requests_per_minute", "tokens_per_minute", "races_in_flight"]
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Which limit was reached, and when it may be tried again."""
+    """The limit that was reached, and the time to wait before trying again."""
 
     limit: Limit
     wait_s: float
@@ -36,26 +36,26 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
-    """What came of a request to enter, and how long each bucket needs until it is full again, in seconds."""
+    """The result of counting a request, and the seconds until each bucket is full again."""
 
     refusal: Refusal | None
     requests_full_in_s: float
     tokens_full_in_s: float
 
 
-class CountersLost(Exception):
-    """Redis did not count."""
+class CountersUnavailable(Exception):
+    """Redis did not count the request."""
 
 
 class Counters(Protocol):
-    """Counts what keys use. ``lease`` names one visit of a key."""
+    """Counts what keys use. ``lease`` names one request of a key."""
 
     async def enter(self, key_id: str, limits: Limits, lease: str) -> Entrance:
-        """Count one request, and one race where races are limited; or nothing, and say what is in the way."""
+        """Count one request, and one race if races are limited. If a limit is reached, count nothing and return it."""
         ...
 
     async def leave(self, key_id: str, limits: Limits, lease: str, tokens: int) -> None:
-        """End the race and take its tokens."""
+        """End the race and take its tokens from the bucket."""
         ...
 
 
@@ -66,11 +66,11 @@ class _Used:
     leases: dict[str, int] = field(default_factory=dict)
 
 
-class OwnCounters:
-    """Counts in this process: what holds when Redis is away.
+class LocalCounters:
+    """Counts in this process alone, while Redis is away.
 
     Args:
-        lease_s: After this a race is taken to have ended, in seconds.
+        lease_s: Seconds after which a race counts as ended.
         clock_us: Monotonic microseconds.
     """
 
@@ -80,7 +80,6 @@ class OwnCounters:
         self._used: dict[str, _Used] = {}
 
     async def enter(self, key_id: str, limits: Limits, lease: str) -> Entrance:
-        """Count one request; see ``Counters``."""
         now = self._clock_us()
         used = self._used.setdefault(key_id, _Used())
         refusal = self._refusal(used, limits, lease, now)
@@ -90,7 +89,7 @@ class OwnCounters:
         return Entrance(refusal, requests_us / 1e6, tokens_us / 1e6)
 
     def _refusal(self, used: _Used, limits: Limits, lease: str, now: int) -> Refusal | None:
-        """Say what is in the way; take a place among the races if nothing is."""
+        """Return the limit that is reached; if none is, add the race to those in flight."""
         buckets: tuple[tuple[Limit, int, int], ...] = (
             ("requests_per_minute", used.requests_full_at, limits.requests_per_minute),
             ("tokens_per_minute", used.tokens_full_at, limits.tokens_per_minute),
@@ -106,7 +105,6 @@ class OwnCounters:
         return None
 
     async def leave(self, key_id: str, limits: Limits, lease: str, tokens: int) -> None:
-        """End the race; see ``Counters``."""
         used = self._used.setdefault(key_id, _Used())
         used.leases.pop(lease, None)
         if limits.tokens_per_minute:
@@ -116,7 +114,7 @@ class OwnCounters:
 
 # KEYS: the buckets (a hash), the races (a sorted set by the end of their leases).
 # ARGV: requests and tokens a minute, races in flight (0: no limit), the lease's name and its length.
-# Redis's clock, for those of the gateways differ. %.0f, for Lua would write large numbers with 14 digits.
+# The clock is Redis's, because those of the gateways differ. %.0f, because Lua writes large numbers with 14 digits.
 _ENTER = """
 local minute = 60000000
 local time = redis.call('TIME')
@@ -166,12 +164,12 @@ end
 
 
 class SharedCounters:
-    """Counts in Redis, one round trip each; a race whose gateway died ends with its lease.
+    """Counts in Redis, with one round trip for each call. A race whose gateway died ends with its lease.
 
     Args:
-        redis: A connection of its own, with a short timeout: callers wait for it.
-        key_prefix: Of every key written.
-        lease_s: After this a race is taken to have ended, in seconds.
+        redis: A connection used for nothing else, with a short timeout: callers wait for it.
+        key_prefix: Prefix of every key written.
+        lease_s: Seconds after which a race counts as ended.
     """
 
     def __init__(self, redis: Redis, *, key_prefix: str, lease_s: float) -> None:
@@ -184,30 +182,30 @@ class SharedCounters:
         """Count one request; see ``Counters``.
 
         Raises:
-            CountersLost: Redis did not answer, or refused.
+            CountersUnavailable: Redis did not answer, or refused.
         """
         counts = (limits.requests_per_minute, limits.tokens_per_minute, limits.races_in_flight)
         reply = await self._call(self._enter, key_id, [*counts, lease, self._lease_us])
         match reply:
             case [bytes(limit), int(wait_us), int(requests_us), int(tokens_us)] if min(requests_us, tokens_us) >= 0:
                 return Entrance(_refusal(limit, wait_us), requests_us / 1e6, tokens_us / 1e6)
-        raise CountersLost("a reply that makes no sense")
+        raise CountersUnavailable("a reply that makes no sense")
 
     async def leave(self, key_id: str, limits: Limits, lease: str, tokens: int) -> None:
         """End the race; see ``Counters``.
 
         Raises:
-            CountersLost: Redis did not answer, or refused.
+            CountersUnavailable: Redis did not answer, or refused.
         """
         await self._call(self._leave, key_id, [limits.tokens_per_minute, lease, tokens])
 
     async def _call(self, script: Any, key_id: str, arguments: list[int | str]) -> Any:
-        # Braces: in a cluster both keys of a caller lie on one node.
+        # Braces: in a Redis Cluster both keys of a caller are on one node.
         keys = [f"{self._prefix}:{{{key_id}}}:buckets", f"{self._prefix}:{{{key_id}}}:races"]
         try:
             return await script(keys=keys, args=arguments)
         except REDIS_ERRORS as error:
-            raise CountersLost(type(error).__name__) from error
+            raise CountersUnavailable(type(error).__name__) from error
 
 
 def _refusal(limit: bytes, wait_us: int) -> Refusal | None:
@@ -220,4 +218,4 @@ def _refusal(limit: bytes, wait_us: int) -> Refusal | None:
             return Refusal("requests_per_minute", wait_us / 1e6)
         case b"tokens_per_minute" if wait_us > 0:
             return Refusal("tokens_per_minute", wait_us / 1e6)
-    raise CountersLost("a reply that makes no sense")
+    raise CountersUnavailable("a reply that makes no sense")

@@ -9,14 +9,14 @@ from gateway.errors import InvalidRequest, RequestTooLarge, UnsupportedContentEn
 
 ENCODINGS = ("gzip", "deflate")
 _ALIASES = {"x-gzip": "gzip"}
-_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS  # tells the two apart by their first bytes
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS  # zlib tells the two apart by their first bytes
 
 
 class Decompressor:
     """Decompress one body piece by piece.
 
     Args:
-        limit_bytes: Largest body once it is decompressed; no more than one byte above it is ever produced.
+        limit_bytes: Largest body after decompression; at most one byte more is ever produced.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -28,7 +28,7 @@ class Decompressor:
 
         Raises:
             RequestTooLarge: The body would be over the limit.
-            InvalidRequest: This is not compressed data, or something follows it.
+            InvalidRequest: This is not compressed data, or other data follows it.
         """
         try:
             body = self._zlib.decompress(data, self._left_bytes + 1)
@@ -38,20 +38,20 @@ class Decompressor:
         if self._left_bytes < 0:
             raise RequestTooLarge("the request body, decompressed, is over this server's limit")
         if self._zlib.unused_data:
-            raise InvalidRequest("the compressed body has data behind its end")
+            raise InvalidRequest("the compressed body has data after its end")
         return body
 
     def finish(self) -> None:
-        """Raise ``InvalidRequest`` if the compressed data has not come to its end."""
+        """Raise ``InvalidRequest`` if the end of the compressed data is missing."""
         if not self._zlib.eof:
             raise InvalidRequest("the compressed body is cut short")
 
 
 def decompressor_for(content_encodings: Iterable[str], *, limit_bytes: int) -> Decompressor | None:
-    """Return the decompressor for the values of the content-encoding headers; None where nothing is compressed.
+    """Return the decompressor for the values of the content-encoding headers; None if the body is not compressed.
 
     Raises:
-        UnsupportedContentEncoding: It is an encoding that is not read here, or several on top of each other.
+        UnsupportedContentEncoding: The encoding is not supported, or several are combined.
     """
     names = [name.strip().lower() for value in content_encodings for name in value.split(",")]
     applied = [_ALIASES.get(name, name) for name in names if name not in {"", "identity"}]

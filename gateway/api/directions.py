@@ -1,4 +1,4 @@
-"""Directions for callers who miss the API: ``GET /``, ``GET /v1``, and what a 404 says."""
+"""Directions for callers who use a wrong path: ``GET /``, ``GET /v1``, and the message of a 404."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BASE_URL = f"the base URL of a client ends with {BASE}"
 
 
 def api_routes(app: FastAPI) -> dict[str, str]:
-    """The routes of the API itself: path and method, as its document lists them."""
+    """Return the API's own routes, path to method, as its OpenAPI document lists them."""
     return {
         path: next(iter(operations)).upper()
         for path, operations in app.openapi()["paths"].items()
@@ -21,10 +21,10 @@ def api_routes(app: FastAPI) -> dict[str, str]:
 
 
 def not_found(app: FastAPI, path: str) -> str:
-    """Return the message of a 404: which route may be meant, and which there are. Repeats nothing of the path."""
+    """Return the message of a 404: the route that may be meant, or all routes. It repeats nothing of the path."""
     routes = api_routes(app)
-    asked = "/" + "/".join(part for part in path.split("/") if part)
-    meant = next((known for known in routes if asked.endswith(known.removeprefix(BASE))), None)
+    requested = "/" + "/".join(part for part in path.split("/") if part)
+    meant = next((known for known in routes if requested.endswith(known.removeprefix(BASE))), None)
     if meant is not None:
         return f"not found: did you mean {routes[meant]} {meant}? ({_BASE_URL})"
     listed = ", ".join(f"{method} {known}" for known, method in routes.items())
@@ -32,7 +32,6 @@ def not_found(app: FastAPI, path: str) -> str:
 
 
 def routes(app: FastAPI) -> APIRouter:
-    """The routes that say where the API is, for the app to include."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")

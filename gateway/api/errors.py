@@ -1,4 +1,4 @@
-"""Every error as OpenAI's envelope: one table, error class → (HTTP status, type, code)."""
+"""Errors as HTTP responses in OpenAI's envelope, by one table: error class → (HTTP status, type, code)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TABLE: dict[type[errors.GatewayError], tuple[int, str, str | None]] = {
     errors.BackendProtocolError: (502, "upstream_error", "backend_protocol_error"),
     errors.BackendUnreachable: (502, "upstream_error", "backend_unreachable"),
     errors.RequestContained: (503, "upstream_error", "request_contained"),
-    # None of these should reach a caller; if one does, it is ours.
+    # None of these should reach a caller; if one does, it is a defect of the gateway.
     errors.RewardError: (500, "internal_error", "reward_error"),
     errors.RewardTimeout: (500, "internal_error", "reward_timeout"),
     errors.RewardRefused: (500, "internal_error", "reward_refused"),
@@ -50,9 +50,9 @@ TABLE: dict[type[errors.GatewayError], tuple[int, str, str | None]] = {
 
 INTERNAL = (500, "internal_error", "internal_error")
 _UNION_FIELDS = frozenset({"content", "function_call", "response_format", "stop", "tool_choice"})
-_TAG_COMPLAINTS = frozenset({"union_tag_invalid", "union_tag_not_found"})
-_MAX_COMPLAINTS = 100
-"""To spell out more would cost seconds of the event loop: a small body can hold a great many mistakes."""
+_TAG_ERRORS = frozenset({"union_tag_invalid", "union_tag_not_found"})
+_MAX_LISTED_ERRORS = 100
+"""Listing more would block the event loop for seconds: a small body can hold a great many mistakes."""
 _BY_STATUS = {
     400: ("invalid_request_error", "invalid_request"),
     404: ("invalid_request_error", "not_found"),
@@ -61,48 +61,46 @@ _BY_STATUS = {
 
 
 def envelope(message: str, kind: str, code: str | None, param: str | None = None) -> dict[str, Any]:
-    """OpenAI's error object."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def describe(error: errors.GatewayError) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, body and headers of an error."""
+    """Return the status, body and headers of an error."""
     status, kind, code = TABLE.get(type(error), INTERNAL)
     param = error.param if isinstance(error, errors.CallerError | errors.BackendRejected) else None
     return status, envelope(error.message, kind, code, param), _headers(error, status)
 
 
 def respond(error: errors.GatewayError) -> Response:
-    """The whole HTTP answer of an error."""
     status, body, headers = describe(error)
     return json_response(body, status=status, headers=headers)
 
 
 def respond_status(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer of an error that HTTP itself knows: no such route, no such method."""
+    """Return the response for an error of HTTP itself: no such route, no such method."""
     kind, code = _BY_STATUS.get(status, ("invalid_request_error" if status < 500 else "internal_error", None))
     return json_response(envelope(message, kind, code), status=status, headers=headers)
 
 
 def invalid_body(error: ValidationError) -> errors.InvalidRequest:
-    """Pydantic's complaint about the first bad field, in the caller's terms and without the caller's text."""
-    if error.error_count() > _MAX_COMPLAINTS:
+    """Return pydantic's error about the first bad field, in the caller's terms and without the caller's text."""
+    if error.error_count() > _MAX_LISTED_ERRORS:
         return errors.InvalidRequest(f"the body has {error.error_count()} errors")
-    complaints = error.errors(include_url=False, include_input=False)
-    first = _fields(complaints[0]["loc"])
-    # A union complains once for each of its members; the complaint that reaches deepest is about the one meant.
-    meant = (complaint for complaint in complaints if _fields(complaint["loc"])[: len(first)] == first)
-    complaint = max(meant, key=lambda complaint: len(_fields(complaint["loc"])))
-    kind, message, fields = complaint["type"], complaint["msg"], _fields(complaint["loc"])
+    problems = error.errors(include_url=False, include_input=False)
+    first = _fields(problems[0]["loc"])
+    # A union reports one error for each of its members; the one at the deepest place is about the member meant.
+    about_first = (problem for problem in problems if _fields(problem["loc"])[: len(first)] == first)
+    problem = max(about_first, key=lambda problem: len(_fields(problem["loc"])))
+    kind, message, fields = problem["type"], problem["msg"], _fields(problem["loc"])
     if kind == "json_invalid":
         return errors.InvalidRequest("the body is not valid JSON")
-    if kind in _TAG_COMPLAINTS:
-        # In pydantic's own words it would quote the tag, which is the caller's text.
-        fields = (*fields, complaint["ctx"]["discriminator"].strip("'"))
-        expected = complaint["ctx"].get("expected_tags")
+    if kind in _TAG_ERRORS:
+        # Pydantic's own message quotes the tag, which is the caller's text.
+        fields = (*fields, problem["ctx"]["discriminator"].strip("'"))
+        expected = problem["ctx"].get("expected_tags")
         message = f"Input should be one of {expected}" if expected else "Field required"
     if kind == "unknown_field":
-        fields = (*fields, complaint["ctx"]["field"])
+        fields = (*fields, problem["ctx"]["field"])
     where = _path(fields)
     if kind == "unknown_field":
         return errors.InvalidRequest(f"unknown field: {where}", param=where)
@@ -111,22 +109,22 @@ def invalid_body(error: ValidationError) -> errors.InvalidRequest:
 
 def _headers(error: errors.GatewayError, status: int) -> dict[str, str]:
     if status == 429:
-        # HTTP knows whole seconds; OpenAI's clients look for milliseconds first.
+        # HTTP has whole seconds only; OpenAI's clients look for milliseconds first.
         wait_ms = math.ceil(getattr(error, "retry_after_s", 1.0) * 1e3)
         left = error.headers if isinstance(error, errors.RateLimited) else {}
         return {**left, "retry-after": str(math.ceil(wait_ms / 1e3)), "retry-after-ms": str(wait_ms)}
     if status == 408:
-        return {"connection": "close"}  # the rest of the body may still come
+        return {"connection": "close"}  # the rest of the body may still arrive
     if isinstance(error, errors.UnsupportedContentEncoding):
         return {"accept-encoding": ", ".join(ENCODINGS)}
     if isinstance(error, errors.RequestContained):
-        # OpenAI's clients send a 503 again within a second; this header of theirs tells them not to.
+        # OpenAI's clients repeat a 503 within a second; this header of theirs tells them not to.
         return {"retry-after": str(math.ceil(error.retry_after_s)), "x-should-retry": "false"}
     return {"www-authenticate": "Bearer"} if status == 401 else {}
 
 
 def _fields(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """A place in the caller's body: pydantic's location without the members of unions, which it names too."""
+    """Return pydantic's location as a place in the caller's body: without the names of union members."""
     return tuple(part for index, part in enumerate(loc) if not (part == "[key]" or _is_member(loc, index)))
 
 
@@ -136,6 +134,6 @@ def _is_member(loc: tuple[int | str, ...], index: int) -> bool:
 
 
 def _path(fields: tuple[int | str, ...]) -> str:
-    """``messages[0].content`` for a field's place."""
+    """Return a field's place as text, such as ``messages[0].content``."""
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part[:64]}" for part in fields)
     return path.removeprefix(".")

@@ -1,4 +1,4 @@
-"""``POST /v1/feedback``: what a caller thought of an answer, into the journal."""
+"""``POST /v1/feedback``: write a caller's rating of an answer into the journal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from gateway.settings import ApiSettings
 
 
 def routes(settings: ApiSettings, keys: ApiKeys, limiter: Limiter, journal: Journal) -> APIRouter:
-    """The route, for the app to include."""
     router = APIRouter(tags=["feedback"])
 
     @router.post(
@@ -42,7 +41,7 @@ def routes(settings: ApiSettings, keys: ApiKeys, limiter: Limiter, journal: Jour
             rated = FeedbackRequest.model_validate_json(body)
         except ValidationError as error:
             raise errors.invalid_body(error) from None
-        # A rating is all there is to keep here: if it cannot be made durable, its caller must know.
+        # The rating is all that this request is for: if it cannot be made durable, its caller must know.
         record = feedback_record(
             completion_id=rated.id, rating=rated.rating, comment=rated.comment, key_id=key.id if key else None
         )

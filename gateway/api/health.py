@@ -1,6 +1,6 @@
-"""Health, readiness, metrics and version: what balancers, operators and Prometheus ask.
+"""Health, readiness, metrics and version, for balancers, operators and Prometheus.
 
-``/health`` is readiness and ``/ping`` is liveness: clients and load generators that were made for vLLM ask for these.
+``/health`` is readiness and ``/ping`` is liveness: clients and load generators made for vLLM use these.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Probe = Callable[[], Awaitable[Readiness]]
 
 
 def needed_at_start(probe: Probe) -> Probe:
-    """A part that must have been ready once, and is only missed after that.
+    """Return a probe that stays ready once the part has been ready.
 
-    Without rewards the gateway still answers: if a reward server that all gateways share goes down, taking every
-    gateway out of its balancer would turn worse answers into none.
+    Without rewards the gateway still answers. If a reward server that all gateways share fails, taking every gateway
+    out of its balancer would turn worse answers into none.
     """
     was_ready = False
 
@@ -42,13 +42,13 @@ def routes(
     render: Callable[[], tuple[bytes, str]],
     operators_only: Callable[[Request], None] = lambda _: None,
 ) -> APIRouter:
-    """The routes, for the app to include.
+    """Return the routes, for the app to include.
 
     Args:
-        probes: One for each part. A part that is not ready makes the gateway not ready; a ready one that has
-            something to tell makes it degraded.
-        render: The metrics' text and content type.
-        operators_only: Refuses who may not read metrics and the version.
+        probes: One for each part. A part that is not ready makes the gateway not ready; a ready part with a detail
+            makes it degraded.
+        render: Returns the metrics' text and content type.
+        operators_only: Refuses callers who may not read metrics and the version.
     """
     router = APIRouter(tags=["health"])
 

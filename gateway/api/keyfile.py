@@ -1,11 +1,11 @@
-"""The file of API keys: a line a key, with what it may do and how much of it.
+"""The file of API keys: one line for each key, with its scopes and limits.
 
     # name   hash             options, in any order
     app      sha256:<64 hex>  scopes=chat,feedback requests_per_minute=600 tokens_per_minute=100000 races_in_flight=8
     grafana  sha256:<64 hex>  scopes=admin
 
-Without ``scopes`` a key may chat and give feedback; a limit that is not named does not hold. ``#`` starts a comment.
-A key is ``rk-`` and 256 random bits, so a plain SHA-256 is as good as a slow hash: there is nothing to guess.
+Without ``scopes`` a key may chat and give feedback; a limit that is not named is no limit. ``#`` starts a comment.
+A key is ``rk-`` and 256 random bits, so a plain SHA-256 is as safe as a slow hash: the key cannot be guessed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LIMITS = ("requests_per_minute", "tokens_per_minute", "races_in_flight")
 
 
 class Scope(StrEnum):
-    """What a key may do."""
+    """A permission of a key."""
 
     CHAT = "chat"
     FEEDBACK = "feedback"
@@ -36,7 +36,7 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a key may do, over all gateways; 0 is as much as it likes."""
+    """The limits of a key over all gateways; 0 means no limit."""
 
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
@@ -48,10 +48,10 @@ class Key:
     """One line of the file.
 
     Args:
-        name: For people.
+        name: The key's name, for people.
         digest: SHA-256 of the key.
-        scopes: What it may do.
-        limits: How much of it.
+        scopes: The permissions of the key.
+        limits: The limits of the key.
     """
 
     name: str
@@ -61,22 +61,22 @@ class Key:
 
     @property
     def id(self) -> str:
-        """What the journal and Redis call it: 16 hex digits of its hash."""
+        """The key's name in the journal and in Redis: 16 hex digits of its hash."""
         return self.digest.hex()[:16]
 
     @property
     def line(self) -> str:
-        """The key as the file has it."""
+        """The key's line in the file."""
         scopes = "scopes=" + ",".join(scope for scope in Scope if scope in self.scopes)
         limits = [f"{name}={getattr(self.limits, name)}" for name in _LIMITS if getattr(self.limits, name)]
         return " ".join([self.name, f"sha256:{self.digest.hex()}", scopes, *limits])
 
 
 def parse(content: bytes, path: Path) -> tuple[Key, ...]:
-    """The keys of a file.
+    """Return the keys of a file.
 
     Raises:
-        SettingsError: It is not text, a line is malformed, or there is no key in it; ``path`` says where.
+        SettingsError: The file is not text, has a malformed line or holds no key; the message names ``path``.
     """
     try:
         lines = content.decode().splitlines()
@@ -91,7 +91,7 @@ def parse(content: bytes, path: Path) -> tuple[Key, ...]:
         except ValueError as error:
             raise SettingsError(f"{path}, line {number}: {error}") from error
         if key.digest in keys:
-            raise SettingsError(f"{path}, line {number}: the key of {keys[key.digest].name} again")
+            raise SettingsError(f"{path}, line {number}: it repeats the key of {keys[key.digest].name}")
         keys[key.digest] = key
     if not keys:
         raise SettingsError(f"the API key file {path} holds no key")
@@ -99,15 +99,15 @@ def parse(content: bytes, path: Path) -> tuple[Key, ...]:
 
 
 def new_key(name: str, *, scopes: str = "", limits: Mapping[str, int] | None = None) -> tuple[str, str]:
-    """A fresh key, and the line for the file.
+    """Return a new key and its line for the file.
 
     Args:
-        name: Whose it is, for people.
-        scopes: Separated by commas; none is a file's default.
-        limits: Fields of ``Limits``; 0 is no limit.
+        name: The key's name, for people.
+        scopes: Scopes separated by commas; empty for the default.
+        limits: Fields of ``Limits``; 0 means no limit.
 
     Raises:
-        SettingsError: The file could not hold it.
+        SettingsError: The name, a scope or a limit is not allowed in the file.
     """
     secret = "rk-" + secrets.token_urlsafe(32)
     words = [name, f"sha256:{hashlib.sha256(secret.encode()).hexdigest()}"]
@@ -134,7 +134,7 @@ def _key(words: list[str]) -> Key:
     scopes = _scopes(options.pop("scopes")) if "scopes" in options else key.scopes
     limits = Limits(**{name: _count(name, options.pop(name)) for name in _LIMITS if name in options})
     if options:
-        raise ValueError(f"unknown option {next(iter(options))}; there are scopes, {', '.join(_LIMITS)}")
+        raise ValueError(f"unknown option {next(iter(options))}; the options are scopes, {', '.join(_LIMITS)}")
     return Key(key.name, key.digest, scopes, limits)
 
 
@@ -142,10 +142,10 @@ def _scopes(text: str) -> frozenset[Scope]:
     try:
         return frozenset(Scope(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"scopes are {', '.join(Scope)}, with commas between and no spaces") from None
+        raise ValueError(f"scopes are {', '.join(Scope)}, separated by commas without spaces") from None
 
 
 def _count(name: str, text: str) -> int:
     if not _COUNT.fullmatch(text):
-        raise ValueError(f"{name} is a whole number from 1 on")
+        raise ValueError(f"{name} must be a whole number of at least 1")
     return int(text)

@@ -1,6 +1,6 @@
-"""Limits of a key: counted for all gateways in Redis, by this process alone while Redis is away.
+"""Enforce the limits of keys: counted in Redis for all gateways, or by this process alone while Redis is away.
 
-What is left of them is told as OpenAI tells it, in ``x-ratelimit-*`` headers.
+Callers read what is left of their limits in OpenAI's ``x-ratelimit-*`` headers.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from gateway.api.counters import Counters, CountersLost, Entrance, OwnCounters, SharedCounters
+from gateway.api.counters import Counters, CountersUnavailable, Entrance, LocalCounters, SharedCounters
 from gateway.api.keyfile import Key, Limits
 from gateway.errors import RateLimited
 from gateway.redis_client import connect
 from gateway.settings import Settings
 
 REDIS_TIMEOUT_S = 0.25  # that a request waits for Redis to count it; then this process counts alone
-_ASIDE_S = 1.0
+_ALONE_S = 1.0
 _MANY_CONNECTIONS = 1024
 _WORDS = {
     "requests_per_minute": "requests a minute",
@@ -36,34 +36,34 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Visit:
-    """One request of a key, from its entrance on; ``leave`` when it has ended, once or more often."""
+    """One admitted request of a key. Call ``leave`` when it has ended; further calls do nothing."""
 
     cost_tokens: Callable[[], int] = lambda: 0
     """Return what the request has cost so far: its prompt and every token drawn for it."""
     on_leave: Callable[[int], None] | None = None
     limits: Limits = _NONE
     entrance: Entrance | None = None
-    """What was left as it entered; None where nothing is limited by the minute."""
+    """The state of the buckets when the request was counted; None if the key has no limits."""
 
     def headers(self) -> dict[str, str]:
-        """What is left of the key's limits a minute, less what this visit has cost by now."""
+        """Return OpenAI's headers: what is left of the limits per minute, after this request's cost so far."""
         return {} if self.entrance is None else limit_headers(self.limits, self.entrance, self.cost_tokens())
 
     def leave(self) -> None:
-        """Give the race back and pay its tokens. Does not wait for Redis."""
+        """End the race and pay its tokens. Does not wait for Redis."""
         on_leave, self.on_leave = self.on_leave, None
         if on_leave is not None:
             on_leave(self.cost_tokens())
 
 
 class Limiter:
-    """Lets keys in as their limits allow. A key without limits costs nothing, least of all a round trip.
+    """Admits requests as the limits of their keys allow. A key without limits costs no round trip to Redis.
 
-    When Redis does not answer within its short time, this process counts alone for a second before it asks again;
-    each gateway then grants the whole limit.
+    If Redis does not answer within its short timeout, this process counts alone for a second before it asks again.
+    Each gateway then grants the whole limit.
 
     Args:
-        settings: Where Redis is, how long a caller waits for it, and how long a race can last.
+        settings: Redis and its timeout; the timeouts that bound a race's duration.
         clock: Monotonic seconds.
     """
 
@@ -71,7 +71,7 @@ class Limiter:
         lease_s = longest_visit_s(settings)
         self._redis = connect(settings.redis, timeout_s=REDIS_TIMEOUT_S, max_connections=_MANY_CONNECTIONS)
         self._shared = SharedCounters(self._redis, key_prefix=settings.redis.key_prefix, lease_s=lease_s)
-        self._own = OwnCounters(lease_s=lease_s)
+        self._own = LocalCounters(lease_s=lease_s)
         self._clock = clock
         self._alone_until_s = 0.0
         self._is_shared = True
@@ -81,11 +81,11 @@ class Limiter:
         """Count a request before any work is done for it.
 
         Args:
-            key: Whose; None where nobody is asked for one.
-            race: Whether it races: only races hold a place and cost tokens.
+            key: The caller's key; None if no key is required.
+            race: True for a request that races: only races count as in flight and cost tokens.
 
         Raises:
-            RateLimited: One of the key's limits is reached; says when to come back.
+            RateLimited: One of the key's limits is reached. The error has the time to wait.
         """
         limits = key.limits if key is not None else _NONE
         if not race:
@@ -112,7 +112,7 @@ class Limiter:
         return Visit(on_leave=on_leave, limits=limits, entrance=entrance)
 
     async def aclose(self) -> None:
-        """Wait for what is being given back, and close the connection."""
+        """Wait until the races that ended are paid, and close the connection."""
         await asyncio.gather(*self._leaving)
         await self._redis.aclose()
 
@@ -120,7 +120,7 @@ class Limiter:
         if self._clock() >= self._alone_until_s:
             try:
                 entrance = await self._shared.enter(key_id, limits, lease)
-            except CountersLost as error:
+            except CountersUnavailable as error:
                 self._count_alone(error)
             else:
                 if not self._is_shared:
@@ -132,24 +132,24 @@ class Limiter:
     async def _leave(self, counters: Counters, key_id: str, limits: Limits, lease: str, tokens: int) -> None:
         try:
             await counters.leave(key_id, limits, lease, tokens)
-        except CountersLost as error:
+        except CountersUnavailable as error:
             self._count_alone(error)
-            await self._own.leave(key_id, limits, lease, tokens)  # in Redis the race ends with its lease
+            await self._own.leave(key_id, limits, lease, tokens)  # in Redis the race ends with its lease instead
 
-    def _count_alone(self, error: CountersLost) -> None:
-        self._alone_until_s = self._clock() + _ASIDE_S
+    def _count_alone(self, error: CountersUnavailable) -> None:
+        self._alone_until_s = self._clock() + _ALONE_S
         if self._is_shared:
             self._is_shared = False
             _log.warning("limits_not_shared", error=str(error))
 
 
 def limit_headers(limits: Limits, entrance: Entrance, tokens: int = 0) -> dict[str, str]:
-    """Return OpenAI's headers for the limits a minute that the key has.
+    """Return OpenAI's headers for the limits per minute that a key has.
 
     Args:
-        limits: The key's.
-        entrance: What was left as the request entered, its own count included.
-        tokens: What it has cost since.
+        limits: The key's limits.
+        entrance: The state of the buckets after the request was counted.
+        tokens: The request's cost since then.
     """
     buckets = (
         ("requests", limits.requests_per_minute, entrance.requests_full_in_s, 0),
@@ -166,7 +166,7 @@ def limit_headers(limits: Limits, entrance: Entrance, tokens: int = 0) -> dict[s
 
 
 def _duration(seconds: float) -> str:
-    """Write a time as OpenAI does: 0s, 17ms, 8.64s, 6m0s, 1h0m0s."""
+    """Return a duration in OpenAI's format: 0s, 17ms, 8.64s, 6m0s, 1h0m0s."""
     ms = math.ceil(seconds * 1e3)
     if 0 < ms < 1_000:
         return f"{ms}ms"
@@ -179,6 +179,6 @@ def _duration(seconds: float) -> str:
 
 
 def longest_visit_s(settings: Settings) -> float:
-    """No race is older than this: its body, then twice (the stable policy may take over) queue, draws and rewards."""
+    """Return an upper bound of a request's duration: its body, then queue, race and rewards twice, with a fallback."""
     race = settings.race.queue_timeout_s + settings.race.deadline_s + settings.reward.timeout_s
     return settings.api.body_timeout_s + 2 * race + 10.0

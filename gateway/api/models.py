@@ -1,4 +1,4 @@
-"""``GET /v1/models``: the names under which answers can be had."""
+"""``GET /v1/models``: the names of the models that are served."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ Authorization = Annotated[str | None, Header(include_in_schema=False)]
 
 
 def routes(settings: ApiSettings, keys: ApiKeys) -> APIRouter:
-    """The routes, for the app to include."""
     created = int(time.time())
     models = {name: Model(id=name, created=created, owned_by="ratchet") for name in settings.models}
     router = APIRouter(tags=["models"])

@@ -1,4 +1,4 @@
-"""The OpenAPI document. Bodies are read and validated by hand, strictly and within a limit, so described here."""
+"""The OpenAPI document. Routes read and validate their bodies themselves, so the bodies are described here."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _REF = "#/components/schemas/{model}"
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": description}
     for status, description in {
-        400: "The request is malformed, or asks for what is not served; `param` names the field",
+        400: "The request is malformed, or a field is not supported; `param` names the field",
         401: "No API key, or an unknown one",
         403: "The API key lacks the scope for this",
         404: "The model is not served here",
         408: "The body did not arrive in time",
         413: "The body is over the limit",
-        415: "The body is not declared as application/json, or is compressed in a way that is not read here",
-        429: "No capacity now, or the key's limit is reached; Retry-After says when to come back",
+        415: "The body is not declared as application/json, or is compressed in a way that is not supported",
+        429: "No capacity now, or the key's limit is reached; Retry-After is the time to wait",
         500: "A defect of this gateway",
         502: "The backend failed",
         503: "Not ready",
@@ -39,11 +39,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 NO_KEY: dict[str, Any] = {"security": []}
-"""``openapi_extra`` of a route that asks for no API key: what balancers and Prometheus call."""
+"""``openapi_extra`` of a route without an API key: those that balancers and Prometheus call."""
 
 
 def request_body(model: type[BaseModel], *, header: dict[str, Any] | None = None) -> dict[str, Any]:
-    """``openapi_extra`` of a route that reads its own JSON body, and perhaps a header."""
+    """Return ``openapi_extra`` for a route that reads its own JSON body, and perhaps a header."""
     schema = {"$ref": _REF.format(model=model.__name__)}
     extra: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
     if header is not None:
@@ -52,7 +52,7 @@ def request_body(model: type[BaseModel], *, header: dict[str, Any] | None = None
 
 
 def routes(app: FastAPI, operators_only: Callable[[Request], None]) -> APIRouter:
-    """The document for who may read it, where FastAPI does not give it to everyone."""
+    """Return the route of the document for operators, for when FastAPI does not serve it to everyone."""
     router = APIRouter()
 
     @router.get("/openapi.json", include_in_schema=False)
@@ -64,7 +64,7 @@ def routes(app: FastAPI, operators_only: Callable[[Request], None]) -> APIRouter
 
 
 def describe(app: FastAPI, settings: Settings) -> None:
-    """Give the app its OpenAPI document, with this server's own limits in it."""
+    """Give the app its OpenAPI document, with this server's limits in it."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

@@ -1,7 +1,7 @@
-"""HTTP/1.1 connections: uvicorn's protocol with bounds on a request's head, on idle time and on unread answers.
+"""HTTP/1.1 connections: uvicorn's protocol with bounds on a request's headers, on idle time and on unread answers.
 
-uvicorn's fast parser takes headers without end, waits for them without end, and keeps what a caller does not read
-for as long as the caller likes. A body's size and time are bounded by ``gateway.api.connection``.
+uvicorn's fast parser accepts headers of any size, waits for them without end, and keeps an answer that its caller does
+not read. A body's size and time are bounded by ``gateway.api.connection``.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _log = structlog.get_logger()
 
 
 class _TooManyHeaders(Exception):
-    """Ends the parsing; httptools turns it into an error of its own."""
+    """Ends parsing; httptools turns it into its own error."""
 
 
 class BoundedProtocol(NoUpgradesProtocol):
     """One connection.
 
     Args:
-        limits: How many and how large headers may be, and how slow a caller.
-        arguments: uvicorn's.
+        limits: Bounds of number and size of headers, and of a caller's slowness.
+        arguments: uvicorn's own.
     """
 
     def __init__(self, *, limits: ApiSettings, **arguments: Any) -> None:
@@ -47,19 +47,17 @@ class BoundedProtocol(NoUpgradesProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Expect a request soon."""
         super().connection_made(transport)
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers."""
         self._stop_timers()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse, and see that headers and trailers come to an end."""
+        """Parse, and bound an unfinished header or trailer."""
         super().data_received(data)
-        # The parser holds an unfinished line itself: only what came in can be counted.
+        # The parser itself holds an unfinished line: only received bytes can be counted.
         line = data.rfind(b"\n") + 1
         self._line_bytes = len(data) - line if line else self._line_bytes + len(data)
         if (self._in_headers or self._in_trailers) and self._line_bytes > self._limits.max_header_bytes:
@@ -69,12 +67,11 @@ class BoundedProtocol(NoUpgradesProtocol):
             self._expect_headers()
 
     def on_message_begin(self) -> None:
-        """A request's first byte."""
         super().on_message_begin()
         self._in_headers, self._header_bytes, self._n_headers = True, 0, 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header; or a trailer, which may not say what a balancer has taken out of the headers, and is let go."""
+        """Store a header. Drop a trailer: it could smuggle in a header that a balancer has removed."""
         self._n_headers += 1
         self._header_bytes += len(name) + len(value)
         self._refuse_too_many()
@@ -82,21 +79,19 @@ class BoundedProtocol(NoUpgradesProtocol):
             super().on_header(name, value)
 
     def on_chunk_header(self) -> None:
-        """A chunk's size: what follows are trailers, unless it is a body after all."""
+        """Assume trailers after a chunk's size, until a piece of the body follows."""
         self._in_trailers = True
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
         self._in_trailers = False
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """A request's last byte."""
         self._in_trailers = False
         super().on_message_complete()
 
     def on_headers_complete(self) -> None:
-        """Refuse too many or too large headers before anything is made of them."""
+        """Refuse too many or too large headers before they are used."""
         self._in_headers = False
         if self._headers_timer is not None:
             self._headers_timer.cancel()
@@ -106,7 +101,7 @@ class BoundedProtocol(NoUpgradesProtocol):
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP, or has too many headers, in OpenAI's envelope; then close."""
+        """Answer a request that is not HTTP or has too many headers in OpenAI's envelope; then close."""
         if self.transport.is_closing():
             return
         if self._too_many:
@@ -120,19 +115,17 @@ class BoundedProtocol(NoUpgradesProtocol):
         self.transport.close()
 
     def on_response_complete(self) -> None:
-        """The caller still has to read what lies in the buffer, and to end the headers that it has begun."""
+        """Bound the time in which the caller reads the rest, and ends the headers of a request it has begun."""
         self._watch_reader()
         if self._in_headers:
             self._expect_headers()
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        """The caller reads more slowly than the answer is sent."""
         super().pause_writing()
         self._watch_reader()
 
     def resume_writing(self) -> None:
-        """The caller has read on."""
         super().resume_writing()
         if self._write_timer is not None:
             self._write_timer.cancel()
@@ -157,7 +150,7 @@ class BoundedProtocol(NoUpgradesProtocol):
             self._write_timer = self.loop.call_later(self._limits.write_timeout_s, self._cut, "reader_too_slow")
 
     def _cut(self, reason: str) -> None:
-        """End the connection at once: a plain close would wait until all is read."""
+        """Abort the connection: a plain close would wait until the caller has read everything."""
         if reason == "reader_too_slow" and not self.transport.get_write_buffer_size():
             self._write_timer = None
             return
@@ -173,9 +166,9 @@ class BoundedProtocol(NoUpgradesProtocol):
 
 
 def _without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
-    """Answer an HTTP/1.0 request, whose caller does not know chunks: a body of unknown length ends with the connection.
+    """Wrap the app for an HTTP/1.0 caller, who cannot read chunks: the end of the connection ends a body.
 
-    uvicorn closes the connection behind each such answer, but would send its body in chunks.
+    uvicorn closes the connection after each such answer, but would send a body of unknown length in chunks.
     """
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -197,7 +190,7 @@ def _without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
 
 
 def server_options(settings: Settings) -> dict[str, Any]:
-    """What uvicorn is started with, wherever it is started. Can be pickled, for workers."""
+    """Return uvicorn's options, the same wherever it is started. They can be pickled, for workers."""
     return {
         "http": partial(BoundedProtocol, limits=settings.api),
         "ws": "none",

@@ -1,4 +1,4 @@
-"""From an outcome to OpenAI's answer: the whole body, the extension, the headers."""
+"""Render an outcome as OpenAI's answer: the body, its extension ``best_of_n``, the headers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.types import Answer, Candidate, JsonObject, Outcome
 
 
 def completion(outcome: Outcome, *, completion_id: str, created: int, model: str) -> JsonObject:
-    """The body of an answer that is not streamed; shape as ``gateway.api.schemas.ChatCompletion``."""
+    """Return the body of an answer that is not streamed; its schema is ``gateway.api.schemas.ChatCompletion``."""
     return {
         "id": completion_id,
         "object": "chat.completion",
@@ -23,7 +23,6 @@ def completion(outcome: Outcome, *, completion_id: str, created: int, model: str
 
 
 def choice(rank: int, answer: Answer) -> JsonObject:
-    """One returned answer."""
     text = answer.text if answer.tool_calls else answer.text or ""
     message: JsonObject = {"role": "assistant", "content": text, "refusal": None}
     if answer.tool_calls:
@@ -37,12 +36,12 @@ def choice(rank: int, answer: Answer) -> JsonObject:
 
 
 def answers(outcome: Outcome) -> list[Answer]:
-    """The answers that are returned, best first."""
+    """Return the answers for the caller, best first."""
     return [candidate.answer for candidate in outcome.winners if candidate.answer is not None]
 
 
 def usage(outcome: Outcome) -> JsonObject:
-    """Tokens of what is returned: the prompt once, and every returned answer."""
+    """Return the tokens of the prompt, counted once, and of every returned answer."""
     returned = answers(outcome)
     prompt_tokens = returned[0].prompt_tokens if returned else 0
     completion_tokens = sum(answer.completion_tokens for answer in returned)
@@ -54,7 +53,7 @@ def usage(outcome: Outcome) -> JsonObject:
 
 
 def report(outcome: Outcome) -> JsonObject:
-    """The race behind the answer; shape as ``gateway.api.schemas.BestOfNReport``."""
+    """Return the facts of the race behind the answer; the schema is ``gateway.api.schemas.BestOfNReport``."""
     plan, timings = outcome.plan, outcome.timings
     return {
         "n": outcome.n_run,
@@ -86,18 +85,18 @@ def report(outcome: Outcome) -> JsonObject:
 
 
 def shortfall(outcome: Outcome) -> str | None:
-    """Why fewer answers are returned than were asked for, in words; None where none is missing."""
+    """Return in words why fewer answers are returned than were asked for; None if none is missing."""
     returned, asked = len(outcome.winners), outcome.plan.n_returned
     if returned >= asked:
         return None
     others = [candidate for candidate in outcome.candidates if candidate not in outcome.winners]
     reasons = Counter("failed" if c.answer is None else c.unusable.value if c.unusable else "usable" for c in others)
-    told = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-    return f"{returned} of {asked} answers: of {outcome.n_run} candidates the others are no use ({told})"
+    listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+    return f"{returned} of {asked} answers: of {outcome.n_run} candidates the others are no use ({listed})"
 
 
 def headers(outcome: Outcome) -> dict[str, str]:
-    """The same facts as ``x-bon-*`` headers."""
+    """Return the facts of the race as ``x-bon-*`` headers."""
     reward, missing = _reward(outcome.winners), shortfall(outcome)
     return {
         "x-bon-n": str(outcome.n_run),
@@ -116,7 +115,7 @@ def headers(outcome: Outcome) -> dict[str, str]:
 
 
 def _header_text(text: str) -> str:
-    """A name of any letters as a header can hold it: percent-encoded where it must be."""
+    """Return a text that a header can hold: percent-encoded where necessary."""
     return quote(text, safe="/:@+=,~ ")
 
 

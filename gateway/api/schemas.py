@@ -1,8 +1,8 @@
-"""OpenAI's chat completions on the wire: what callers may send, and what they get back.
+"""OpenAI's chat completions on the wire: the bodies of requests and responses.
 
-Every field of the current chat schema is here. Types are strict and unknown fields are refused, so that a typing
-error is told and not ignored; null and what an answer held are dropped. What a valid field may hold beyond what can
-be served is refused by ``gateway.api.translate``, by name.
+Every field of the current chat schema is here. Types are strict and unknown fields are refused, so that a misspelt
+field is an error and not ignored. Null fields and fields that only answers have are dropped. A valid field that cannot
+be served is refused by name, in ``gateway.api.translate``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def _without_point(value: object) -> object:
-    """``4.0`` as the whole number that it is in JSON's own terms."""
+    """Return ``4.0`` as an int: JSON has no other difference between the two."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -27,8 +27,8 @@ Tokens = Annotated[int, Field(ge=1, le=10_000_000), Whole]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), Whole]
 
 
-def _as_json_has_it(value: dict[str, Any]) -> dict[str, Any]:
-    """Refuse numbers that the parser takes and JSON's other readers do not, so that what is sent on is what came."""
+def _checked_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse numbers that our parser accepts and other JSON readers do not: backends get the value unchanged."""
     if not _is_json(value):
         raise PydanticCustomError("json_number", "Numbers should be finite, and whole ones have at most 64 bits")
     return value
@@ -47,7 +47,7 @@ def _is_json(value: object) -> bool:
     return True
 
 
-AnyJson = Annotated[dict[str, Any], AfterValidator(_as_json_has_it)]
+AnyJson = Annotated[dict[str, Any], AfterValidator(_checked_json)]
 
 
 class _Wire(BaseModel):
@@ -67,27 +67,27 @@ class _Wire(BaseModel):
 
 
 class _Open(BaseModel):
-    """An object that is accepted in order to be refused by name, whatever it holds."""
+    """An object with any fields: it is accepted here to be refused by name later."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
 class ContentPart(_Open):
-    """One part of a message's content; text is served, and an assistant's refusal."""
+    """One part of a message's content. Only text is served, and an assistant's refusal."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
 
 
-# Lists fail fast: a body of nothing but mistakes would otherwise hold the event loop for seconds.
+# Lists fail fast: a body full of mistakes would otherwise block the event loop for seconds.
 Content = str | Annotated[list[ContentPart], Field(fail_fast=True)]
 
 
 class FunctionCall(_Wire):
     """The function of a tool call, its arguments as JSON text."""
 
-    dropped = frozenset({"parsed_arguments"})  # openai-python's ``parse`` and ``stream`` put it there
+    dropped = frozenset({"parsed_arguments"})  # added by openai-python's ``parse`` and ``stream``
     name: str = Field(min_length=1, max_length=128)
     arguments: str
 
@@ -95,30 +95,26 @@ class FunctionCall(_Wire):
 class ToolCall(_Wire):
     """A tool call in an assistant's message."""
 
-    dropped = frozenset({"index"})  # of a call that was put together from a stream
+    dropped = frozenset({"index"})  # present in a call that was assembled from a stream
     id: str
     type: Literal["function"] = "function"
     function: FunctionCall
 
 
 class SystemMessage(_Wire):
-    """Instructions."""
-
     role: Literal["system", "developer"]
     content: Content
     name: str | None = None
 
 
 class UserMessage(_Wire):
-    """A person's turn."""
-
     role: Literal["user"]
     content: Content
     name: str | None = None
 
 
 class AssistantMessage(_Wire):
-    """The model's turn. What answers carry beside content may come back; reasoning is not shown to the model again."""
+    """The model's turn. Other fields of an answer may be sent back too; reasoning is not shown to the model again."""
 
     dropped = frozenset({"annotations", "parsed", "reasoning", "reasoning_content", "reasoning_details"})
     role: Literal["assistant"]
@@ -126,13 +122,13 @@ class AssistantMessage(_Wire):
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     refusal: str | None = None
-    # Refused by name where they say anything.
+    # Refused by name unless they are empty.
     audio: dict[str, Any] | None = None
     function_call: dict[str, Any] | None = None
 
 
 class ToolMessage(_Wire):
-    """A tool's result; ``name`` is the tool's, for templates that want it."""
+    """A tool's result; ``name`` is the tool's, for templates that use it."""
 
     role: Literal["tool"]
     content: Content
@@ -153,8 +149,6 @@ class FunctionDefinition(_Wire):
 
 
 class Tool(_Wire):
-    """A tool that the model may call."""
-
     type: Literal["function"]
     function: FunctionDefinition
 
@@ -198,13 +192,11 @@ ResponseFormat = Annotated[PlainFormat | SchemaFormat, Field(discriminator="type
 
 
 class StreamOptions(_Wire):
-    """What a stream carries beside the answer."""
-
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
-# Wherever an answer could begin to end, the end of it is compared with the stop string: a long one would take minutes.
+# At each place where a stop string may begin, the answer's end is compared with it: a long one would take minutes.
 StopString = Annotated[str, Field(min_length=1, max_length=1_000)]
 
 
@@ -240,13 +232,13 @@ class ChatCompletionRequest(_Wire):
     )
     store: bool | None = Field(default=None, description="false keeps all content out of the journal.")
 
-    # Hints to OpenAI's own service: they change no answer, so any value is taken and none has an effect.
+    # Hints to OpenAI's own service that change no answer: any value is accepted and ignored.
     prompt_cache_key: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
 
-    # Accepted at the value that changes nothing; any other is refused by name.
+    # Accepted with a value that changes nothing; any other value is refused by name.
     audio: dict[str, Any] | None = None
     function_call: str | dict[str, Any] | None = None
     functions: list[dict[str, Any]] | None = Field(default=None, fail_fast=True)
@@ -268,8 +260,6 @@ class FeedbackRequest(_Wire):
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong, in the caller's terms."""
-
     message: str
     type: str
     param: str | None
@@ -283,16 +273,12 @@ class ErrorResponse(BaseModel):
 
 
 class FeedbackResponse(BaseModel):
-    """The rating is in the journal."""
-
     id: str
     object: Literal["feedback"] = "feedback"
     recorded: bool
 
 
 class Model(BaseModel):
-    """A model that is served."""
-
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -300,14 +286,12 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models that are served."""
-
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class PartReport(BaseModel):
-    """Whether one part can serve, and why not. ``limits``: what each of its servers says that it takes."""
+    """The readiness of one part. ``limits``: the candidates that each of its servers says it takes at once."""
 
     ready: bool
     detail: str
@@ -315,14 +299,14 @@ class PartReport(BaseModel):
 
 
 class ReadyResponse(BaseModel):
-    """Whether this gateway can serve, and part by part why not."""
+    """The readiness of this gateway, and of each of its parts."""
 
     status: Literal["ready", "degraded", "not ready"]
     parts: dict[str, PartReport]
 
 
 class StageTimings(BaseModel):
-    """Where the time went, in milliseconds; see ``gateway.types.Timings``."""
+    """A request's time by stage, in milliseconds; see ``gateway.types.Timings``."""
 
     queue_ms: float
     generate_ms: float
@@ -333,25 +317,25 @@ class StageTimings(BaseModel):
 
 
 class BestOfNReport(BaseModel):
-    """The race behind an answer: an extension of OpenAI's shape."""
+    """The race behind an answer: an extension of OpenAI's schema."""
 
     n: int = Field(description="Candidates that were drawn.")
     n_asked: int = Field(description="Candidates that caller or policy wanted; more than n under overload.")
     scored: int = Field(description="Candidates with a reward.")
     selection: Literal["scored", "fallback", "single"]
-    rewards: list[float | None] = Field(description="Rewards in the order of the draws.")
+    rewards: list[float | None] = Field(description="Rewards in the order of the candidates.")
     scoring_error: str | None = Field(
-        description="Why rewards are missing; RewardUnavailable: none could be had, so no more was drawn than wanted."
+        description="Why rewards are missing; RewardUnavailable: none could be had, so n is the answers wanted."
     )
     unusable: list[str | None] = Field(
-        description="Why an answer is not what was asked for, in the order of the draws; null where it is."
+        description="Why an answer cannot be used, in the order of the candidates; null where it can."
     )
-    winners: list[int] = Field(description="Which draws were returned, best first.")
-    shortfall: str | None = Field(description="Why fewer answers are returned than n; null where none is missing.")
+    winners: list[int] = Field(description="Indexes of the returned candidates, best first.")
+    shortfall: str | None = Field(description="Why fewer answers than n are returned; null where none is missing.")
     generated_tokens: int
     policy: int = Field(description="Version of the policy that decided the race.")
     adapter: str | None
-    arm: Literal["stable", "canary", "holdback", "base"] = Field(description="Which of its policies answered.")
+    arm: Literal["stable", "canary", "holdback", "base"] = Field(description="The policy's arm that answered.")
     arm_failed: Literal["stable", "canary", "holdback", "base"] | None = Field(
         description="The arm that should have answered and could not."
     )
@@ -362,8 +346,6 @@ class BestOfNReport(BaseModel):
 
 
 class AnswerMessage(BaseModel):
-    """The assistant's turn."""
-
     role: Literal["assistant"]
     content: str | None
     refusal: str | None
@@ -371,8 +353,6 @@ class AnswerMessage(BaseModel):
 
 
 class Choice(BaseModel):
-    """One returned answer."""
-
     index: int
     message: AnswerMessage
     logprobs: dict[str, Any] | None
@@ -380,7 +360,7 @@ class Choice(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens of what was returned; ``best_of_n.generated_tokens`` counts all that were drawn."""
+    """Tokens of the prompt and the returned answers; ``best_of_n.generated_tokens`` counts all that were drawn."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -388,7 +368,7 @@ class Usage(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """Answer of ``POST /v1/chat/completions`` when it is not streamed."""
+    """Body of the answer of ``POST /v1/chat/completions`` that is not streamed."""
 
     id: str
     object: Literal["chat.completion"]

@@ -1,4 +1,4 @@
-"""From the wire to the gateway's own nouns, refusing by name what cannot be served."""
+"""Translate a chat request into the gateway's own terms; refuse by name each field that cannot be served."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from gateway.settings import ApiSettings
 from gateway.types import AnswerRequest, JsonObject, Message, Sampling
 
 MAX_STOPS = 4
-"""OpenAI's limit, and TGI's."""
+"""OpenAI's limit, which is TGI's too."""
 
-# Fields that this gateway cannot serve, with the values that ask for nothing.
+# Fields that this gateway cannot serve, with the values that change nothing.
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "audio": (),
     "function_call": ("none", "auto"),
@@ -37,7 +37,7 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "web_search_options": (),
 }
 _HUB_DEFAULT_MODEL = "dummy"
-"""The model that huggingface_hub's client names where its caller names none: whatever is served."""
+"""The model that huggingface_hub's client names if its caller names none: any model will do."""
 
 _INSTEAD = {"function_call": "; use tool_choice", "functions": "; use tools"}
 
@@ -49,7 +49,7 @@ def translate(
 
     Raises:
         ModelNotFound: The model is not served here.
-        UnsupportedField: A valid field asks for what this gateway does not do.
+        UnsupportedField: A valid field asks for something that this gateway does not do.
         InvalidRequest: A value is out of range, or two contradict each other.
     """
     if body.model not in api.models and body.model != _HUB_DEFAULT_MODEL:
@@ -81,7 +81,7 @@ def translate(
 
 
 def _best_of(body: ChatCompletionRequest, header: str | None, best_of_max: int) -> int | None:
-    """N as the caller asks for it: header over body, each within the configured maximum."""
+    """Return N as the caller asks for it: the header before the body, each within the configured maximum."""
     by_header = None
     if header is not None:
         if not (header.isascii() and header.isdigit() and len(header) <= 6):
@@ -123,7 +123,7 @@ def _sampling(body: ChatCompletionRequest) -> Sampling:
 
 
 def _response_format(wanted: PlainFormat | SchemaFormat | None) -> JsonObject | None:
-    """The format as backends are asked for it: free text needs none, and without a schema any JSON object will do."""
+    """Return the format for the backend: none for free text, any JSON object if there is no schema."""
     if wanted is None or wanted.type == "text":
         return None
     if isinstance(wanted, SchemaFormat) and wanted.json_schema.schema_ is None:
@@ -132,18 +132,18 @@ def _response_format(wanted: PlainFormat | SchemaFormat | None) -> JsonObject | 
 
 
 def _tool(tool: Tool) -> JsonObject:
-    """A tool as backends want it: without parameters it takes none, which OpenAI leaves unsaid and TGI must be told."""
+    """Return the tool for the backend. OpenAI allows a tool without ``parameters``; TGI needs an empty schema."""
     definition = tool.model_dump(exclude_none=True)
     definition["function"].setdefault("parameters", {"type": "object", "properties": {}})
     return definition
 
 
 def _messages(messages: Sequence[ChatMessage]) -> list[Message]:
-    """The conversation, in which the model's turn is next.
+    """Return the conversation, in which the model's turn is next.
 
     Raises:
         UnsupportedField: The last message is the assistant's. Servers disagree about it: vLLM begins another turn,
-            TGI and llama.cpp continue the message, with or without repeating it, SGLang takes it for the user's.
+            TGI and llama.cpp continue the message, with or without repeating it, SGLang takes it as the user's.
     """
     if isinstance(messages[-1], AssistantMessage):
         raise UnsupportedField(
@@ -168,16 +168,16 @@ def _message(message: ChatMessage, index: int) -> Message:
         if message.tool_calls:
             out["tool_calls"] = [call.model_dump() for call in message.tool_calls]
         elif message.content is None:
-            # It refused, or its reasoning took all its tokens; every server wants a text.
+            # The model refused, or its reasoning took all its tokens; every server needs a text.
             out["content"] = message.refusal or ""
     return out  # type: ignore[return-value]
 
 
 def _text(content: Content | None, where: str) -> str | None:
-    """Text parts joined to one string, with a line break between them, as vLLM and llama.cpp join them.
+    """Join text parts to one string, with a line break between them, as vLLM and llama.cpp do.
 
     vLLM: ``vllm/renderers/chat_utils/chat_message.py``; llama.cpp: ``common_chat_msgs_to_json_oaicompat`` in
-    ``common/chat.cpp``; both for templates that want a string. TGI would put nothing between them. Joined here, a
+    ``common/chat.cpp``; both for templates that need a string. TGI would put nothing between them. Joined here, a
     conversation is the same prompt on every server.
     """
     return content if content is None or isinstance(content, str) else "\n".join(_parts(content, where))
@@ -194,5 +194,5 @@ def _parts(content: Sequence[ContentPart], where: str) -> Iterator[str]:
 
 
 def _quoted(name: str) -> str:
-    """A caller's own short word in an error, made safe to print."""
+    """Quote a caller's short text in an error message, safe to print."""
     return repr(name[:64])

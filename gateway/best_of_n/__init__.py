@@ -1,1 +1,1 @@
-"""The heart: one request's race, plan → fan out → score → select. No I/O of its own."""
+"""Answer requests with the best of N candidates: plan, race, score, select, record."""

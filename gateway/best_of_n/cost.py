@@ -1,4 +1,4 @@
-"""What a race costs in tokens: its prompt once, and every token that was drawn for it."""
+"""The cost of a race in tokens: its prompt once, and every token drawn for it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from gateway.metering import tokens_at_most
 from gateway.types import Prompt
 
 _TEMPLATE_TOKENS = 64
-"""What a chat template may add of its own, beyond a few tokens for each message."""
+"""The most that a chat template adds to a prompt, beyond a few tokens for each message."""
 
 
 def race_cost(prompt: Prompt) -> int:
-    """Return the tokens that a race with this prompt has cost by now; 0 if no server has begun to draw."""
+    """Return the tokens that a race with this prompt has cost so far; 0 if no server has begun to draw."""
     meter = prompt.meter
     if meter.prompt_tokens:
         return meter.prompt_tokens + meter.tokens
@@ -18,9 +18,9 @@ def race_cost(prompt: Prompt) -> int:
 
 
 def most_prompt_tokens(prompt: Prompt) -> int:
-    """Return an upper bound of the prompt's tokens, where no server counted them.
+    """Return an upper bound of the prompt's tokens, for when no server counted them.
 
-    The JSON around each message stands for what the chat template puts around it.
+    The JSON around each message allows for the tokens that the chat template puts around it.
     """
     sampling = prompt.sampling
     return tokens_at_most([prompt.messages, sampling.tools, sampling.response_format]) + _TEMPLATE_TOKENS

@@ -1,4 +1,4 @@
-"""A queue in which turns go round by key, counted in draws, so that no key's load is another key's wait."""
+"""A fair queue: keys take turns, counted in permits, so that one key's load does not make another key wait."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Keyed(Protocol):
-    """An entry of the queue."""
+    """An entry of the queue. Callers without an API key share the key None."""
 
     @property
-    def key(self) -> str | None:
-        """Whose it is; callers without an API key are one key."""
-        ...
+    def key(self) -> str | None: ...
 
 
 Entry = TypeVar("Entry", bound=Keyed)
 
 
 class FairQueue(Generic[Entry]):
-    """First in, first out within a key; between keys, the one that has had the fewest draws is next.
+    """First in, first out within a key; between keys, the key that was given the fewest permits is next.
 
-    Start-time fair queueing (Goyal, Vin and Cheng, 1996): each key has a virtual time that moves on by the draws it was
-    given. A key that begins to wait starts at the virtual time of the last entry served, so that it neither catches up
-    on what it did not ask for nor waits for what others have queued.
+    Start-time fair queueing (Goyal, Vin and Cheng, 1996): each key has a virtual time that advances by the permits it
+    is given. A key that begins to wait starts at the virtual time of the last entry served, so that it neither catches
+    up for the time it was idle nor waits for all that other keys have queued.
     """
 
     def __init__(self) -> None:
@@ -36,11 +34,10 @@ class FairQueue(Generic[Entry]):
         return self._length
 
     def waiting(self, key: str | None) -> int:
-        """Return how many entries of a key wait."""
+        """Return the number of entries that a key has in the queue."""
         return len(self._entries.get(key, ()))
 
     def push(self, entry: Entry) -> None:
-        """Append an entry to its key's."""
         key = entry.key
         if key not in self._entries:
             self._entries[key] = deque()
@@ -49,20 +46,20 @@ class FairQueue(Generic[Entry]):
         self._length += 1
 
     def head(self) -> Entry | None:
-        """Return the entry whose turn it is; None where nobody waits."""
+        """Return the entry whose turn it is; None if the queue is empty."""
         return self._entries[self._next_key()][0] if self._entries else None
 
-    def pop(self, draws: int) -> Entry:
-        """Take the head out and charge its key with the draws it is given."""
+    def pop(self, permits: int) -> Entry:
+        """Remove and return the head, and charge its key with the permits it is given."""
         key = self._next_key()
         entry = self._entries[key][0]
         self._served_at = self._virtual[key]
-        self._virtual[key] += draws
+        self._virtual[key] += permits
         self._remove(entry)
         return entry
 
     def remove(self, entry: Entry) -> bool:
-        """Take an entry out, wherever it stands; False where it is not in the queue."""
+        """Remove an entry from anywhere in the queue; return False if it is not there."""
         if entry not in self._entries.get(entry.key, ()):
             return False
         self._remove(entry)

@@ -1,4 +1,4 @@
-"""What each worker of one gateway holds and wants, in memory that all of them share."""
+"""The permits that each worker of one gateway holds and wants, in memory that all workers share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from gateway.best_of_n.water_level import Demand, merged
 
 FOLDER_VARIABLE = "RATCHET_PERMITS_DIR"
-"""Where the supervisor of several workers tells each of them the ledger's folder."""
+"""The environment variable by which the supervisor tells its workers the ledger's folder."""
 
 _ENTRY = struct.Struct("=6d")
 _STALE_S = 5.0
@@ -22,10 +22,10 @@ _STALE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """The other workers together.
+    """The other workers' sums.
 
-    ``capacity``: permits that they may give out. ``held``: permits given out. ``waiting``: permits that the next of
-    their waiting requests cannot do without; 0 where none waits. ``demand``: what their races want.
+    ``capacity``: permits that they may give out. ``held``: permits given out. ``waiting``: the fewest permits with
+    which the next waiting request of each can begin; 0 if none waits. ``demand``: the permits that their races want.
     """
 
     capacity: float = 0.0
@@ -35,14 +35,15 @@ class Neighbours:
 
 
 class Ledger:
-    """One small file a worker, mapped into the memory of all; each writes its own and reads the others'.
+    """One small file for each worker, mapped into the memory of all: each writes its own and reads the others'.
 
-    The place of a worker that died is taken by the one that replaces it. What was not written for five seconds does not
-    count. There is no lock: who takes permits writes so first, then looks whether all fit, and takes fewer if not.
+    A worker that replaces a dead one takes over its file. An entry that was not written for five seconds does not
+    count. There is no lock: a worker that takes permits writes that first, then checks that all fit, and gives them
+    back if not.
 
     Args:
-        folder: Of this gateway alone.
-        workers: How many there are.
+        folder: Used by this gateway alone.
+        workers: Number of workers.
         clock: Monotonic seconds, the same in all workers.
     """
 
@@ -61,12 +62,12 @@ class Ledger:
         self.write(capacity=0, held=0, waiting=0, races=0.0, wanted=0.0)
 
     def write(self, *, capacity: int, held: int, waiting: int, races: float, wanted: float) -> None:
-        """Tell the others what this worker may give out, holds, waits for and wants; see ``Neighbours``."""
+        """Publish this worker's numbers; see ``Neighbours``. ``races``: how many want ``wanted`` permits together."""
         if self._own is not None:
             _ENTRY.pack_into(self._own, 0, self._clock(), capacity, held, waiting, races, wanted)
 
     def neighbours(self) -> Neighbours:
-        """Return what the other workers have written."""
+        """Return the sums of the other workers' entries."""
         oldest_s = self._clock() - _STALE_S
         capacity = held = waiting = 0.0
         demand: Demand = {}
@@ -82,7 +83,7 @@ class Ledger:
         return Neighbours(capacity, held, waiting, demand)
 
     def close(self) -> None:
-        """Leave the worker's place."""
+        """Withdraw this worker's numbers and give up its file."""
         self.write(capacity=0, held=0, waiting=0, races=0.0, wanted=0.0)
         for file in self._files:
             os.close(file)
@@ -90,7 +91,7 @@ class Ledger:
 
 
 def _locked(file: int) -> bool:
-    """Lock a file for as long as this process lives; False where another one has it."""
+    """Lock a file for as long as this process lives; return False if another process holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

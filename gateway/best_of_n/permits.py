@@ -1,8 +1,8 @@
-"""A bounded number of candidates in flight, shared out evenly, and a bounded fair queue before it.
+"""Permits: a bounded number of candidates in flight, shared evenly, and a bounded fair queue of waiting requests.
 
-TGI has no queue to wait in (over its limit it answers 429), so the gateway holds the queue. Under load N falls before
-requests do, and it falls for everyone: a race gets its even share of all permits (``water_level``) also while more are
-free, because those that run now are followed by others that want as much.
+TGI has no queue (over its limit it answers 429), so the gateway has one. Under load N falls before requests are
+refused, and it falls for every race: each gets its even share of all permits (``water_level``) even while more are
+free, because the races that run now are followed by others that want as many.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class _Waiter:
     granted: asyncio.Future[Grant]
     patient: bool = True
     patience: asyncio.TimerHandle | None = None
-    """Runs from the moment in which its floor was free and its even share was not."""
+    """Runs from the moment when its floor is free and its even share is not."""
 
 
 class Grant:
-    """The permits of one race; each is given back by ``release``."""
+    """The permits of one race, given back by ``release``."""
 
     __slots__ = ("_permits", "count", "granted_at_s", "held", "want")
 
@@ -48,7 +48,7 @@ class Grant:
         self.granted_at_s = granted_at_s
 
     def release(self, count: int = 1) -> None:
-        """Give permits back and serve who waits."""
+        """Give permits back and serve waiting requests."""
         self._permits._release(self, count)
 
 
@@ -57,11 +57,11 @@ class Permits:
 
     Args:
         limit: Candidates that may be in flight at once.
-        max_waiting: Requests that may wait; one more is refused at once, or the newest of the key that has most.
+        max_waiting: Requests that may wait. With one more, the newest request of the key with most is refused at once.
         queue_timeout_s: Longest wait, in seconds.
-        capacity: Candidates that the backend's servers take now from this worker; the limit where that is less.
-        total_capacity: Candidates that they take from all workers together.
-        ledger: What the other workers hold and want; None where there are none.
+        capacity: Returns the candidates that the backend's servers take now from this worker.
+        total_capacity: Returns the candidates that they take from all workers together.
+        ledger: The permits that the other workers hold and want; None if there are no others.
         clock: Monotonic seconds.
     """
 
@@ -82,9 +82,9 @@ class Permits:
         self._backend_capacity = capacity
         self._backend_total = total_capacity
         self.capacity = limit
-        """Permits that may be given out now; asked of the backend once in ten milliseconds."""
+        """Permits that may be given out now; refreshed from the backend once in ten milliseconds."""
         self._total_capacity = math.inf
-        self._asked_at_s = -math.inf
+        self._refreshed_at_s = -math.inf
         self._ledger = ledger
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self.in_flight = 0
@@ -103,29 +103,29 @@ class Permits:
         return len(self._queue)
 
     def demand(self) -> Demand:
-        """Return what the races that run and wait here want."""
+        """Return the permits that the running and the waiting races of this worker want."""
         return merged(self._running, self._waiting)
 
     def try_acquire(self, count: int) -> Grant | None:
-        """Take exactly ``count`` permits now, or none; never ahead of those who wait."""
-        self._ask_capacity()
+        """Take exactly ``count`` permits now, or none; never ahead of waiting requests."""
+        self._refresh_capacity()
         neighbours = self._neighbours()
         if self._queue or neighbours.waiting or count > self._free(neighbours) or not self._take(count):
             return None
         return self._grant(count, count)
 
     async def acquire(self, want: int, *, floor: int = 1, key: str | None = None) -> Grant:
-        """Take an even share of the permits, at most ``want`` and at least ``floor``, waiting for it if need be.
+        """Take an even share of the permits, at most ``want`` and at least ``floor``; wait for it if necessary.
 
-        A request that could have begun with less for as long as a race takes is content with what is free.
+        A request that could have begun with ``floor`` for as long as a race takes accepts the permits that are free.
 
         Args:
-            want: Permits that the race would use.
-            floor: Fewer are of no use to it.
-            key: Whose request it is: turns go round by key.
+            want: Permits that the race can use.
+            floor: Permits without which the race is useless.
+            key: The request's API key: keys take turns.
 
         Raises:
-            Overloaded: The queue is full, or its time ran out.
+            Overloaded: The queue is full, or the wait took too long.
         """
         loop = asyncio.get_running_loop()
         waiter = _Waiter(want, min(floor, want, self._limit), key, loop.create_future())
@@ -151,8 +151,8 @@ class Permits:
         raise self._overloaded()
 
     def serve(self) -> None:
-        """Give permits to those who wait; call it when the capacity has grown, and every now and then."""
-        self._asked_at_s = -math.inf
+        """Give permits to waiting requests. Call this when the capacity has grown, and once in a while."""
+        self._refreshed_at_s = -math.inf
         self._serve()
 
     def _serve(self) -> None:
@@ -170,8 +170,8 @@ class Permits:
         self._publish()
 
     def _offer(self, waiter: _Waiter) -> int:
-        """Take as many permits as this waiter gets now, and return how many; 0 while it has to wait."""
-        self._ask_capacity()
+        """Take the permits that this waiter gets now, and return their number; 0 while it has to wait."""
+        self._refresh_capacity()
         neighbours = self._neighbours()
         free = self._free(neighbours)
         level, entitled = self._share(neighbours)
@@ -192,10 +192,10 @@ class Permits:
         return count if self._take(count) else 0
 
     def _share(self, neighbours: Neighbours) -> tuple[float, float]:
-        """Return the level over all races, and the permits that those of this worker have at that level.
+        """Return the level over all races, and the permits that the races of this worker get at that level.
 
-        Races count as often as they were within the last race's time. Callers that ask in step leave a moment in which
-        few run; without a memory, the first of the next wave would take all permits.
+        The number of races is their recent peak, within the time that a race takes. Callers that send in step leave a
+        moment in which few races run; without the peak, the first of the next wave would take all permits.
         """
         own = self.demand()
         demand = merged(own, neighbours.demand)
@@ -204,10 +204,10 @@ class Permits:
         level = water_level(self._total(neighbours) / scale, demand)
         return level, scale * sum(number * min(want, level) for want, number in own.items())
 
-    def _ask_capacity(self) -> None:
+    def _refresh_capacity(self) -> None:
         now_s = self._clock()
-        if now_s - self._asked_at_s >= _CAPACITY_S:
-            self._asked_at_s = now_s
+        if now_s - self._refreshed_at_s >= _CAPACITY_S:
+            self._refreshed_at_s = now_s
             self.capacity = max(1, int(min(self._limit, self._backend_capacity())))
             self._total_capacity = self._backend_total()
 
@@ -219,11 +219,11 @@ class Permits:
         return int(min(self.capacity, left)) - self.in_flight
 
     def _take(self, count: int) -> bool:
-        """Take permits, unless another worker took them in the same instant."""
+        """Take permits; return False if another worker took them in the same instant."""
         self.in_flight += count
         if self._ledger is None:
             return True
-        self._publish()  # before the look: of two that take the last permits at once, at least one sees the other
+        self._publish()  # before reading: of two workers that take the last permits, at least one sees the other
         neighbours = self._ledger.neighbours()
         if neighbours.held and self.in_flight + neighbours.held > self._total(neighbours):
             self.in_flight -= count
@@ -241,7 +241,7 @@ class Permits:
         return _ALONE if self._ledger is None else self._ledger.neighbours()
 
     def _publish(self) -> None:
-        """Tell the other workers, and look again soon while somebody waits: they do not say when they release."""
+        """Publish this worker's numbers. While requests wait, poll: other workers do not announce that they release."""
         if self._ledger is None:
             return
         demand, head = self.demand(), self._queue.head()
@@ -263,7 +263,7 @@ class Permits:
         if not count:
             return
         now_s = self._clock()
-        if grant.held == grant.count:  # from here on it counts less
+        if grant.held == grant.count:  # the race counts less from here on
             self._recent.peak(sum(merged(self.demand(), self._neighbours().demand).values()), now_s)
         self.in_flight -= count
         grant.held -= count
@@ -272,15 +272,15 @@ class Permits:
             self._n_running -= 1
             self._recent.held(now_s - grant.granted_at_s)
             if not self._n_running:
-                self._running.clear()  # and with it what rounding has left
+                self._running.clear()  # removes the rest that rounding has left
         if self._queue or self._ledger is not None:
             self._serve()
 
     def _enqueue(self, waiter: _Waiter) -> None:
-        """Let it wait; in a full queue, a key that has more than another one gives up its newest place.
+        """Add a waiter to the queue. If it is full, the newest waiter of the key with most waiters is refused.
 
         Raises:
-            Overloaded: No key has more waiting than this one.
+            Overloaded: No key has more waiters than this one's would have.
         """
         if len(self._queue) >= self._max_waiting:
             newest = self._queue.newest_of_longest()
@@ -309,9 +309,9 @@ class Permits:
         self._serve()
 
     def _give_up(self, waiter: _Waiter) -> None:
-        """Forget a waiter; one that was granted in the instant it gave up must not keep its permits."""
+        """Remove a waiter. One that was granted in the instant when it gave up returns its permits."""
         if self._drop(waiter):
-            self._serve()  # it may have stood at the head of the queue where others would have fitted
+            self._serve()  # it may have been the head of the queue and blocked smaller requests
         elif waiter.granted.done() and not waiter.granted.cancelled() and not waiter.granted.exception():
             grant = waiter.granted.result()
             grant.release(grant.held)
@@ -324,26 +324,27 @@ class Permits:
 
 
 class _RecentPeak:
-    """The number of races, as large as it was lately: peaks decay within the time that a race takes.
+    """The recent peak of the number of races; it decays within the time that a race takes.
 
     Args:
-        longest_s: No race is taken to hold its permits longer than this, in seconds; a hung server says little.
+        longest_s: Upper limit of the time that a race is counted to hold permits, in seconds: a hung server is no
+            measure of a race.
     """
 
     def __init__(self, *, longest_s: float) -> None:
         self.hold_s = 0.0
-        """How long a race holds permits, a moving average."""
+        """The time that a race holds permits, a moving average."""
         self._longest_s = longest_s
         self._peak = 0.0
         self._at_s = 0.0
 
     def held(self, seconds: float) -> None:
-        """Learn how long a race has held permits."""
+        """Learn from a race that has given back its last permit."""
         seconds = min(seconds, self._longest_s)
         self.hold_s += _HOLD_WEIGHT * (seconds - self.hold_s) if self.hold_s else seconds
 
     def peak(self, races: float, now_s: float) -> float:
-        """Return the number of races now, or what is left of a larger one before."""
+        """Return the number of races now, or what is left of an earlier peak."""
         decay = math.exp((self._at_s - now_s) / self.hold_s) if self.hold_s > 0 else 0.0
         self._peak = max(races, races + (self._peak - races) * decay)
         self._at_s = now_s

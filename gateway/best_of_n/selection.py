@@ -1,4 +1,4 @@
-"""Who won, and why; and what to say when nobody did."""
+"""Select the winners of a race, or the error to report if no candidate finished."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gateway.errors import (
 )
 from gateway.types import Candidate, Selection, Unusable
 
-# When every candidate failed, the error that tells the caller most comes first.
+# If every candidate failed, the caller gets the first of these errors that occurred: the most helpful one.
 _MOST_INFORMATIVE = (
     CallerError,
     BackendRejected,
@@ -33,15 +33,15 @@ _MOST_INFORMATIVE = (
 
 
 def select(candidates: Sequence[Candidate], n_returned: int) -> tuple[list[Candidate], Selection]:
-    """The winners, best first, and why they won.
+    """Return the winners, best first, and why they won.
 
-    Only the most usable answers compete: those that keep the request's contract; where none does, those that
-    max_tokens cut; then the rest. Among them the highest reward wins and the lower index breaks ties. With fewer than
-    two rewards there is nothing to compare: the first answer is taken and flagged, so that it never passes for a win.
+    Only the most usable answers compete: those that fulfil the request; if there are none, those that max_tokens cut;
+    then the rest. Among them the highest reward wins, and the lower index breaks ties. With fewer than two rewards
+    there is nothing to compare: the first answer is returned, flagged as a fallback so that it never trains.
     """
     finished = [candidate for candidate in candidates if candidate.answer is not None]
-    best = min(map(_class, finished))
-    competing = [candidate for candidate in finished if _class(candidate) == best]
+    best = min(map(_usability, finished))
+    competing = [candidate for candidate in finished if _usability(candidate) == best]
     if len(competing) == 1:
         return competing, Selection.SINGLE
     if sum(candidate.reward is not None for candidate in competing) < 2:
@@ -50,15 +50,15 @@ def select(candidates: Sequence[Candidate], n_returned: int) -> tuple[list[Candi
     return ranked[:n_returned], Selection.SCORED
 
 
-def _class(candidate: Candidate) -> int:
-    """Rank an answer by its use: 0 as asked, 1 cut by max_tokens, 2 of no use."""
+def _usability(candidate: Candidate) -> int:
+    """Return 0 for an answer as requested, 1 for one cut by max_tokens, 2 for an unusable one."""
     if candidate.unusable is None:
         return 0
     return 1 if candidate.unusable is Unusable.CUT else 2
 
 
 def most_informative_error(candidates: Sequence[Candidate]) -> GatewayError:
-    """Of a race without an answer, the error that helps its caller most; none failed means none was in time."""
+    """Return the error that helps the caller of a race without an answer most; ``DeadlineExceeded`` if none failed."""
     errors = [candidate.error for candidate in candidates if candidate.error is not None]
     for kind in _MOST_INFORMATIVE:
         for error in errors:

@@ -1,4 +1,4 @@
-"""A streamed draw, put together again: what the client saw piece by piece, the record holds whole."""
+"""Put a streamed answer together again: its caller saw it piece by piece, its record holds it whole."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.types import Answer, Delta, JsonObject
 
 @dataclass(slots=True)
 class Transcript:
-    """The pieces so far."""
+    """The pieces of an answer so far."""
 
     text: list[str] = field(default_factory=list)
     tool_calls: list[JsonObject] = field(default_factory=list)
@@ -18,7 +18,6 @@ class Transcript:
     last: Delta | None = None
 
     def add(self, delta: Delta) -> None:
-        """Take in one piece."""
         self.text.append(delta.text)
         for call in delta.tool_calls:
             _merge_tool_call(self.tool_calls, call)
@@ -28,7 +27,7 @@ class Transcript:
             self.last = delta
 
     def answer(self) -> Answer:
-        """The whole answer.
+        """Return the whole answer.
 
         Raises:
             BackendProtocolError: The stream ended before its last piece.
@@ -47,7 +46,7 @@ class Transcript:
 
 
 def _merge_tool_call(calls: list[JsonObject], piece: JsonObject) -> None:
-    """Add one streamed piece of a tool call; backends number the calls from 0 in the order in which they open."""
+    """Add one streamed piece of a tool call. Backends number the calls from 0 in the order in which they begin."""
     index, function = piece["index"], piece["function"]
     if index == len(calls):
         opened = {"name": function["name"], "arguments": function["arguments"]}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.api.counters import CountersLost, SharedCounters
+from gateway.api.counters import CountersUnavailable, SharedCounters
 from gateway.api.keyfile import Limits
 from gateway.errors import JournalError
 from gateway.journal.reader import JournalReader
@@ -74,7 +74,7 @@ async def test_the_policy_holds_and_is_asked_for_again(settings: RedisSettings, 
 async def test_a_gateway_counts_alone(settings: RedisSettings) -> None:
     async with connect(settings, timeout_s=0.2) as redis:
         counters = SharedCounters(redis, key_prefix="test", lease_s=1.0)
-        with pytest.raises(CountersLost):
+        with pytest.raises(CountersUnavailable):
             await counters.enter("a", Limits(requests_per_minute=1), "lease")
 
 

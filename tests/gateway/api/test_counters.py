@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from gateway.api.counters import Counters, CountersLost, OwnCounters, Refusal, SharedCounters
+from gateway.api.counters import Counters, CountersUnavailable, LocalCounters, Refusal, SharedCounters
 from gateway.api.keyfile import Limits
 from tests.redis_server import RedisServer
 
@@ -35,7 +35,7 @@ async def refusal_of(counters: Counters, key_id: str, limits: Limits, lease: str
 @pytest.fixture(params=["in Redis", "in this process"])
 async def counters(request: pytest.FixtureRequest, redis_server: RedisServer) -> AsyncIterator[Counters]:
     if request.param == "in this process":
-        yield OwnCounters(lease_s=LEASE_S)
+        yield LocalCounters(lease_s=LEASE_S)
         return
     async with Redis.from_url(redis_server.url) as redis:
         yield SharedCounters(redis, key_prefix="test", lease_s=LEASE_S)
@@ -99,7 +99,7 @@ async def test_a_refused_request_costs_nothing(counters: Counters) -> None:
 
 async def test_a_place_is_free_again_when_its_gateway_died(redis_server: RedisServer) -> None:
     clock = Clock()
-    own = OwnCounters(lease_s=1.0, clock_us=clock)
+    own = LocalCounters(lease_s=1.0, clock_us=clock)
     limits = Limits(races_in_flight=1)
     assert await refusal_of(own, "a", limits, "lost") is None
     clock.now_us = 1_000_000
@@ -137,10 +137,10 @@ async def test_a_redis_that_refuses_or_is_gone_is_told(redis_server: RedisServer
     async with Redis.from_url(redis_server.url, socket_timeout=5) as redis:
         shared = SharedCounters(redis, key_prefix="test", lease_s=LEASE_S)
         await redis.set("test:limits:{a}:buckets", "not a hash")
-        with pytest.raises(CountersLost):
+        with pytest.raises(CountersUnavailable):
             await refusal_of(shared, "a", Limits(1, 1, 1), "one")
         redis_server.kill()
-        with pytest.raises(CountersLost):
+        with pytest.raises(CountersUnavailable):
             await refusal_of(shared, "a", Limits(1, 1, 1), "one")
 
 
@@ -155,7 +155,7 @@ def test_a_bucket_never_lets_in_more_than_its_content_and_its_refill(
 
     async def run() -> None:
         clock = Clock(1_000)
-        own, limits, entered = OwnCounters(lease_s=1, clock_us=clock), Limits(requests_per_minute=per_minute), 0
+        own, limits, entered = LocalCounters(lease_s=1, clock_us=clock), Limits(requests_per_minute=per_minute), 0
         for pause_us, asked in steps:
             clock.now_us += pause_us
             for _ in range(asked):
@@ -192,7 +192,7 @@ MINUTE_US = 60_000_000
 @pytest.mark.parametrize(("later_us", "enters"), [(-1, False), (0, True), (1, True)])
 async def test_a_request_enters_at_the_microsecond_that_was_named(later_us: int, enters: bool) -> None:
     clock = Clock(7)
-    own, limits = OwnCounters(lease_s=LEASE_S, clock_us=clock), Limits(requests_per_minute=4)
+    own, limits = LocalCounters(lease_s=LEASE_S, clock_us=clock), Limits(requests_per_minute=4)
     assert [15.0, 30.0, 45.0, 60.0] == [(await own.enter("a", limits, "x")).requests_full_in_s for _ in range(4)]
     refused = await own.enter("a", limits, "x")
     assert (Refusal("requests_per_minute", 15.0), 60.0) == (refused.refusal, refused.requests_full_in_s)
@@ -205,7 +205,7 @@ async def test_a_request_enters_at_the_microsecond_that_was_named(later_us: int,
     [(598, None), (599, None), (600, 0.1), (601, 0.2), (1200, 60.1)],
 )
 async def test_a_key_enters_while_one_token_is_left(paid: int, wait_s: float | None) -> None:
-    own, limits = OwnCounters(lease_s=LEASE_S, clock_us=Clock(7)), Limits(tokens_per_minute=600)
+    own, limits = LocalCounters(lease_s=LEASE_S, clock_us=Clock(7)), Limits(tokens_per_minute=600)
     await own.leave("a", limits, "x", paid)
     entrance = await own.enter("a", limits, "x")
     assert (None if wait_s is None else Refusal("tokens_per_minute", wait_s)) == entrance.refusal
@@ -214,7 +214,7 @@ async def test_a_key_enters_while_one_token_is_left(paid: int, wait_s: float | N
 
 async def test_a_bucket_is_paid_from_now_on_not_from_when_it_was_full() -> None:
     clock = Clock(7)
-    own, limits = OwnCounters(lease_s=LEASE_S, clock_us=clock), Limits(requests_per_minute=60, tokens_per_minute=600)
+    own, limits = LocalCounters(lease_s=LEASE_S, clock_us=clock), Limits(requests_per_minute=60, tokens_per_minute=600)
     await own.enter("a", limits, "x")
     await own.leave("a", limits, "x", 10)
     clock.now_us += 10 * MINUTE_US
@@ -225,7 +225,7 @@ async def test_a_bucket_is_paid_from_now_on_not_from_when_it_was_full() -> None:
 
 
 async def test_what_is_not_limited_is_not_counted() -> None:
-    own = OwnCounters(lease_s=LEASE_S, clock_us=Clock(7))
+    own = LocalCounters(lease_s=LEASE_S, clock_us=Clock(7))
     await own.enter("a", Limits(), "x")
     await own.leave("a", Limits(), "x", 1000)
     entrance = await own.enter("a", Limits(1, 1, 1), "x")
@@ -235,7 +235,7 @@ async def test_what_is_not_limited_is_not_counted() -> None:
 @pytest.mark.parametrize(("age_us", "free"), [(999_999, False), (1_000_000, True), (1_000_001, True)])
 async def test_a_lost_race_gives_its_place_back_at_the_end_of_its_lease(age_us: int, free: bool) -> None:
     clock = Clock(7)
-    own, limits = OwnCounters(lease_s=1.0, clock_us=clock), Limits(races_in_flight=2)
+    own, limits = LocalCounters(lease_s=1.0, clock_us=clock), Limits(races_in_flight=2)
     assert [None, None] == [await refusal_of(own, "a", limits, lease) for lease in ("lost", "lost too")]
     clock.now_us += age_us
     refused = await refusal_of(own, "a", limits, "next")
@@ -271,7 +271,7 @@ async def test_redis_replies_are_read_in_microseconds(reply: list[object], refus
     ids=str,
 )
 async def test_a_reply_that_makes_no_sense_is_none(reply: object) -> None:
-    with pytest.raises(CountersLost, match="a reply that makes no sense"):
+    with pytest.raises(CountersUnavailable, match="a reply that makes no sense"):
         await replying(reply).enter("a", Limits(1, 1, 1), "x")
 
 

@@ -92,7 +92,7 @@ def test_a_body_in_single_bytes_is_the_same_body() -> None:
     assert found is not None
     assert BODY == b"".join(found.feed(bytes([byte])) for byte in gzip.compress(BODY))
     found.finish()
-    with pytest.raises(InvalidRequest, match="behind its end"):
+    with pytest.raises(InvalidRequest, match="after its end"):
         found.feed(b"x")
 
 

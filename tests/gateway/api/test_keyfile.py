@@ -55,7 +55,7 @@ def test_a_limit_is_a_whole_number_of_up_to_12_digits(limit: str, count: str, re
     if read:
         assert Limits(**{limit: int(count)}) == parse(content, PATH)[0].limits
     else:
-        with pytest.raises(SettingsError, match=f"keys, line 1: {limit} is a whole number from 1 on"):
+        with pytest.raises(SettingsError, match=f"keys, line 1: {limit} must be a whole number of at least 1"):
             parse(content, PATH)
 
 
@@ -88,13 +88,13 @@ def test_a_scope_that_does_not_exist_is_refused() -> None:
         (b"app\n", "line 1: expected"),
         (b"\xff\xfe", "cannot be read"),
         (f"a/b {DIGEST}".encode(), "line 1: a key's name"),
-        (f"a {DIGEST}\nb {DIGEST}".encode(), "line 2: the key of a again"),
+        (f"a {DIGEST}\nb {DIGEST}".encode(), "line 2: it repeats the key of a"),
         (f"a {DIGEST} scope=chat".encode(), "line 1: unknown option scope;"),
         (f"a {DIGEST} scopes=".encode(), "line 1: scopes are"),
         (f"a {DIGEST} scopes=chat scopes=admin".encode(), "line 1: scopes twice"),
-        (f"a {DIGEST} requests_per_minute=0".encode(), "line 1: requests_per_minute is a whole number from 1 on"),
-        (f"a {DIGEST} races_in_flight=-1".encode(), "line 1: races_in_flight is"),
-        (f"a {DIGEST} tokens_per_minute=many".encode(), "line 1: tokens_per_minute is"),
+        (f"a {DIGEST} requests_per_minute=0".encode(), "line 1: requests_per_minute must be a whole number of at least 1"),
+        (f"a {DIGEST} races_in_flight=-1".encode(), "line 1: races_in_flight must be"),
+        (f"a {DIGEST} tokens_per_minute=many".encode(), "line 1: tokens_per_minute must be"),
     ],
 )
 def test_a_bad_key_file_says_where(content: bytes, complaint: str) -> None:

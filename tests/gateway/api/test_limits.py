@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from redis.asyncio import Redis
 
-from gateway.api.counters import CountersLost, Entrance, Refusal
+from gateway.api.counters import CountersUnavailable, Entrance, Refusal
 from gateway.api.keyfile import Key, Limits, new_key
 from gateway.api.limits import Limiter, limit_headers, longest_visit_s
 from gateway.errors import RateLimited
@@ -232,13 +232,13 @@ class FakeCounters:
 
     async def enter(self, key_id: str, limits: Limits, lease: str) -> Entrance:
         if self.lost:
-            raise CountersLost("TimeoutError")
+            raise CountersUnavailable("TimeoutError")
         self.entered.append((key_id, limits))
         return Entrance(self.refusal, 1.0, 2.0)
 
     async def leave(self, key_id: str, limits: Limits, lease: str, tokens: int) -> None:
         if self.lost:
-            raise CountersLost("TimeoutError")
+            raise CountersUnavailable("TimeoutError")
         self.left.append((key_id, limits, tokens))
 
 
