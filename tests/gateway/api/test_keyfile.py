@@ -92,7 +92,10 @@ def test_a_scope_that_does_not_exist_is_refused() -> None:
         (f"a {DIGEST} scope=chat".encode(), "line 1: unknown option scope;"),
         (f"a {DIGEST} scopes=".encode(), "line 1: scopes are"),
         (f"a {DIGEST} scopes=chat scopes=admin".encode(), "line 1: scopes twice"),
-        (f"a {DIGEST} requests_per_minute=0".encode(), "line 1: requests_per_minute must be a whole number of at least 1"),
+        (
+            f"a {DIGEST} requests_per_minute=0".encode(),
+            "line 1: requests_per_minute must be a whole number of at least 1",
+        ),
         (f"a {DIGEST} races_in_flight=-1".encode(), "line 1: races_in_flight must be"),
         (f"a {DIGEST} tokens_per_minute=many".encode(), "line 1: tokens_per_minute must be"),
     ],
