@@ -5,11 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from distill import settings as night_settings
+from gateway import settings as gateway_settings
 from tests import docs
 from tests.docs import ROOT
 
 ROOMS = ("gateway", "distill", "loadtests", "docker")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for room in ROOMS for page in (ROOT / room).rglob("*.md"))])
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+each_current_page = pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
 _PATH = re.compile(r"(?:gateway|distill|loadtests|docker|tests)/[\w./-]*")
@@ -43,7 +49,7 @@ def test_a_newcomer_reads_180_lines_at_most() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 180
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@each_page
 def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     """A moved file or a renamed heading breaks no link unnoticed."""
     broken = []
@@ -57,9 +63,7 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     assert [] == broken
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT))
-)
+@each_current_page
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
     """Paths in backticks, from the repository's root, follow the code; CHANGELOG names files as they were."""
     codes = _CODE.findall(page.read_text(encoding="utf-8"))
@@ -67,3 +71,11 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     assert [] == [path for path in paths if not (ROOT / path).exists()]
     tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
     assert [] == [code for code in codes if re.fullmatch(r"test_\w+\.py", code) and code not in tests]
+
+
+@each_current_page
+def test_every_setting_that_a_page_names_exists(page: Path) -> None:
+    """CHANGELOG names settings that are gone; groups of settings end with an ellipsis."""
+    known = {*gateway_settings.variables(), *night_settings.variables()}
+    named = re.findall(r"\b(?:GATEWAY|DISTILL)_[A-Z_]*[A-Z]\b(?![_…])", page.read_text(encoding="utf-8"))
+    assert [] == [name for name in named if name not in known]
