@@ -3,7 +3,7 @@
 TGI serves the base model under a name that it does not know, without an error. So a policy is published with the
 adapter's greedy answers to three prompts and the log-probabilities of adapter and base at each token. With s the served
 log-probability, a the adapter's and b the base's, the position between the two is Σ (a − b)(s − b) / Σ (a − b)²: 1 for
-the adapter, 0 for the base (``distill.promotion.canary`` has the whole check).
+the adapter, 0 for the base (``distill.promotion.weight_check`` has the whole check).
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ from distill.dataset import curate
 from distill.dataset.example import Example
 from distill.dataset.split import conversation_key
 from distill.promotion.adapter import Adapter
-from distill.promotion.canary import check_canary
 from distill.promotion.load import load
 from distill.promotion.policies import known_policies, start_canary
 from distill.promotion.publish import publish
+from distill.promotion.weight_check import check_replicas
 from gateway import settings as gateway_settings
 from gateway.journal.record import CompletionRecord
 from gateway.journal.stream import START, StreamTail
@@ -113,7 +113,7 @@ class Trial:
         with self.timed(f"{trial}: load"):
             asyncio.run(load(adapter, self._gateway.backend, promotion))
         with self.timed(f"{trial}: canary"):
-            seen = asyncio.run(check_canary(adapter, self._gateway.backend))
+            seen = asyncio.run(check_replicas(adapter, self._gateway.backend))
         self.seen[adapter.name] = "; ".join(map(str, seen))
         self.say(self.seen[adapter.name])
 

@@ -1,8 +1,8 @@
-"""The probes of what answers: fixed prompts, drawn from each replica, that tell one set-up of a model from another.
+"""Probes of the fleet: fixed prompts whose answers distinguish one set-up of a model from another.
 
 Greedy answers with log-probabilities show the base's weights, their quantisation and the chat template. Short answers
-drawn at a high temperature from fixed seeds show the sampler's defaults (top-k, top-p, min-p), which nothing else does;
-they are drawn twice, since a server that ignores seeds gives others each time and shows nothing by them.
+sampled at a high temperature from fixed seeds show the sampler's defaults (top-k, top-p, min-p), which nothing else
+does; they are sampled twice, since the answers of a server that ignores seeds differ each time and show nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from distill.errors import EvaluationError
-from distill.evaluation.greedy import Logprobs, draw_greedily
+from distill.evaluation.greedy import GreedyToken, Logprobs, answer_greedily
 from gateway.backend.discovery import expand, host_of
 from gateway.backend.pool import BackendPool
 from gateway.errors import BackendRejected, GatewayError
@@ -24,11 +24,11 @@ GREEDY_TOKENS = 8
 SAMPLED_TOKENS = 4
 SEEDS = 16
 MOST_DISTANCE_NATS = 0.05
-"""Root mean square difference of log-probabilities from which weights, quantisation or template are others."""
+"""Root mean square difference of log-probabilities above which weights, quantisation or template differ."""
 LEAST_AGREEMENT = 0.75
-"""Share of sampled answers that must be the same for the sampler to be the same."""
+"""Least share of equal sampled answers at which the samplers count as the same."""
 
-_TEMPERATURE = 2.0  # many tokens are about as likely, so that a sampler which leaves some out shows
+_TEMPERATURE = 2.0  # many tokens are about as likely: a sampler that excludes some of them gives other answers
 _LIKELY_LOGPROB = -4.0
 _LEAST_LOGPROB = -12.0
 
@@ -45,17 +45,17 @@ PROBES: tuple[list[Message], ...] = (
     [_user("Name a tree."), {"role": "assistant", "content": "Oak."}, _user("And one that is always green?")],
     [{"role": "system", "content": "Answer in one sentence."}, _user("Why is the sky blue?")],
 )
-"""Conversations of every shape that a chat template treats in its own way."""
+"""Conversations of every shape that chat templates treat differently."""
 _SAMPLED = _user("Say any word that comes to your mind.")
 
 
 async def answers_to_probes(backend: BackendSettings) -> list[dict[str, Any]]:
-    """What each replica says, without any adapter; JSON holds it as it is.
+    """Ask the probes of each replica, without any adapter; return the answers as JSON-ready documents.
 
     Raises:
         EvaluationError: A replica does not answer.
     """
-    found = []
+    answers = []
     for url in await expand(backend.urls):
         async with BackendPool(backend.model_copy(update={"urls": (url,)})) as pool:
             try:
@@ -63,20 +63,21 @@ async def answers_to_probes(backend: BackendSettings) -> list[dict[str, Any]]:
                 sampled = await _sampled(pool)
             except (GatewayError, EvaluationError) as error:
                 raise EvaluationError(f"sampling stopped: {host_of(url)} did not answer the probes: {error}") from error
-        found.append({"greedy": greedy, "sampled": sampled})
-    return found
+        answers.append({"greedy": greedy, "sampled": sampled})
+    return answers
 
 
 def same_answers(one: Iterable[Mapping[str, Any]], other: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether the replicas of two fleets behave alike: each as one of the other fleet, however many there are."""
+    """Return True if every replica of each fleet behaves like one of the other fleet, whatever their numbers."""
     ours, theirs = list(one), list(other)
     return all(any(_same(a, b) for b in theirs) for a in ours) and all(any(_same(a, b) for a in ours) for b in theirs)
 
 
 def distance_nats(one: Iterable[Any], other: Iterable[Any]) -> float:
-    """Root mean square difference of greedy answers' log-probabilities, over the likely tokens at shared places.
+    """Return the root mean square difference of greedy answers' log-probabilities over likely tokens.
 
-    Infinite where one of the two refused a prompt that the other answers.
+    Two answers are compared up to the first token that differs. Infinite if one refuses a prompt that the other
+    answers.
     """
     squares: list[float] = []
     for ours, theirs in zip(one, other, strict=True):
@@ -85,7 +86,7 @@ def distance_nats(one: Iterable[Any], other: Iterable[Any]) -> float:
         for (token, likely), (other_token, other_likely) in zip(ours or [], theirs or [], strict=False):
             squares += _squares(likely, other_likely)
             if token != other_token:
-                break  # from here on the two continue other texts
+                break  # after it the texts differ
         if ours is not None and bool(ours) != bool(theirs):
             return math.inf
     return math.sqrt(math.fsum(squares) / len(squares)) if squares else 0.0
@@ -98,7 +99,7 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _squares(one: Logprobs, other: Logprobs) -> list[float]:
-    """Squared differences of tokens likely to either; one that is not listed is as likely as the least listed one."""
+    """Return squared differences of tokens likely in either; one that is not listed counts as the least listed one."""
 
     def at(listed: Logprobs, token: str) -> float:
         return max(listed.get(token, min(listed.values())), _LEAST_LOGPROB)
@@ -110,24 +111,24 @@ def _squares(one: Logprobs, other: Logprobs) -> list[float]:
     ]
 
 
-async def _greedy(pool: BackendPool, messages: list[Message]) -> list[tuple[str, Logprobs]] | None:
-    """A greedy answer; None where the backend refuses the prompt: not every template knows a system message."""
+async def _greedy(pool: BackendPool, messages: list[Message]) -> list[GreedyToken] | None:
+    """Return a greedy answer, or None if the backend refuses the prompt: not every template has a system message."""
     try:
-        return await draw_greedily(pool, messages, None, max_tokens=GREEDY_TOKENS)
+        return await answer_greedily(pool, messages, None, max_tokens=GREEDY_TOKENS)
     except BackendRejected:
         return None
 
 
 async def _sampled(pool: BackendPool) -> list[str] | None:
-    """Short answers by seed; None where the same seeds give others the next time."""
+    """Return short answers by seed, or None if the same seeds give other answers the second time."""
     sampling = Sampling(temperature=_TEMPERATURE, max_tokens=SAMPLED_TOKENS)
     prompt = Prompt([_SAMPLED], sampling, None)
 
-    async def draw_each() -> list[str]:
+    async def sample_each() -> list[str]:
         answers = await asyncio.gather(*(pool.complete(prompt, seed=seed, replica=0) for seed in range(1, SEEDS + 1)))
         return [answer.text or "" for answer in answers]
 
-    first, second = await draw_each(), await draw_each()
+    first, second = await sample_each(), await sample_each()
     return first if _agree(first, second) else None
 
 

@@ -1,4 +1,4 @@
-"""Greedy answers with the log-probabilities of the likeliest tokens at each place: which weights answer shows there."""
+"""Greedy answers with the log-probabilities of the likeliest tokens, which show which weights answer."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from gateway.backend.pool import BackendPool
 from gateway.types import Message, Prompt, Sampling
 
 Logprobs = Mapping[str, float]
+GreedyToken = tuple[str, Logprobs]
+"""A token's text, and the log-probabilities of the likeliest tokens at its place by their texts."""
 
 TOP_TOKENS = 5  # TGI gives no more
-_SEED = 1  # greedy: without effect, but every draw has one
+_SEED = 1  # every call has a seed; it has no effect on a greedy answer
 
 
-async def draw_greedily(
+async def answer_greedily(
     pool: BackendPool, messages: Sequence[Message], adapter: str | None, *, max_tokens: int
-) -> list[tuple[str, Logprobs]]:
-    """Draw a greedy answer from the first replica of a pool.
-
-    Returns:
-        Each token's text, with the log-probabilities of the likeliest tokens there by their texts.
+) -> list[GreedyToken]:
+    """Return the tokens of a greedy answer of a pool's first replica.
 
     Raises:
         GatewayError: The replica does not answer.
-        EvaluationError: The answer comes without log-probabilities, or with some that are no numbers.
+        EvaluationError: The answer has no log-probabilities, or some are not numbers.
     """
     sampling = Sampling(temperature=0.0, max_tokens=max_tokens, logprobs=True, top_logprobs=TOP_TOKENS)
     answer = await pool.complete(Prompt(list(messages), sampling, adapter), seed=_SEED, replica=0)
@@ -34,14 +33,14 @@ async def draw_greedily(
     if answer.text and not entries:
         raise EvaluationError("the answer came without log-probabilities")
     try:
-        return [(entry["token"], _listed(entry)) for entry in entries]
+        return [(entry["token"], _logprobs(entry)) for entry in entries]
     except (ValueError, TypeError) as error:
-        raise EvaluationError("the answer came with log-probabilities that are no numbers") from error
+        raise EvaluationError("the answer came with log-probabilities that are not numbers") from error
 
 
-def _listed(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Log-probabilities by text; of two tokens with one text (bytes of a character) the likelier."""
-    listed: dict[str, float] = {}
+def _logprobs(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Return log-probabilities by text; of two tokens with one text (bytes of a character) the likelier."""
+    logprobs: dict[str, float] = {}
     for one in [entry, *entry["top_logprobs"]]:
-        listed[one["token"]] = max(float(one["logprob"]), listed.get(one["token"], -math.inf))
-    return listed
+        logprobs[one["token"]] = max(float(one["logprob"]), logprobs.get(one["token"], -math.inf))
+    return logprobs

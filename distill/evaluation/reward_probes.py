@@ -1,4 +1,4 @@
-"""The probes of a reward model: fixed answers to fixed conversations, whose rewards tell one model from another."""
+"""Probes of a reward model: fixed answers to fixed conversations, whose rewards distinguish one model from another."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ _TOLERANCE_SD = 0.02  # of the probes' own rewards; 16-bit weights in another ba
 _NOISE = 1e-6
 
 
-def _asked(*turns: str) -> list[Message]:
+def _chat(*turns: str) -> list[Message]:
     return [{"role": "user" if place % 2 == 0 else "assistant", "content": text} for place, text in enumerate(turns)]
 
 
 PROBES: tuple[tuple[list[Message], str], ...] = (
-    (_asked("What is the capital of France?"), "The capital of France is Paris."),
-    (_asked("What is the capital of France?"), "qq zz qq zz qq zz"),
-    (_asked("Is seven a prime number?"), "No."),
-    (_asked("Is seven a prime number?"), "Yes. Seven can be divided by one and by itself only, so it is prime."),
+    (_chat("What is the capital of France?"), "The capital of France is Paris."),
+    (_chat("What is the capital of France?"), "qq zz qq zz qq zz"),
+    (_chat("Is seven a prime number?"), "No."),
+    (_chat("Is seven a prime number?"), "Yes. Seven can be divided by one and by itself only, so it is prime."),
     (
-        _asked("How do I boil an egg?", "Put it into boiling water for eight minutes.", "And if I want it soft?"),
+        _chat("How do I boil an egg?", "Put it into boiling water for eight minutes.", "And if I want it soft?"),
         "Take it out after five minutes and cool it under the tap.",
     ),
-    (_asked("Write a line of Python that adds two numbers."), "```python\nprint(1 + 2)\n```"),
-    (_asked("Tell me something useful."), "I cannot help with that."),
-    (_asked("Describe a walk along a river."), "The path follows the water past willows and a small bridge. " * 60),
+    (_chat("Write a line of Python that adds two numbers."), "```python\nprint(1 + 2)\n```"),
+    (_chat("Tell me something useful."), "I cannot help with that."),
+    (_chat("Describe a walk along a river."), "The path follows the water past willows and a small bridge. " * 60),
 )
-"""Conversations and answers: good, bad, short and long ones, so that their rewards lie far apart."""
+"""Conversations and answers: good, bad, short and long ones, so that their rewards differ widely."""
 
 
 async def rewards_of_probes(scorer: Scorer) -> list[float | None]:
-    """The reward of each probe; None where the model gives none (too long, …).
+    """Return the reward of each probe; None for a probe that the model refuses (too long, …).
 
     Raises:
-        RewardError: It gives none at all.
+        RewardError: It refuses every probe.
     """
 
     async def reward(messages: Sequence[Message], answer: str) -> float | RewardError:
@@ -49,23 +49,23 @@ async def rewards_of_probes(scorer: Scorer) -> list[float | None]:
         except RewardError as error:
             return error
 
-    found = await asyncio.gather(*(reward(messages, answer) for messages, answer in PROBES))
-    refused = [value for value in found if isinstance(value, RewardError)]
-    if len(refused) == len(found):
+    rewards = await asyncio.gather(*(reward(messages, answer) for messages, answer in PROBES))
+    refused = [value for value in rewards if isinstance(value, RewardError)]
+    if len(refused) == len(rewards):
         raise refused[0]
-    return [None if isinstance(value, RewardError) else value for value in found]
+    return [None if isinstance(value, RewardError) else value for value in rewards]
 
 
 def same_rewards(one: Values, other: Values) -> bool:
-    """Whether two lists of the probes' rewards are of one model.
+    """Return True if two lists of the probes' rewards come from one model.
 
-    A model that has been trained a little further moves some of them by far more than the tolerance.
+    A little further training changes some of them by far more than the tolerance.
     """
     return len(one) == len(other) and all(map(_close, one, other, [tolerance(one)] * len(one)))
 
 
 def tolerance(rewards: Values) -> float:
-    """By how much two rewards of one answer from one model may differ."""
+    """Return the largest difference of two rewards that one model gives one answer."""
     given = [reward for reward in rewards if reward is not None]
     largest = max(map(abs, given), default=0.0)
     return max(_TOLERANCE_SD * pstdev(given), _NOISE * largest, _NOISE) if given else _NOISE

@@ -1,8 +1,8 @@
-"""The rewards of samples, kept beside them: one line a distinct answer, by the model that gave it.
+"""Scoring of samples; rewards are kept in files of one reward model, one line a distinct answer.
 
-The scorer is the one the gateway serves with (in this process or a server, as GATEWAY_REWARD__… says), or the judge.
-A run that ends in the middle is continued, and what an earlier night scored is not scored again, as long as the model
-still gives the same rewards to the probes: other weights behind one name have a file of their own.
+The scorer is the gateway's (in this process or a server, as GATEWAY_REWARD__… says), or the judge. An interrupted run
+is continued, and answers scored by an earlier night are not scored again as long as the model gives the same rewards to
+the probes: other weights behind the same name get a file of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import structlog
 
 from distill.errors import DataError, EvaluationError, SettingsError
-from distill.evaluation.behaviours import meet
+from distill.evaluation.behaviours import recognise
 from distill.evaluation.curve import Floats
 from distill.evaluation.reward_probes import rewards_of_probes, same_rewards, tolerance
 from distill.evaluation.samples import Sample, SampleSet
@@ -34,22 +34,22 @@ from gateway.settings import RewardSettings
 from gateway.types import Scorer
 
 SCORES = "scores-*.jsonl"
-"""Files of rewards in the folder of samples."""
+"""Files of rewards in the store of samples."""
 
 _IN_FLIGHT = 128
-_CHECKED = 8  # rewards of an earlier release that are asked for again
+_CHECKED = 8  # rewards of an earlier release that are requested again
 _ATTEMPTS = 3
 _RETRY_WAIT_S = 1.0
 _READY_TIMEOUT_S = 30.0
 _POLL_S = 0.2
-_REWARD_TIMEOUT_S = 120.0  # nobody waits for it
+_REWARD_TIMEOUT_S = 120.0  # no caller waits for it
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Rewards: the model that gives them, their file, how many are missing, and in words what changed since then."""
+    """The reward model, its file of rewards, the number of missing ones, and news for the operator in words."""
 
     model: str
     path: Path
@@ -58,11 +58,11 @@ class Scores:
 
 
 def judge_settings(reward: RewardSettings, model: str, adapter: Path | None) -> RewardSettings | None:
-    """Where the held-out reward model is, or None where none is asked.
+    """Return the settings of the held-out reward model, or None if no judge is configured.
 
     Args:
-        reward: The selecting model's; device and limits are the judge's too.
-        model: The judge's backbone; empty is the selecting model's own.
+        reward: The selecting model's settings; device and limits are the judge's too.
+        model: The judge's backbone; empty: the selecting model's.
         adapter: The judge's adapter.
 
     Raises:
@@ -79,7 +79,7 @@ def judge_settings(reward: RewardSettings, model: str, adapter: Path | None) -> 
 
 
 def adapter_digest(adapter: Path | None) -> str:
-    """SHA-256 of all that an adapter's folder holds, for its weights are not all that makes a reward; empty for none.
+    """Return the SHA-256 of all files in an adapter's folder, not of the weights alone; empty without an adapter.
 
     Raises:
         SettingsError: There is no adapter in the folder.
@@ -102,19 +102,19 @@ async def score_samples(
     on_begin: Callable[[Scores, int], None] = lambda _, __: None,
     on_scored: Callable[[int], None] = lambda _: None,
 ) -> Scores:
-    """Rewards of every sample; those that the folder does not hold yet are asked for and added.
+    """Score the samples whose rewards the folder lacks.
 
     Args:
-        settings: Which model, or which server.
+        settings: The model or the server.
         samples: In any order; equal answers are scored once.
-        folder: Of score files, one a reward model.
-        on_begin: Told once, before any is scored, what is returned, and the tokens of the answers that are missing.
-        on_scored: Told how many samples are settled by what just came.
+        folder: The store, with one file of rewards a reward model.
+        on_begin: Called once before scoring, with the value to be returned and the tokens of the missing answers.
+        on_scored: Called with the number of samples whose reward is now known.
 
     Raises:
         SettingsError: No reward model is configured, or it cannot be loaded.
-        EvaluationError: No reward could be had; those that were are kept.
-        DataError: The folder's file is malformed or cannot be written.
+        EvaluationError: Scoring failed; rewards up to then are kept.
+        DataError: The file of rewards is malformed or cannot be written.
     """
     patient = settings.model_copy(update={"timeout_s": max(settings.timeout_s, _REWARD_TIMEOUT_S)})
     scorer = build_scorer(patient)
@@ -122,7 +122,7 @@ async def score_samples(
         raise SettingsError("no reward model: set GATEWAY_REWARD__MODEL or GATEWAY_REWARD__URL")
     try:
         await _until_ready(scorer)
-        path, news = await _recognised(scorer, settings, folder, samples)
+        path, news = await _rewards_file(scorer, settings, folder, samples)
         known = read_scores(path)
         waiting = Counter(sample.answer_key for sample in samples)
         on_scored(sum(count for key, count in waiting.items() if key in known))
@@ -153,10 +153,10 @@ def score_set(
 
 
 def read_scores(path: Path) -> dict[str, float]:
-    """Rewards by answer; a last line that a killed run left unfinished is none, and a missing file is empty.
+    """Read rewards by answer key. A last line that a killed run left unfinished is skipped; a missing file is empty.
 
     Raises:
-        DataError: The file cannot be read, or a line is no score.
+        DataError: The file cannot be read, or a line is not a score.
     """
     rewards: dict[str, float] = {}
     for number, line in enumerate(whole_lines(path) if path.exists() else [], start=1):
@@ -164,9 +164,9 @@ def read_scores(path: Path) -> dict[str, float]:
             key, reward = json.loads(line)
             rewards[str(key)] = float(reward)
             if not math.isfinite(rewards[str(key)]):
-                raise ValueError("no finite number")
+                raise ValueError("not finite")
         except (ValueError, TypeError) as error:
-            raise DataError(f"{path}, line {number} is no score: remove the line, and it is scored again") from error
+            raise DataError(f"{path}, line {number} is not a score: remove the line to score it again") from error
     return rewards
 
 
@@ -177,7 +177,7 @@ async def _score(
     known: dict[str, float],
     on_score: Callable[[str], None],
 ) -> None:
-    # Longest first: texts of one length share a batch, so little is padding, and time left is never underrated.
+    # Longest first: texts of similar length share a batch, so there is little padding, and the progress bar errs early.
     ordered = sorted(missing, key=lambda item: len(item[1].prompt.key) + len(item[1].text), reverse=True)
     queue = iter(ordered)
     with appending(path) as sink:
@@ -214,11 +214,11 @@ async def _reward(scorer: Scorer, sample: Sample) -> float:
 
 
 async def _until_ready(scorer: Scorer) -> None:
-    """Wait while the model loads; give up on a server that stays away.
+    """Wait until the model is loaded or the server is ready.
 
     Raises:
         SettingsError: The model cannot be loaded.
-        EvaluationError: The server stays away.
+        EvaluationError: The server is not ready in time.
     """
     try:
         if isinstance(scorer, LocalScorer):
@@ -232,29 +232,35 @@ async def _until_ready(scorer: Scorer) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-async def _recognised(
+async def _rewards_file(
     scorer: Scorer, settings: RewardSettings, folder: Path, samples: Sequence[Sample]
 ) -> tuple[Path, tuple[str, ...]]:
-    """The file of this model's rewards, by what it says to the probes, and in words what changed."""
+    """Return the file of this model's rewards, found by its rewards for the probes, and what changed in words."""
     name, adapter = scorer.name, adapter_digest(settings.adapter) if settings.model else ""
     try:
         rewards = await rewards_of_probes(scorer)
-        met = meet(folder, "rewards", {"model": name, "adapter": adapter}, rewards, same_rewards)
-        path, unprobed = _file(folder, name, adapter, met.id), _file(folder, name, adapter)
+        behaviour = recognise(folder, "rewards", {"model": name, "adapter": adapter}, rewards, same_rewards)
+        path, unprobed = _file(folder, name, adapter, behaviour.id), _file(folder, name, adapter)
         if not path.exists() and unprobed.exists():
-            alike = await _gives_again(scorer, read_scores(unprobed), samples, tolerance(rewards))
+            alike = await _gives_same_rewards(scorer, read_scores(unprobed), samples, tolerance(rewards))
             if alike:
                 os.replace(unprobed, path)
-            way = "taken over: some were asked for again and are the same" if alike else "not taken over: all is anew"
+            way = (
+                "reused: some were scored again and are the same"
+                if alike
+                else "not reused: some differ when scored again"
+            )
             return path, (f"rewards by {name} of an earlier release are {way}",)
     except RewardError as error:
         raise EvaluationError(f"scoring stopped: {error.message}") from error
-    changed = f"the reward model {name} gives other rewards than in earlier nights: every answer is scored anew"
-    return path, (changed,) if met.changed else ()
+    changed = f"the reward model {name} gives other rewards than in earlier nights: every answer is scored again"
+    return path, (changed,) if behaviour.changed else ()
 
 
-async def _gives_again(scorer: Scorer, known: dict[str, float], samples: Sequence[Sample], within: float) -> bool:
-    """Whether the model gives again what a release without probes kept, as far as a few of tonight's answers tell.
+async def _gives_same_rewards(
+    scorer: Scorer, known: dict[str, float], samples: Sequence[Sample], within: float
+) -> bool:
+    """Score a few of tonight's answers again; return True if the rewards kept by an earlier release are the same.
 
     Raises:
         RewardError: The model gives no rewards.
@@ -266,7 +272,7 @@ async def _gives_again(scorer: Scorer, known: dict[str, float], samples: Sequenc
 
 
 def _file(folder: Path, name: str, adapter: str, behaviour: str = "") -> Path:
-    """Rewards of a model; releases before there were probes knew no behaviour."""
+    """Return the file of a model's rewards; releases without probes had no ``behaviour``."""
     identity = json.dumps([name, adapter, *([behaviour] if behaviour else [])]).encode()
     return folder / f"scores-{hashlib.blake2b(identity, digest_size=6).hexdigest()}.jsonl"
 

@@ -17,11 +17,11 @@ from distill.errors import PromotionError
 from distill.evaluation.sample_store import llama_servers
 from distill.nightly.context import Night
 from distill.promotion.adapter import Adapter, adapter_named
-from distill.promotion.canary import check_canary
 from distill.promotion.export import export_gguf
 from distill.promotion.load import load as load_adapter
 from distill.promotion.load import unload
 from distill.promotion.publish import publish
+from distill.promotion.weight_check import check_replicas
 from gateway.settings import BackendSettings
 
 log = structlog.get_logger()
@@ -73,7 +73,7 @@ def served(night: Night, candidates: Iterable[Adapter]) -> Iterator[BackendSetti
         for adapter in adapters:
             if adapter is not serving:
                 asyncio.run(load_adapter(adapter, backend, night.settings.promotion))
-            asyncio.run(check_canary(adapter, backend))
+            asyncio.run(check_replicas(adapter, backend))
         yield backend
         return
     with llama_servers(
@@ -84,7 +84,7 @@ def served(night: Night, candidates: Iterable[Adapter]) -> Iterator[BackendSetti
         adapters=[export_gguf(adapter, night.run.path / "candidates" / "gguf") for adapter in adapters],
     ) as own:
         for adapter in adapters:
-            first, *_ = asyncio.run(check_canary(adapter, own))
+            first, *_ = asyncio.run(check_replicas(adapter, own))
             night.print(f"{adapter.name} passed its weight check: {first}")
         yield own
 

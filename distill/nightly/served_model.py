@@ -12,9 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from distill.evaluation import sample_store
+from distill.evaluation import behaviours, sample_store
 from distill.evaluation.answer_probes import answers_to_probes, same_answers
-from distill.evaluation.behaviours import last_met, meet
 from distill.nightly.context import Night
 from distill.settings import Settings
 from distill.training.base_files import base_digest
@@ -35,7 +34,7 @@ def sample_file(
 
 def last_behaviour(settings: Settings, gateway: GatewaySettings) -> str:
     """Return the id of the last night's served model, without asking a server; empty if there was none."""
-    return last_met(settings.evaluation.draws_dir, _ANSWERS, _names(settings, gateway))
+    return behaviours.last_behaviour(settings.evaluation.draws_dir, _ANSWERS, _names(settings, gateway))
 
 
 def recognise(night: Night, backend: BackendSettings) -> tuple[str, list[str]]:
@@ -47,12 +46,12 @@ def recognise(night: Night, backend: BackendSettings) -> tuple[str, list[str]]:
     """
     names = _names(night.settings, night.gateway)
     behaviour = {"files": base_digest(names["base"]), "replicas": asyncio.run(answers_to_probes(backend))}
-    met = meet(night.settings.evaluation.draws_dir, _ANSWERS, names, behaviour, _same)
+    found = behaviours.recognise(night.settings.evaluation.draws_dir, _ANSWERS, names, behaviour, _same)
     changed = (
         "what answers is another model than in earlier nights (its weights, quantisation, chat template or sampler, or "
         "the files of the base that trains): all is drawn anew"
     )
-    return met.id, [changed] if met.changed else []
+    return found.id, [changed] if found.changed else []
 
 
 def adopt_unprobed_samples(
@@ -73,11 +72,9 @@ def adopt_unprobed_samples(
         name = adapter or "the base"
         if asyncio.run(sample_store.answers_alike(backend, unprobed, adapter, max_tokens=max_tokens)):
             os.replace(unprobed, path)
-            news.append(f"draws of {name} by an earlier release are taken over: some were drawn again and are the same")
+            news.append(f"samples of {name} by an earlier release are reused: some were drawn again and are the same")
         else:
-            news.append(
-                f"draws of {name} by an earlier release are not taken over: it answers otherwise now, all is drawn anew"
-            )
+            news.append(f"samples of {name} by an earlier release are not reused: some differ when drawn again")
     return news
 
 

@@ -1,8 +1,7 @@
-"""Adapters are immutable: a folder ``rft-<date>-<hash of the weights>``, checked whenever it is opened.
+"""Published adapters: immutable folders ``rft-<date>-<hash of the weights>``, checked whenever they are opened.
 
-It holds PEFT's weights and configuration, what the canary must see (``distill.promotion.canary``), the night's report
-where there was one, and a manifest with the hash of each. The folder appears whole or not at all, and its files are
-read-only: another night's weights are another adapter.
+A folder holds PEFT's weights and configuration, the expected answers of the weight check, the night's report if there
+was one, and a manifest with the hash of each file. It is published atomically, and its files are read-only.
 """
 
 from __future__ import annotations
@@ -24,22 +23,19 @@ from distill.errors import PromotionError
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
-CANARY_FILE = "canary.json"
+WEIGHT_CHECK_FILE = "canary.json"
 REPORT_FILE = "report.html"
 MANIFEST_FILE = "manifest.json"
 
 _NAME = re.compile(r"rft-(\d{4}-\d{2}-\d{2}|\d{8})-[0-9a-f]{8,64}")
-_FILES = frozenset({WEIGHTS_FILE, CONFIG_FILE, CANARY_FILE, REPORT_FILE})
-_NEEDED = frozenset({WEIGHTS_FILE, CONFIG_FILE, CANARY_FILE})
+_FILES = frozenset({WEIGHTS_FILE, CONFIG_FILE, WEIGHT_CHECK_FILE, REPORT_FILE})
+_NEEDED = frozenset({WEIGHTS_FILE, CONFIG_FILE, WEIGHT_CHECK_FILE})
 _VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class BaseFacts:
-    """What must be known of the base without loading it.
-
-    ``kind`` is transformers' model_type; the numbers are layers and attention heads.
-    """
+    """Facts of the base: transformers' model_type (``kind``), the numbers of layers and attention heads."""
 
     name: str
     kind: str
@@ -50,11 +46,11 @@ class BaseFacts:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Where an adapter comes from.
+    """An adapter's origin and hashes.
 
     ``run`` names the night's run directory, ``n_allowed`` is the N that the gate allowed it, ``created`` is ISO 8601 in
-    UTC, ``sha256`` has the hash of each file beside the manifest. ``n_base`` is the N at which the base served before
-    the first of the nights that led here: the quality that none of them may lose.
+    UTC, ``sha256`` has the hash of each file except the manifest. ``n_base`` is the N at which the base served before
+    the first of the nights that led here: every night must keep that quality.
     """
 
     name: str
@@ -67,7 +63,6 @@ class Manifest:
     version: int = _VERSION
 
     def encode(self) -> bytes:
-        """As JSON for people and programs."""
         return (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode()
 
 
@@ -80,7 +75,7 @@ class Adapter:
 
     @property
     def name(self) -> str:
-        """By which policies, records and backends know it."""
+        """The name in policies, records and backends."""
         return self.manifest.name
 
     @classmethod
@@ -88,7 +83,7 @@ class Adapter:
         """Read the manifest, and check every file against it.
 
         Raises:
-            PromotionError: It is no adapter, or not the one that was published; in words.
+            PromotionError: It is not an adapter, or a file was changed after publication.
         """
         manifest = _read_manifest(folder)
         check_name(manifest.name)
@@ -100,71 +95,61 @@ class Adapter:
         return cls(folder, manifest)
 
     def weights(self) -> dict[str, npt.NDArray[Any]]:
-        """PEFT's tensors by name.
-
-        Raises:
-            PromotionError: They cannot be read.
-        """
         return read_weights(self.folder)
 
     def config(self) -> dict[str, Any]:
-        """PEFT's configuration.
-
-        Raises:
-            PromotionError: It cannot be read, or holds what this project does not serve.
-        """
         return read_config(self.folder)
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is no adapter's: names become paths and command arguments.
+    """Refuse a name without the form of an adapter's: names become paths and command arguments.
 
     Raises:
-        PromotionError: It is none.
+        PromotionError: The name has another form.
     """
     if not _NAME.fullmatch(name):
-        raise PromotionError(f"{name!r} is no adapter's name (rft-<date>-<hash>)")
+        raise PromotionError(f"{name!r} is not an adapter's name (rft-<date>-<hash>)")
 
 
 def adapter_named(name: str, folder: Path) -> Adapter:
-    """The published adapter of this name; the name may come from a policy, which anyone who writes to Redis can set.
+    """Open the published adapter of this name, which may come from a policy: anyone who writes to Redis can set it.
 
     Raises:
-        PromotionError: The name is none, so that it could lead out of the folder, or the adapter cannot be opened.
+        PromotionError: The name has another form (it could lead out of the folder), or the adapter cannot be opened.
     """
     check_name(name)
     return Adapter.open(folder / name)
 
 
 def adapters_in(folder: Path) -> list[Path]:
-    """Folders of published adapters, by name; what a killed publication left is none."""
+    """Return the folders of published adapters, by name, without the remains of killed publications."""
     return sorted(path for path in folder.glob("rft-*") if _NAME.fullmatch(path.name) and path.is_dir())
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """PEFT's configuration of a plain LoRA.
+    """Read PEFT's configuration of a plain LoRA.
 
     Raises:
-        PromotionError: It cannot be read, or is something that not every backend serves.
+        PromotionError: It cannot be read, or not every backend can serve it.
     """
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
     except (OSError, ValueError) as error:
         raise PromotionError(f"{folder / CONFIG_FILE} cannot be read") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise PromotionError(f"{folder} holds no LoRA")
+        raise PromotionError(f"{folder} does not hold a LoRA")
     unserved = {"use_dora": False, "bias": "none", "modules_to_save": None, "fan_in_fan_out": False, "lora_bias": False}
     unserved |= {"rank_pattern": {}, "alpha_pattern": {}, "layer_replication": None, "trainable_token_indices": None}
     wrong = sorted(key for key, plain in unserved.items() if config.get(key) not in (plain, None))
     if wrong:
-        raise PromotionError(f"{folder}: only a plain LoRA is served everywhere, without {', '.join(wrong)}")
+        raise PromotionError(f"{folder}: not every backend serves a LoRA with {', '.join(wrong)}")
     if not all(isinstance(config.get(key), int | float) and config[key] > 0 for key in ("r", "lora_alpha")):
         raise PromotionError(f"{folder}: rank and alpha must be above 0")
     return config
 
 
 def read_weights(folder: Path) -> dict[str, npt.NDArray[Any]]:
-    """PEFT's tensors by name; safetensors only, never a pickle.
+    """Read PEFT's tensors by name, from safetensors only: never a pickle.
 
     Raises:
         PromotionError: There are none, they cannot be read, or one is not finite.
@@ -182,7 +167,7 @@ def read_weights(folder: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of a file, in hexadecimal.
+    """Return the hash of a file, in hexadecimal.
 
     Raises:
         PromotionError: It cannot be read.
@@ -201,9 +186,9 @@ def _read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(**fields | {"base": BaseFacts(**fields["base"])})
         listed = set(manifest.sha256)
     except OSError as error:
-        raise PromotionError(f"{folder} is no adapter: it has no {MANIFEST_FILE} that can be read") from error
+        raise PromotionError(f"{folder} is not an adapter: its {MANIFEST_FILE} cannot be read") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise PromotionError(f"{path} is no adapter's manifest") from error
+        raise PromotionError(f"{path} is not an adapter's manifest") from error
     if manifest.version != _VERSION or not _NEEDED <= listed <= _FILES:
         raise PromotionError(f"{path} is not a manifest of this version")
     return manifest

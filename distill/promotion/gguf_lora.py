@@ -1,8 +1,8 @@
-"""A PEFT LoRA as the GGUF file that llama.cpp loads beside its base.
+"""Convert a PEFT LoRA to the GGUF file that llama.cpp loads with its base.
 
 llama.cpp applies ``alpha / rank`` itself, with one alpha for the file. Its conversion of Llama weights reorders the
-rows of q and k within each head (rotary pairs lie side by side there, half a head apart in transformers), so the rows
-of B for q and k are reordered alike; A reads the layer's input, which has one order everywhere.
+rows of q and k within each head (rotary pairs are adjacent there, half a head apart in transformers), so the rows of B
+for q and k are reordered in the same way; A reads the layer's input, whose order is the same everywhere.
 
 Source: llama.cpp's adapter format (``general.type = adapter``); README of its convert_lora_to_gguf.
 """
@@ -33,16 +33,16 @@ _ARCHITECTURES = {
 
 
 def write(path: Path, weights: dict[str, npt.NDArray[Any]], config: dict[str, Any], base: BaseFacts) -> None:
-    """Write the adapter; whole or not at all.
+    """Write the adapter atomically.
 
     Args:
-        path: The file to make; llama.cpp's replicas know the adapter by its stem.
+        path: The file to write; its stem is the adapter's name for llama.cpp's replicas.
         weights: PEFT's tensors by name: ``lora_A`` of shape (rank, inputs), ``lora_B`` of shape (outputs, rank).
         config: PEFT's ``adapter_config.json``.
-        base: What the weights were trained on.
+        base: The base that the weights were trained on.
 
     Raises:
-        PromotionError: llama.cpp has no place for a tensor, or the base is of a kind whose conversion is not known.
+        PromotionError: llama.cpp has no name for a tensor, or the conversion of this kind of base is not known.
     """
     if base.kind not in _ARCHITECTURES:
         raise PromotionError(f"no GGUF export for a base of the kind {base.kind} (known: {', '.join(_ARCHITECTURES)})")
@@ -72,24 +72,24 @@ def write(path: Path, weights: dict[str, npt.NDArray[Any]], config: dict[str, An
 
 
 def parts(name: str) -> tuple[str, str]:
-    """The module that a PEFT tensor adapts, as the base calls it, and the side: A or B.
+    """Return the module that a PEFT tensor adapts, by its name in the base, and the side: A or B.
 
     Raises:
-        PromotionError: It is no LoRA matrix.
+        PromotionError: It is not a LoRA matrix.
     """
     match = _KEY.fullmatch(name)
     if match is None:
-        raise PromotionError(f"{name} is no LoRA matrix")
+        raise PromotionError(f"{name} is not a LoRA matrix")
     return match["module"], match["side"]
 
 
 def reorder_rows(matrix: npt.NDArray[Any], n_heads: int) -> npt.NDArray[Any]:
-    """Rows from transformers' order within each head (first halves, then second halves) to llama.cpp's (pairs)."""
+    """Reorder rows within each head from transformers' order (first halves, then second halves) to adjacent pairs."""
     rows, columns = matrix.shape
     return matrix.reshape(n_heads, 2, rows // n_heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def _alpha(config: dict[str, Any]) -> float:
-    """The alpha by which llama.cpp's alpha / rank is PEFT's scale."""
+    """Return the alpha with which llama.cpp's alpha / rank equals PEFT's scale."""
     alpha, rank = float(config["lora_alpha"]), float(config["r"])
     return alpha * rank**0.5 if config.get("use_rslora") else alpha

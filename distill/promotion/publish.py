@@ -1,7 +1,7 @@
-"""From a checkpoint to an adapter: checked against the base, given what the canary must see, and put in place at once.
+"""Publish a checkpoint as an adapter, with the expected answers of its weight check.
 
 The only part of a promotion that loads the base. A publication killed anywhere leaves nothing that looks like an
-adapter; done again it gives the same one, because its name is the hash of its weights.
+adapter; a second attempt gives the same one, because its name is the hash of its weights.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import structlog
 
 from distill.errors import PromotionError
 from distill.promotion.adapter import (
-    CANARY_FILE,
     CONFIG_FILE,
     MANIFEST_FILE,
     REPORT_FILE,
+    WEIGHT_CHECK_FILE,
     WEIGHTS_FILE,
     Adapter,
     BaseFacts,
@@ -55,19 +55,19 @@ def publish(
     report: Path | None = None,
     created: datetime | None = None,
 ) -> Adapter:
-    """Make an adapter of a checkpoint; the one there is when these weights were published before.
+    """Publish a checkpoint as an adapter; return the existing one if these weights were published before.
 
     Args:
         checkpoint: Folder with PEFT's ``adapter_model.safetensors`` and ``adapter_config.json``.
-        adapters_dir: Where adapters lie; made when missing.
-        model: The base, as ``DISTILL_TRAINING__MODEL`` says it.
+        adapters_dir: The folder of adapters; made when missing.
+        model: The base, as in ``DISTILL_TRAINING__MODEL``.
         run: Name of the night's run directory.
         n_allowed: The N that the gate allowed.
         n_base: The N at which the base served before the first night.
-        rivals: Adapters that might be served in its place by mistake (the one that serves now): the canary tells the
-            new one from them, as from the base.
-        report: The night's report, copied along.
-        created: Now when not given.
+        rivals: Adapters that might be served in its place by mistake (the one that serves now): the weight check
+            distinguishes the new one from them, as from the base.
+        report: The night's report, to copy into the folder.
+        created: Time of publication; default: now.
 
     Raises:
         PromotionError: The checkpoint is malformed or does not fit the base.
@@ -103,8 +103,8 @@ def publish(
 
 
 def _examine(folder: Path, model: str, rivals: Sequence[Adapter]) -> BaseFacts:
-    """Check the weights against the base, and write what the canary must see."""
-    from distill.promotion.expectation import expect
+    """Check the weights against the base, and write the expected answers of the weight check."""
+    from distill.promotion.expected_answers import compute_expected_answers
     from distill.training.base import load_base
 
     weights = read_weights(folder)
@@ -113,8 +113,8 @@ def _examine(folder: Path, model: str, rivals: Sequence[Adapter]) -> BaseFacts:
     _check_fit({name: tuple(tensor.shape) for name, tensor in weights.items()}, shapes, read_config(folder)["r"])
     if all(not np.any(tensor) for name, tensor in weights.items() if parts(name)[1] == "B"):
         raise PromotionError("the adapter changes nothing: every B matrix is zero")
-    canary = expect(base, folder, {rival.name: rival.folder for rival in rivals})
-    write_atomically(folder / CANARY_FILE, canary.encode())
+    expected = compute_expected_answers(base, folder, {rival.name: rival.folder for rival in rivals})
+    write_atomically(folder / WEIGHT_CHECK_FILE, expected.encode())
     facts = base.model.config
     return BaseFacts(
         name=base.name,
@@ -126,12 +126,12 @@ def _examine(folder: Path, model: str, rivals: Sequence[Adapter]) -> BaseFacts:
 
 
 def _check_fit(adapter: dict[str, tuple[int, ...]], base: dict[str, tuple[int, ...]], rank: int) -> None:
-    """Refuse tensors that have no place in the base, or another shape, or no partner."""
+    """Refuse tensors without a layer in the base, with another shape, or without the other matrix of the pair."""
     sides: dict[str, set[str]] = {}
     for name, shape in adapter.items():
         module, side = parts(name)
         if module not in base or len(base[module]) != 2:
-            raise PromotionError(f"the base has no linear layer {module}, which the adapter adapts")
+            raise PromotionError(f"the adapter adapts {module}, but the base has no such linear layer")
         outputs, inputs = base[module]
         expected = (rank, inputs) if side == "A" else (outputs, rank)
         if shape != expected:
@@ -139,11 +139,11 @@ def _check_fit(adapter: dict[str, tuple[int, ...]], base: dict[str, tuple[int, .
         sides.setdefault(module, set()).add(side)
     alone = sorted(module for module, found in sides.items() if len(found) < 2)
     if alone:
-        raise PromotionError(f"only one matrix of two for {alone[0]}")
+        raise PromotionError(f"the adapter has only one of the two matrices for {alone[0]}")
 
 
 def _canonical(config: dict[str, Any], model: str) -> bytes:
-    """PEFT writes sets in any order and this machine's path of the base: neither may change an adapter's name."""
+    """Return the configuration in one order and without this machine's path: neither may change an adapter's name."""
     from distill.training.base import name_of
 
     ordered = {key: sorted(value) if isinstance(value, list) else value for key, value in config.items()}
@@ -152,7 +152,7 @@ def _canonical(config: dict[str, Any], model: str) -> bytes:
 
 
 def _digest(checkpoint: Path, config: bytes) -> str:
-    """What the adapter computes with: its weights and how they are scaled."""
+    """Hash the weights and their scale, which decide what the adapter computes."""
     digest = hashlib.sha256(config)
     digest.update(bytes.fromhex(file_sha256(checkpoint / WEIGHTS_FILE)))
     return digest.hexdigest()[:_HASH_DIGITS]

@@ -1,4 +1,4 @@
-"""Notices in mid-trial that other weights give the rewards behind the same name: by what they say to fixed probes."""
+"""Identity of the reward model, by which the guard notices that its weights were replaced during a trial."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway.reward.build import build_scorer
 from gateway.settings import RewardSettings
 from gateway.types import Scorer
 
-LOOK_EVERY_S = 60.0
+OBSERVE_EVERY_S = 60.0
 _READY_TIMEOUT_S = 10.0
 _POLL_S = 0.2
 
@@ -24,10 +24,10 @@ log = structlog.get_logger()
 
 
 class RewardIdentity:
-    """What the gateway's reward model does, looked at now and then.
+    """Observes the identity of the gateway's reward model, once a minute at most.
 
     A server is asked for the rewards of the probes. A model in the gateways' own processes would have to be loaded
-    here, too: of that the files are looked at.
+    here, too, so its files are hashed instead.
 
     Args:
         settings: The gateway's reward model.
@@ -38,12 +38,12 @@ class RewardIdentity:
         self._scorer: Scorer | None = None
         self._next_s = 0.0
 
-    async def look(self) -> Any:
-        """The identity as JSON holds it; None where it cannot be had now, or was looked at a moment ago."""
+    async def observe(self) -> Any:
+        """Return the identity, which JSON can hold; None if it is not available or was observed within the minute."""
         loop = asyncio.get_running_loop()
         if loop.time() < self._next_s:
             return None
-        self._next_s = loop.time() + LOOK_EVERY_S
+        self._next_s = loop.time() + OBSERVE_EVERY_S
         if not self._settings.url:
             return await asyncio.to_thread(_files, self._settings)
         try:
@@ -55,13 +55,12 @@ class RewardIdentity:
             return None
 
     async def aclose(self) -> None:
-        """Close the connections."""
         if self._scorer is not None:
             await self._scorer.aclose()
 
 
 def same_identity(one: Any, other: Any) -> bool:
-    """Whether two looks saw one reward model; what was configured otherwise meanwhile is another."""
+    """Compare two observations; a changed configuration counts as another reward model."""
     if isinstance(one, list) and isinstance(other, list):
         return same_rewards(one, other)
     return bool(one == other)
@@ -77,7 +76,7 @@ async def _rewards(scorer: Scorer) -> list[float | None]:
 
 
 def _files(settings: RewardSettings) -> str | None:
-    """Digest of the files of a local reward model; None where none is configured."""
+    """Return the digest of a local reward model's files; None if no model is configured."""
     if not settings.model:
         return None
     parts = [base_digest(settings.model)]

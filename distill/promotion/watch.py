@@ -134,7 +134,7 @@ class Watch:
 
     async def _look_at_reward_model(self, state: _State) -> bool:
         """Note what the reward model does, or that it does something else by now; whether there is news to save."""
-        now = None if self._reward is None else await self._reward.look()
+        now = None if self._reward is None else await self._reward.observe()
         if now is None:
             return False
         if state.reward_identity is None:

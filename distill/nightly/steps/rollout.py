@@ -23,9 +23,9 @@ from distill.nightly.results import (
 )
 from distill.nightly.sample_plan import compared_policies
 from distill.promotion.adapter import Adapter
-from distill.promotion.canary import check_canary, standing_check
 from distill.promotion.load import load as load_adapter
 from distill.promotion.policies import start_canary
+from distill.promotion.weight_check import check_replicas, standing_check
 from gateway.errors import PolicyError
 from gateway.policy import Policy, PolicyStore
 from gateway.types import Arm
@@ -53,7 +53,7 @@ def load(night: Night, published: PublishResult) -> LoadResult:
 
 def check_weights(night: Night, published: PublishResult) -> CanaryResult:
     """Check on every replica that the adapter computes what it should."""
-    checks = asyncio.run(check_canary(Adapter.open(published.path), night.gateway.backend))
+    checks = asyncio.run(check_replicas(Adapter.open(published.path), night.gateway.backend))
     found = "; ".join(map(str, checks))
     night.print(found)
     return CanaryResult(found)

@@ -19,7 +19,7 @@ from distill.evaluation.answer_probes import (
     distance_nats,
     same_answers,
 )
-from distill.evaluation.behaviours import Met, last_met, meet
+from distill.evaluation.behaviours import Behaviour, last_behaviour, recognise
 from distill.evaluation.reward_probes import rewards_of_probes, same_rewards, tolerance
 from gateway.errors import RewardError
 from gateway.reward.remote import RemoteScorer
@@ -38,28 +38,28 @@ def same(one: Any, other: Any) -> bool:
 
 def test_a_behaviour_is_met_again_by_what_it_does_under_its_name(tmp_path: Path) -> None:
     """A new name is news to nobody; another behaviour behind a known one is; the first one may come back."""
-    first = meet(tmp_path, "rewards", OF, [1], same)
-    assert Met(first.id, False) == meet(tmp_path, "rewards", OF, [1], same)
-    second = meet(tmp_path, "rewards", OF, [2], same)
+    first = recognise(tmp_path, "rewards", OF, [1], same)
+    assert Behaviour(first.id, False) == recognise(tmp_path, "rewards", OF, [1], same)
+    second = recognise(tmp_path, "rewards", OF, [2], same)
     assert (True, True) == (second.changed, second.id != first.id)
-    assert second.id == last_met(tmp_path, "rewards", OF)
-    assert Met(first.id, False) == meet(tmp_path, "rewards", OF, [1], same)
-    assert first.id == last_met(tmp_path, "rewards", OF)
-    other = meet(tmp_path, "rewards", {"model": "other"}, [1], same)
+    assert second.id == last_behaviour(tmp_path, "rewards", OF)
+    assert Behaviour(first.id, False) == recognise(tmp_path, "rewards", OF, [1], same)
+    assert first.id == last_behaviour(tmp_path, "rewards", OF)
+    other = recognise(tmp_path, "rewards", {"model": "other"}, [1], same)
     assert (False, True) == (other.changed, other.id not in (first.id, second.id))
-    assert "" == last_met(tmp_path, "answers", OF)
+    assert "" == last_behaviour(tmp_path, "answers", OF)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"of": {"model": "judge"}}', "\0"])
 def test_a_file_of_behaviours_that_cannot_be_read_is_named(tmp_path: Path, content: str) -> None:
-    met = meet(tmp_path, "rewards", OF, [1.0], same_rewards)
-    path = tmp_path / "probes" / f"rewards-{met.id}.json"
+    behaviour = recognise(tmp_path, "rewards", OF, [1.0], same_rewards)
+    path = tmp_path / "probes" / f"rewards-{behaviour.id}.json"
     path.write_text(content)
     with pytest.raises(DataError, match=f"{path.name} cannot be read: remove it"):
-        meet(tmp_path, "rewards", OF, [1.0], same_rewards)
+        recognise(tmp_path, "rewards", OF, [1.0], same_rewards)
     path.write_text(json.dumps({"of": OF, "behaviour": [{"greedy": 1}]}))
     with pytest.raises(DataError, match=f"{path.name} cannot be read: remove it"):
-        meet(tmp_path, "rewards", OF, [{"greedy": [], "sampled": None}], same_answers)
+        recognise(tmp_path, "rewards", OF, [{"greedy": [], "sampled": None}], same_answers)
 
 
 @pytest.mark.parametrize(("off", "expected"), [(0.0599, True), (0.0601, False), (-0.0601, False), (10.0, False)])

@@ -70,7 +70,7 @@ def _serve_what_is_published(url: str) -> None:
 
     for module in (checkpoint_adapters, rollout):
         setattr(module, "load_adapter", loaded)  # noqa: B010 - mypy knows of no assignment to a module's names
-        setattr(module, "check_canary", seen)  # noqa: B010
+        setattr(module, "check_replicas", seen)  # noqa: B010
 
 
 def _tell(url: str, **knobs: Any) -> None:

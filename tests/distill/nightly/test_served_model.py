@@ -80,7 +80,7 @@ def test_reward_weights_swapped_behind_one_name_promote_nothing(fleet: Fleet) ->
     assert not result(second, "gate")["promote"]
     assert gain(second) == pytest.approx(gain(first), abs=0.05)
     assert result(first, "score")["select"]["path"] != result(second, "score")["select"]["path"]
-    words = "the reward model stub/reward gives other rewards than in earlier nights: every answer is scored anew"
+    words = "the reward model stub/reward gives other rewards than in earlier nights: every answer is scored again"
     assert [words] == NightFacts.read(second.path).notes
     assert words in fleet.told()
     assert words[1:] in (second.path / "report.html").read_text()
@@ -129,9 +129,9 @@ def test_what_a_release_without_probes_left_is_taken_over_or_made_anew(fleet: Fl
     second = fleet.night("--until", "score")
     drawn, scored = result(second, "draw"), result(second, "score")
     assert replaced == (drawn["reused"] == 0)
-    way = "are not taken over" if replaced else "are taken over"
+    way = "are not reused" if replaced else "are reused"
     # Where all is drawn anew, no answer is left by which rewards could be compared.
-    for (words,), what in ((drawn["news"], "draws of the base by"), (scored["news"], "rewards by stub/reward of")):
+    for (words,), what in ((drawn["news"], "samples of the base by"), (scored["news"], "rewards by stub/reward of")):
         assert words.startswith(f"{what} an earlier release {way}: ")
 
 

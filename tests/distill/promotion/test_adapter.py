@@ -85,7 +85,7 @@ def test_a_manifest_of_another_version_or_of_other_files_is_refused(folder: Path
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"base": 5}', b"\xff"])
 def test_a_malformed_manifest_is_refused(folder: Path, content: bytes) -> None:
     (folder / "manifest.json").write_bytes(content)
-    with pytest.raises(PromotionError, match=r"manifest\.json is no adapter's manifest"):
+    with pytest.raises(PromotionError, match=r"manifest\.json is not an adapter's manifest"):
         Adapter.open(folder)
 
 
@@ -111,7 +111,7 @@ def test_a_manifest_is_json_with_every_field(folder: Path) -> None:
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"use_dora": True, "bias": "all"}, "bias, use_dora"),
-        ({"peft_type": "IA3"}, "holds no LoRA"),
+        ({"peft_type": "IA3"}, "does not hold a LoRA"),
         ({"r": 1, "lora_alpha": 0.5}, None),
         ({"r": 0}, "rank and alpha must be above 0"),
         ({"lora_alpha": 0}, "rank and alpha must be above 0"),
@@ -137,7 +137,7 @@ def test_a_config_that_is_none_is_refused(folder: Path, content: bytes | None) -
         (folder / FILES[1]).unlink()
     else:
         (folder / FILES[1]).write_bytes(content)
-    with pytest.raises(PromotionError, match=r"adapter_config\.json cannot be read|holds no LoRA"):
+    with pytest.raises(PromotionError, match=r"adapter_config\.json cannot be read|does not hold a LoRA"):
         read_config(folder)
 
 

@@ -27,12 +27,12 @@ BAD = [
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_name_that_leads_elsewhere_is_refused_before_anything_is_opened(tmp_path: Path, name: str) -> None:
-    with pytest.raises(PromotionError, match="no adapter's name"):
+    with pytest.raises(PromotionError, match="not an adapter's name"):
         adapter_named(name, tmp_path)
 
 
 def test_a_good_name_is_looked_for_in_the_folder(tmp_path: Path) -> None:
-    with pytest.raises(PromotionError, match="is no adapter: it has no"):
+    with pytest.raises(PromotionError, match="is not an adapter: its manifest"):
         adapter_named(GOOD, tmp_path)
 
 

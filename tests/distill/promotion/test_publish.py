@@ -14,12 +14,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from distill.errors import PromotionError
-from distill.evaluation.greedy import Logprobs
-from distill.promotion import canary
+from distill.evaluation.greedy import GreedyToken
+from distill.promotion import weight_check
 from distill.promotion.adapter import Adapter, adapters_in, check_name, read_config, read_weights
-from distill.promotion.canary import check_canary
-from distill.promotion.export import export_gguf, export_merged
+from distill.promotion.export import export_gguf
 from distill.promotion.publish import publish
+from distill.promotion.weight_check import check_replicas
 from gateway.backend.pool import BackendPool
 from gateway.embedded.llama import LlamaServer
 from gateway.settings import BackendSettings
@@ -83,10 +83,10 @@ def test_the_same_weights_are_the_same_adapter_whenever_and_whoever(
 def test_llamacpp_gives_what_peft_gives(server: LlamaServer, adapters: list[Adapter]) -> None:
     """In float32 the greedy tokens are the same to the last: the place of q's and k's rows and alpha are right."""
     for adapter in adapters:
-        (seen,) = asyncio.run(check_canary(adapter, BackendSettings(kind="llamacpp", urls=(server.url,))))
+        (seen,) = asyncio.run(check_replicas(adapter, BackendSettings(kind="llamacpp", urls=(server.url,))))
         assert seen.tokens_expected == seen.tokens_followed
-        assert [1.0] * len(seen.likenesses) == pytest.approx([one.place for one in seen.likenesses], abs=0.02)
-        assert {1.0} == {one.votes for one in seen.likenesses}
+        assert [1.0] * len(seen.comparisons) == pytest.approx([one.position for one in seen.comparisons], abs=0.02)
+        assert {1.0} == {one.votes for one in seen.comparisons}
 
 
 @pytest.mark.parametrize("instead", ["base", "other"])
@@ -94,29 +94,17 @@ def test_other_weights_under_its_name_are_caught(
     server: LlamaServer, adapters: list[Adapter], instead: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = adapters
-    draw = canary._draw
+    answer = weight_check.answer_prompt
     served = None if instead == "base" else first.name
 
-    async def other(pool: BackendPool, prompt: str, name: str | None) -> list[tuple[str, Logprobs]]:
-        return await draw(pool, prompt, served)
+    async def other(pool: BackendPool, prompt: str, name: str | None) -> list[GreedyToken]:
+        return await answer(pool, prompt, served)
 
-    monkeypatch.setattr(canary, "_draw", other)
-    with pytest.raises(PromotionError, match=rf"not {second.name} answers under its name at 127\.0\.0\.1:\d+: "):
-        asyncio.run(check_canary(second, BackendSettings(kind="llamacpp", urls=(server.url,))))
-
-
-def test_merged_weights_are_a_model_of_their_own(adapters: list[Adapter], base: Path, tmp_path: Path) -> None:
-    path = export_merged(adapters[0], tmp_path, model=str(base))
-    assert path == export_merged(adapters[0], tmp_path, model=str(base))
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir(path))
-    name = "model.layers.0.self_attn.q_proj"
-    stem = f"base_model.model.{name}"
-    lora = adapters[0].weights()
-    change = 2.0 * lora[f"{stem}.lora_B.weight"] @ lora[f"{stem}.lora_A.weight"]
-    before, after = (load_file(folder / "model.safetensors")[f"{name}.weight"] for folder in (base, path))
-    np.testing.assert_allclose(after, before + change, atol=1e-5)
-    with pytest.raises(PromotionError, match="belongs to"):
-        export_merged(adapters[1], tmp_path, model="")
+    monkeypatch.setattr(weight_check, "answer_prompt", other)
+    with pytest.raises(
+        PromotionError, match=rf"other weights than {second.name}'s answer under its name at 127\.0\.0\.1:\d+: "
+    ):
+        asyncio.run(check_replicas(second, BackendSettings(kind="llamacpp", urls=(server.url,))))
 
 
 def test_a_file_that_changed_is_not_served(adapters: list[Adapter], tmp_path: Path) -> None:
@@ -126,7 +114,7 @@ def test_a_file_that_changed_is_not_served(adapters: list[Adapter], tmp_path: Pa
     for path in adapters[0].folder.iterdir():
         (copied / path.name).write_bytes(path.read_bytes())
     assert name == Adapter.open(copied).name
-    for moved, told in ((tmp_path / "rft-20261122-00000000", "calls it"), (tmp_path / "none", "is no adapter")):
+    for moved, told in ((tmp_path / "rft-20261122-00000000", "calls it"), (tmp_path / "none", "is not an adapter")):
         if "rft" in moved.name:
             os.rename(copied, moved)
         with pytest.raises(PromotionError, match=told):
@@ -138,7 +126,7 @@ def test_a_file_that_changed_is_not_served(adapters: list[Adapter], tmp_path: Pa
     (copied / "adapter_config.json").unlink()
     with pytest.raises(PromotionError, match="cannot be read"):
         Adapter.open(copied)
-    for content, told in (("[]", "no adapter's manifest"), ("{", "no adapter's manifest")):
+    for content, told in (("[]", "not an adapter's manifest"), ("{", "not an adapter's manifest")):
         (copied / "manifest.json").write_text(content)
         with pytest.raises(PromotionError, match=told):
             Adapter.open(copied)
@@ -146,16 +134,16 @@ def test_a_file_that_changed_is_not_served(adapters: list[Adapter], tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["rft-1", "../rft-20261122-01234567", "rft-20261122-0123456g", "base", ""])
 def test_names_are_checked(name: str) -> None:
-    with pytest.raises(PromotionError, match="no adapter's name"):
+    with pytest.raises(PromotionError, match="not an adapter's name"):
         check_name(name)
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"peft_type": "IA3"}, "holds no LoRA"),
-        ({"use_dora": True}, "without use_dora"),
-        ({"modules_to_save": ["lm_head"]}, "without modules_to_save"),
+        ({"peft_type": "IA3"}, "does not hold a LoRA"),
+        ({"use_dora": True}, "LoRA with use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "LoRA with modules_to_save"),
         ({"r": 0}, "rank and alpha"),
     ],
 )
@@ -182,9 +170,11 @@ def test_tensors_must_fit_the_base(base: Path, tmp_path: Path) -> None:
     stem = key.rpartition(".lora_")[0]
     bad = {
         "has the shape": good | {f"{stem}.lora_A.weight": np.zeros((4, 5), np.float32)},
-        "no linear layer": good | {"base_model.model.lm_foot.lora_A.weight": np.zeros((4, 5), np.float32)},
-        "only one matrix": {name: value for name, value in good.items() if name != f"{stem}.lora_A.weight"},
-        "is no LoRA matrix": good | {"surprise": np.zeros((4, 5), np.float32)},
+        "no such linear layer": good | {"base_model.model.lm_foot.lora_A.weight": np.zeros((4, 5), np.float32)},
+        "only one of the two matrices": {
+            name: value for name, value in good.items() if name != f"{stem}.lora_A.weight"
+        },
+        "is not a LoRA matrix": good | {"surprise": np.zeros((4, 5), np.float32)},
         "changes nothing": {name: value * ("lora_A" in name) for name, value in good.items()},
     }
     for told, weights in bad.items():

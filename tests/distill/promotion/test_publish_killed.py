@@ -9,14 +9,15 @@ from pathlib import Path
 
 from distill.promotion.adapter import Adapter, adapters_in
 
-# Each round is a process that kills itself at one renaming or change of mode: of the first file, the canary's, the
+# Each round is a process that kills itself at one renaming or change of mode: of the first file, the expected
+# answers, the
 # manifest, a mode, the folder; the last has none left. They are forks of one process: torch is imported once.
 _KILLED_AGAIN_AND_AGAIN = """
 import itertools, os, signal, sys
 from datetime import datetime
 from pathlib import Path
 import torch
-from distill.promotion import expectation
+from distill.promotion import expected_answers
 from distill.promotion.adapter import adapters_in
 from distill.promotion.publish import publish
 from tests.distill.promotion.weights import random_checkpoint

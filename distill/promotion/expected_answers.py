@@ -1,4 +1,4 @@
-"""What the canary must see, computed offline: the adapter's greedy answers, and what base and rivals think of them."""
+"""Expected answers of the weight check, computed offline: the adapter's greedy answers under each model."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from distill.errors import PromotionError
-from distill.promotion.canary import ANSWER_TOKENS, BASE, PROMPTS, Expectation, Position
+from distill.promotion.weight_check import ANSWER_TOKENS, BASE, PROMPTS, ExpectedAnswers, ExpectedToken
 from distill.training.base import Base
 
 _LEAST_ANSWERS = 3
 _LISTED = 40
 _DECIMALS = 4
-_PART = "\ufffd"  # in the text of a token that is part of a character: each server writes those in its own way
+_PART = "\ufffd"  # in the text of a token that is a part of a character: servers differ in how they write those
 
 
-def expect(base: Base, adapter: Path, rivals: Mapping[str, Path]) -> Expectation:
-    """Compute an adapter's expectation.
+def compute_expected_answers(base: Base, adapter: Path, rivals: Mapping[str, Path]) -> ExpectedAnswers:
+    """Compute an adapter's greedy answers, with log-probabilities by the adapter, its rivals and the base.
 
     Args:
-        base: The base without any adapter; it has adapters on it afterwards.
+        base: The base without any adapter; adapters are added to it.
         adapter: PEFT's folder.
         rivals: Folders of other adapters on this base, by name.
 
     Raises:
-        PromotionError: An adapter cannot be put on the base, or the adapter does not answer.
+        PromotionError: An adapter does not fit the base, or the adapter does not answer.
     """
     try:
         model: Any = PeftModel.from_pretrained(base.model, str(adapter), adapter_name="adapter")
@@ -40,15 +40,16 @@ def expect(base: Base, adapter: Path, rivals: Mapping[str, Path]) -> Expectation
         raise PromotionError(f"an adapter does not fit the base: {str(error).splitlines()[0]}") from error
     model.eval()
     answers = {prompt: _answer(model, base.tokenizer, prompt, list(rivals)) for prompt in PROMPTS}
-    told = {prompt: answer for prompt, answer in answers.items() if answer}
-    if len(told) < _LEAST_ANSWERS:
-        raise PromotionError(f"the adapter answers {len(PROMPTS) - len(told)} of {len(PROMPTS)} prompts with nothing")
-    return Expectation(list(told), list(told.values()))
+    given = {prompt: answer for prompt, answer in answers.items() if answer}
+    if len(given) < _LEAST_ANSWERS:
+        empty = len(PROMPTS) - len(given)
+        raise PromotionError(f"the adapter's answers to {empty} of {len(PROMPTS)} prompts are empty")
+    return ExpectedAnswers(list(given), list(given.values()))
 
 
 @torch.inference_mode()
-def _answer(model: Any, tokenizer: Any, prompt: str, rivals: list[str]) -> list[Position]:
-    """The greedy answer token by token, up to its end; ids have the shape (1, tokens)."""
+def _answer(model: Any, tokenizer: Any, prompt: str, rivals: list[str]) -> list[ExpectedToken]:
+    """Return the greedy answer token by token; ids have the shape (1, tokens)."""
     conversation = [{"role": "user", "content": prompt}]
     rendered = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_tensors="pt")
     asked = rendered["input_ids"].to(model.device)
@@ -74,19 +75,19 @@ def _answer(model: Any, tokenizer: Any, prompt: str, rivals: list[str]) -> list[
         logprobs[BASE] = _logprobs(model, ids, start)
     texts = [tokenizer.decode([token]) for token in ids[0, start:].tolist()]
     return [
-        Position(text, {name: _listed(rows[place], tokenizer) for name, rows in logprobs.items()})
+        ExpectedToken(text, {name: _likeliest(rows[place], tokenizer) for name, rows in logprobs.items()})
         for place, text in enumerate(itertools.takewhile(lambda text: _PART not in text, texts))
     ]
 
 
 def _logprobs(model: Any, ids: torch.Tensor, start: int) -> torch.Tensor:
-    """Log-probabilities before each token from ``start`` on."""
+    """Return log-probabilities at each place from ``start`` on, shape (places, vocabulary)."""
     logits = model(ids).logits[0, start - 1 : -1]
     return torch.log_softmax(logits.float(), dim=-1)
 
 
-def _listed(logprobs: torch.Tensor, tokenizer: Any) -> dict[str, float]:
-    """The likeliest tokens by text; of two with one text the likelier."""
+def _likeliest(logprobs: torch.Tensor, tokenizer: Any) -> dict[str, float]:
+    """Return the likeliest tokens by text; of two with one text the likelier."""
     likely = logprobs.topk(min(_LISTED, logprobs.numel()))
     listed: dict[str, float] = {}
     for token, logprob in zip(likely.indices.tolist(), likely.values.tolist(), strict=True):
@@ -97,11 +98,11 @@ def _listed(logprobs: torch.Tensor, tokenizer: Any) -> dict[str, float]:
 
 
 def _ends(model: Any, tokenizer: Any) -> set[int]:
-    """Tokens that end an answer."""
+    """Return the tokens that end an answer."""
     named = model.generation_config.eos_token_id
     return {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
 
 
 def _key(name: str) -> str:
-    """A name that torch takes for a module: no dots."""
+    """Return a name that torch accepts for a module: without dots."""
     return f"rival-{name}".replace(".", "-")

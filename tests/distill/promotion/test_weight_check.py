@@ -1,4 +1,4 @@
-"""The canary against stubs of TGI, which serves the base under any name it does not know: what it lets through."""
+"""The weight check against stubs of TGI, which serves the base under any name that it does not know."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.errors import PromotionError
-from distill.promotion import canary
-from distill.promotion.adapter import CANARY_FILE, Adapter, BaseFacts, Manifest
-from distill.promotion.canary import (
+from distill.promotion.adapter import WEIGHT_CHECK_FILE, Adapter, BaseFacts, Manifest
+from distill.promotion.weight_check import (
     BASE,
     PROMPTS,
-    Expectation,
-    Position,
-    ReplicaCanary,
-    check_canary,
+    ExpectedAnswers,
+    ExpectedToken,
+    ReplicaCheck,
+    answer_prompt,
+    check_replicas,
     compare,
     standing_check,
 )
@@ -48,10 +48,10 @@ async def adapter(tmp_path: Path, knowing: TgiStub) -> Adapter:
     async with BackendPool(backend(knowing.url)) as pool:
         answers = []
         for prompt in PROMPTS:
-            own, base = [await canary._draw(pool, prompt, name) for name in (NAME, "no-such-adapter")]
+            own, base = [await answer_prompt(pool, prompt, name) for name in (NAME, "no-such-adapter")]
             places = zip(own, base, strict=False)
-            answers.append([Position(token, {"": likely, BASE: other}) for (token, likely), (_, other) in places])
-    (tmp_path / CANARY_FILE).write_bytes(Expectation(PROMPTS, answers).encode())
+            answers.append([ExpectedToken(token, {"": likely, BASE: other}) for (token, likely), (_, other) in places])
+    (tmp_path / WEIGHT_CHECK_FILE).write_bytes(ExpectedAnswers(PROMPTS, answers).encode())
     facts = BaseFacts("base", "llama", layers=2, heads=4, kv_heads=2)
     return Adapter(tmp_path, Manifest(NAME, facts, "run", 4, "2026-11-22T00:00:00+00:00", {}, 8))
 
@@ -72,10 +72,10 @@ def completion(logprobs: object, text: str = "Paris.") -> bytes:
 
 
 async def test_a_replica_that_has_the_adapter_passes(adapter: Adapter, knowing: TgiStub) -> None:
-    (seen,) = await check_canary(adapter, backend(knowing.url))
-    (likeness,) = seen.likenesses
-    assert (BASE, 1.0) == (likeness.rival, likeness.votes)
-    assert 1.0 == pytest.approx(likeness.place)
+    (seen,) = await check_replicas(adapter, backend(knowing.url))
+    (comparison,) = seen.comparisons
+    assert (BASE, 1.0) == (comparison.rival, comparison.votes)
+    assert 1.0 == pytest.approx(comparison.position)
     assert (0.0, seen.tokens_expected) == (seen.distance_nats, seen.tokens_followed)
 
 
@@ -93,7 +93,7 @@ async def test_the_standing_check_tells_the_adapter_from_the_base(adapter: Adapt
 async def test_the_draws_are_asked_together(adapter: Adapter) -> None:
     """llama.cpp computes one adapter's draws at a time: each alone would wait for other traffic, again and again."""
     async with TgiStub(Knobs(adapters=(NAME,), latency_ms=300)) as stub:
-        await check_canary(adapter, backend(stub.url))
+        await check_replicas(adapter, backend(stub.url))
         assert 1 < stub.state.peak_generating
 
 
@@ -102,8 +102,10 @@ async def test_tgi_that_serves_the_base_under_an_unknown_name_is_caught_and_name
 ) -> None:
     """It answers every request well: nothing but the answers themselves tells."""
     async with TgiStub(Knobs()) as ignorant:
-        with pytest.raises(PromotionError, match=rf"not {NAME} answers under its name at {host(ignorant.url)}: ") as it:
-            await check_canary(adapter, backend(knowing.url, ignorant.url))
+        with pytest.raises(
+            PromotionError, match=rf"other weights than {NAME}'s answer under its name at {host(ignorant.url)}: "
+        ) as it:
+            await check_replicas(adapter, backend(knowing.url, ignorant.url))
         assert len(PROMPTS) == ignorant.state.finished
     assert host(knowing.url) not in str(it.value)
 
@@ -111,8 +113,8 @@ async def test_tgi_that_serves_the_base_under_an_unknown_name_is_caught_and_name
 @pytest.mark.parametrize("fault", [Fault.GARBAGE, Fault.EMPTY, Fault.HALF_JSON, Fault.HTML, Fault.STATUS])
 async def test_a_replica_that_answers_nonsense_is_named(adapter: Adapter, knowing: TgiStub, fault: Fault) -> None:
     async with TgiStub(Knobs(adapters=(NAME,), fault=fault, fault_every=1)) as broken:
-        with pytest.raises(PromotionError, match=rf"{host(broken.url)} did not answer the canary of {NAME}: "):
-            await check_canary(adapter, backend(knowing.url, broken.url))
+        with pytest.raises(PromotionError, match=rf"{host(broken.url)} did not answer the weight check of {NAME}: "):
+            await check_replicas(adapter, backend(knowing.url, broken.url))
 
 
 async def test_a_replica_that_is_down_is_named(adapter: Adapter, knowing: TgiStub) -> None:
@@ -120,7 +122,7 @@ async def test_a_replica_that_is_down_is_named(adapter: Adapter, knowing: TgiStu
     async with TgiStub(Knobs()) as gone:
         pass
     with pytest.raises(PromotionError, match=rf"{host(gone.url)} did not answer .*could not be reached"):
-        await check_canary(adapter, backend(knowing.url, gone.url))
+        await check_replicas(adapter, backend(knowing.url, gone.url))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ async def test_a_replica_that_is_down_is_named(adapter: Adapter, knowing: TgiStu
         (None, "came without log-probabilities"),
         ({"content": []}, "came without log-probabilities"),
         ({"content": None}, "came without log-probabilities"),
-        ({"content": [{"token": "Paris", "logprob": None}]}, "log-probabilities that are no numbers"),
+        ({"content": [{"token": "Paris", "logprob": None}]}, "log-probabilities that are not numbers"),
         ({"content": [{"token": "Paris", "logprob": "likely"}]}, "logprobs that make no sense"),
         ({"content": [{"token": 5, "logprob": -1.0}]}, "logprobs that make no sense"),
         ({"content": [{"token": "Paris", "logprob": math.nan}]}, "could not be read"),
@@ -137,20 +139,22 @@ async def test_a_replica_that_is_down_is_named(adapter: Adapter, knowing: TgiStu
 )
 async def test_an_answer_without_logprobs_is_no_evidence(adapter: Adapter, logprobs: object, told: str) -> None:
     async with listening(saying(completion(logprobs))) as url:
-        with pytest.raises(PromotionError, match=rf"{host(url)} did not answer the canary of {NAME}: .*{told}"):
-            await check_canary(adapter, backend(url))
+        with pytest.raises(PromotionError, match=rf"{host(url)} did not answer the weight check of {NAME}: .*{told}"):
+            await check_replicas(adapter, backend(url))
 
 
 async def test_a_replica_that_has_nothing_to_say_is_not_the_adapter(adapter: Adapter) -> None:
     async with listening(saying(completion({"content": []}, text=""))) as url:
-        with pytest.raises(PromotionError, match=rf"not {NAME} answers .* 0\.00 on the way .* 0 of \d+ greedy tokens"):
-            await check_canary(adapter, backend(url))
+        with pytest.raises(
+            PromotionError, match=rf"other weights than {NAME}'s answer .* 0\.00 on the way .* 0 of \d+ greedy tokens"
+        ):
+            await check_replicas(adapter, backend(url))
 
 
 async def test_an_expectation_that_is_gone_is_said_so(adapter: Adapter) -> None:
-    (adapter.folder / CANARY_FILE).unlink()
+    (adapter.folder / WEIGHT_CHECK_FILE).unlink()
     with pytest.raises(PromotionError, match=r"canary\.json cannot be read: No such file"):
-        await check_canary(adapter, backend("http://127.0.0.1:1"))
+        await check_replicas(adapter, backend("http://127.0.0.1:1"))
 
 
 PLACE: dict[str, Any] = {"token": "a", "likely": {"": {"a": -0.1}, BASE: {"b": -0.2}}}
@@ -161,8 +165,8 @@ def expectation(*places: object, prompts: object = ("p",)) -> dict[str, object]:
 
 
 def test_an_expectation_reads_as_it_was_written() -> None:
-    expected = Expectation.decode(json.dumps(expectation(PLACE, PLACE)).encode())
-    assert (expected, [BASE]) == (Expectation.decode(expected.encode()), expected.rivals)
+    expected = ExpectedAnswers.decode(json.dumps(expectation(PLACE, PLACE)).encode())
+    assert (expected, [BASE]) == (ExpectedAnswers.decode(expected.encode()), expected.rivals)
 
 
 @pytest.mark.parametrize(
@@ -188,8 +192,8 @@ def test_an_expectation_reads_as_it_was_written() -> None:
     ids=str,
 )
 def test_a_malformed_expectation_is_refused(document: object) -> None:
-    with pytest.raises(PromotionError, match=r"canary\.json is no expectation"):
-        Expectation.decode(json.dumps(document).encode())
+    with pytest.raises(PromotionError, match=r"canary\.json does not hold the expected answers"):
+        ExpectedAnswers.decode(json.dumps(document).encode())
 
 
 JSON = st.recursive(
@@ -202,7 +206,7 @@ JSON = st.recursive(
 @given(st.binary(max_size=20) | st.builds(lambda likely: _encoded({"token": "a", "likely": likely}), JSON))
 def test_whatever_the_file_holds_it_is_an_expectation_or_refused(content: bytes) -> None:
     try:
-        expected = Expectation.decode(content)
+        expected = ExpectedAnswers.decode(content)
     except PromotionError:
         return
     assert BASE in expected.rivals
@@ -221,10 +225,10 @@ def _encoded(place: object) -> bytes:
 )
 def test_the_place_says_how_far_on_the_way_the_answer_is(pairs: list[tuple[float, float]], share: float) -> None:
     """Half of an adapter is at one half; 0 is the rival and 1 the adapter."""
-    expected = Expectation(["p"], [[Position("t", {"": listed(pairs, 0), BASE: listed(pairs, 1)})]])
+    expected = ExpectedAnswers(["p"], [[ExpectedToken("t", {"": listed(pairs, 0), BASE: listed(pairs, 1)})]])
     served = {f"t{i}": base + share * (own - base) for i, (own, base) in enumerate(pairs)}
-    (likeness,) = compare("here", expected, [[("t", served)]]).likenesses
-    assert share == pytest.approx(likeness.place, abs=1e-6)
+    (comparison,) = compare("here", expected, [[("t", served)]]).comparisons
+    assert share == pytest.approx(comparison.position, abs=1e-6)
 
 
 def listed(pairs: list[tuple[float, float]], side: int) -> dict[str, float]:
@@ -235,16 +239,16 @@ def listed(pairs: list[tuple[float, float]], side: int) -> dict[str, float]:
 def test_a_stranger_beside_the_line_is_too_far_off(served: dict[str, float]) -> None:
     """Where nothing can be compared, or all that was likely is not any more, it does not pass."""
     own = {"a": -0.5, "b": -1.5}
-    expected = Expectation(["p"], [[Position("a", {"": own, BASE: {"a": -1.5, "b": -0.5}})]])
+    expected = ExpectedAnswers(["p"], [[ExpectedToken("a", {"": own, BASE: {"a": -1.5, "b": -0.5}})]])
     assert compare("here", expected, [[("a", own)]]).passed
     assert not compare("here", expected, [[("a", served)]]).passed
 
 
-def answered(*shares: float) -> ReplicaCanary:
+def answered(*shares: float) -> ReplicaCheck:
     """What a replica shows that is so far on the way from the base to the adapter, prompt by prompt."""
     own, base = {"a": -0.5, "b": -1.5}, {"a": -1.0, "b": -1.0}
-    expected = Expectation(
-        [f"p{i}" for i in range(len(shares))], [[Position("a", {"": own, BASE: base})] for _ in shares]
+    expected = ExpectedAnswers(
+        [f"p{i}" for i in range(len(shares))], [[ExpectedToken("a", {"": own, BASE: base})] for _ in shares]
     )
     return compare(
         "here",
@@ -259,7 +263,7 @@ def answered(*shares: float) -> ReplicaCanary:
 )
 def test_two_prompts_of_three_must_be_nearer_to_the_adapter(shares: tuple[float, ...], passed: bool) -> None:
     """One prompt far on the adapter's side would carry the mean alone."""
-    assert 0.5 < answered(*shares).likenesses[0].place < 1.5
+    assert 0.5 < answered(*shares).comparisons[0].position < 1.5
     assert passed == answered(*shares).passed
 
 
@@ -272,7 +276,7 @@ def test_half_an_adapter_passes_and_less_or_double_do_not(place: float, passed: 
 def test_a_replica_may_differ_by_so_much_from_the_adapter(off_nats: float, passed: bool) -> None:
     """Beside the line between adapter and base, where the place says nothing."""
     own, base = {"a": -1.0, "b": -3.0, "c": -1.0}, {"a": -3.0, "b": -1.0, "c": -1.0}
-    expected = Expectation(["p"], [[Position("a", {"": own, BASE: base})]])
+    expected = ExpectedAnswers(["p"], [[ExpectedToken("a", {"": own, BASE: base})]])
     served = {"a": -1.0, "b": -3.0, "c": -1.0 - off_nats * math.sqrt(3)}
     seen = compare("here", expected, [[("a", served)]])
     assert off_nats == pytest.approx(seen.distance_nats)
@@ -287,8 +291,8 @@ def test_the_standing_check_is_of_three_prompts_and_their_ten_likeliest_tokens(
     own = {f"t{i}": -10.0 + i for i in range(listed_tokens)}
     base = {f"b{i}": -5.0 - i for i in range(listed_tokens)}
     names = [f"p{i}" for i in range(prompts)]
-    expected = Expectation(names, [[Position(name, {"": own, BASE: base})] for name in names])
-    (adapter_folder.folder / CANARY_FILE).write_bytes(expected.encode())
+    expected = ExpectedAnswers(names, [[ExpectedToken(name, {"": own, BASE: base})] for name in names])
+    (adapter_folder.folder / WEIGHT_CHECK_FILE).write_bytes(expected.encode())
     check = standing_check(adapter_folder)
     assert names[:kept] == [each.prompt for each in check]
     assert [(name,) for name in names[:kept]] == [each.tokens for each in check]
@@ -309,7 +313,7 @@ def adapter_folder(tmp_path: Path) -> Adapter:
 def test_only_likely_tokens_count_for_the_distance(logprob: float, counts: bool) -> None:
     """One nat off where the adapter's token is likely enough; noise grows with rarity."""
     own, base = {"a": logprob}, {"a": -1.0}
-    expected = Expectation(["p"], [[Position("a", {"": own, BASE: base})]])
+    expected = ExpectedAnswers(["p"], [[ExpectedToken("a", {"": own, BASE: base})]])
     seen = compare("here", expected, [[("a", {"a": logprob - 1.0})]])
     assert pytest.approx(1.0 if counts else 0.0) == seen.distance_nats
 
@@ -318,10 +322,10 @@ def test_only_likely_tokens_count_for_the_distance(logprob: float, counts: bool)
 def test_tokens_are_followed_up_to_the_first_other_one(drawn: list[str], followed: int) -> None:
     """The place where they part still counts: both texts are the same before it."""
     place = {"": {"a": -1.0}, BASE: {"a": -2.0}}
-    expected = Expectation(["p"], [[Position(token, place) for token in "abc"]])
+    expected = ExpectedAnswers(["p"], [[ExpectedToken(token, place) for token in "abc"]])
     served = [(token, {"a": -1.0 if index <= followed else -9.0}) for index, token in enumerate(drawn)]
     seen = compare("here", expected, [served])
     assert (followed, 3) == (seen.tokens_followed, seen.tokens_expected)
-    assert pytest.approx(1.0) == seen.likenesses[0].place
+    assert pytest.approx(1.0) == seen.comparisons[0].position
     assert 0.0 == seen.distance_nats
     assert f"; {followed} of 3 greedy tokens as expected" in str(seen)
