@@ -74,9 +74,9 @@ def _digest(adapter: Path) -> str:
 def _table(quality: Quality) -> Table:
     at = f"temperature {quality.reference_temperature:g}"
     table = Table(
-        title=f"Best of n: {quality.prompts} prompts × {quality.draws} draws",
-        caption=f"SD: pooled within-prompt standard deviation at {at}; 0 is the mean of one draw there. "
-        "Brackets: 95 % bootstrap over prompts. Correlation of both rewards within a prompt: "
+        title=f"Best of n: {quality.prompts} prompts × {quality.draws} samples",
+        caption=f"SD: pooled within-prompt standard deviation at {at}; 0 is the mean of one sample there. "
+        "Brackets: 95 % bootstrap interval over prompts. Correlation of both rewards within a prompt: "
         + ", ".join(f"{value:.2f} at {t:g}" for t, value in quality.correlation.items()),
     )
     columns = ("temp.", "n", "select, raw", "judge, raw", "select, SD", "judge, SD", "select gain", "judge gain")

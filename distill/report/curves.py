@@ -37,7 +37,9 @@ def _draw(verdict: Verdict, measured: Measured, new: SampleSummary | None, size:
     margins = Margins(right=78 if narrow else 172)
     plot = Plot(size, (1, max(most, 2)), (low, high), margins=margins, log_x=True)
     named = [n for n in NAMED_N if n <= most and not (narrow and n in (6, 12, 24, 48))]
-    plot.axes("N, draws for one answer", "expected reward of the pick", [(n, str(n)) for n in named], ticks(low, high))
+    plot.axes(
+        "N, draws for one answer", "expected reward of the best of N", [(n, str(n)) for n in named], ticks(low, high)
+    )
 
     labels: list[tuple[float, str, str]] = []
     for samples, curve in curves:

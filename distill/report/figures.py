@@ -74,7 +74,7 @@ def trend(spots: Sequence[Spot]) -> list[Spot]:
 
 
 def histograms(compared: Sequence[Bars], unit: str, label: str) -> Markup | None:
-    """Plot the shares of draws of both policies in one figure; None where neither has any."""
+    """Plot the shares of samples of both policies in one figure; None where neither has any."""
     shown = [(bars, shares(bars)) for bars in compared if any(bars.counts)]
     if not shown:
         return None
@@ -84,7 +84,7 @@ def histograms(compared: Sequence[Bars], unit: str, label: str) -> Markup | None
     def draw(size: Spot, narrow: bool) -> Plot:
         plot = Plot(size, (left, right), (0, high))
         places = [(place, f"{place:g}".replace("-", "−")) for place in ticks(left, right, 4 if narrow else 8)]
-        plot.axes(unit, "share of draws, %", places, ticks(0, high, 4))
+        plot.axes(unit, "share of samples, %", places, ticks(0, high, 4))
         for bars, part in shown:
             outline = _outline(bars.edges, part)
             plot.band([(x, 0.0, y) for x, y in outline], bars.side)
@@ -95,7 +95,7 @@ def histograms(compared: Sequence[Bars], unit: str, label: str) -> Markup | None
 
 
 def shares(bars: Bars) -> list[float]:
-    """Return the percentage of draws in each bin."""
+    """Return the percentage of samples in each bin."""
     return [100 * value / sum(bars.counts) for value in bars.counts]
 
 

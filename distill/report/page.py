@@ -75,7 +75,7 @@ def _figures(facts: NightFacts) -> dict[str, Any]:
     if verdict is None or measured is None:
         return found
     return found | {
-        "reward_figure": figures.histograms(measured.rewards, "reward of one draw", story.spread_title(verdict)),
+        "reward_figure": figures.histograms(measured.rewards, "reward of one sample", story.spread_title(verdict)),
         "length_figure": figures.histograms(measured.lengths, "tokens of one answer", story.length_title(measured)),
     }
 

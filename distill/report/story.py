@@ -126,7 +126,7 @@ def spread_title(verdict: Verdict) -> str:
 def length_title(measured: Measured) -> str:
     length = next((each.value for each in measured.guardrails if each.name == "length"), None)
     if length is None:
-        return "Lengths of single draws"
+        return "Lengths of single samples"
     return f"Lengths: the served answers changed by {change(1 + length)}"
 
 

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them: the page's filters."""
+"""Formats of numbers and texts: the page's filters."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from math import isfinite
 
 NOTHING = "n/a"
 SHOWN_CHARACTERS = 20_000
-"""Longest answer that the page carries whole; the JSON has all of it."""
+"""Longest answer that the page shows in full; report.json has all of it."""
 
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 _REPLACED = dict.fromkeys([*range(0x80, 0xA0), 0x202D, 0x202E, 0xFFFE, 0xFFFF], 0xFFFD)
-"""HTML forbids most of them; U+202D and U+202E would turn around what the page says after them."""
+"""HTML forbids most of them; U+202D and U+202E would reverse the text that follows them."""
 
 
 def count(value: float) -> str:
@@ -43,7 +43,7 @@ def change(ratio: float | None) -> str:
 
 
 def wealth(value: float) -> str:
-    """An e-process in three figures, from below 0.001 to a million and more."""
+    """Format an e-process in three figures, from below 0.001 to above a million."""
     if not isfinite(value):
         return "∞" if value > 0 else NOTHING
     if value < 0.001:
@@ -81,18 +81,18 @@ def reason(name: str) -> str:
 
 
 def sentence(words: str) -> str:
-    """With a capital and a full stop."""
+    """Start with a capital and end with a full stop."""
     return words[:1].upper() + words[1:] + ("" if words.endswith((".", "!", "?")) else ".")
 
 
 def visible(text: str) -> str:
-    """Text as a page may hold it: control characters as their pictures, halves of characters replaced."""
+    """Return text that HTML allows: control characters as their pictures, lone surrogates replaced."""
     sound = text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n")
     return sound.translate(_PICTURES | _REPLACED)
 
 
 def clipped(text: str) -> str:
-    """The text's beginning, where it is too long for a page."""
+    """Return the beginning of a text that is too long for a page."""
     return text[:SHOWN_CHARACTERS]
 
 

@@ -65,7 +65,7 @@ def test_sampling_and_evaluating(draws: Path, adapters: tuple[Path, Path]) -> No
     select, judge = adapters
     result = run("evaluate", "--draws", draws, "--adapter", select, "--judge", judge, "--n", 1, "--n", 4)
     assert 0 == result.exit_code, result.output
-    assert "Best of n: 2 prompts × 4 draws" in result.output
+    assert "Best of n: 2 prompts × 4 samples" in result.output
     facts = json.loads(draws.with_suffix(".quality.json").read_bytes())
     assert [(0.5, 1), (0.5, 4), (1.0, 1), (1.0, 4)] == [(point["temperature"], point["n"]) for point in facts["points"]]
     assert {"1", "4"} == set(facts["best_temperatures"])

@@ -196,7 +196,7 @@ def test_the_verdict_is_stated_once_in_short_and_once_with_its_numbers() -> None
 def test_a_night_whose_samples_are_gone_has_no_claim() -> None:
     text = _Page(render(no_draws())).text
     assert "Nothing is measured on this page" in text
-    assert "No draws were measured" in text
+    assert "No samples were measured" in text
 
 
 def test_several_checkpoints_are_named_and_a_worse_one_is_called_worse() -> None:
