@@ -15,6 +15,7 @@ import structlog
 from gateway.errors import RewardError, RewardRefused, RewardTimeout, strip_traceback
 from gateway.reward import wire
 from gateway.settings import RewardSettings
+from gateway.single_flight import SingleFlight
 from gateway.tls import client_context
 from gateway.types import Score
 
@@ -62,7 +63,7 @@ class ClassifyClient:
         self._tls = client_context(settings.ca_file) if settings.ca_file else None
         self._session: aiohttp.ClientSession | None = None
         self._known: Server | None = None
-        self._introduction: asyncio.Task[Server] | None = None
+        self._introduction: SingleFlight[Server] = SingleFlight(self._introduced)
         self._refusal: RewardError | None = None
         self._refused_until_s = 0.0
 
@@ -79,13 +80,9 @@ class ClassifyClient:
         """
         if self._known is not None:
             return self._known
-        loop = asyncio.get_running_loop()
-        if self._refusal is not None and loop.time() < self._refused_until_s:
+        if self._refusal is not None and asyncio.get_running_loop().time() < self._refused_until_s:
             raise type(self._refusal)(self._refusal.message)
-        if self._introduction is None:
-            self._introduction = loop.create_task(self._introduce())
-            self._introduction.add_done_callback(self._introduced)
-        introduction = self._introduction
+        introduction = self._introduction.start(self._introduce)
         try:
             return await asyncio.shield(introduction)
         except asyncio.CancelledError:
@@ -138,8 +135,7 @@ class ClassifyClient:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        if self._introduction is not None:
-            self._introduction.cancel()
+        self._introduction.cancel()
         if self._session is not None:
             await self._session.close()
 
@@ -203,7 +199,6 @@ class ClassifyClient:
             raise RewardError("the reward server ignores use_activation and gives probabilities, not raw rewards")
 
     def _introduced(self, introduction: asyncio.Task[Server]) -> None:
-        self._introduction = None
         if introduction.cancelled():
             return
         error = introduction.exception()

@@ -1,0 +1,70 @@
+"""One running call whose result all who ask at the same time share."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import structlog
+
+from gateway.single_flight import SingleFlight
+
+
+class Call:
+    def __init__(self) -> None:
+        self.started = 0
+        self.context: dict[str, object] = {}
+        self.end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def __call__(self) -> str:
+        self.started += 1
+        self.context = structlog.contextvars.get_contextvars()
+        return await self.end
+
+
+async def test_all_who_ask_while_a_call_runs_share_it_and_the_next_one_makes_another() -> None:
+    flight, call = SingleFlight[str](), Call()
+    asking = [asyncio.create_task(flight.result(call)) for _ in range(3)]
+    await asyncio.sleep(0)
+    call.end.set_result("a")
+    assert ["a"] * 3 == await asyncio.gather(*asking)
+    assert (1, False) == (call.started, flight.running)
+    assert "a" == await flight.result(call)
+    assert 2 == call.started
+
+
+async def test_a_cancelled_waiter_leaves_the_call_to_the_others() -> None:
+    flight, call = SingleFlight[str](), Call()
+    first, second = (asyncio.create_task(flight.result(call)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.sleep(0)
+    call.end.set_result("a")
+    assert "a" == await second
+    assert first.cancelled()
+
+
+async def test_the_owner_learns_the_result_before_the_waiters() -> None:
+    order: list[str] = []
+    flight, call = SingleFlight[str](lambda task: order.append(task.result())), Call()
+
+    async def ask() -> None:
+        await flight.result(call)
+        order.append("waiter")
+
+    asking = asyncio.create_task(ask())
+    await asyncio.sleep(0)
+    call.end.set_result("owner")
+    await asking
+    assert ["owner", "waiter"] == order
+
+
+async def test_an_error_reaches_the_waiters_and_the_call_belongs_to_no_request() -> None:
+    flight, call = SingleFlight[str](), Call()
+    with structlog.contextvars.bound_contextvars(request_id="r1"):
+        asking = asyncio.create_task(flight.result(call))
+        await asyncio.sleep(0)
+    call.end.set_exception(ValueError("no"))
+    with pytest.raises(ValueError, match="no"):
+        await asking
+    assert ({}, False) == (call.context, flight.running)
