@@ -28,7 +28,7 @@ from gateway.api.limits import Limiter, Visit
 from gateway.api.observe import Observe
 from gateway.backend.containment import Containment
 from gateway.backend.health import Fault
-from gateway.backend.limit import ServerLimits
+from gateway.backend.limit import ServerLimit, ServerLimits
 from gateway.backend.pool import BackendPool
 from gateway.backend.pools import BackendPools
 from gateway.backend.shared_containment import SharedContainment
@@ -128,10 +128,13 @@ def build(settings: Settings) -> Parts:
     ledger_folder = os.environ.get(FOLDER_VARIABLE)
     ledger = Ledger(Path(ledger_folder), settings.workers) if ledger_folder else None
     limits = ServerLimits(
-        ceiling=settings.race.max_in_flight,
-        queue_timeout_s=settings.race.queue_timeout_s,
-        sharers=settings.workers if ledger is None else 1,  # with a ledger they need not divide it
-        on_refusal=lambda server: metrics.backend_refusals.labels(server).inc(),
+        partial(
+            ServerLimit,
+            ceiling=settings.race.max_in_flight,
+            queue_timeout_s=settings.race.queue_timeout_s,
+            sharers=settings.workers if ledger is None else 1,  # with a ledger they need not divide it
+            on_refusal=lambda server: metrics.backend_refusals.labels(server).inc(),
+        )
     )
     containment = Containment()
     if settings.backend.ca_file is not None:

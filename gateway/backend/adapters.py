@@ -21,12 +21,7 @@ log = structlog.get_logger()
 
 
 class Adapters:
-    """Looks up adapters in the replicas' lists.
-
-    Args:
-        kind: The replicas' flavour.
-        folder: Where the servers see the adapters; empty loads none again.
-    """
+    """Looks up adapters in the replicas' lists; ``folder`` is where the servers see them: empty loads none again."""
 
     def __init__(self, kind: Kind, folder: str) -> None:
         self._kind = kind

@@ -1,4 +1,4 @@
-"""A budget that bounds extra work to a share of the ordinary work, so that an outage is not multiplied by retries."""
+"""A budget that bounds extra work to a share of the ordinary work, so that retries do not multiply an outage."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 
 class Budget:
-    """A token bucket that every ordinary unit of work fills by a fraction, and time by a small floor.
+    """A token bucket: each unit of ordinary work adds a fraction of a token, time adds a few, and extra work takes one.
 
     Source: Finagle's RetryBudget.
 
     Args:
         share: Extra work for each unit of ordinary work.
-        floor_per_s: Extra work allowed each second, however little ordinary work there is.
+        floor_per_s: Extra work allowed each second without any ordinary work.
         burst: Most extra work at once; the bucket begins full.
-        clock: Seconds that only move forward.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Budget:
         self._tokens = min(self._burst, self._tokens + self._share)
 
     def withdraw(self) -> bool:
-        """Take one unit of extra work; False when the budget is used up."""
+        """Take one unit of extra work; return False when the budget is used up."""
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._filled_at_s) * self._floor_per_s)
         self._filled_at_s = now

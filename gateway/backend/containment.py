@@ -1,14 +1,14 @@
 """Containment of a request that breaks servers ("query of death"): after two broken servers it goes to no further one.
 
-A suspect is known by a salted hash of what is asked: messages, tools, response format and sampling limits, not seed or
-temperature. A break counts when it came after the request had been sent, from a server that had answered since its
-last break: the draws that break together with a crashed server count once, and a server that breaks everything proves
+A suspect is known by a salted hash of the request: messages, tools, response format and sampling limits, but not seed
+or temperature. A break counts if it came after the request was sent, from a server that had answered since its last
+break: the draws that break together with a crashed server count once, and a server that breaks everything proves
 nothing about a request. An announced end (``finish_reason: abort``, "still starting") and a refused connection never
 count, so an ordinary rolling restart leaves few suspects.
 
-Two breaks within a minute contain the request for a minute. Where both were ordinary restarts after all, the innocent
-request must not wait that long: after ten seconds one draw of it may go to a server that it broke before, never to
-another one, and an answer there, as anywhere, clears it.
+Two breaks within a minute contain the request for a minute. If both were ordinary restarts, the innocent request must
+not wait that long: after ten seconds one draw of it may go to a server that it broke before, and to no other. An answer
+there, or anywhere, clears it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONTAINED_S = 60.0
 TRIAL_AFTER_S = 10.0
 _BREAKS = 2
 _MOST_SUSPECTS = 10_000
-_NOT_ASKED = frozenset({"temperature", "top_p", "seed"})  # vary between otherwise equal requests
+_VARYING = frozenset({"temperature", "top_p", "seed"})  # between otherwise equal requests
 _ANYWHERE: frozenset[str] = frozenset()
 
 Event = Literal["broke", "answered", "trial"]
@@ -47,10 +47,11 @@ class _Suspect:
 
 
 class Containment:
-    """Knows the suspects of all pools; ``tell`` passes events on to other gateways.
+    """The suspects of all pools.
 
-    Args:
-        clock: Seconds that only move forward.
+    Attributes:
+        salt: Of the hashes.
+        tell: Passes events on to other gateways.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,20 +62,20 @@ class Containment:
 
     @property
     def idle(self) -> bool:
-        """Return whether there is no suspect, so that no request needs to be looked at."""
+        """True while there is no suspect, so that no request needs a fingerprint."""
         return not self._suspects
 
     @property
     def contained(self) -> int:
-        """Return how many requests are contained now."""
+        """The number of requests contained now."""
         self._expire()
         return sum(suspect.breaks >= _BREAKS for suspect in self._suspects.values())
 
     def fingerprint(self, prompt: Prompt) -> str:
-        """Return the salted hash of what is asked; empty where it cannot be sent at all."""
-        asked = {name: value for name, value in asdict(prompt.sampling).items() if name not in _NOT_ASKED}
+        """Return the salted hash of a request; empty if the request cannot be sent at all."""
+        fields = {name: value for name, value in asdict(prompt.sampling).items() if name not in _VARYING}
         try:
-            content = orjson.dumps([prompt.messages, asked])
+            content = orjson.dumps([prompt.messages, fields])
         except TypeError:  # text that is not Unicode
             return ""
         return hashlib.blake2b(content, key=self.salt, digest_size=16).hexdigest()
@@ -132,7 +133,7 @@ class Containment:
             self.tell("answered", request, "")
 
     def record(self, event: Event, request: str, server: str) -> None:
-        """Take in an event, this gateway's own or another's."""
+        """Apply an event of this gateway or another one."""
         suspect = self._suspects.get(request)
         if event == "broke":
             if suspect is None or self._clock() - suspect.last_break_s >= CONTAINED_S:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 
 from gateway.backend.calls import Calls
@@ -25,76 +26,59 @@ Opened = tuple[Delta, AsyncGenerator[Delta, None]]
 """A stream's first piece, and the rest of it."""
 
 
+@dataclass(eq=False)
 class Draws:
-    """Makes draws at single replicas and remembers how long they take.
+    """Makes draws at single replicas and remembers how long they take."""
 
-    Args:
-        calls: Makes the calls.
-        kind: The replicas' flavour.
-        limits: How many draws each server gets at a time.
-        replicas: Counts each draw as load and for health.
-        containment: Learns which requests break a connection.
-        prober: Learns which requests are answered.
-    """
-
-    def __init__(
-        self,
-        calls: Calls,
-        kind: Kind,
-        limits: ServerLimits,
-        replicas: Replicas,
-        containment: Containment,
-        prober: Prober,
-    ) -> None:
-        self._calls = calls
-        self._kind = kind
-        self._limits = limits
-        self._replicas = replicas
-        self._containment = containment
-        self._prober = prober
-        self.usual = UsualTime()
-        """Of whole draws."""
-        self.usual_first = UsualTime()
-        """Of a stream's first piece."""
+    calls: Calls
+    kind: Kind
+    limits: ServerLimits
+    replicas: Replicas
+    containment: Containment
+    prober: Prober
+    usual: UsualTime = field(default_factory=UsualTime)
+    """Of whole draws."""
+    usual_first: UsualTime = field(default_factory=UsualTime)
+    """Of a stream's first piece."""
 
     async def complete(self, draw: Draw, replica: Replica) -> Answer:
         """Draw one whole answer; a draw that the replica refuses waits its turn, unless another one has room."""
-        started_s = self._replicas.clock()
+        started_s = self.replicas.clock()
         with self._counted(draw, replica):
             turn = await self._turn(replica)
             while True:
                 try:
                     async with turn:
-                        answer = await self._calls.complete(replica, draw.prompt, draw.seed)
+                        answer = await self.calls.complete(replica, draw.prompt, draw.seed)
                     break
                 except BackendOverloaded:
                     if self._room_elsewhere(draw, replica) or not await turn.again():
                         raise
-        took_s = self._replicas.clock() - started_s
+        took_s = self.replicas.clock() - started_s
         self.usual.add(draw.prompt.sampling.max_tokens, took_s, answer.completion_tokens)
         return answer
 
     async def first(self, draw: Draw, replica: Replica) -> Opened:
         """Open a stream; return its first piece and the rest."""
-        started_s = self._replicas.clock()
+        started_s = self.replicas.clock()
         deltas = self._stream(draw, replica)
         try:
             first = await anext(deltas)
         except BaseException:
             await deltas.aclose()
             raise
-        self.usual_first.add(None, self._replicas.clock() - started_s, 1)
+        self.usual_first.add(None, self.replicas.clock() - started_s, 1)
         return first, deltas
 
     async def learn(self, replica: Replica) -> None:
         """Ask the replica what it is and how many draws it takes at once; one that does not answer is asked later."""
-        await self._kind.decide(replica)
+        await self.kind.decide(replica)
         with contextlib.suppress(GatewayError):
             await self._learn_capacity(replica)
 
     def limit(self, replica: Replica) -> ServerLimit:
         """Return the limit of draws at the replica."""
-        return self._limits.of(replica.server.root_url)
+        return self.limits.of(replica.server.root_url)
 
     async def _stream(self, draw: Draw, replica: Replica) -> AsyncGenerator[Delta, None]:
         with self._counted(draw, replica):
@@ -102,10 +86,10 @@ class Draws:
             begun = False
             while True:
                 try:
-                    async with turn, aclosing(self._calls.stream(replica, draw.prompt, draw.seed)) as deltas:
+                    async with turn, aclosing(self.calls.stream(replica, draw.prompt, draw.seed)) as deltas:
                         async for delta in deltas:
                             begun = True
-                            replica.health.answered_at_s = self._replicas.clock()
+                            replica.health.answered_at_s = self.replicas.clock()
                             yield delta
                     break
                 except BackendOverloaded:
@@ -113,12 +97,12 @@ class Draws:
                         raise
 
     async def _turn(self, replica: Replica) -> Turn:
-        await self._kind.decide(replica)
+        await self.kind.decide(replica)
         await self._learn_capacity(replica)
         return self.limit(replica).turn()
 
     async def _learn_capacity(self, replica: Replica) -> None:
-        flavour = self._kind.flavour
+        flavour = self.kind.flavour
         if flavour.capacity_path is not None:
             await self.limit(replica).learn_capacity(partial(replica.server.read_capacity, flavour))
 
@@ -130,21 +114,21 @@ class Draws:
             and not other.health.ejected
             and not other.lacks(draw.prompt.adapter)
             and self.limit(other).has_room
-            for other in self._replicas.all
+            for other in self.replicas.all
         )
 
     @contextmanager
     def _counted(self, draw: Draw, replica: Replica) -> Iterator[None]:
         """Count one draw; a broken connection makes its request a suspect, an answer clears it."""
-        with self._replicas.drawing(replica, draw.route):
+        with self.replicas.drawing(replica, draw.route):
             try:
                 yield
             except BackendUnreachable as error:
                 if error.broke and replica.health.trusted:
-                    self._containment.broke(draw.fingerprint(self._containment), replica.name)
+                    self.containment.broke(draw.fingerprint(self.containment), replica.name)
                 raise
         draw.route.answered = True
-        if not self._containment.idle:
-            self._containment.answered(draw.fingerprint(self._containment))
-        if not self._prober.idle:
-            self._prober.answered(draw.fingerprint(self._containment))
+        if not self.containment.idle:
+            self.containment.answered(draw.fingerprint(self.containment))
+        if not self.prober.idle:
+            self.prober.answered(draw.fingerprint(self.containment))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import structlog
@@ -34,20 +35,14 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
+@dataclass(eq=False)
 class Failover:
-    """Chooses replicas for draws. A budget bounds retries to a fifth of the draws.
+    """Chooses replicas for draws. A budget bounds retries to a fifth of the draws."""
 
-    Args:
-        replicas: The choice among them.
-        containment: Says where a request that broke servers may go.
-        on_move: Called with ``retry`` when a draw goes to another replica.
-    """
-
-    def __init__(self, replicas: Replicas, containment: Containment, on_move: Callable[[str], None]) -> None:
-        self._replicas = replicas
-        self._containment = containment
-        self._on_move = on_move
-        self._retries = Budget(0.2, floor_per_s=2.0, burst=100.0)
+    replicas: Replicas
+    containment: Containment
+    on_move: Callable[[str], None]
+    _retries: Budget = field(default_factory=lambda: Budget(0.2, floor_per_s=2.0, burst=100.0))
 
     def first_choice(self, draw: Draw) -> tuple[Replica, bool]:
         """Return the replica that a draw begins at, and whether another one may take over.
@@ -60,19 +55,19 @@ class Failover:
             AdapterMissing: No replica has the adapter.
         """
         self._retries.deposit()
-        idle = self._containment.idle
-        only = _ANYWHERE if idle else self._containment.admit(draw.fingerprint(self._containment))
+        idle = self.containment.idle
+        only = _ANYWHERE if idle else self.containment.admit(draw.fingerprint(self.containment))
         route, adapter = draw.route, draw.prompt.adapter
         chosen = route.replica
         if only:
-            chosen = self._replicas.choose(adapter=adapter, only=only, panic=False)
+            chosen = self.replicas.choose(adapter=adapter, only=only, panic=False)
             if chosen is None:
                 raise RequestContained("this request broke two backend servers, and they are not back yet")
         elif chosen is None:
-            chosen = route.replica = self._replicas.choose(adapter=adapter)
+            chosen = route.replica = self.replicas.choose(adapter=adapter)
         elif chosen.health.ejected or chosen.lacks(adapter):
-            chosen = route.replica = self._replicas.choose(adapter=adapter, panic=False) or chosen
-        if not self._replicas.all:
+            chosen = route.replica = self.replicas.choose(adapter=adapter, panic=False) or chosen
+        if not self.replicas.all:
             raise BackendUnreachable("no server has the backend's name", was_sent=False)
         if chosen is None:
             raise AdapterMissing(f"no replica of the backend has loaded the adapter {adapter}")
@@ -102,8 +97,8 @@ class Failover:
         draw.tried.append(failed)
         if not isinstance(error, _MOVABLE):
             return None
-        if not self._containment.idle:
-            self._containment.check(draw.fingerprint(self._containment))
+        if not self.containment.idle:
+            self.containment.check(draw.fingerprint(self.containment))
         if len(draw.tried) > TAKEOVERS and not isinstance(error, AdapterMissing):
             return None
         route, adapter = draw.route, draw.prompt.adapter
@@ -112,13 +107,13 @@ class Failover:
         if serving:
             spare: Replica | None = serving[0]  # a race keeps to the replicas that it has reached
         else:
-            spare = self._replicas.choose(adapter=adapter, without=draw.tried, panic=False)
+            spare = self.replicas.choose(adapter=adapter, without=draw.tried, panic=False)
         if spare is None:
             return None
         if not isinstance(error, _FREE) and not self._retries.withdraw():
             log.warning("backend_retry_budget_spent", broken=failed.name, reason=error.message)
             return None
         route.replica = spare
-        self._on_move("retry")
+        self.on_move("retry")
         log.warning("backend_replica_replaced", broken=failed.name, by=spare.name, reason=error.message)
         return spare

@@ -1,8 +1,8 @@
-"""Passive health of one replica: which failures it had, whether it is ejected from the rotation, and until when.
+"""Passive health of one replica: its failures, and its ejection from the rotation.
 
 A replica is ejected after failures in a row, or when its share of failures is far above the other replicas'. It is
-passed over for a time that grows with each ejection in a row. After that time one probe (a draw of one token) decides
-whether it returns. Terms and rules follow Envoy's outlier detection; ``gateway.backend.replicas`` decides with it.
+passed over for a time that grows with each ejection in a row; then one probe (a draw of one token) decides whether it
+returns. Terms and rules follow Envoy's outlier detection; ``gateway.backend.replicas`` applies them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from gateway.errors import (
     RequestContained,
 )
 
-FAILURES_IN_A_ROW = 3.0
-"""So many races in a row that a replica failed eject it."""
+FAILURES_IN_A_ROW = 3.0  # of races, for an ejection
 _MAX_EJECTION_S = 30.0
 _JITTER = 0.2  # a fleet ejected together must not come back together
-_PENALTY_DRAWS = 4.0  # a failure counts as this many draws in flight, for a while: failing fast is not being idle
+_PENALTY_DRAWS = 4.0  # load of a recent failure: a replica that fails fast would seem idle
 _PENALTY_HALF_LIFE_S = 5.0
 _RATE_HALF_LIFE_S = 10.0
 _RATE_LEAST_DRAWS = 10.0
@@ -44,14 +43,14 @@ class Fault(StrEnum):
     UNREACHABLE = "unreachable"  # no connection, or it broke
 
 
-# What one failed race adds to the count of failures in a row.
+# Added to the failures in a row for one failed race.
 _WEIGHTS = {Fault.OVERLOADED: 0.5, Fault.TIMEOUT: 1.0, Fault.ERROR: 1.0}
 _AT_ONCE = frozenset({Fault.HUNG, Fault.UNREACHABLE})
 _SEVERITY = list(Fault)
 
 
 def fault_of(error: GatewayError) -> Fault | None:
-    """Return the kind of server failure that an error stands for; None where the server is not at fault."""
+    """Return the kind of server failure that an error stands for; None if the server is not at fault."""
     match error:
         case BackendRejected():
             return None
@@ -68,14 +67,17 @@ def fault_of(error: GatewayError) -> Fault | None:
 
 @dataclass(frozen=True, slots=True)
 class Ejection:
-    """Why a replica is out of the rotation, and until when (the clock's seconds)."""
+    """A replica's time out of the rotation, on the health's clock.
+
+    Attributes:
+        confirmed: A probe failed, too: callers' requests alone must not make the gateway unready.
+    """
 
     fault: Fault
     reason: str
     at_s: float
     until_s: float
     confirmed: bool
-    """Whether a probe found it, too: callers' requests alone must not make the gateway unready."""
 
 
 class Health:
@@ -83,7 +85,7 @@ class Health:
 
     Args:
         base_s: Length of the first ejection; 0 never ejects.
-        clock: Seconds that only move forward.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(self, base_s: float, clock: Callable[[], float]) -> None:
@@ -103,31 +105,30 @@ class Health:
 
     @property
     def ejected(self) -> bool:
-        """Return whether the replica is out of the rotation."""
         return self.ejection is not None
 
     @property
     def probe_due(self) -> bool:
-        """Return whether an ejection's time is over, so that a probe may decide."""
+        """True once an ejection's time is over, so that a probe may decide."""
         return self.ejection is not None and self._clock() >= self.ejection.until_s
 
     @property
     def trusted(self) -> bool:
-        """Return whether the replica answered since it last broke a connection, or never broke one."""
+        """True if the replica answered since it last broke a connection, or never broke one."""
         return self.broke_at_s is None or (self.answered_at_s is not None and self.answered_at_s > self.broke_at_s)
 
     @property
     def penalty_draws(self) -> int:
-        """Return the load that recent failures count for, in draws."""
+        """The load that recent failures count for, in draws."""
         return round(self._penalty.value(self._clock()))
 
     @property
     def severity(self) -> int:
-        """Return how bad the present ejection is; among sick replicas the least is tried first."""
+        """The severity of the ejection; among ejected replicas the least severe is tried first."""
         return -1 if self.ejection is None else _SEVERITY.index(self.ejection.fault)
 
     def rate(self) -> tuple[float, float]:
-        """Return the recent share of failures and the recent number of draws that it rests on."""
+        """Return the recent share of failures, and the recent number of draws that it is computed from."""
         now = self._clock()
         failures = self._failures.value(now)
         draws = failures + self._successes.value(now)
@@ -146,7 +147,7 @@ class Health:
             self._ejections = 0
 
     def failed(self, fault: Fault, reason: str, race: object = None) -> None:
-        """Count a failure. Several draws of one race that fail count once among those in a row."""
+        """Count a failure. Several failed draws of one race count once among those in a row."""
         now = self._clock()
         self.last_failure = reason
         if fault is Fault.UNREACHABLE:
@@ -158,7 +159,7 @@ class Health:
         self._last_race = race
 
     def suspicious(self, fault: Fault, others_share: float) -> bool:
-        """Return whether a failure just counted is reason enough to eject.
+        """Return whether the failure just counted is reason enough to eject.
 
         Args:
             fault: The failure's kind.
@@ -181,7 +182,7 @@ class Health:
         self.ejection = Ejection(fault, reason, now, now + length_s, confirmed or fault in _AT_ONCE)
 
     def readmit(self) -> None:
-        """Put the replica back into the rotation, on probation: until its next answer one failure ejects it again."""
+        """Put the replica back, on probation: until its next answer one failure ejects it again."""
         self.ejection = None
         self._in_a_row, self._last_race = 0.0, None
         self._on_probation = True
@@ -201,10 +202,8 @@ class _Decaying:
         self._at_s = 0.0
 
     def value(self, now_s: float) -> float:
-        """Return the sum at a time."""
         return self._value * 0.5 ** ((now_s - self._at_s) / self._half_life_s) if self._value else 0.0
 
     def add(self, amount: float, now_s: float) -> None:
-        """Add to the sum at a time."""
         self._value = self.value(now_s) + amount
         self._at_s = now_s

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -32,40 +33,26 @@ _losers: set[asyncio.Task[Any]] = set()  # cancelled calls that still close thei
 log = structlog.get_logger()
 
 
+@dataclass(eq=False)
 class Hedging:
     """Makes draws, each with a competitor once it is overdue.
 
     A budget bounds hedged races to a twentieth of the races. A hedge goes to a less loaded replica only: in a fleet
     that is slow because all of it is busy, a second draw would only lengthen the queue. With one replica there is none.
-
-    Args:
-        draws: Makes the draws.
-        replicas: The choice of the other replica.
-        containment: A request that broke a server and hangs another one is not hedged.
-        prober: Probes a replica that leaves a draw unanswered.
-        on_move: Called with ``hedge`` when a race goes to another replica as well.
     """
 
-    def __init__(
-        self,
-        draws: Draws,
-        replicas: Replicas,
-        containment: Containment,
-        prober: Prober,
-        on_move: Callable[[str], None],
-    ) -> None:
-        self._draws = draws
-        self._replicas = replicas
-        self._containment = containment
-        self._prober = prober
-        self._on_move = on_move
-        self._budget = Budget(0.05, floor_per_s=0.1, burst=20.0)
-        self._hedged_races = 0
+    draws: Draws
+    replicas: Replicas
+    containment: Containment
+    prober: Prober
+    on_move: Callable[[str], None]
+    _budget: Budget = field(default_factory=lambda: Budget(0.05, floor_per_s=0.1, burst=20.0))
+    _hedged_races: int = 0
 
     async def complete(self, draw: Draw, replica: Replica) -> Answer:
         max_tokens = draw.prompt.sampling.max_tokens
         return await self._hedged(
-            draw, replica, self._draws.complete, lambda: self._draws.usual.overdue_s(max_tokens), lambda answer: None
+            draw, replica, self.draws.complete, lambda: self.draws.usual.overdue_s(max_tokens), lambda answer: None
         )
 
     async def first(self, draw: Draw, replica: Replica) -> Opened:
@@ -73,8 +60,8 @@ class Hedging:
         return await self._hedged(
             draw,
             replica,
-            self._draws.first,
-            lambda: self._draws.usual_first.overdue_s(None),
+            self.draws.first,
+            lambda: self.draws.usual_first.overdue_s(None),
             lambda opened: asyncio.ensure_future(opened[1].aclose()),
         )
 
@@ -97,19 +84,19 @@ class Hedging:
     def _competitor(self, draw: Draw, slow: Replica, limit_s: float) -> Replica | None:
         """Return the replica that competes with an overdue draw; None where there is to be no hedge now."""
         route, health = draw.route, slow.health
-        if health.answered_at_s is None or self._replicas.clock() - health.answered_at_s > limit_s:
-            self._prober.suspect(slow, draw.fingerprint(self._containment))
+        if health.answered_at_s is None or self.replicas.clock() - health.answered_at_s > limit_s:
+            self.prober.suspect(slow, draw.fingerprint(self.containment))
         elif route.answered:
             return None  # the replica answers: this answer is only longer than the race's others
-        if not self._containment.idle and self._containment.suspects(draw.fingerprint(self._containment)):
+        if not self.containment.idle and self.containment.suspects(draw.fingerprint(self.containment)):
             return None  # it broke one server and may have hung this one: it must not reach a third
         if route.hedge is None:
-            other = self._replicas.choose(adapter=draw.prompt.adapter, without=[slow, *draw.tried], panic=False)
+            other = self.replicas.choose(adapter=draw.prompt.adapter, without=[slow, *draw.tried], panic=False)
             if other is None or not (self._hangs(slow) or (self._less_loaded(other, slow) and self._budget.withdraw())):
                 return None
             route.hedge = other
             self._hedged_races += 1
-            self._on_move("hedge")
+            self.on_move("hedge")
             log.info(
                 "backend_draw_hedged",
                 slow=slow.name,
@@ -123,18 +110,18 @@ class Hedging:
         return replica.health.ejection is not None and replica.health.ejection.fault is Fault.HUNG
 
     def _less_loaded(self, other: Replica, slow: Replica) -> bool:
-        return self._replicas.relative_load(other) < self._replicas.relative_load(slow)
+        return self.replicas.relative_load(other) < self.replicas.relative_load(slow)
 
     async def _compete(self, make: Callable[[Draw, Replica], Call[T]], draw: Draw, slow: Replica, other: Replica) -> T:
         """Make the second draw. Its success is a failure of the slow replica; its silence is probed as well."""
-        request = draw.fingerprint(self._containment)
-        limit_s = self._draws.usual.overdue_s(draw.prompt.sampling.max_tokens)
-        timer = asyncio.get_running_loop().call_later(limit_s, self._prober.suspect, other, request)
+        request = draw.fingerprint(self.containment)
+        limit_s = self.draws.usual.overdue_s(draw.prompt.sampling.max_tokens)
+        timer = asyncio.get_running_loop().call_later(limit_s, self.prober.suspect, other, request)
         try:
             result = await make(draw, other)
         finally:
             timer.cancel()
-        self._replicas.failed(slow, Fault.TIMEOUT, "its draws take far longer than usual", draw.route)
+        self.replicas.failed(slow, Fault.TIMEOUT, "its draws take far longer than usual", draw.route)
         return result
 
 
@@ -199,7 +186,6 @@ class _Hedge(Generic[T]):
         return self._overtook and self._task is not None and self._task.uncancel() == 0
 
     async def wait(self) -> None:
-        """Wait for the second call, now that the first has failed."""
         assert self.other is not None
         self._first_runs = False
         await asyncio.wait([self.other])

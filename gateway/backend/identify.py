@@ -1,4 +1,4 @@
-"""Ask a server what it is, by the routes that only its kind has, and what its limits are."""
+"""Identify a server by the routes that only its kind has, and read its limits there."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from gateway.backend.flavours import FLAVOURS, Flavour
 from gateway.types import JsonObject
 
 FALLBACK = "tgi"
-"""What a server is taken for while it has not said: what it always was taken for."""
+"""The kind assumed of a server that does not say what it is."""
 
 Ask = Callable[[str], Awaitable[Any]]
-"""GETs a path of the server; gives its JSON, or None where it has no such route or does not answer."""
+"""GETs a path of the server; returns its JSON, or None if there is no such route or no answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a server says it is.
+    """A server's kind and limits, as it says itself; None for a limit that it does not say.
 
-    ``kind`` is the flavour that speaks to it; ``name`` is for people. ``max_tokens`` bounds prompt and answer together,
-    ``max_input_tokens`` the prompt alone, ``max_draws`` the draws at once; None where the server does not say.
+    Attributes:
+        kind: The flavour that speaks to it.
+        name: For people.
+        max_tokens: Most tokens of prompt and answer together.
+        max_draws: Most draws at once.
+        max_input_tokens: Most tokens of the prompt alone.
     """
 
     kind: str
@@ -33,12 +37,11 @@ class Identity:
 
     @property
     def max_prompt_tokens(self) -> int | None:
-        """Return the tokens of the longest prompt that it may take."""
         return self.max_tokens if self.max_input_tokens is None else self.max_input_tokens
 
     @property
     def limits(self) -> JsonObject:
-        """Return what is known of its limits, for readiness."""
+        """The known limits, for readiness."""
         known = {
             "max_tokens": self.max_tokens,
             "max_input_tokens": self.max_input_tokens,
@@ -48,12 +51,12 @@ class Identity:
 
 
 def flavour_of(kind: str) -> Flavour:
-    """Return the flavour of a kind as the settings say it."""
+    """Return the flavour of a kind in the settings."""
     return FLAVOURS[FALLBACK if kind == "auto" else kind]
 
 
 async def identify(ask: Ask) -> Identity | None:
-    """Return what the server is; None where it does not say."""
+    """Return what the server is; None if it does not say."""
     info, props, sglang, version, models = await asyncio.gather(
         ask("/info"), ask("/props"), ask("/get_model_info"), ask("/version"), ask("/v1/models")
     )
@@ -61,7 +64,7 @@ async def identify(ask: Ask) -> Identity | None:
 
 
 def contradiction(kind: str, found: Identity) -> str | None:
-    """Return in words how a server differs from the kind that the settings say; None where it does not."""
+    """Return in words how a server differs from the kind in the settings; None if it does not."""
     if kind in ("auto", found.kind):
         return None
     return f"it is {found.name}, but GATEWAY_BACKEND__KIND is {kind}: set it to {found.kind} or auto"
@@ -103,7 +106,7 @@ def _vllm(version: Any, models: Any) -> Identity | None:
 
 
 def _longest(models: Any) -> int | None:
-    """Return ``max_model_len`` of the first model that is listed with one."""
+    """Return ``max_model_len`` of the first listed model that has one."""
     listed = models.get("data") if isinstance(models, dict) else None
     lengths = [_count(model.get("max_model_len")) for model in listed or () if isinstance(model, dict)]
     return next((length for length in lengths if length is not None), None)

@@ -19,11 +19,7 @@ log = structlog.get_logger()
 
 
 class Kind:
-    """Identifies replicas; with kind ``auto`` the first identity found decides the flavour of all.
-
-    Args:
-        setting: ``GATEWAY_BACKEND__KIND``.
-    """
+    """Identifies replicas; with ``GATEWAY_BACKEND__KIND`` auto the first identity found decides the flavour of all."""
 
     def __init__(self, setting: str) -> None:
         self._setting = setting

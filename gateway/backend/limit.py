@@ -2,8 +2,8 @@
 
 Additive increase, multiplicative decrease (AIMD), as in TCP's congestion control and Netflix's concurrency-limits: a
 refused draw halves the limit, one limit's worth of successful draws raises it by one. text-generation-inference says at
-``/info`` how many draws it takes at once, which is where the limit starts. vLLM and llama.cpp queue by themselves and
-do not refuse, so their limit stays at the ceiling.
+``/info`` how many draws it takes at once; the limit starts there. vLLM and llama.cpp queue draws themselves and do not
+refuse, so their limit stays at the ceiling.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _LONGEST_PAUSE_S = 0.4
 
 
 class ServerLimit:
-    """Places for draws at one server, given out first come, first served.
+    """Places for draws at one server, first come, first served.
 
-    Draws beyond the limit wait here. A refused draw leaves its place, waits for another one, ahead of those that were
-    not sent yet, and is sent again.
+    Draws beyond the limit wait. A refused draw leaves its place, waits for another one ahead of those that were not
+    sent yet, and is sent again.
 
     Args:
         name: The server's host and port, for metrics.
         ceiling: The limit never rises above this.
-        queue_timeout_s: Longest time one draw may spend waiting and being refused, in seconds.
+        queue_timeout_s: Longest time one draw may spend waiting and being refused.
         sharers: Gateway processes that divide the server's capacity among them.
         on_refusal: Called with the server's name whenever it refused a draw.
     """
@@ -41,8 +41,8 @@ class ServerLimit:
         self,
         name: str,
         *,
-        ceiling: int,
-        queue_timeout_s: float,
+        ceiling: int = 1024,
+        queue_timeout_s: float = 5.0,
         sharers: int = 1,
         on_refusal: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -64,26 +64,23 @@ class ServerLimit:
 
     @property
     def limit(self) -> int:
-        """Draws that may be in flight now."""
+        """The number of draws that may be in flight now."""
         return max(1, min(self._learnt, self._share))
 
     @property
     def has_room(self) -> bool:
-        """Whether one more draw could start at once."""
         return self.in_flight < self.limit
 
     @property
     def waiting(self) -> int:
-        """Draws waiting for a place."""
         return len(self._waiters)
 
     def share(self, draws: int) -> None:
-        """Bound the limit by this gateway process's part of what the server takes."""
+        """Bound the limit by this process's part of the server's capacity."""
         self._share = min(draws, self._ceiling)
         self._wake()
 
     def turn(self) -> Turn:
-        """Begin one draw's way to this server."""
         return Turn(self, self._queue_timeout_s)
 
     async def acquire(self, until_s: float, *, ahead: bool = False) -> int:
@@ -120,17 +117,16 @@ class ServerLimit:
         raise BackendOverloaded("the backend is overloaded")
 
     def release(self) -> None:
-        """Give a place back."""
         self.in_flight -= 1
         self._wake()
 
     def refused(self, halvings: int) -> None:
-        """Halve the limit, unless it was halved after the refused draw had been sent.
+        """Halve the limit, unless it was halved after the refused draw was sent.
 
-        All draws of one burst are refused for the same reason: only the first refusal is news.
+        All draws of one burst are refused for the same reason, so only the first refusal counts.
 
         Args:
-            halvings: What ``acquire`` returned for this draw.
+            halvings: The result of ``acquire`` for this draw.
         """
         self._on_refusal(self.name)
         if halvings == self._halvings:
@@ -139,9 +135,9 @@ class ServerLimit:
             self._successes = 0
 
     def succeeded(self) -> None:
-        """Count a successful draw, before its place is given back; one limit's worth raises the limit by one.
+        """Count a successful draw, before its place is released.
 
-        Draws of a server that is less than half used say nothing about how many it would take.
+        Draws at a server that is less than half used do not show that it would take more.
         """
         if self._learnt < self._ceiling and 2 * self.in_flight >= self.limit:
             self._successes += 1
@@ -150,12 +146,10 @@ class ServerLimit:
                 self._learnt += 1
 
     async def learn_capacity(self, ask: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
-        """Ask the server how many draws it takes at once, unless it has answered already.
-
-        Concurrent callers share one question.
+        """Ask the server how many draws it takes at once, unless it has answered; concurrent callers share one call.
 
         Args:
-            ask: Asks; None means that the server does not say.
+            ask: Asks the server; None if it does not say.
 
         Raises:
             GatewayError: The server could not be asked; the next caller asks again.
@@ -165,7 +159,7 @@ class ServerLimit:
         await self._asking.result(ask)
 
     def forget_capacity(self) -> None:
-        """Have the next caller of ``learn_capacity`` ask again: the server may have been restarted with another one."""
+        """Let the next ``learn_capacity`` ask again: a restart may have changed the capacity."""
         self._capacity_asked = False
 
     def _capacity_answered(self, asking: asyncio.Task[int | None]) -> None:
@@ -185,7 +179,7 @@ class ServerLimit:
                 place.set_result(None)
 
     def _give_up(self, place: asyncio.Future[None]) -> None:
-        """Forget a waiter; one that got its place in the same instant gives it back."""
+        """Remove a waiter; one that got its place at the same moment releases it."""
         if place in self._waiters:
             self._waiters.remove(place)
         elif place.done() and not place.cancelled():
@@ -205,17 +199,11 @@ class Turn:
         self._refused = False
 
     async def __aenter__(self) -> None:
-        """Wait for a place.
-
-        Raises:
-            BackendOverloaded: None became free in time.
-        """
         self._halvings = await self._limit.acquire(self._until_s, ahead=self._refused)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        """Learn from how the draw ended, and give the place back."""
         if kind is None:
             self._limit.succeeded()
         elif isinstance(error, BackendOverloaded):
@@ -226,7 +214,7 @@ class Turn:
         self._limit.release()
 
     async def again(self) -> bool:
-        """Pause after a refusal, longer each time; False when the time is over and the refusal is final."""
+        """Pause after a refusal, longer each time; return False when the time is over and the refusal is final."""
         left_s = self._until_s - asyncio.get_running_loop().time()
         if left_s <= 0:
             return False
@@ -239,40 +227,19 @@ class ServerLimits:
     """The limits of all servers, by URL: pools that share a server share its limit.
 
     Args:
-        ceiling: Draws in flight over all servers, which no single limit exceeds.
-        queue_timeout_s: Longest time one draw may spend waiting and being refused, in seconds.
-        sharers: Gateway processes that divide a server's capacity among them.
-        on_refusal: Called with the server's name whenever one refused a draw.
+        make: Makes a server's limit by its name.
     """
 
-    def __init__(
-        self,
-        *,
-        ceiling: int = 1024,
-        queue_timeout_s: float = 5.0,
-        sharers: int = 1,
-        on_refusal: Callable[[str], None] = lambda _: None,
-    ) -> None:
-        self._ceiling = ceiling
-        self._queue_timeout_s = queue_timeout_s
-        self._sharers = sharers
-        self._on_refusal = on_refusal
+    def __init__(self, make: Callable[[str], ServerLimit] = ServerLimit) -> None:
+        self._make = make
         self._by_url: dict[str, ServerLimit] = {}
 
     @property
     def all(self) -> Sequence[ServerLimit]:
-        """Every limit that was asked for."""
         return tuple(self._by_url.values())
 
     def of(self, url: str) -> ServerLimit:
-        """The limit of the server at a URL; made when first asked for."""
         limit = self._by_url.get(url)
         if limit is None:
-            limit = self._by_url[url] = ServerLimit(
-                host_of(url),
-                ceiling=self._ceiling,
-                queue_timeout_s=self._queue_timeout_s,
-                sharers=self._sharers,
-                on_refusal=self._on_refusal,
-            )
+            limit = self._by_url[url] = self._make(host_of(url))
         return limit

@@ -1,7 +1,7 @@
-"""Active health: draws of one token of our own, for replicas that are ejected or silent.
+"""Probes: draws of one token of our own, for replicas that are ejected or silent.
 
-A probe answers two questions that callers' requests must not have to: whether an ejected replica may return to the
-rotation once its time is over, and whether a silent one hangs (its health check says ok, nothing is answered).
+A probe decides whether an ejected replica may return to the rotation once its time is over, and whether a silent one
+hangs (its health check succeeds, but no draw is answered). Callers' requests must not have to find that out.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 from gateway.backend.health import Fault, fault_of
 from gateway.backend.replicas import Replica, Replicas
@@ -19,36 +20,29 @@ _PATIENCE = 4.0  # a replica in rotation may only be busy: so many times longer 
 _GRACE_S = 1.0  # a silent replica may only be a moment late
 
 Unanswered = dict[str, contextvars.Context]
-"""Requests by their fingerprints, each with the context in which it is logged."""
+"""The logging context of each request, by the request's fingerprint."""
 
 
+@dataclass(eq=False)
 class Prober:
     """Probes replicas, each by one draw at a time.
 
-    Args:
-        replicas: What is probed, and told of the outcome.
+    Attributes:
         draw: Draws one token from a replica.
-        usual_s: After how long a draw is overdue; a probe waits longer.
+        usual_s: Returns after how long a draw is overdue; a probe waits longer.
         on_hung: Called with a replica that hangs and the requests that it has left unanswered.
     """
 
-    def __init__(
-        self,
-        replicas: Replicas,
-        draw: Callable[[Replica], Awaitable[object]],
-        usual_s: Callable[[], float],
-        on_hung: Callable[[Replica, Unanswered], None],
-    ) -> None:
-        self._replicas = replicas
-        self._draw = draw
-        self._usual_s = usual_s
-        self._on_hung = on_hung
-        self._probes: dict[Replica, asyncio.Task[None]] = {}
-        self._unanswered: dict[Replica, Unanswered] = {}
+    replicas: Replicas
+    draw: Callable[[Replica], Awaitable[object]]
+    usual_s: Callable[[], float]
+    on_hung: Callable[[Replica, Unanswered], None]
+    _probes: dict[Replica, asyncio.Task[None]] = field(default_factory=dict)
+    _unanswered: dict[Replica, Unanswered] = field(default_factory=dict)
 
     def tend(self) -> None:
         """Probe the ejected replicas whose time is over."""
-        for replica in self._replicas.all:
+        for replica in self.replicas.all:
             if replica.health.probe_due:
                 self.probe(replica)
 
@@ -64,13 +58,12 @@ class Prober:
 
     @property
     def idle(self) -> bool:
-        """Return whether no request is suspected."""
         return not self._unanswered
 
     def probe(self, replica: Replica) -> None:
         """Begin a probe, unless one is running."""
         if replica not in self._probes:
-            # In a context of its own: its log lines are of no request.
+            # In an empty context: its log lines belong to no request.
             task = asyncio.get_running_loop().create_task(
                 self._probe(replica), name="backend-probe", context=contextvars.Context()
             )
@@ -78,43 +71,42 @@ class Prober:
             task.add_done_callback(lambda _: self._probes.pop(replica, None))
 
     async def aclose(self) -> None:
-        """Stop the probes under way."""
         probes = list(self._probes.values())
         for probe in probes:
             probe.cancel()
         await asyncio.gather(*probes, return_exceptions=True)
 
     async def _probe(self, replica: Replica) -> None:
-        started_s = self._replicas.clock()
-        wait_s = max(_LEAST_WAIT_S, self._usual_s())
+        started_s = self.replicas.clock()
+        wait_s = max(_LEAST_WAIT_S, self.usual_s())
         if not replica.health.ejected:
             wait_s *= _PATIENCE
             await asyncio.sleep(_GRACE_S)
             if self._answered_since(replica, started_s):
                 self._unanswered.pop(replica, None)
                 return
-        started_s = self._replicas.clock()
+        started_s = self.replicas.clock()
         timed_out = False
         try:
             async with asyncio.timeout(wait_s):
-                await self._draw(replica)
+                await self.draw(replica)
         except TimeoutError:
             timed_out = True
         except BackendRejected:
-            pass  # an answer, if not to our liking
+            pass  # a refusal is an answer
         except GatewayError as error:
             self._failed(replica, fault_of(error) or Fault.ERROR, error.message)
             return
         unanswered = self._unanswered.pop(replica, {})
         if not timed_out:
             if replica.health.ejected:
-                self._replicas.readmit(replica)
+                self.replicas.readmit(replica)
             else:
-                replica.health.answered_at_s = self._replicas.clock()
+                replica.health.answered_at_s = self.replicas.clock()
         elif not self._answered_since(replica, started_s):
             reason = f"it hangs: a draw of one token was not answered within {wait_s:g} s"
-            self._replicas.eject(replica, Fault.HUNG, reason, confirmed=True)
-            self._on_hung(replica, unanswered)
+            self.replicas.eject(replica, Fault.HUNG, reason, confirmed=True)
+            self.on_hung(replica, unanswered)
         elif replica.health.ejection is not None:  # busy: it answers others
             self._failed(replica, Fault.TIMEOUT, f"a draw of one token took longer than {wait_s:g} s")
 
@@ -125,6 +117,6 @@ class Prober:
     def _failed(self, replica: Replica, fault: Fault, reason: str) -> None:
         self._unanswered.pop(replica, None)
         if replica.health.ejected:
-            self._replicas.eject(replica, fault, reason, confirmed=True)
+            self.replicas.eject(replica, fault, reason, confirmed=True)
         else:
-            self._replicas.failed(replica, fault, reason)
+            self.replicas.failed(replica, fault, reason)

@@ -25,11 +25,7 @@ _LEAST_LIMIT_TOKENS = 2_048
 
 
 class PromptLength:
-    """Compares prompts with the servers' limits.
-
-    Args:
-        kind: Asks a replica for its limit, and knows how it counts.
-    """
+    """Compares prompts with the servers' limits."""
 
     def __init__(self, kind: Kind) -> None:
         self._kind = kind

@@ -1,4 +1,4 @@
-"""Read a backend's answers, whole or in pieces, into OpenAI's terms; refuse what makes no sense."""
+"""Read a backend's answers, whole or streamed, into OpenAI's terms, and refuse those that make no sense."""
 
 from __future__ import annotations
 
@@ -13,18 +13,13 @@ from gateway.errors import BackendError, BackendFailed, BackendProtocolError, Ba
 from gateway.metering import tokens_at_most
 from gateway.types import Answer, Delta, FinishReason, JsonObject, Prompt, Sampling
 
-_MOST_TOKENS = 10_000_000
-"""No prompt and no answer is longer: a count beyond it would take a key's budget for ever."""
-
-_REASONING = ("reasoning", "reasoning_content")
-"""Fields in which servers put a model's reasoning, beside ``content``: vLLM's, and that of most others."""
-
-_LONG_TOKEN_CHARS = 32
-"""Few tokens are longer: a longer piece may be several."""
+_MOST_TOKENS = 10_000_000  # no prompt or answer is longer; a larger count would use up a key's budget
+_REASONING = ("reasoning", "reasoning_content")  # fields next to ``content``: vLLM's, and most other servers'
+_LONG_TOKEN_CHARS = 32  # few tokens are longer: a longer piece may be several
 
 
 def read_answer(body: Any, flavour: Flavour, prompt: Prompt) -> Answer:
-    """Understand a whole chat completion.
+    """Read a whole chat completion.
 
     Token counts are required: an answer of unknown length would falsify usage, rate limits and the night's guards.
 
@@ -44,7 +39,7 @@ def read_answer(body: Any, flavour: Flavour, prompt: Prompt) -> Answer:
     trimmer = _trimmer(flavour, sampling)
     text, shown = trimmer.feed(content or "", entries)
     rest, more = trimmer.finish()
-    told = shown + more
+    entries = [*shown, *more]
     usage = _object(body, "usage")
     return Answer(
         text=text + rest or (None if calls else content and ""),
@@ -52,13 +47,13 @@ def read_answer(body: Any, flavour: Flavour, prompt: Prompt) -> Answer:
         prompt_tokens=_count(usage, "prompt_tokens"),
         completion_tokens=_count(usage, "completion_tokens"),
         tool_calls=calls,
-        logprobs=_logprobs(told) if told else None,
+        logprobs=_logprobs(entries) if entries else None,
         reasoned=reasoned,
     )
 
 
 class StreamReader:
-    """Understands one streamed draw, chunk by chunk; ``last`` gives the closing piece."""
+    """Reads one streamed draw, chunk by chunk; ``last`` returns the closing piece."""
 
     def __init__(self, flavour: Flavour, prompt: Prompt) -> None:
         self._flavour = flavour
@@ -74,15 +69,15 @@ class StreamReader:
         self._most_tokens = 0
         self._reasoned = False
         self.overrun = False
-        """Whether the server goes on after a stop string that it did not see (one within a token)."""
+        """The server goes on after a stop string that it did not see (one within a token)."""
 
     @property
     def finished(self) -> bool:
-        """Whether the answer is whole: nothing that still comes, or breaks, can take it back."""
+        """True once the answer is whole: later chunks and errors cannot change it."""
         return self._finish_reason is not None
 
     def read(self, chunk: Any) -> Iterator[Delta]:
-        """Take one chunk and give what may be shown of it. After a finished answer nothing is an error any more.
+        """Yield what may be shown of a chunk. After a finished answer nothing is an error any more.
 
         Raises:
             BackendError: The chunk is an error, or not a chunk.
@@ -104,9 +99,10 @@ class StreamReader:
                 raise
 
     def drawn(self) -> tuple[int | None, int]:
-        """Return the tokens of prompt and answer by now as the server says; without its word, the most of the answer.
+        """Return the tokens of prompt and answer so far: the server's counts, or the most that the answer can have.
 
-        Pieces of one token each are counted; of what may be several tokens the bytes, for none is shorter than a byte.
+        Without counts, a piece of one token counts as one; of a piece that may be several tokens the bytes are counted,
+        because no token is shorter than a byte.
         """
         if self._completion_tokens is not None:
             return self._prompt_tokens, self._completion_tokens
@@ -114,7 +110,7 @@ class StreamReader:
         return None, self._most_tokens if limit is None else min(self._most_tokens, limit)
 
     def last(self) -> Delta:
-        """The piece that ends the draw, with what was held back, the finish reason and the token counts.
+        """Return the piece that ends the draw: the text held back, the finish reason and the token counts.
 
         Raises:
             BackendProtocolError: The stream ended before the answer did.
@@ -165,9 +161,9 @@ class StreamReader:
             yield Delta(text, calls, _logprobs(shown) if shown else None)
 
     def _silent_end(self) -> str | None:
-        """The finish reason of a stream that gave none, where its usage says that it came to its end.
+        """Return the finish reason of a stream that gave none, if its usage shows that it came to its end.
 
-        TGI ends a streamed tool call so; and where max_tokens cut a call before its name, nothing but the usage comes.
+        TGI ends a streamed tool call so; and where max_tokens cut a call before its name, only the usage comes.
         """
         if self._completion_tokens is None or not self._usage_is_last:
             return None
@@ -177,7 +173,7 @@ class StreamReader:
 
 
 def _tokens_of_piece(delta: JsonObject, flavour: Flavour) -> int:
-    """Return how many tokens a piece of a stream may stand for, at most."""
+    """Return the most tokens that a piece of a stream may stand for."""
     texts = [text for field in ("content", *_REASONING) if isinstance(text := delta.get(field), str)]
     calls = delta.get("tool_calls")
     if calls:
@@ -224,9 +220,9 @@ def _has_reasoning(message: JsonObject) -> bool:
 
 
 def _refuse_broken_off(reason: object) -> None:
-    """Raise where the server, not the model, ended the answer.
+    """Raise if the server, not the model, ended the answer.
 
-    vLLM and SGLang end what is running so when they are told to stop (SIGTERM), with HTTP 200 and the text so far.
+    When vLLM and SGLang are stopped (SIGTERM), they end running draws so, with HTTP 200 and the text so far.
 
     Raises:
         BackendUnreachable: The server is going away; another replica can answer.
@@ -252,7 +248,7 @@ def _finish_reason(reason: object, flavour: Flavour, *, called: bool, stopped: b
 
 
 def _logprob_entries(choice: JsonObject, sampling: Sampling) -> list[JsonObject]:
-    """One entry a token, with as many alternatives as were asked for."""
+    """Return one entry a token, with as many alternatives as were asked for."""
     logprobs = choice.get("logprobs")
     if not sampling.logprobs or logprobs is None:
         return []
@@ -277,7 +273,7 @@ def _token(entry: JsonObject) -> JsonObject:
 
 
 def _entries_of(text: str, entries: Sequence[JsonObject]) -> list[JsonObject]:
-    """The entries of ``text`` alone, where reasoning or calls are among the tokens; none where they cannot be told."""
+    """Return the entries of ``text`` alone if reasoning or calls are among the tokens; [] if they cannot be told."""
     drawn = b"".join(bytes(entry["bytes"]) for entry in entries)
     start, at = drawn.rfind(text.encode("utf-8", "surrogatepass")) if text else -1, 0
     for index, entry in enumerate(entries):

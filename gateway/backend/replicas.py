@@ -108,7 +108,7 @@ class Replicas:
         connect: Makes the clients for one URL.
         unhealthy_s: How long the first ejection of a replica lasts.
         clock: A monotonic clock, in seconds.
-        places: Draws that may be in flight at a replica; load is compared relative to them.
+        places: Returns how many draws a replica takes; load is compared relative to it.
     """
 
     def __init__(

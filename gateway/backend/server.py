@@ -16,13 +16,7 @@ from gateway.types import JsonObject
 
 
 class Server:
-    """Asks one server.
-
-    Args:
-        http: Shared connections; not closed here.
-        url: The server's, with or without ``/v1`` at its end.
-        timeout_s: Longest time a call may take.
-    """
+    """Asks one server, over shared connections; its URL may end in ``/v1``."""
 
     def __init__(self, http: Http, url: str, *, timeout_s: float) -> None:
         self.url = url

@@ -1,7 +1,7 @@
-"""Carries the events of ``containment`` between gateways, through a short stream in Redis.
+"""Share the events of ``containment`` between gateways, through a short stream in Redis.
 
-Every gateway adds its own events and follows the others' with a blocking read, so that none asks Redis for a request.
-Entries hold a salted hash, a server's name and nothing of a request's content. Without Redis each process contains by
+Every gateway adds its events and follows the others' with a blocking read, so that no request waits for Redis. An entry
+holds a salted hash and a server's name, but nothing of a request's content. Without Redis each process contains by
 itself.
 """
 
@@ -27,12 +27,7 @@ log = structlog.get_logger()
 
 
 class SharedContainment:
-    """Connects one process's ``Containment`` with those of the others.
-
-    Args:
-        containment: What is shared.
-        redis: Where the stream lies.
-    """
+    """Connects one process's ``Containment`` with those of the others."""
 
     def __init__(self, containment: Containment, redis: RedisSettings) -> None:
         self._containment = containment
@@ -48,16 +43,15 @@ class SharedContainment:
 
     @property
     def contained(self) -> int:
-        """Return how many requests are contained now."""
+        """The number of requests contained now."""
         return self._containment.contained
 
     def start(self) -> None:
-        """Begin to follow the stream, and to add to it."""
+        """Begin to follow the stream and to add to it."""
         self._containment.tell = self._tell
         self._task = asyncio.create_task(self._follow(), name="containment")
 
     async def aclose(self) -> None:
-        """Stop following and close the connection."""
         self._closing = True
         tasks = [*self._adding, *([self._task] if self._task else [])]
         for task in tasks:
@@ -79,7 +73,7 @@ class SharedContainment:
                 await asyncio.sleep(_AGAIN_S)
 
     async def _shared_salt(self) -> bytes:
-        """Return the salt that all gateways use; the first one makes it."""
+        """Return the salt that all gateways use; the first gateway sets it."""
         await self._redis.set(self._salt_key, self._containment.salt, nx=True)
         salt = await self._redis.get(self._salt_key)
         if not isinstance(salt, bytes) or not 8 <= len(salt) <= 64:
@@ -87,7 +81,7 @@ class SharedContainment:
         return salt
 
     async def _oldest_id(self) -> str:
-        """Return where to begin: what happened within the last minute still holds after a restart."""
+        """Return the stream's id of a minute ago: those events still hold after a restart."""
         seconds, _ = await self._redis.time()
         return f"{max(0, int(seconds - CONTAINED_S)) * 1000}-0"
 

@@ -1,4 +1,4 @@
-"""Cuts an answer at its first stop string, whole or as it arrives, so that no part of one is ever shown."""
+"""Cut an answer at its first stop string, whole or streamed, so that no part of a stop string is shown."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from gateway.types import JsonObject
 
 
 class StopTrimmer:
-    """Holds back text while it could still turn out to begin a stop string.
+    """Holds text back while it could begin a stop string.
 
-    The stop string that is complete first ends the answer, as it would have ended generation; of two complete at
-    once, the longer. However the text is divided into pieces, what is shown is the same.
-
-    Args:
-        stops: Stop strings; none lets everything through.
+    The stop string that is complete first ends the answer, as it would have ended generation; of two complete at once,
+    the longer. The result does not depend on how the text is divided into pieces.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -27,7 +24,7 @@ class StopTrimmer:
         self.stopped = False
 
     def feed(self, text: str, tokens: Sequence[JsonObject] = ()) -> tuple[str, list[JsonObject]]:
-        """Take the next piece, with the logprob entries of its tokens; return what may be shown of both."""
+        """Take the next piece and its tokens' logprob entries; return what may be shown of both."""
         if not self._stops:
             return text, list(tokens)
         if self.stopped:
@@ -45,19 +42,19 @@ class StopTrimmer:
         return pending[:end], self._shown_tokens()
 
     def finish(self) -> tuple[str, list[JsonObject]]:
-        """Return what was held back, now that nothing follows."""
+        """Return what was held back, when no more text follows."""
         text, tokens = self._held, [token for _, token in self._tokens]
         self._held = ""
         self._tokens.clear()
         return ("", []) if self.stopped else (text, tokens)
 
     def _first_stop(self, text: str) -> int | None:
-        """Where to cut: the start of the match that ends first."""
+        """Return where to cut: the start of the match that ends first."""
         found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         return min(found)[1] if found else None
 
     def _undecided(self, text: str) -> int:
-        """Length of the longest end of ``text`` with which some stop string begins."""
+        """Return the length of the longest end of ``text`` with which some stop string begins."""
         for length in range(min(len(text), max(map(len, self._stops)) - 1), 0, -1):
             ending = text[-length:]
             if any(stop.startswith(ending) for stop in self._stops):

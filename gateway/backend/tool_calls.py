@@ -1,8 +1,8 @@
 """Read a server's tool calls into OpenAI's shape: one entry a call, counted from 0, each with an id of its own.
 
 Servers disagree about what tells the pieces of two streamed calls apart: some count from 1 or from -1, some give every
-call index 0, some leave out index or id, TGI gives every call the id "0". Therefore a piece is matched by id first, by
-index second, by order last, and the indexes and ids of the server are never passed on unchecked.
+call index 0, some leave out index or id, TGI gives every call the id "0". So a piece is matched by id first, by index
+second, by order last, and a server's indexes and ids are never passed on unchecked.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ import orjson
 from gateway.errors import BackendProtocolError
 from gateway.types import JsonObject, Message
 
-MAX_CALLS = 128
-"""Most calls in one answer: as many as a request may offer tools."""
+MAX_CALLS = 128  # in one answer: as many as a request may offer tools
 
-# Clients pair a result with its call by id alone, over a whole conversation. An id that is a word and a counter comes
-# again with the next answer. Kimi's own scheme ("functions.NAME:3") counts over the conversation and must be kept: its
-# template reads it.
+# Clients pair a result with its call by id alone, over a whole conversation. An id that is a word and a counter would
+# come again with the next answer. Kimi's own scheme ("functions.NAME:3") counts over the conversation, and its template
+# reads it: it is kept.
 _COUNTED_ID = re.compile(r"\D*\d{0,3}")
 _CONVERSATION_WIDE = "functions."
 _ID_CHARS = range(9, 257)
 
+_MALFORMED = "the backend's answer has tool calls that make no sense"
+_NAMELESS = "the backend's answer calls a tool without a name"
+
 
 @dataclass(slots=True)
 class _Call:
-    """A streamed call so far; ``position`` is its index in what we send, None until its name is known."""
+    """A streamed call so far; ``position`` is its index in our answer, None until its name is known."""
 
     given_index: object
     given_id: str | None
@@ -47,7 +49,7 @@ class ToolCalls:
     """The tool calls of one answer, whole or streamed.
 
     Args:
-        messages: The conversation: a call's id must not be one that stands there already.
+        messages: The conversation: a call's id must not be in it already.
     """
 
     def __init__(self, messages: Sequence[Message]) -> None:
@@ -58,22 +60,22 @@ class ToolCalls:
 
     @property
     def opened(self) -> bool:
-        """Whether the stream named a call."""
+        """True once the stream named a call."""
         return self._opened > 0
 
     def read_whole(self, message: JsonObject) -> tuple[JsonObject, ...]:
-        """Read the calls of a message that is not streamed.
+        """Read the calls of a whole message.
 
         Raises:
             BackendProtocolError: They are malformed, or too many.
         """
         calls = _call_list(message)
         if len(calls) > MAX_CALLS:
-            raise _too_many()
+            raise BackendProtocolError(f"the backend's answer has more than {MAX_CALLS} tool calls")
         return tuple(self._whole(call) for call in calls)
 
     def read_pieces(self, delta: JsonObject) -> Iterator[JsonObject]:
-        """Read the pieces in a stream's delta; yields them as OpenAI streams them.
+        """Yield the pieces in a stream's delta as OpenAI streams them.
 
         Raises:
             BackendProtocolError: They are malformed, or begin too many calls.
@@ -83,7 +85,7 @@ class ToolCalls:
             if function is None:
                 function = {}
             if not isinstance(function, dict):
-                raise _malformed()
+                raise BackendProtocolError(_MALFORMED)
             read = self._read_piece(piece, _name(function), _arguments(function))
             if read is not None:
                 yield read
@@ -95,20 +97,20 @@ class ToolCalls:
             BackendProtocolError: A call has no name.
         """
         if any(call.name is None and call.arguments_so_far() for call in self._calls):
-            raise _nameless()
+            raise BackendProtocolError(_NAMELESS)
 
     def _whole(self, call: JsonObject) -> JsonObject:
         function = call.get("function")
         if not isinstance(function, dict):
-            raise _malformed()
+            raise BackendProtocolError(_MALFORMED)
         name = _name(function)
         if name is None:
-            raise _nameless()
+            raise BackendProtocolError(_NAMELESS)
         named = {"name": name, "arguments": _arguments(function)}
         return {"id": self._own_id(call.get("id")), "type": "function", "function": named}
 
     def _read_piece(self, piece: JsonObject, name: str | None, arguments: str) -> JsonObject | None:
-        """Add one piece to its call; None where that leaves nothing to send (yet)."""
+        """Add one piece to its call; return None if there is nothing to send yet."""
         index, given_id = _index(piece), _given_id(piece)
         call = self._match(index, given_id)
         if call is None or (name is not None and _begins_another(call, index, given_id, name, arguments)):
@@ -126,7 +128,7 @@ class ToolCalls:
         return {"index": call.position, "function": {"arguments": arguments}} if arguments else None
 
     def _match(self, index: object, given_id: str | None) -> _Call | None:
-        """The call that a piece belongs to by id and index, else the last one; None where it must be a new call."""
+        """Return the call that a piece belongs to by id and index, else the last one; None for a new call."""
         best, best_rank = None, 0
         for call in reversed(self._calls):
             by_id = given_id is not None and call.given_id == given_id
@@ -140,13 +142,13 @@ class ToolCalls:
 
     def _begin(self, index: object, given_id: str | None) -> _Call:
         if len(self._calls) >= MAX_CALLS:
-            raise _too_many()
+            raise BackendProtocolError(f"the backend's answer has more than {MAX_CALLS} tool calls")
         call = _Call(index, given_id)
         self._calls.append(call)
         return call
 
     def _open(self, call: _Call) -> JsonObject:
-        """The piece that names a call, with the arguments that came before the name."""
+        """Return the piece that names a call, with the arguments that came before the name."""
         call.position = self._opened
         self._opened += 1
         return {
@@ -157,7 +159,7 @@ class ToolCalls:
         }
 
     def _own_id(self, given: object) -> str:
-        """The server's id where it can be told from all others of the conversation, else a new one.
+        """Return the server's id if it is unique in the conversation, else a new one.
 
         New ones have nine alphanumeric characters: some templates (Mistral's) refuse any other.
         """
@@ -176,7 +178,7 @@ class ToolCalls:
 
 
 def _begins_another(call: _Call, index: object, given_id: str | None, name: str, arguments: str) -> bool:
-    """Whether a named piece begins another call than the one it was matched with."""
+    """Return whether a named piece begins another call than the one it was matched with."""
     if None not in (given_id, call.given_id) and given_id != call.given_id:
         return True
     if None not in (index, call.given_index) and index != call.given_index:
@@ -185,12 +187,10 @@ def _begins_another(call: _Call, index: object, given_id: str | None, name: str,
         return call.name is not None
     # Nothing tells them apart but the arguments: after a complete object no more can follow.
     so_far = call.arguments_so_far()
-    return bool(arguments) and arguments != so_far and _is_json(so_far)
+    return bool(arguments) and arguments != so_far and so_far.endswith("}") and is_json(so_far)
 
 
-def _is_json(text: str) -> bool:
-    if not text.endswith("}"):
-        return False
+def is_json(text: str) -> bool:
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -201,12 +201,12 @@ def _is_json(text: str) -> bool:
 def _call_list(message: JsonObject) -> list[JsonObject]:
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise _malformed()
+        raise BackendProtocolError(_MALFORMED)
     return calls
 
 
 def _index(piece: JsonObject) -> object:
-    """The server's index, for comparison only."""
+    """Return the server's index, for comparison only."""
     index = piece.get("index")
     return index if isinstance(index, int | float | str) else None
 
@@ -219,12 +219,12 @@ def _given_id(piece: JsonObject) -> str | None:
 def _name(function: JsonObject) -> str | None:
     name = function.get("name")
     if not isinstance(name, str | None):
-        raise _nameless()
+        raise BackendProtocolError(_NAMELESS)
     return name or None
 
 
 def _arguments(function: JsonObject) -> str:
-    """Arguments as OpenAI has them, JSON in a string; older TGI sends the object itself."""
+    """Return arguments as OpenAI has them, JSON in a string; older TGI sends the object itself."""
     arguments: Any = function.get("arguments")
     if arguments is None:
         return ""
@@ -234,15 +234,3 @@ def _arguments(function: JsonObject) -> str:
         return orjson.dumps(arguments).decode()
     except TypeError as error:  # nested deeper than may be written
         raise BackendProtocolError("the backend's answer calls a tool with arguments that make no sense") from error
-
-
-def _malformed() -> BackendProtocolError:
-    return BackendProtocolError("the backend's answer has tool calls that make no sense")
-
-
-def _nameless() -> BackendProtocolError:
-    return BackendProtocolError("the backend's answer calls a tool without a name")
-
-
-def _too_many() -> BackendProtocolError:
-    return BackendProtocolError(f"the backend's answer has more than {MAX_CALLS} tool calls")

@@ -1,4 +1,4 @@
-"""How long draws usually take, learned from those that finished; a draw far beyond it is overdue."""
+"""The usual duration of draws, learned from those that finished; a draw far beyond it is overdue."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ _RECOMPUTE_EVERY = 16
 _QUANTILE = 0.95
 _FACTOR = 2.0
 _LEAST_S = 0.5
-COLD_S = 5.0
-"""When a draw is overdue while too little is known."""
+COLD_S = 5.0  # a draw is overdue after this while there are too few samples
 
 
 class UsualTime:
-    """Quantiles of a draw's duration by the most tokens it may have.
+    """Quantiles of a draw's duration, by its ``max_tokens``.
 
     Draws are grouped by the power of two of ``max_tokens``, for a draw of 4,000 tokens takes longer than one of 16.
-    A group of which too little is known is judged by the time per token of all draws.
+    A group with too few samples is judged by the time per token of all draws.
     """
 
     def __init__(self) -> None:

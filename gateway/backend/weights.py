@@ -1,12 +1,13 @@
-"""Checks again and again that servers which do not list their adapters still answer with them.
+"""Weight checks: repeated checks that servers which do not list their adapters still answer with them.
 
-A failure is a lost adapter: the server leaves the rotation for that adapter until a check passes.
+After a failed check the adapter counts as lost: the server gets no draws for it until a check passes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,38 +21,31 @@ from gateway.types import Prompt, Sampling
 from gateway.weight_check import Served, WeightCheck, adapter_position, passed
 
 EVERY_S = 180.0
-AGAIN_S = 15.0
-"""After a failed check: somebody may have put the adapter back."""
+AGAIN_S = 15.0  # after a failed check: the adapter may have been loaded again
 _TOP_TOKENS = 5  # TGI gives no more
-_SEED = 1  # greedy: without effect, but every draw has one
+_SEED = 1  # without effect: the draws are greedy
 
 log = structlog.get_logger()
 
 
+@dataclass(eq=False)
 class Weights:
-    """Checks the replicas of one pool, each by one check at a time.
+    """Checks the replicas of one pool, each by one check at a time."""
 
-    Args:
-        replicas: What is checked.
-        calls: Makes the draws.
-        kind: The replicas' flavour.
-    """
-
-    def __init__(self, replicas: Replicas, calls: Calls, kind: Kind) -> None:
-        self._replicas = replicas
-        self._calls = calls
-        self._kind = kind
-        self._checked_at_s: dict[tuple[Replica, str], float] = {}
-        self._checks: dict[tuple[Replica, str], asyncio.Task[None]] = {}
+    replicas: Replicas
+    calls: Calls
+    kind: Kind
+    _checked_at_s: dict[tuple[Replica, str], float] = field(default_factory=dict)
+    _checks: dict[tuple[Replica, str], asyncio.Task[None]] = field(default_factory=dict)
 
     def tend(self, adapter: str, check: WeightCheck) -> None:
         """Begin the checks of an adapter that are due: every few minutes, and after a connection broke."""
-        if self._kind.flavour.catalogue_path is not None:
-            return  # it lists its adapters
-        for replica in self._replicas.all:
+        if self.kind.flavour.catalogue_path is not None:
+            return  # its list of adapters is read for each draw
+        for replica in self.replicas.all:
             key = (replica, adapter)
             if key not in self._checks and self._due(replica, adapter):
-                self._checked_at_s[key] = self._replicas.clock()
+                self._checked_at_s[key] = self.replicas.clock()
                 task = asyncio.get_running_loop().create_task(
                     self._check(replica, adapter, check), name="weight-check", context=contextvars.Context()
                 )
@@ -59,7 +53,6 @@ class Weights:
                 task.add_done_callback(partial(self._ended, key))
 
     async def aclose(self) -> None:
-        """Stop the checks under way."""
         checks = list(self._checks.values())
         for check in checks:
             check.cancel()
@@ -73,7 +66,7 @@ class Weights:
         if last_s is None or (broke_s is not None and broke_s >= last_s):
             return not replica.health.ejected
         wait_s = AGAIN_S if replica.lacks(adapter) else EVERY_S
-        return self._replicas.clock() - last_s >= wait_s and not replica.health.ejected
+        return self.replicas.clock() - last_s >= wait_s and not replica.health.ejected
 
     async def _check(self, replica: Replica, adapter: str, check: WeightCheck) -> None:
         try:
@@ -97,7 +90,7 @@ class Weights:
     async def _draw(self, replica: Replica, prompt: str, tokens: int, adapter: str) -> Served:
         sampling = Sampling(temperature=0.0, max_tokens=tokens, logprobs=True, top_logprobs=_TOP_TOKENS)
         asked = Prompt([{"role": "user", "content": prompt}], sampling, adapter)
-        answer = await self._calls.complete(replica, asked, _SEED)
+        answer = await self.calls.complete(replica, asked, _SEED)
         entries: list[dict[str, Any]] = (answer.logprobs or {}).get("content", [])
         if answer.text and not entries:
             raise ValueError("the answer came without log-probabilities")

@@ -1,7 +1,7 @@
 """Bounds on the schemas of a request, measured before anything expands them.
 
-A server compiles a schema before it draws, while its other requests wait; some schemas take it minutes, or end it.
-Measuring walks the document once: what references come to is added up and never written out.
+A server compiles a schema before it draws, while its other requests wait; some schemas take minutes, or crash it.
+Measuring walks the document once: the size of expanded references is added up, and nothing is expanded.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _CEILING = 10**15
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What a schema comes to.
+    """The size of a schema.
 
     Attributes:
-        expanded: Values once every reference is replaced by what it points to.
+        expanded: Values once every reference is replaced by its target.
         levels: Schemas within schemas along the longest path, references followed.
         repeats: The largest product of counts (items, lengths) along a path, references followed.
-        recursive: Paths by which the schema contains itself; 0 where it does not.
+        recursive: Paths by which the schema contains itself; 0 if it does not.
     """
 
     expanded: int
@@ -42,10 +42,10 @@ class Measure:
 
 
 def check_bounds(sampling: Sampling, limits: SchemaSettings) -> None:
-    """Refuse schemas that are too much for a server.
+    """Refuse schemas that are too large for a server.
 
     Raises:
-        InvalidRequest: Names the field, what was too much, and the limit.
+        InvalidRequest: Names the field, what was too large, and the limit.
     """
     if not sampling.tools and sampling.response_format is None:
         return
@@ -55,7 +55,7 @@ def check_bounds(sampling: Sampling, limits: SchemaSettings) -> None:
 
 
 def named_schemas(sampling: Sampling) -> Iterator[tuple[str, JsonObject]]:
-    """The schemas of a request, each with the field that holds it."""
+    """Yield the schemas of a request, each with the field that holds it."""
     named = (sampling.response_format or {}).get("json_schema")
     if isinstance(named, dict) and isinstance(named.get("schema"), dict):
         yield "response_format.json_schema.schema", named["schema"]
@@ -65,7 +65,7 @@ def named_schemas(sampling: Sampling) -> Iterator[tuple[str, JsonObject]]:
 
 
 class _Totals:
-    """What the schemas of one request come to, all together."""
+    """The size of all schemas of one request together."""
 
     def __init__(self, limits: SchemaSettings) -> None:
         self._limits = limits
@@ -85,7 +85,7 @@ class _Totals:
         _refuse_over(where, "repeats multiplied along a path", measure.repeats, MAX_REPEATS)
 
     def _count(self, where: str, schema: JsonObject) -> None:
-        """Count what stands in the document, and how deep."""
+        """Count the document's values and levels."""
         limits = self._limits
         waiting: list[tuple[object, int]] = [(schema, 1)]
         while waiting:
@@ -108,7 +108,7 @@ class _Totals:
 
 
 class Measurer:
-    """Measures one schema, each part once, however many references lead to it.
+    """Measures one schema, each part once however many references lead to it.
 
     Args:
         where: The field that holds the schema, for errors.
@@ -126,11 +126,11 @@ class Measurer:
         self._pattern_parts = 0
 
     def measure(self) -> Measure:
-        """The schema's measure.
+        """Return the schema's measure.
 
         Raises:
             InvalidRequest: The schema is too deep, points outside itself or round in a circle, or has a pattern that is
-                too much.
+                too large.
         """
         measure = self._measure(self._root, 1)
         if measure.recursive and circular(self._root, self._references):
@@ -176,7 +176,7 @@ class Measurer:
             yield target
 
     def _repeats(self, schema: JsonObject) -> int:
-        """How often a schema asks for what is in it; its pattern's own repeats have a limit of their own."""
+        """Return how often a schema repeats its contents; its pattern's repeats have a limit of their own."""
         patterns = [schema.get("pattern"), *_dict(schema, "patternProperties")]
         for pattern in patterns:
             if isinstance(pattern, str):
@@ -196,12 +196,8 @@ class Measurer:
 
 def _refuse_over(where: str, what: str, found: int, limit: int) -> None:
     if found > limit:
-        raise _too_much(where, what, found, limit)
-
-
-def _too_much(where: str, what: str, found: int, limit: int) -> InvalidRequest:
-    number = f"{found:,}" if found < _CEILING else "beyond counting"
-    return InvalidRequest(f"{where}: {what}: {number}, over this server's limit of {limit:,}", param=where)
+        number = f"{found:,}" if found < _CEILING else "beyond counting"
+        raise InvalidRequest(f"{where}: {what}: {number}, over this server's limit of {limit:,}", param=where)
 
 
 def _list(schema: JsonObject, keyword: str) -> list[object]:

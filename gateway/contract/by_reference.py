@@ -1,4 +1,4 @@
-"""A schema as servers take it that know references: the caller's own, less what they refuse or choke on.
+"""Lower a schema for servers that know references: the caller's own schema, without what they refuse or choke on.
 
 Every definition that is referred to stands under ``$defs`` of the whole, by a pointer that each server understands.
 """
@@ -24,19 +24,10 @@ from gateway.contract.patterns import Pattern, Unreadable, read_pattern
 from gateway.contract.references import References, reference_of
 from gateway.types import JsonObject
 
-# What says what a value is; a schema with none of these allows any.
+# A schema with none of these keywords allows any value.
 _STRUCTURE = ("type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "properties", "items", "prefixItems")
-_REFERENCES = (
-    "$ref",
-    "$dynamicRef",
-    "$recursiveRef",
-    "$anchor",
-    "$dynamicAnchor",
-    "$id",
-    "id",
-    "$schema",
-    "$vocabulary",
-)
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef", "$anchor", "$dynamicAnchor")
+_HEADINGS = ("$id", "id", "$schema", "$vocabulary")
 _MOST_HOPS = 8  # from an allOf into one within it
 _MOST_MERGES = 2_000
 _DEFINITIONS = ("$defs", "definitions")
@@ -45,15 +36,15 @@ _LEFT_OUT = object()
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What one kind of server takes.
+    """The schemas that one kind of server takes.
 
     Attributes:
         left_out: Keywords that it refuses.
-        takes_pattern: Whether it can enforce a pattern, and in time.
-        formats: The formats that it takes; None for all, for it passes over those it does not know.
-        any_value: How a schema that allows anything is written.
+        takes_pattern: Returns whether it can enforce a pattern, and in time.
+        formats: The formats that it takes; None for all, because it ignores those it does not know.
+        any_value: The schema that allows anything.
         most_count: Larger counts (items, lengths) are left out.
-        most_optional: An object with more properties that are not required is any object.
+        most_optional: An object with more optional properties becomes any object.
         most_enum: A longer enum is left out.
     """
 
@@ -67,7 +58,6 @@ class Dialect:
 
 
 def by_reference(root: JsonObject, dialect: Dialect) -> JsonObject:
-    """The schema in a server's dialect."""
     return _Rewriter(root, dialect).rewrite()
 
 
@@ -95,7 +85,7 @@ class _Rewriter:
         flat = self._without_all_of(schema, 0)
         out: JsonObject = {}
         for keyword, value in flat.items():
-            if keyword not in self._dialect.left_out and keyword not in _REFERENCES and keyword not in _DEFINITIONS:
+            if keyword not in self._dialect.left_out and keyword not in (*_REFERENCES, *_HEADINGS, *_DEFINITIONS):
                 found = self._keyword(keyword, value, flat)
                 if found is not _LEFT_OUT:
                     out[keyword] = found
@@ -107,7 +97,7 @@ class _Rewriter:
         return out
 
     def _without_all_of(self, schema: JsonObject, hops: int) -> JsonObject:
-        """``allOf`` merged into its schema: servers know it for objects only, or not at all."""
+        """Merge ``allOf`` into its schema: servers know it for objects only, or not at all."""
         if "allOf" not in schema:
             return schema
         out = {keyword: value for keyword, value in schema.items() if keyword != "allOf"}
@@ -116,7 +106,7 @@ class _Rewriter:
         for part in parts:
             self._merges += 1
             if hops > _MOST_HOPS or self._merges > _MOST_MERGES:
-                break  # what is not merged is not enforced, only checked
+                break  # the server does not enforce the rest; the check of the answer does
             inner = part
             if not alone and isinstance(target := self._references.target(reference_of(part)), dict):
                 inner = merged({name: value for name, value in part.items() if name != "$ref"}, target)
@@ -124,7 +114,7 @@ class _Rewriter:
         return out
 
     def _keyword(self, keyword: str, value: object, schema: JsonObject) -> object:
-        """One keyword's value in the dialect; ``_LEFT_OUT`` where it has none."""
+        """Return one keyword's value in the dialect; ``_LEFT_OUT`` if it has none."""
         match keyword:
             case "properties" | "patternProperties" | "dependentSchemas":
                 inner = map_of(schema, keyword)
@@ -170,7 +160,7 @@ class _Rewriter:
             return False
 
     def _refer(self, schema: JsonObject, out: JsonObject) -> None:
-        """The schema's reference as a pointer into ``$defs``; one that points nowhere allows anything."""
+        """Write the schema's reference as a pointer into ``$defs``; one that points nowhere allows anything."""
         target = self._references.target(reference_of(schema))
         if not isinstance(target, dict):
             return
@@ -181,14 +171,14 @@ class _Rewriter:
         out["$ref"] = f"#/$defs/{name}"
 
     def _name(self, schema: JsonObject) -> str:
-        """A name for a definition: its own where that needs no escape and is free."""
+        """Return a name for a definition: its own if that needs no escape and is free."""
         own = str(reference_of(schema)).rpartition("/")[2]
         plain = own if own.isascii() and own.replace("_", "").replace("-", "").isalnum() else "Schema"
         taken = self._names.values()
         return plain if plain not in taken else f"{plain}_{len(self._names)}"
 
     def _repair(self, schema: JsonObject, out: JsonObject) -> None:
-        """What older drafts write in another way, and combinations that servers refuse."""
+        """Rewrite keywords of older drafts, and combinations that servers refuse."""
         if isinstance(schema.get("items"), list):
             out.pop("items", None)
             out["prefixItems"] = [self._schema(each) for each in schemas_of(schema, "items")]

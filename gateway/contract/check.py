@@ -1,7 +1,7 @@
-"""Checks an answer against what its request asked for: the caller's own schemas, tools and tool choice.
+"""Check an answer against its request: the caller's own schemas, tools and tool choice.
 
-jsonschema-rs does it, for its regular expressions take linear time, and it fetches nothing when it is told not to.
-What cannot be checked (a schema that no draft knows) counts as kept.
+jsonschema-rs does it: its regular expressions take linear time, and with ``offline`` it fetches nothing. A schema that
+cannot be checked (no draft knows it) counts as kept.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from gateway.errors import InvalidRequest
 from gateway.settings import SchemaSettings
 from gateway.types import Answer, JsonObject, Sampling, Unusable
 
-# By the draft that the schema names, or else the newest; then as an older draft.
+# The draft that the schema names, or else the newest; then older drafts.
 _BUILDERS: tuple[Callable[..., Any], ...] = (
     jsonschema_rs.validator_for,
     jsonschema_rs.Draft202012Validator,
     jsonschema_rs.Draft7Validator,
     jsonschema_rs.Draft4Validator,
 )
-# Look-arounds and back references are tried with an engine that gives up in time.
+# The second engine knows look-arounds and back references, and gives up in time.
 _ENGINES = (jsonschema_rs.RegexOptions(), jsonschema_rs.FancyRegexOptions(backtrack_limit=10_000))
 _MOST_STEPS = 10_000_000  # a schema's values times an answer's: about 0.3 s
 
-# Formats that client libraries read more widely than their RFCs: pydantic takes a time without a zone, for one.
+# Client libraries read these formats more widely than their RFCs: pydantic takes a time without a zone.
 _TIME = r"\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:?\d\d)?"
 _WIDER = {
     "date-time": re.compile(rf"\d{{4}}-\d\d-\d\d[Tt ]{_TIME}"),
@@ -45,11 +45,7 @@ _FORMATS: dict[str, Callable[[str], bool]] = {
 
 
 class Contract:
-    """What a request asks of its answers. Validators are built when the first answer needs them.
-
-    Args:
-        sampling: The request's tools, tool choice and response format, as the caller wrote them.
-    """
+    """A request's demands on its answers, as the caller wrote them. Validators are built when first needed."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
@@ -58,7 +54,7 @@ class Contract:
         self._checks: dict[str | None, _Check] = {}
 
     def broken_by(self, answer: Answer) -> Unusable | None:
-        """The first reason why the answer cannot be used; None where it can."""
+        """Return the first reason why the answer cannot be used; None if it can."""
         if answer.finish_reason == "content_filter":
             return Unusable.FILTERED
         if not answer.tool_calls and not (answer.text or "").strip():
@@ -108,7 +104,7 @@ class Contract:
 
 
 class _Check:
-    """One schema's validator, and what it would cost."""
+    """One schema's validator, and the cost of using it."""
 
     def __init__(self, schema: JsonObject | None) -> None:
         self._schema = schema
@@ -116,7 +112,7 @@ class _Check:
         self._values: int | None = None
 
     def holds(self, value: object, text: str) -> bool:
-        """Whether the value keeps the schema, as far as can be told within bounds."""
+        """Return whether the value keeps the schema; True if that would take too long to find out."""
         if self._validator is None or self._schema is None:
             return True
         if (items := text.count(",")) > 100:
@@ -131,7 +127,7 @@ class _Check:
 
 
 def _validator(schema: JsonObject) -> Any:
-    """The schema's validator; None where no draft and no engine can read it."""
+    """Return the schema's validator; None if no draft and no engine can read it."""
     for build in _BUILDERS:
         for engine in _ENGINES:
             try:

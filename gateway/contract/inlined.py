@@ -1,8 +1,8 @@
-"""A schema as text-generation-inference takes it: without references, one kind of structure in each place.
+"""Lower a schema for text-generation-inference: without references, one kind of structure in each place.
 
-Its router turns the schema into a regular expression by the first keyword it knows. References are put in place, and a
-schema that contains itself is unrolled a few times; where the rolling ends, the part that would go on is left out.
-What the server ignores or refuses is left out too: the answer is checked against the caller's own schema afterwards.
+Its router turns the schema into a regular expression by the first keyword it knows. References are replaced by their
+targets, and a schema that contains itself is unrolled a few times; at the last roll the part that would go on is left
+out. So is what the server ignores or refuses: the answer is checked against the caller's own schema afterwards.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ANY: JsonObject = {
     ]
 }
 _MOST_ROLLS = 3  # of a schema within itself
-_MOST_VALUES = 2_000  # of the whole, once references are in place; what comes after them is any plain value
+_MOST_VALUES = 2_000  # of the whole, references replaced; after them any plain value is allowed
 _MOST_DEPTH = 48
 _MOST_ANY = 4  # values of any kind that may hold others; each takes the server a second
 _MOST_OPTIONAL = 32  # of an object that requires nothing: the expression grows with their square
@@ -47,9 +47,9 @@ _MOST_PATTERN = 200
 
 
 def inlined(root: JsonObject) -> JsonObject | None:
-    """The schema without references; None where no finite answer keeps it.
+    """Return the schema without references; None if no finite answer keeps it.
 
-    A schema that contains itself is unrolled as often as stays within bounds, once at least.
+    A schema that contains itself is unrolled as often as stays within bounds, at least once.
     """
     for rolls in range(_MOST_ROLLS, 0, -1):
         attempt = _Inliner(root, rolls)
@@ -60,9 +60,11 @@ def inlined(root: JsonObject) -> JsonObject | None:
 
 
 class _Inliner:
-    """One attempt, with a number of rolls.
+    """One attempt with a number of rolls.
 
-    ``rolled`` tells that the schema contains itself, ``full`` that it came to more values than one may have.
+    Attributes:
+        rolled: The schema contains itself.
+        full: The schema has more values than allowed.
     """
 
     def __init__(self, root: JsonObject, rolls: int) -> None:
@@ -75,7 +77,7 @@ class _Inliner:
         self._anys = 0
 
     def lower(self, schema: object, times: int, depth: int = 0) -> JsonObject | None:
-        """The schema in this place; None where no finite value keeps it. ``times``: how often items repeat it."""
+        """Return the schema in this place, which items repeat ``times`` times; None if no finite value keeps it."""
         self._values += 1
         if schema is False:
             return None
@@ -89,7 +91,7 @@ class _Inliner:
             self._open.subtract(opened)
 
     def _flat(self, schema: JsonObject, opened: list[int], hops: int) -> JsonObject | None:
-        """The schema with its reference and its ``allOf`` merged into it; None where it would go on for ever."""
+        """Merge the schema's reference and ``allOf`` into it; return None if that would never end."""
         self._values += 1
         out = {name: value for name, value in schema.items() if name not in ("$ref", "$dynamicRef", "allOf")}
         parts = schemas_of(schema, "allOf")
@@ -117,7 +119,7 @@ class _Inliner:
         return self._values > _MOST_VALUES
 
     def _any(self) -> JsonObject:
-        """A value of any kind; after a few that may hold others, a plain one."""
+        """Return a value of any kind; after a few that may hold others, a plain one."""
         self._anys += 1
         return _ANY if self._anys <= _MOST_ANY and not self.full else _PLAIN
 
@@ -151,11 +153,11 @@ class _Inliner:
         return self._described(schema, found)
 
     def _described(self, schema: JsonObject, found: JsonObject | None) -> JsonObject | None:
-        """With the caller's own words: a tool's schema is part of the prompt."""
+        """Add the caller's own words: a tool's schema is part of the prompt."""
         return None if found is None else {**found, **{name: schema[name] for name in _WORDS if name in schema}}
 
     def _union(self, branches: Sequence[object], siblings: JsonObject, times: int, depth: int) -> JsonObject | None:
-        """Any of the branches that a finite value can keep."""
+        """Return any of the branches that a finite value can keep."""
         kept: list[JsonObject] = []
         shared: JsonObject = {name: siblings[name] for name in ("type", "required", "items") if name in siblings}
         for branch in branches:
@@ -234,7 +236,7 @@ def _simple(pattern: str, times: int) -> str | None:
 
 
 def _literals(values: list[object]) -> JsonObject:
-    """Exactly these values; objects and arrays as structures, for the server takes only plain ones as constants."""
+    """Return exactly these values; objects and arrays as structures, for the server takes only plain constants."""
     plain = [value for value in values if not isinstance(value, (dict, list))]
     structures = [_literal(value) for value in values if isinstance(value, (dict, list))]
     alternatives = ([{"const": plain[0]} if len(plain) == 1 else {"enum": plain}] if plain else []) + structures

@@ -1,4 +1,4 @@
-"""JSON as a regular expression, for a server that knows no other grammar of free JSON."""
+"""JSON as a regular expression, for a server that has no other grammar of free JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readings of single keywords that every lowering needs; what is malformed is read as absent."""
+"""Readings of single keywords that every lowering needs; a malformed keyword counts as absent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gateway.types import JsonObject
 TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
 NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
-# Keywords from which the type follows that a schema leaves unsaid.
+# Keywords that imply the type that a schema does not name.
 _IMPLIED = {
     "object": ("properties", "required", "additionalProperties", "patternProperties", "propertyNames"),
     "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems", "contains"),
@@ -19,7 +19,7 @@ _IMPLIED = {
 
 
 def types_of(schema: JsonObject) -> list[str]:
-    """The types that a schema allows, said or implied; empty where it leaves them open."""
+    """Return the types that a schema allows, said or implied; empty if it leaves them open."""
     given = schema.get("type")
     named = given if isinstance(given, list) else [given]
     known = [name for name in named if isinstance(name, str) and name in TYPES]
@@ -29,7 +29,7 @@ def types_of(schema: JsonObject) -> list[str]:
 
 
 def count_of(schema: JsonObject, keyword: str) -> int | None:
-    """A whole number of at least 0; None where there is none."""
+    """Return a whole number of at least 0; None if there is none."""
     value = schema.get(keyword)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != int(value):
         return None
@@ -37,7 +37,7 @@ def count_of(schema: JsonObject, keyword: str) -> int | None:
 
 
 def number_of(schema: JsonObject, keyword: str) -> float | None:
-    """A finite number; None where there is none, or one that a server would choke on."""
+    """Return a finite number; None if there is none, or one that a server would choke on."""
     value = schema.get(keyword)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
@@ -45,26 +45,23 @@ def number_of(schema: JsonObject, keyword: str) -> float | None:
 
 
 def names_of(schema: JsonObject, keyword: str = "required") -> list[str]:
-    """The strings of a list."""
     value = schema.get(keyword)
     return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
 
 
 def schemas_of(schema: JsonObject, keyword: str) -> list[object]:
-    """The schemas of a list."""
     value = schema.get(keyword)
     return [inner for inner in value if isinstance(inner, (dict, bool))] if isinstance(value, list) else []
 
 
 def map_of(schema: JsonObject, keyword: str) -> JsonObject:
-    """The schemas of an object by name."""
     value = schema.get(keyword)
     pairs = value.items() if isinstance(value, dict) else ()
     return {name: inner for name, inner in pairs if isinstance(inner, (dict, bool))}
 
 
 def type_of(value: object) -> str:
-    """The type of a JSON value, in JSON Schema's words."""
+    """Return the type of a JSON value, in JSON Schema's words."""
     match value:
         case None:
             return "null"
@@ -82,14 +79,14 @@ def type_of(value: object) -> str:
 
 
 def has_type(value: object, types: list[str]) -> bool:
-    """Whether a value has one of the types; a whole number is a number too, and no types are all."""
+    """Return whether a value has one of the types; a whole number is a number too, and no types are all."""
     found = type_of(value)
     whole = isinstance(value, float) and value.is_integer()
     return not types or found in types or (found == "integer" and "number" in types) or (whole and "integer" in types)
 
 
 def merged(first: JsonObject, second: JsonObject) -> JsonObject:
-    """One schema that asks for what both ask for, as far as one can; else the first one's keyword stands."""
+    """Return one schema that demands what both demand, as far as possible; else the first one's keyword stands."""
     out = {**second, **first}
     for keyword in ("properties", "patternProperties"):
         ours, theirs = first.get(keyword), second.get(keyword)

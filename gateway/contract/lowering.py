@@ -1,4 +1,4 @@
-"""Lowers a request's schemas to what one kind of server can take. What is left out is checked on the answers."""
+"""Lower a request's schemas to what one kind of server takes. The rest is checked on the answers."""
 
 from __future__ import annotations
 
@@ -11,31 +11,13 @@ from gateway.contract.keywords import TYPES, names_of
 from gateway.contract.patterns import Pattern
 from gateway.types import JsonObject
 
-_ANYTHING_BUT = frozenset(
-    {
-        "not",
-        "if",
-        "then",
-        "else",
-        "dependentSchemas",
-        "dependentRequired",
-        "dependencies",
-        "unevaluatedItems",
-        "unevaluatedProperties",
-        "contains",
-        "minContains",
-        "maxContains",
-        "uniqueItems",
-        "propertyNames",
-        "patternProperties",
-        "minProperties",
-        "maxProperties",
-        "additionalItems",
-        "multipleOf",
-        "contentSchema",
-    }
-)
-# Formats that xgrammar, vLLM's default, can enforce; another sends the whole schema to a slower engine.
+_LEFT_OUT_WORDS = """
+not if then else dependentSchemas dependentRequired dependencies unevaluatedItems unevaluatedProperties contains
+minContains maxContains uniqueItems propertyNames patternProperties minProperties maxProperties additionalItems
+multipleOf contentSchema
+"""
+_LEFT_OUT = frozenset(_LEFT_OUT_WORDS.split())
+# Formats that xgrammar, vLLM's default, enforces; any other sends the whole schema to a slower engine.
 _VLLM_FORMATS = frozenset({"email", "date", "time", "date-time", "duration", "ipv4", "ipv6", "hostname", "uuid", "uri"})
 
 
@@ -44,13 +26,13 @@ def _vllm_takes(pattern: Pattern) -> bool:
 
 
 def _llamacpp_takes(pattern: Pattern) -> bool:
-    # Counted repeats within each other can be read in many ways, of which it follows each: seen to hang for ever.
+    # It follows each of the many ways to read counted repeats within each other: seen to hang.
     return pattern.portable and pattern.repeats <= 1_000 and pattern.nested <= 16
 
 
 DIALECTS = {
     "vllm": Dialect(
-        left_out=_ANYTHING_BUT,
+        left_out=_LEFT_OUT,
         takes_pattern=_vllm_takes,
         formats=_VLLM_FORMATS,
         any_value={},
@@ -59,7 +41,7 @@ DIALECTS = {
         most_enum=2_000,
     ),
     "llamacpp": Dialect(
-        left_out=_ANYTHING_BUT,
+        left_out=_LEFT_OUT,
         takes_pattern=_llamacpp_takes,
         formats=None,
         any_value={"type": [name for name in TYPES if name != "integer"]},
@@ -71,19 +53,18 @@ DIALECTS = {
 
 
 def schema_of(response_format: JsonObject) -> JsonObject | None:
-    """The JSON schema in OpenAI's ``json_schema`` response format; None where any object will do."""
+    """Return the JSON schema in OpenAI's ``json_schema`` response format; None if any object will do."""
     named = response_format.get("json_schema")
     schema = named.get("schema") if isinstance(named, dict) else None
     return schema if isinstance(schema, dict) else None
 
 
 def lower(schema: JsonObject, kind: str) -> JsonObject:
-    """A schema as vLLM or llama.cpp takes it."""
+    """Return a schema as vLLM or llama.cpp takes it."""
     return by_reference(schema, DIALECTS[kind])
 
 
 def lower_tools(tools: tuple[JsonObject, ...], lowered: Callable[[JsonObject], JsonObject]) -> list[JsonObject]:
-    """Tools with their parameters lowered."""
     return [
         {**tool, "function": {**tool["function"], "parameters": lowered(tool["function"]["parameters"])}}
         if isinstance(tool["function"].get("parameters"), dict)
@@ -93,12 +74,12 @@ def lower_tools(tools: tuple[JsonObject, ...], lowered: Callable[[JsonObject], J
 
 
 def tgi_parameters(schema: JsonObject) -> JsonObject:
-    """A tool's parameters for text-generation-inference: an object with properties, whatever else it was."""
+    """Return a tool's parameters for text-generation-inference: always an object with properties."""
     return _with_properties(inlined(schema)) or {"type": "object", "properties": {}}
 
 
 def tgi_response_format(schema: JsonObject | None) -> JsonObject:
-    """A response format for text-generation-inference.
+    """Return a response format for text-generation-inference.
 
     It takes no schema without properties at its top: such a one becomes an expression of any object, array or value.
     """
@@ -112,7 +93,7 @@ def tgi_response_format(schema: JsonObject | None) -> JsonObject:
 
 
 def _with_properties(schema: JsonObject | None) -> JsonObject | None:
-    """The schema with properties at its top; of several objects one that admits each. None where there is none."""
+    """Return the schema with properties at its top, one that admits each of several objects; None if it has none."""
     if schema is None or "properties" in schema:
         return schema
     branches = schema.get("anyOf", [])

@@ -1,4 +1,4 @@
-"""Regular expressions of schemas, read far enough to bound them and to tell the simple ones apart.
+"""Regular expressions of schemas, read far enough to bound them and to recognize the simple ones.
 
 The reader knows the syntax of JavaScript, which JSON Schema prescribes. It takes time linear in the pattern.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-MOST_CHARS = 2_000
-"""Longer patterns are not read."""
+MOST_CHARS = 2_000  # longer patterns are not read
 _MOST_GROUPS = 40  # one within another
 _CEILING = 10**15
 _QUANTIFIER = re.compile(r"\{([0-9]+)(?:,([0-9]*))?\}")
@@ -18,7 +17,7 @@ _NUMBERED = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})")
 _CLASSES = {"d": "0-9", "w": "a-zA-Z0-9_", "s": " "}
 _KNOWN_ESCAPES = frozenset("dwsDWSnrtfvxu")
 _MOST_IN_RANGE = 1_000
-# A JSON string holds these only with an escape, of which a pattern knows nothing.
+# A JSON string holds these only with an escape, which a pattern does not expect.
 _NOT_IN_JSON = frozenset('"\\')
 _NOT_SIMPLE = frozenset('"\\^$')
 _SPECIAL = frozenset(".*+?()[]{}|-")
@@ -29,12 +28,12 @@ class Pattern:
     """Facts about one regular expression.
 
     Attributes:
-        size: Parts that it has once every counted repeat is written out.
+        size: Its parts once every counted repeat is written out.
         repeats: The largest product of counted repeats that lie one within another.
-        nested: Such a product of at least two repeats; 1 where none lies within another.
-        portable: Anchored at both ends, and nothing in it but what every engine of a server knows.
-        simple: The expression between ``^`` and ``$``, of literals, classes of plain characters, groups, alternatives
-            and repeats, none of which matches what JSON must escape. None where the pattern has anything else.
+        nested: Such a product of at least two repeats; 1 if none lies within another.
+        portable: Anchored at both ends, with nothing but what every server's engine knows.
+        simple: The expression between ``^`` and ``$`` if it has only literals, classes of plain characters, groups,
+            alternatives and repeats, none of which matches what JSON must escape; else None.
     """
 
     size: int
@@ -75,7 +74,7 @@ def read_pattern(pattern: str) -> Pattern:
 
 
 class _Reader:
-    """A recursive-descent reader; ``opens`` and ``closes`` tell of an anchor at the pattern's very ends."""
+    """A recursive-descent reader; ``opens`` and ``closes``: an anchor stands at the pattern's very start or end."""
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
@@ -83,7 +82,7 @@ class _Reader:
         self.opens = self.closes = False
 
     def alternatives(self, depth: int) -> tuple[_Part, int]:
-        """The alternatives up to a closing bracket or the end, as one part, and their number."""
+        """Return the alternatives up to a closing bracket or the end, as one part, and their number."""
         if depth > _MOST_GROUPS:
             raise Unreadable("groups are nested too deep")
         parts = [self._sequence(depth)]
@@ -103,7 +102,7 @@ class _Reader:
         return _joined(parts, None if None in texts else "".join(text or "" for text in texts))
 
     def _repeated(self, part: _Part) -> _Part:
-        """The part with the quantifiers that follow it; of several only the first is part of a simple expression."""
+        """Return the part with the quantifiers after it; only the first can be part of a simple expression."""
         simple = True
         while (sign := self._quantifier()) is not None:
             times = 1
@@ -171,7 +170,7 @@ class _Reader:
         return _Part(inner.size, inner.repeats, inner.nested, inner.portable and simple, text)
 
     def _class(self) -> _Part:
-        """A class of characters; simple where it lists plain ones and does not exclude."""
+        """Read a class of characters; it is simple if it lists plain ones and does not exclude."""
         self.position += 1
         text: str | None = ""
         if self._peek() == "^":
@@ -191,7 +190,7 @@ class _Reader:
         return _Part(1, text=f"[{text}]" if text else None)
 
     def _member(self) -> tuple[str | None, str]:
-        """One member of a class as a simple expression has it, and the character that it is."""
+        """Return one member of a class as a simple expression has it, and its character."""
         character = self._peek()
         self.position += 1
         if character != "\\":
@@ -201,7 +200,7 @@ class _Reader:
         return member, "" if member is None or named in _CLASSES else member[-1]
 
     def _range_end(self, start: str) -> str | None:
-        """The ``-z`` of ``a-z``; None where the range holds what JSON must escape, or far too many characters."""
+        """Return the ``-z`` of ``a-z``; None if the range holds what JSON must escape, or far too many characters."""
         member, end = self._member()
         if member is None or not end:
             return None
@@ -212,7 +211,7 @@ class _Reader:
         return None if holds or last - first >= _MOST_IN_RANGE else f"-{member}"
 
     def _escape(self, *, in_class: bool = False) -> str | None:
-        """What follows a backslash, as a simple expression has it."""
+        """Return what follows a backslash, as a simple expression has it."""
         character = self._peek()
         if not character:
             raise Unreadable("it ends with a backslash")
@@ -244,7 +243,7 @@ def _joined(parts: list[_Part], text: str | None) -> _Part:
 
 
 def _literal(character: str) -> str | None:
-    """The character in a simple expression; None where JSON must escape it, or an anchor would look like it."""
+    """Return the character in a simple expression; None if JSON must escape it, or it would look like an anchor."""
     if character in _NOT_SIMPLE or not character.isprintable():
         return None
     return f"\\{character}" if character in _SPECIAL else character

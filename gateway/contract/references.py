@@ -7,39 +7,25 @@ from urllib.parse import unquote
 
 from gateway.types import JsonObject
 
-# Where JSON Schema keeps schemas within a schema.
+# Keywords that hold schemas.
 MAPS = ("properties", "patternProperties", "dependentSchemas")
 DEFINITIONS = ("$defs", "definitions")
 LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
-SINGLES = (
-    "items",
-    "additionalItems",
-    "contains",
-    "additionalProperties",
-    "propertyNames",
-    "not",
-    "if",
-    "then",
-    "else",
-    "unevaluatedItems",
-    "unevaluatedProperties",
-    "contentSchema",
-)
+_CONDITIONS = ("not", "if", "then", "else")
+_ITEMS = ("items", "additionalItems", "contains", "unevaluatedItems")
+_PROPERTIES = ("additionalProperties", "propertyNames", "unevaluatedProperties")
+SINGLES = (*_ITEMS, *_PROPERTIES, *_CONDITIONS, "contentSchema")
 
 
 class References:
-    """Finds what a schema's references point to. Nothing outside the document is ever looked up.
-
-    Args:
-        root: The whole schema.
-    """
+    """Finds the targets of a schema's references, in this document only."""
 
     def __init__(self, root: JsonObject) -> None:
         self._root = root
         self._named: dict[str, JsonObject] | None = None
 
     def target(self, reference: object) -> JsonObject | bool | None:
-        """The schema that a reference points to; None where there is none in this document."""
+        """Return the schema that a reference points to; None if it points to none in this document."""
         if not isinstance(reference, str):
             return None
         if reference in ("#", "#/", ""):
@@ -74,12 +60,12 @@ class References:
 
 
 def reference_of(schema: JsonObject) -> object:
-    """The reference of a schema, whichever keyword it stands under; None where it has none."""
+    """Return the reference of a schema, under any of its keywords; None if it has none."""
     return schema.get("$ref", schema.get("$dynamicRef", schema.get("$recursiveRef")))
 
 
 def subschemas(schema: JsonObject, *, definitions: bool = False) -> Iterator[object]:
-    """The schemas that stand directly in a schema, whatever they are; those that are only defined there on demand."""
+    """Yield the schemas directly in a schema; with ``definitions`` also those that are only defined there."""
     for keyword in (*MAPS, *DEFINITIONS) if definitions else MAPS:
         if isinstance(inner := schema.get(keyword), dict):
             yield from inner.values()
@@ -95,9 +81,9 @@ def subschemas(schema: JsonObject, *, definitions: bool = False) -> Iterator[obj
 
 
 def circular(root: JsonObject, references: References) -> bool:
-    """Whether a part of the schema contains itself for the same value: no end of checking it, by the standard's word.
+    """Return whether a part of the schema contains itself for the same value, so that checking it would never end.
 
-    A part that contains itself for a value within its value, as a tree does, is none of these.
+    A part that contains itself for a value within its value, as a tree does, is not circular.
     """
     waiting: list[JsonObject] = [root]
     known: dict[int, JsonObject] = {}
@@ -127,10 +113,10 @@ def circular(root: JsonObject, references: References) -> bool:
 
 
 def _in_place(schema: JsonObject, references: References) -> Iterator[JsonObject]:
-    """The schemas that the same value must keep, or may."""
+    """Yield the schemas that the same value must keep, or may."""
     dependent = schema.get("dependentSchemas")
     inner: list[object] = [references.target(reference_of(schema))]
-    inner += [schema.get(keyword) for keyword in ("not", "if", "then", "else")]
+    inner += [schema.get(keyword) for keyword in _CONDITIONS]
     inner += [
         part
         for keyword in ("allOf", "anyOf", "oneOf")

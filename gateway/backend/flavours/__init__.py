@@ -1,4 +1,4 @@
-"""What differs between backend servers, and nothing else."""
+"""The differences between backend servers, and nothing else."""
 
 from gateway.backend.flavours.base import Catalogue, Flavour, Refusal, context_exceeded
 from gateway.backend.flavours.llamacpp import LlamaCpp

@@ -1,4 +1,4 @@
-"""What a flavour may say, and the server that follows OpenAI's API to the letter."""
+"""A flavour: how one kind of server is called. The base class is for a server that follows OpenAI's API exactly."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from gateway.contract.lowering import lower_tools
 from gateway.errors import UnsupportedField
 from gateway.types import FinishReason, JsonObject, Prompt, Sampling
 
-# Nucleus sampling keeps at least one token, so this is OpenAI's 0 for servers that want a number above it.
+# OpenAI's 0 for servers that refuse it: nucleus sampling keeps at least one token, so both mean the same.
 _LEAST_TOP_P = 1e-6
 
 Post = Callable[[str, JsonObject], Awaitable[JsonObject]]
-"""POSTs a body to a path of the server; gives the JSON object that it answers, an empty one where it gives none."""
+"""POSTs a body to a path of the server; returns the JSON object that answers it, an empty one if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """What a replica says it serves: the base model's name, and by which name or number it knows each adapter."""
+    """The models that a replica serves: the base model's name, and the name or number of each adapter."""
 
     base_model: str
     adapters: Mapping[str, str | int] = field(default_factory=dict)
@@ -30,11 +30,13 @@ class Catalogue:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a server refused a request, without any text of the request.
+    """The reason why a server refused a request, without any text of the request.
 
-    ``reason``: the server's words, where they are known to quote nothing. ``param``: the field that it named.
-    ``too_long``: the messages, with ``max_tokens`` or alone, do not fit into the model's context.
-    ``operators_mistake``: what the server was started without, where that is why.
+    Attributes:
+        reason: The server's words, if they are known to quote nothing.
+        param: The field that it named.
+        too_long: The messages, alone or with ``max_tokens``, do not fit into the model's context.
+        operators_mistake: What the server was started without, if that is the reason.
     """
 
     reason: str | None = None
@@ -44,46 +46,47 @@ class Refusal:
 
 
 def context_exceeded(limit_tokens: int, prompt_tokens: int, wanted_tokens: int = 0) -> Refusal:
-    """The refusal of a request that is too long, in OpenAI's words: clients look for them."""
-    reason = (
-        f"This model's maximum context length is {limit_tokens} tokens. However, your messages have {prompt_tokens}"
-    )
+    """Return the refusal of a request that is too long, in OpenAI's words: clients look for them."""
+    reason = f"This model's maximum context length is {limit_tokens} tokens."
+    reason += f" However, your messages have {prompt_tokens} tokens"
     if prompt_tokens < limit_tokens and wanted_tokens:
-        asked = (
-            f"{reason} tokens and max_tokens asks for {wanted_tokens} more. Please reduce max_tokens or the messages."
-        )
-        return Refusal(asked, "max_tokens", too_long=True)
-    return Refusal(f"{reason} tokens. Please reduce their length.", "messages", too_long=True)
+        wanted = f" and max_tokens asks for {wanted_tokens} more. Please reduce max_tokens or the messages."
+        return Refusal(reason + wanted, "max_tokens", too_long=True)
+    return Refusal(f"{reason}. Please reduce their length.", "messages", too_long=True)
 
 
 class Flavour:
-    """How one kind of server is asked and understood. Subclasses hold only what differs from OpenAI's API."""
+    """The calls to one kind of server, and the reading of its answers. Subclasses hold the differences to OpenAI's API.
+
+    Attributes:
+        base_model: Name of the base model, if it is always the same.
+        health_path: A route that needs no API key.
+        guarded_path: A cheap route that needs the API key.
+        guarded_body: The body to POST to it; None for GET.
+        properties_path: Tells whether the server's template knows tools; None if that need not be asked.
+        catalogue_path: Lists what the server serves; None if that need not be asked.
+        load_adapter_path: Loads an adapter while the server serves; None if it takes adapters at its start only.
+        capacity_path: Tells how many draws the server takes at once; None if it queues any number itself.
+        seeds: How many seeds the server tells apart.
+        token_a_piece: Each piece of a stream is one token, unless it has characters that are not ASCII.
+        stream_options: What a stream reports besides the answer.
+        keeps_stop_text: A stop string that ended an answer is still in its text.
+        hides_nameless_calls: A streamed call that was cut before its name leaves only the usage in the stream.
+    """
 
     base_model: ClassVar[str] = ""
-    """Name that addresses the base model, where it is always the same."""
     health_path: ClassVar[str] = "/health"
     guarded_path: ClassVar[str] = "/v1/models"
-    """A route that asks for the server's API key, which ``health_path`` does not; it costs nothing to be asked."""
     guarded_body: ClassVar[JsonObject | None] = None
-    """What is sent to it by POST; None asks by GET."""
     properties_path: ClassVar[str | None] = None
-    """Where the server tells whether its template knows tools; None where it refuses them itself, or always does."""
     catalogue_path: ClassVar[str | None] = None
-    """Where the server lists what it serves; None where it need not be asked."""
     load_adapter_path: ClassVar[str | None] = None
-    """Where the server takes an adapter while it serves; None where it takes them at its start only."""
     capacity_path: ClassVar[str | None] = None
-    """Where the server says how many draws it takes at once; None where it queues any number by itself."""
     seeds: ClassVar[int] = 2**63
-    """How many seeds the server tells apart."""
     token_a_piece: ClassVar[bool] = False
-    """Whether each piece of a stream is one token, unless it has characters that are not ASCII."""
     stream_options: ClassVar[Mapping[str, bool]] = {"include_usage": True}
-    """What a stream is asked to tell beside the answer."""
     keeps_stop_text: ClassVar[bool] = False
-    """Whether a stop string that ended an answer is still in its text."""
     hides_nameless_calls: ClassVar[bool] = False
-    """Whether a streamed call that was cut before its name leaves nothing in the stream but the usage."""
     finish_reasons: ClassVar[Mapping[str, FinishReason]] = {
         "stop": "stop",
         "length": "length",
@@ -99,7 +102,7 @@ class Flavour:
         """
 
     def arguments(self, prompt: Prompt, seed: int, catalogue: Catalogue) -> JsonObject:
-        """The draw as arguments of ``AsyncInferenceClient.chat_completion``; None is "not said" and is left out.
+        """Return a draw's arguments of ``AsyncInferenceClient.chat_completion``; None is "not said" and is left out.
 
         Raises:
             KeyError: The catalogue does not hold the prompt's adapter.
@@ -128,27 +131,27 @@ class Flavour:
         }
 
     def correct(self, body: Any, headers: Mapping[str, str], prompt: Prompt) -> Any:
-        """A whole answer with what the server says wrongly about it put right."""
+        """Return a whole answer with the server's known errors in it corrected."""
         return body
 
     def forced_call(self, prompt: Prompt) -> ForcedCall | None:
-        """Reads the call out of an answer, where it was asked for as JSON; None where the server makes calls itself."""
+        """Return a reader of the call in an answer asked for as JSON; None if the server makes calls itself."""
         return None
 
     def shows_tools(self, properties: JsonObject) -> bool:
-        """Whether the server's template puts tools into the prompt, by what ``properties_path`` answered."""
+        """Return whether the server's template puts tools into the prompt, by the answer of ``properties_path``."""
         return True
 
     def answer_in_refusal(self, body: JsonObject, prompt: Prompt) -> JsonObject | None:
-        """The answer that an error's body holds, as a chat completion; None where it holds none."""
+        """Return the answer in an error's body, as a chat completion; None if there is none."""
         return None
 
     def model(self, adapter: str | None, catalogue: Catalogue) -> str:
-        """The ``model`` that addresses the adapter, or the base where there is none."""
+        """Return the ``model`` that addresses the adapter, or the base model if there is none."""
         return self.base_model if adapter is None else adapter
 
     def contract(self, prompt: Prompt) -> tuple[Any, Any]:
-        """Tools and response format as this server takes them, lowered once for all draws of a race."""
+        """Return tools and response format as this server takes them, lowered once for all draws of a race."""
         sampling, kind = prompt.sampling, type(self).__name__
         if not sampling.tools and sampling.response_format is None:
             return None, None
@@ -158,25 +161,25 @@ class Flavour:
         return prompt.lowered[kind]
 
     def parameters(self, schema: JsonObject) -> JsonObject:
-        """A tool's parameters as this server can take them."""
+        """Return a tool's parameters as this server takes them."""
         return schema
 
     def response_format(self, wanted: JsonObject | None) -> Any:
-        """The response format as this server writes it, its schema as it can take it."""
+        """Return the response format as this server takes it."""
         return None if wanted is None else verbatim(wanted)
 
     async def count(self, prompt: Prompt, post: Post) -> int | None:
-        """Return the prompt's tokens as the server counts them, template included; None where it does not count."""
+        """Return the prompt's tokens as the server counts them, template included; None if it does not count."""
         return None
 
     def conversation(self, prompt: Prompt) -> JsonObject:
-        """Return what of a prompt becomes the model's input: messages and tools, as this server takes them."""
+        """Return the parts of a prompt that become the model's input: messages and tools, as this server takes them."""
         tools, _ = self.contract(prompt)
         shown = tools is not None and prompt.sampling.tool_choice != "none"
         return {"messages": prompt.messages, **({"tools": tools} if shown else {})}
 
     def read_catalogue(self, listing: Any) -> Catalogue:
-        """Understand what ``catalogue_path`` answered.
+        """Read the answer of ``catalogue_path``.
 
         Raises:
             LookupError, TypeError, AttributeError: The listing has another shape.
@@ -184,19 +187,19 @@ class Flavour:
         raise NotImplementedError
 
     def read_capacity(self, info: JsonObject) -> int | None:
-        """Return how many draws the server takes at once, from what ``capacity_path`` answered; None: no number."""
+        """Return how many draws the server takes at once, from the answer of ``capacity_path``; None: no number."""
         return None
 
     def refusal(self, body: JsonObject) -> Refusal:
-        """Why the server refused a request, as far as its error can be passed on."""
+        """Return why the server refused a request, as far as its error can be passed on."""
         return Refusal()
 
     def starting(self, body: JsonObject) -> bool:
-        """Whether an error says that the server does not serve yet: another replica should."""
+        """Return whether an error says that the server does not serve yet: another replica should."""
         return False
 
     def true_status(self, status: int, body: JsonObject) -> int:
-        """The HTTP status that an error deserves: some are reported under 200, in a stream or even out of one."""
+        """Return the HTTP status that an error deserves: some come under 200, in a stream or a whole answer."""
         if status >= 400:
             return status
         error = body.get("error")
@@ -205,15 +208,14 @@ class Flavour:
 
 
 def length_of(tokens: object) -> int | None:
-    """Return how many tokens a server has listed; None where it is no list."""
+    """Return the length of a list of tokens; None if it is no list."""
     return len(tokens) if isinstance(tokens, list) else None
 
 
 def verbatim(value: object) -> orjson.Fragment:
-    """Write JSON as it is: the hub's client rewrites response formats for TGI and drops every null it finds."""
+    """Keep JSON as it is: the hub's client rewrites response formats for TGI and drops every null in them."""
     return orjson.Fragment(orjson.dumps(value))
 
 
 def refuse(field_name: str, reason: str) -> UnsupportedField:
-    """The error that names ``field_name``."""
     return UnsupportedField(f"{field_name}: {reason}", param=field_name)

@@ -1,4 +1,4 @@
-"""llama.cpp's server, by itself or embedded through xllamacpp."""
+"""llama.cpp's server, standalone or embedded through xllamacpp."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gateway.contract.lowering import lower, schema_of
 from gateway.types import JsonObject, Prompt
 
 _NEEDS_JINJA = ("tools param requires --jinja", "tool_choice param requires --jinja")
-# Adapters that a request does not name are off; but a request that names none keeps those of the slot's last draw, and
-# so does an empty list. A number that is not loaded does no harm.
+# Adapters that a request does not name are off, but a request that names none, or an empty list, keeps those of the
+# slot's last draw. A number that is not loaded is ignored.
 _NONE = {"id": 0, "scale": 0.0}
 
 
 class LlamaCpp(Flavour):
-    """llama.cpp picks adapters by number in each request, and takes one seed to mean "random"."""
+    """llama.cpp picks adapters by number in each request, and reads one seed as "random"."""
 
     base_model = "default"
     catalogue_path = "/lora-adapters"
@@ -28,7 +28,7 @@ class LlamaCpp(Flavour):
     seeds = 2**32 - 1  # the 32-bit seed after these is "random"
 
     def arguments(self, prompt: Prompt, seed: int, catalogue: Catalogue) -> JsonObject:
-        """Say for each draw which adapter applies, none included: those loaded would otherwise all apply."""
+        """Name the adapter in each draw, also for none: otherwise all loaded adapters apply."""
         arguments = super().arguments(prompt, seed, catalogue)
         adapter = prompt.adapter
         chosen = _NONE if adapter is None else {"id": catalogue.adapters[adapter], "scale": 1.0}
@@ -36,12 +36,12 @@ class LlamaCpp(Flavour):
         if forced_tools(prompt.sampling):
             arguments["tool_choice"] = "none"
         if prompt.sampling.logprobs:
-            # Unsaid is 20 alternatives and 0 is no logprobs at all; what was not asked for is taken off again.
+            # Its default is 20 alternatives, and 0 gives no logprobs; reading drops alternatives that nobody asked for.
             arguments["top_logprobs"] = max(prompt.sampling.top_logprobs or 0, 1)
         return arguments
 
     def contract(self, prompt: Prompt) -> tuple[Any, Any]:
-        """Tools as they are, and, where one must be called, the schema of its call."""
+        """Return tools as they are and, if one must be called, the schema of its call."""
         forced = forced_tools(prompt.sampling)
         if not forced:
             return super().contract(prompt)
@@ -52,38 +52,35 @@ class LlamaCpp(Flavour):
         return prompt.lowered["forced call"]
 
     def forced_call(self, prompt: Prompt) -> ForcedCall | None:
-        """A tool that must be called is asked for as JSON."""
         return ForcedCall() if forced_tools(prompt.sampling) else None
 
     def correct(self, body: Any, headers: Mapping[str, str], prompt: Prompt) -> Any:
-        """A forced call comes as text."""
         call = self.forced_call(prompt)
         if call is None or not body.get("choices"):
             return body
         return {**body, "choices": [call.whole(body["choices"][0])]}
 
     def shows_tools(self, properties: JsonObject) -> bool:
-        """A template without tools leaves them out without a word."""
+        """Return False if the template has no tools: it leaves them out silently."""
         capabilities = properties.get("chat_template_caps")
         return not isinstance(capabilities, dict) or capabilities.get("supports_tools") is not False
 
     def model(self, adapter: str | None, catalogue: Catalogue) -> str:
-        """The name is not looked at."""
         return self.base_model
 
     def parameters(self, schema: JsonObject) -> JsonObject:
-        """llama.cpp hangs for ever on some patterns, and takes an empty schema for an object."""
+        """llama.cpp never ends compiling some patterns, and takes an empty schema for an object."""
         return lower(schema, "llamacpp")
 
     def response_format(self, wanted: JsonObject | None) -> Any:
-        """A schema stands beside ``json_object``."""
+        """Put the schema next to ``json_object``."""
         schema = None if wanted is None else schema_of(wanted)
         if schema is not None:
             return verbatim({"type": "json_object", "schema": lower(schema, "llamacpp")})
         return None if wanted is None else verbatim({"type": "json_object"})
 
     async def count(self, prompt: Prompt, post: Post) -> int | None:
-        """Have the conversation written by its template, and that text tokenized as a prompt is."""
+        """Render the conversation by the server's template, and tokenize the text as a prompt."""
         text = (await post("/apply-template", self.conversation(prompt))).get("prompt")
         if not isinstance(text, str):
             return None
@@ -91,11 +88,11 @@ class LlamaCpp(Flavour):
         return length_of((await post("/tokenize", asked)).get("tokens"))
 
     def read_catalogue(self, listing: Any) -> Catalogue:
-        """An adapter's name is its file's, without the ending."""
+        """Name an adapter by its file, without the ending."""
         return Catalogue(self.base_model, {PurePath(entry["path"]).stem: int(entry["id"]) for entry in listing})
 
     def refusal(self, body: JsonObject) -> Refusal:
-        """Too long a prompt is told in numbers; other messages may quote the request."""
+        """Pass on a prompt that is too long, in numbers; other messages may quote the request."""
         error = body.get("error")
         error = error if isinstance(error, dict) else {}
         if error.get("type") == "exceed_context_size_error":
@@ -108,6 +105,6 @@ class LlamaCpp(Flavour):
         return Refusal()
 
     def starting(self, body: JsonObject) -> bool:
-        """It listens before its weights are loaded, and says so."""
+        """llama.cpp listens before its weights are loaded, and says so."""
         error = body.get("error")
         return isinstance(error, dict) and error.get("type") == "unavailable_error"

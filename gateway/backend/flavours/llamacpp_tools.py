@@ -1,8 +1,8 @@
-"""A forced tool call on llama.cpp: asked for as JSON, and read back as the call that it is.
+"""A forced tool call on llama.cpp: requested as JSON, and read back as the call that it is.
 
-llama.cpp takes ``tool_choice: required`` for permission to talk before the call, for as long as the model likes, and a
-named tool for ``auto``. A JSON schema does bind it. So the tools go into the prompt with ``tool_choice: none``, and the
-answer must be an object with the name of one of them and its arguments.
+llama.cpp reads ``tool_choice: required`` as permission to talk before the call, as long as the model likes, and a named
+tool as ``auto``. A JSON schema does bind it. So the tools go into the prompt with ``tool_choice: none``, and the answer
+must be an object with the name of one of them and its arguments.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from gateway.backend.tool_calls import is_json
 from gateway.types import JsonObject, Sampling
 
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\S)', re.DOTALL)
@@ -20,7 +21,7 @@ _LAST_BRACE = re.compile(r"\}\s*\Z")
 
 
 def forced_tools(sampling: Sampling) -> tuple[JsonObject, ...]:
-    """The tools of which one must be called; none where the model may choose to call none."""
+    """Return the tools of which one must be called; none if the model may choose to call none."""
     choice = sampling.tool_choice
     if choice == "required":
         return sampling.tools
@@ -30,11 +31,11 @@ def forced_tools(sampling: Sampling) -> tuple[JsonObject, ...]:
 
 
 def call_schema(tools: Sequence[JsonObject], parameters: Callable[[JsonObject], JsonObject]) -> JsonObject:
-    """The JSON schema of a call of one of these tools.
+    """Return the JSON schema of a call of one of these tools.
 
     Args:
         tools: In OpenAI's shape.
-        parameters: Lowers a tool's parameters to what the server can take.
+        parameters: Lowers a tool's parameters to what the server takes.
     """
     definitions, calls = {}, []
     for index, tool in enumerate(tools):
@@ -56,7 +57,6 @@ class ForcedCall:
         self._arguments = ""
 
     def whole(self, choice: JsonObject) -> JsonObject:
-        """The choice of an answer that is not streamed."""
         message = choice["message"]
         pieces = [*self._feed(message.get("content") or ""), *self._finish()]
         called: JsonObject = {"role": "assistant", "content": None}
@@ -66,7 +66,6 @@ class ForcedCall:
         return {**choice, "message": called, "logprobs": None}
 
     def streamed(self, choice: JsonObject) -> JsonObject:
-        """The choice of one chunk."""
         delta = choice.get("delta") or {}
         pieces = self._feed(delta.get("content") or "")
         if choice.get("finish_reason"):
@@ -85,7 +84,7 @@ class ForcedCall:
         return [opening, *self._give(rest)]
 
     def _give(self, text: str) -> list[JsonObject]:
-        """Give arguments on, but the last brace so far: it may be the one that closes the call around them."""
+        """Pass on arguments, except the last brace so far: it may be the one that closes the call around them."""
         pending = self._held + text
         last = _LAST_BRACE.search(pending)
         end = len(pending) if last is None else last.start()
@@ -93,8 +92,8 @@ class ForcedCall:
         return self._piece(pending[:end])
 
     def _finish(self) -> list[JsonObject]:
-        """Give the last brace, too, where the arguments are not whole without it: the answer was cut."""
-        if self._head is not None or _is_json(self._arguments):
+        """Pass on the last brace if the arguments are incomplete without it: the answer was cut."""
+        if self._head is not None or is_json(self._arguments):
             return []
         return self._piece(self._held)
 
@@ -104,7 +103,7 @@ class ForcedCall:
 
 
 def _moved(schema: Any, to: str) -> Any:
-    """The schema with its references to itself pointing to where it lies now."""
+    """Return the schema with its references to itself pointing to its new place."""
     if isinstance(schema, list):
         return [_moved(item, to) for item in schema]
     if not isinstance(schema, dict):
@@ -114,11 +113,3 @@ def _moved(schema: Any, to: str) -> Any:
     if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
         moved["$ref"] = to + reference[1:]
     return moved
-
-
-def _is_json(text: str) -> bool:
-    try:
-        orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""text-generation-inference, v3.3.7: the protocol of a server that will not change any more."""
+"""text-generation-inference, v3.3.7: the last version, whose protocol will not change."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gateway.types import JsonObject, Prompt, Sampling
 
 _MAX_STOPS = 4
 _MAX_TOP_LOGPROBS = 5
-# These messages speak of lengths, limits, templates and tool names; any other may quote the request.
+# These messages name lengths, limits, templates and tools; any other may quote the request.
 _SAFE_MESSAGES = ("Input validation error: ", "Template error: ", "Tool error: ")
 # Its numbers: the limit, the prompt's tokens, and max_tokens where both together are over it.
 _TOO_LONG = re.compile(
@@ -33,7 +33,7 @@ _CALL_CUT_SHORT = "Tool error: Failed to parse generated text"  # and that text 
 
 
 class Tgi(Flavour):
-    """TGI takes an explicit default for something else, keeps stop strings and names its adapters as models."""
+    """TGI misreads some explicit defaults, keeps stop strings in the text, and names its adapters as models."""
 
     base_model = "tgi"
     capacity_path = "/info"
@@ -46,11 +46,11 @@ class Tgi(Flavour):
     finish_reasons: ClassVar = {"stop": "stop", "length": "length", "stop_sequence": "stop"}
 
     def check(self, sampling: Sampling) -> None:
-        """Refuse what TGI drops, mistakes for something else or answers with a 422."""
+        """Refuse what TGI ignores, misreads or answers with a 422."""
         if sampling.logit_bias:
             raise refuse("logit_bias", "TGI does not apply it")
         if sampling.presence_penalty:
-            # It would arrive as a repetition penalty of x + 2, which turns an answer into noise: never that silently.
+            # It would arrive as a repetition penalty of x + 2, which turns an answer into noise.
             raise refuse("presence_penalty", "TGI has none; frequency_penalty is the nearest")
         if len(sampling.stop) > _MAX_STOPS:
             raise refuse("stop", f"TGI takes at most {_MAX_STOPS} stop strings")
@@ -63,29 +63,29 @@ class Tgi(Flavour):
             raise refuse("response_format", "TGI cannot combine it with tools")
 
     def arguments(self, prompt: Prompt, seed: int, catalogue: Catalogue) -> JsonObject:
-        """Leave out what TGI refuses or misreads when it is said: penalties of 0 and a ``top_p`` of 1."""
+        """Leave out penalties of 0 and a ``top_p`` of 1, which TGI refuses or misreads."""
         arguments = super().arguments(prompt, seed, catalogue)
         arguments["messages"] = history(prompt.messages)
         arguments["frequency_penalty"] = arguments["frequency_penalty"] or None
         arguments["presence_penalty"] = None
         if arguments["top_p"] == 1:
             arguments["top_p"] = None
-        # TGI calls one tool at a time whatever is asked, which is what false means and true allows.
+        # TGI always calls one tool at a time; parallel_tool_calls false means that, and true allows it.
         del arguments["extra_body"]
         return arguments
 
     def parameters(self, schema: JsonObject) -> JsonObject:
-        """TGI puts all tools' parameters into one schema of its own, in which their references lead nowhere."""
+        """TGI puts all tools' parameters into one schema of its own, in which their references point nowhere."""
         return tgi_parameters(schema)
 
     def response_format(self, wanted: JsonObject | None) -> Any:
-        """TGI constrains by a schema or an expression under ``value``; free text is what it does unasked."""
+        """TGI takes a schema or a regular expression under ``value``; text is its default."""
         if wanted is None or wanted.get("type") == "text":
             return None
         return verbatim(tgi_response_format(schema_of(wanted)))
 
     async def count(self, prompt: Prompt, post: Post) -> int | None:
-        """Have the conversation written by its template and tokenized."""
+        """Render the conversation by the server's template, and tokenize it."""
         body = {**self.conversation(prompt), "messages": history(prompt.messages)}
         if prompt.sampling.tool_choice is not None:
             body["tool_choice"] = prompt.sampling.tool_choice
@@ -97,15 +97,15 @@ class Tgi(Flavour):
         return capacity if type(capacity) is int and capacity >= 1 else None
 
     def correct(self, body: Any, headers: Mapping[str, str], prompt: Prompt) -> Any:
-        """A text that was drawn after a choice of no tool has its own finish reason and usage."""
+        """Correct finish reason and usage of a text that was drawn after a choice of no tool."""
         return without_hidden_draw(body, headers, prompt)
 
     def answer_in_refusal(self, body: JsonObject, prompt: Prompt) -> JsonObject | None:
-        """A call that ``max_tokens`` cut short comes as an error that quotes it."""
+        """Read a call that ``max_tokens`` cut short: it comes as an error that quotes it."""
         return cut_call(_message(body), prompt)
 
     def refusal(self, body: JsonObject) -> Refusal:
-        """TGI's own words on limits, templates and tools."""
+        """Pass on TGI's words on limits, templates and tools."""
         message = _message(body)
         if too_long := _TOO_LONG.match(message):
             limit, prompt_tokens, wanted = too_long.groups(default="0")
@@ -114,7 +114,7 @@ class Tgi(Flavour):
         return Refusal(message) if safe else Refusal()
 
     def true_status(self, status: int, body: JsonObject) -> int:
-        """Errors in a stream all call themselves 422, overload too; so does a tool call that max_tokens cut short."""
+        """Read the words: errors in a stream, and a call that max_tokens cut short, all say 422, overload included."""
         message = _message(body)
         if message == "Model is overloaded":
             return 429
@@ -124,7 +124,7 @@ class Tgi(Flavour):
 
 
 def _message(body: JsonObject) -> str:
-    """The words of an error, which stand one level deeper in a stream."""
+    """Return the words of an error, which are one level deeper in a stream."""
     error = body.get("error")
     message = error.get("message") if isinstance(error, dict) else error
     return message if isinstance(message, str) else ""

@@ -1,4 +1,4 @@
-"""Tool calls of text-generation-inference: what it reads of a history, and what it leaves out of an answer."""
+"""Tool calls of text-generation-inference: the history as it reads it, and the parts it leaves out of an answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.metering import tokens_at_most
 from gateway.types import JsonObject, Message, Prompt
 
 NO_TOOL = "no_tool"
-"""The tool that TGI adds where the model may choose: a call of it means "answer in text"."""
+"""The tool that TGI adds if the model may choose: a call of it means "answer in text"."""
 
 # Debug output of a Rust string ends the message, and holds what was generated.
 _CUT_CALL = re.compile(r'Tool error: Failed to parse generated text: EOF [^"]*"(.*)"', re.DOTALL)
@@ -24,19 +24,19 @@ _CALL_TEXT = re.compile(
 
 
 def history(messages: Sequence[Message]) -> Sequence[Message]:
-    """The conversation as TGI takes it in: earlier calls would be lost, or their arguments quoted twice.
+    """Return the conversation as TGI reads it: otherwise earlier calls would be lost, or their arguments quoted twice.
 
-    TGI reads ``content`` first, and where there is any, even "", the calls never reach the prompt. So a message with
-    calls has none. What the assistant said before its calls becomes the description of the first: TGI writes that into
-    the prompt in front of the call's name. A message of its own would not do: many templates refuse two in a row.
+    TGI reads ``content`` first, and if there is any, even "", the calls never reach the prompt. So a message with calls
+    has none. The assistant's text before its calls becomes the description of the first: TGI writes that into the
+    prompt in front of the call's name. A message of its own would not do: many templates refuse two in a row.
     """
     return [_with_calls(message) if message.get("tool_calls") else message for message in messages]
 
 
 def without_hidden_draw(body: Any, headers: Mapping[str, str], prompt: Prompt) -> Any:
-    """A text's own finish reason and usage, where TGI gives those of the draw in which the model chose to call no tool.
+    """Return a text's own finish reason and usage, not those of the draw in which the model chose to call no tool.
 
-    It draws twice then. The whole answer has the second draw's text with the first draw's finish reason, usage and
+    TGI draws twice then. The whole answer has the second draw's text with the first draw's finish reason, usage and
     logprobs; the second draw's token count is in a header, its logprobs are nowhere.
     """
     sampling = prompt.sampling
@@ -44,18 +44,18 @@ def without_hidden_draw(body: Any, headers: Mapping[str, str], prompt: Prompt) -
     if choice is None or choice["message"].get("tool_calls"):
         return body
     counted = headers.get("x-generated-tokens", "")
-    told = int(counted) if counted.isascii() and counted.isdigit() and len(counted) < 9 else None
-    text_tokens = tokens_at_most(choice["message"].get("content") or "") if told is None else told
-    cut = told is not None and sampling.max_tokens is not None and told >= sampling.max_tokens
+    drawn = int(counted) if counted.isascii() and counted.isdigit() and len(counted) < 9 else None
+    text_tokens = tokens_at_most(choice["message"].get("content") or "") if drawn is None else drawn
+    cut = drawn is not None and sampling.max_tokens is not None and drawn >= sampling.max_tokens
     usage = {**body["usage"], "completion_tokens": body["usage"]["completion_tokens"] + text_tokens}
     shown = {**choice, "finish_reason": "length" if cut else "stop", "logprobs": None}
     return {**body, "choices": [shown], "usage": usage}
 
 
 def cut_call(error_message: str, prompt: Prompt) -> JsonObject | None:
-    """The answer in TGI's error for a call that ``max_tokens`` cut short: what there is of it, and ``length``.
+    """Return the answer in TGI's error for a call that ``max_tokens`` cut short: the call so far, and ``length``.
 
-    The error has no usage. Where it cannot be known, it is taken for as large as it can be.
+    The error has no usage. Unknown counts are taken as the largest possible.
     """
     cut = _CUT_CALL.fullmatch(error_message)
     if cut is None:
@@ -84,7 +84,7 @@ def _with_calls(message: Message) -> Message:
 
 
 def _function(function: JsonObject) -> JsonObject:
-    """A function with its arguments as an object where they are one: TGI quotes a string once more."""
+    """Return the function with its arguments as an object: TGI would quote a string once more."""
     try:
         arguments = orjson.loads(function["arguments"])
     except orjson.JSONDecodeError:

@@ -33,15 +33,14 @@ class Vllm(Flavour):
     stream_options: ClassVar = {"include_usage": True, "continuous_usage_stats": True}
 
     def model(self, adapter: str | None, catalogue: Catalogue) -> str:
-        """Every name must be one that the server lists: it answers 404 to any other."""
+        """Return a name that the server lists: it answers 404 to any other."""
         return catalogue.base_model if adapter is None else str(catalogue.adapters[adapter])
 
     def parameters(self, schema: JsonObject) -> JsonObject:
-        """The schema without what vLLM's grammars do not know: it refuses a request for one such keyword."""
+        """Leave out what vLLM's grammars do not know: it refuses a request for one such keyword."""
         return lower(schema, "vllm")
 
     def response_format(self, wanted: JsonObject | None) -> Any:
-        """OpenAI's own, with a schema that its grammars know."""
         schema = None if wanted is None else schema_of(wanted)
         if wanted is None or schema is None:
             return super().response_format(wanted)
@@ -54,13 +53,13 @@ class Vllm(Flavour):
         return count if type(count) is int else None
 
     def read_catalogue(self, listing: Any) -> Catalogue:
-        """The model without a parent is the base; the others are adapters."""
+        """Read the model without a parent as the base, the others as adapters."""
         models = listing["data"]
         bases = [model["id"] for model in models if not model.get("parent")]
         return Catalogue(bases[0], {model["id"]: model["id"] for model in models if model.get("parent")})
 
     def refusal(self, body: JsonObject) -> Refusal:
-        """Pass on limits, which are told in numbers, and names of fields; other words may quote the request."""
+        """Pass on limits, which are numbers, and names of fields; other words may quote the request."""
         error = body.get("error", body)
         error = error if isinstance(error, dict) else {}
         given = error.get("message")

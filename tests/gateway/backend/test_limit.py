@@ -1,6 +1,7 @@
 """A server's limit halves on a refusal, grows by one per limit's worth of successes, and never loses a place."""
 
 import asyncio
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -220,13 +221,13 @@ async def test_a_refused_draw_waits_ahead_of_those_that_were_not_sent_yet() -> N
 
 async def test_refusals_are_reported_by_server() -> None:
     refusals: list[str] = []
-    limits = ServerLimits(ceiling=8, on_refusal=refusals.append)
+    limits = ServerLimits(partial(ServerLimit, ceiling=8, on_refusal=refusals.append))
     await refuse(limits.of("http://user:secret@tgi:80/v1"))
     assert ["tgi:80"] == refusals
 
 
 def test_pools_that_share_a_server_share_its_limit() -> None:
-    limits = ServerLimits(ceiling=8)
+    limits = ServerLimits(partial(ServerLimit, ceiling=8))
     assert limits.of("http://a:1") is limits.of("http://a:1")
     assert limits.of("http://a:1") is not limits.of("http://b:1")
 

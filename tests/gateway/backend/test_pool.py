@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import orjson
 import pytest
 
-from gateway.backend.limit import ServerLimits
+from gateway.backend.limit import ServerLimit, ServerLimits
 from gateway.backend.pool import BackendPool
 from gateway.errors import (
     BackendError,
@@ -179,7 +180,8 @@ async def test_too_long_a_request_is_told_in_numbers(stub: TgiStub, pool: Backen
 async def test_overload_is_told_once_the_queues_time_is_over(stub: TgiStub) -> None:
     """TGI reports it in a stream as 200 and an error frame that calls itself 422."""
     stub.knobs.update({"max_concurrent_requests": 0})
-    async with BackendPool(BackendSettings(urls=(stub.url,)), limits=ServerLimits(queue_timeout_s=0.2)) as pool:
+    limits = ServerLimits(partial(ServerLimit, queue_timeout_s=0.2))
+    async with BackendPool(BackendSettings(urls=(stub.url,)), limits=limits) as pool:
         for draw in (pool.complete(prompt(), seed=1, replica=0), streamed(pool, prompt())):
             with pytest.raises(BackendOverloaded):
                 await draw
