@@ -1,1 +1,1 @@
-"""Where rewards come from: a model in this process, or a server."""
+"""Sources of rewards: a model in this process, or servers."""

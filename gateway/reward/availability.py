@@ -1,4 +1,4 @@
-"""Stop asking a source of rewards that fails again and again, and probe it until it answers."""
+"""Circuit breaker: a source of rewards that fails repeatedly is not asked until a probe succeeds."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import structlog
 
 from gateway.errors import RewardError
 
-FAILURES_IN_A_ROW = 3  # from which on a source is away
-FIRST_PAUSE_S = 1.0  # from then until the first probe; doubles each time that it is soon away again …
+FAILURES_IN_A_ROW = 3  # after these a source is away
+FIRST_PAUSE_S = 1.0  # from then until the first probe; doubles each time that it is away again soon …
 LONGEST_PAUSE_S = 30.0  # … up to this
 PROBE_PAUSE_S = 5.0  # between the probes after the first one
-SOON_S = 60.0  # a source that was back for this long begins with the first pause again
+SOON_S = 60.0  # a source that worked for this long begins with the first pause again
 
 _log = structlog.get_logger()
 
 
 class Availability:
-    """Counts a source's failures in a row. After so many it is away, and only a probe that succeeds ends that.
+    """Counts a source's failures in a row. After three it is away until a probe succeeds.
 
     Args:
-        probe: Scores something; raises RewardError where that fails.
+        probe: Scores something; raises RewardError if that fails.
         name: Name of the source in log lines.
         clock: Monotonic seconds.
     """
@@ -42,15 +42,12 @@ class Availability:
 
     @property
     def away(self) -> bool:
-        """Whether the source is passed over."""
         return self._probing is not None
 
     def succeeded(self) -> None:
-        """Count a success: failures before it are forgotten."""
         self._failures = 0
 
     def failed(self, error: RewardError) -> None:
-        """Count a failure that was the source's."""
         self._failures += 1
         if self._failures < FAILURES_IN_A_ROW or self._probing is not None:
             return
@@ -61,7 +58,6 @@ class Availability:
         self._probing = asyncio.create_task(self._probe_until_it_answers(), name="reward-probe")
 
     async def aclose(self) -> None:
-        """End the probing."""
         if self._probing is not None:
             self._probing.cancel()
             await asyncio.wait([self._probing])

@@ -1,8 +1,8 @@
-"""Dynamic batching: entries that wait together are scored together. Knows no torch and no HTTP.
+"""Dynamic batching: entries that wait at the same time are scored in one batch. Knows no torch and no HTTP.
 
-An entry is a payload, its length in tokens and a reply. A batch is bounded by its padded tokens (entries × longest),
-holds entries of like length so that little of it is padding, and always holds the oldest entry, so that none starves.
-An entry whose waiter is gone leaves the queue before it costs anything; a failing batch fails its own entries only.
+An entry is a payload, its length in tokens and a reply. A batch is bounded by its padded tokens (entries × longest).
+It holds entries of similar length, so that it has little padding, and always the oldest entry, so that none starves.
+A cancelled entry leaves the queue before it costs anything; a batch that fails fails its own entries only.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _log = structlog.get_logger()
 
 
 class QueueFull(RewardError):
-    """As many entries wait as may; this one was not taken."""
+    """The queue is full; the entry was not taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchStats:
-    """What one batch cost, for metrics. ``wait_ms`` is its oldest entry's, ``waiting`` the queue it left behind."""
+    """Cost of one batch, for metrics. ``wait_ms`` is the oldest entry's, ``waiting`` the entries left in the queue."""
 
     entries: int
     tokens: int
@@ -67,16 +67,17 @@ class Batcher(Generic[Payload, Result]):
     """Collects entries into batches and hands each waiter its own result.
 
     Args:
-        run: Scores a batch, in order; an entry's own failure is a ``RewardError`` in its place.
+        run: Score a batch, in order; an entry's own failure is a ``RewardError`` in its place.
         max_batch_tokens: Padded tokens of a batch. A longer entry runs alone.
-        max_wait_ms: How long the oldest entry may wait for company while ``run`` is free; 0 takes what arrives in the
-            same turn of the event loop.
+        max_wait_ms: Longest time the oldest entry waits for more entries while ``run`` is free; 0 takes those that
+            arrive in the same turn of the event loop.
         max_queue: Entries that may wait.
         concurrency: Batches in ``run`` at once.
-        launch_tokens: What starting a batch costs, in tokens: the weight of "fewer batches" against "less padding".
-            May be set later too, when it is known where the model runs.
-        abort_unwanted: Cancel ``run`` when every waiter of its batch is gone (a call can be, a thread cannot).
-        observe: Told about each batch that ended.
+        launch_tokens: Cost of starting a batch, in tokens: weighs fewer batches against less padding. May be set
+            later, when the model's device is known.
+        abort_unwanted: Cancel ``run`` when all entries of its batch are cancelled (possible for a call, not for a
+            thread).
+        observe: Called with each batch that ended.
     """
 
     def __init__(
@@ -107,12 +108,10 @@ class Batcher(Generic[Payload, Result]):
 
     @property
     def waiting(self) -> int:
-        """Entries in the queue."""
         return len(self._waiting)
 
     @property
     def closed(self) -> bool:
-        """Whether entries are refused for good."""
         return self._closed
 
     def put(self, payload: Payload, tokens: int) -> asyncio.Future[Result]:
@@ -135,7 +134,7 @@ class Batcher(Generic[Payload, Result]):
         return entry.reply
 
     async def aclose(self) -> None:
-        """Refuse what waits and what comes; let running batches end, or cancel them where that is allowed."""
+        """Refuse waiting and new entries; let running batches end, or cancel them if that is allowed."""
         self._closed = True
         if self._wake_up is not None:
             self._wake_up.cancel()
@@ -162,9 +161,9 @@ class Batcher(Generic[Payload, Result]):
         self._waiting_tokens -= entry.tokens
 
     def _wake(self) -> None:
-        """Look at the queue after this turn of the event loop, so that what arrives together goes together."""
+        """Look at the queue after this turn of the event loop, so that entries of one turn share a batch."""
         if len(self._running) >= self._concurrency or self._closed:
-            return  # the end of a batch wakes
+            return  # the end of a batch looks again
         if self._wake_up is None or self._waiting_tokens >= self._max_batch_tokens:
             if self._wake_up is not None:
                 self._wake_up.cancel()
@@ -206,7 +205,7 @@ class Batcher(Generic[Payload, Result]):
         batch.task.add_done_callback(partial(self._finish, batch))
 
     async def _results(self, payloads: Sequence[Payload]) -> Sequence[Result | RewardError]:
-        # Never given its batch: that has this task, which has the error, whose trace has this frame.
+        # Not given the batch: batch → task → exception → this frame → batch would be a reference cycle.
         results = await self._run(payloads)
         if len(results) != len(payloads):
             raise RewardError(f"the reward model gave {len(results)} rewards for {len(payloads)} answers")
@@ -224,16 +223,16 @@ class Batcher(Generic[Payload, Result]):
 
 
 def choose_window(lengths: Sequence[int], oldest: int, *, max_batch_tokens: int, launch_tokens: int) -> slice:
-    """Which of the waiting entries, ascending by length, go into the next batch: a window around the oldest one.
+    """Choose the waiting entries, ascending by length, of the next batch: a window around the oldest one.
 
-    It grows by the neighbour that raises the share of real tokens most, a batch's start counting as so many tokens of
-    padding, and stops where no neighbour raises it or fits.
+    The window grows by the neighbour that raises the share of real tokens most, where starting the batch counts as
+    ``launch_tokens`` of padding. It stops when no neighbour raises the share or fits.
 
     Args:
         lengths: Tokens of each waiting entry, ascending.
         oldest: Position of the oldest entry.
         max_batch_tokens: Bound of entries × longest.
-        launch_tokens: What starting a batch costs, in tokens.
+        launch_tokens: Cost of starting a batch, in tokens.
     """
     first, last = oldest, oldest + 1
     tokens = lengths[oldest]
@@ -268,7 +267,7 @@ def _resolve(entry: _Entry[Payload, Result], result: Result | RewardError) -> No
 def _failure(
     task: asyncio.Task[Sequence[Result | RewardError]], entries: Iterable[_Entry[Payload, Result]]
 ) -> RewardError | None:
-    """Why a batch failed, as an error of ours; a bug in ``run`` must not leave a waiter hanging either."""
+    """Return the error of a batch that failed. A defect in ``run`` becomes one too: no waiter may hang."""
     if task.cancelled():
         return RewardError("scoring has stopped")
     error = task.exception()
@@ -279,7 +278,7 @@ def _failure(
 
 
 def _requests(entries: Iterable[_Entry[Payload, Result]]) -> list[str]:
-    """The ids, in log lines, of the requests whose answers these are."""
+    """Return the ids, as in log lines, of the requests to which these entries belong."""
     found = (entry.context.run(structlog.contextvars.get_contextvars).get("request") for entry in entries)
     return sorted({request for request in found if request})
 

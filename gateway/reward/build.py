@@ -1,4 +1,4 @@
-"""The scorer that the settings ask for. Nothing here imports torch; a local model's own thread does."""
+"""Build the scorer of the settings. Nothing here imports torch; a local model's own thread does."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gateway.types import Scorer
 
 
 def build_scorer(settings: RewardSettings, *, observe: Callable[[BatchStats], None] | None = None) -> Scorer | None:
-    """A model in this process, a client of a server, or None where no reward is configured.
+    """Return a model in this process or a client of servers; None if neither is configured.
 
     Args:
         settings: ``model`` or ``url`` decides.
-        observe: Told about each batch that was scored.
+        observe: Called with each batch that was scored.
     """
     if settings.model:
         return LocalScorer(settings, observe=observe)

@@ -1,6 +1,6 @@
-"""Conversations as a reward model's own chat template writes them, and what is kept of one that is too long.
+"""Render conversations by a reward model's own chat template, and cut those that are too long.
 
-Needs a fast tokenizer of transformers, and no torch.
+Needs a fast tokenizer of transformers, but no torch.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from jinja2 import TemplateError
 from gateway.errors import RewardRefused
 from gateway.types import Message
 
-_MARK = "\ue000"  # of the private use area: no template and hardly a conversation has it
+_MARK = "\ue000"  # of the private use area: no template and hardly any conversation contains it
 
 Span = tuple[int, int]
-"""Where a token lies in a text; (0, 0) for one that the tokenizer adds, as BOS."""
+"""Begin and end of a token in a text; (0, 0) for one that the tokenizer adds, such as BOS."""
 
 
 class ChatText:
-    """Writes conversations with a tokenizer's chat template, and cuts those that are too long.
+    """A tokenizer's chat template.
 
     Args:
         tokenizer: A fast tokenizer with a chat template.
@@ -33,9 +33,9 @@ class ChatText:
         self._own_bos: str = tokenizer.bos_token if adds_bos else ""
 
     def render(self, messages: Sequence[Message], answer: str) -> str:
-        """The conversation with ``answer`` as its last turn, as the tokenizer has to be given it.
+        """Return the conversation with ``answer`` as its last turn, ready for the tokenizer.
 
-        The leading BOS is left out where the tokenizer adds its own, and stays where only the template writes it.
+        The leading BOS is removed if the tokenizer adds its own; it stays if only the template writes it.
 
         Raises:
             RewardRefused: The chat template refuses the conversation.
@@ -49,24 +49,21 @@ class ChatText:
         return printable(text).removeprefix(self._own_bos)
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a rendered text."""
         return cast("list[int]", self._tokenizer(text, verbose=False)["input_ids"])
 
     def spans(self, text: str) -> list[Span]:
-        """Where each of these tokens lies in the text."""
         return cast("list[Span]", self._tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"])
 
     def kept(self, messages: Sequence[Message], text: str, spans: Sequence[Span], limit: int) -> list[int]:
-        """Positions of the tokens, at most ``limit``, that are kept of a rendered conversation that is too long."""
+        """Return the positions of at most ``limit`` tokens to keep of a rendered conversation that is too long."""
         keep_first = self.ids(text)[:1] == [self._tokenizer.bos_token_id]
         return kept_tokens(spans, self._answer_span(messages, text), limit, keep_first=keep_first)
 
     def _answer_span(self, messages: Sequence[Message], text: str) -> Span:
-        """Where the answer lies in a rendered conversation.
+        """Return the answer's begin and end in a rendered conversation.
 
-        A template may write another text than the answer it was given (without its reasoning, without spaces around
-        it), so the answer is what stands between the template's own head and tail. Where these cannot be told the
-        answer counts as part of the prompt, at whose end it stands.
+        A template may change the answer (drop its reasoning, strip spaces), so the answer is the text between the
+        template's own head and tail. If these cannot be found, the answer counts as the end of the prompt.
         """
         head, mark, tail = self.render(messages, _MARK).rpartition(_MARK)
         if not mark or len(head) + len(tail) > len(text) or not (text.startswith(head) and text.endswith(tail)):
@@ -75,15 +72,15 @@ class ChatText:
 
 
 def kept_tokens(spans: Sequence[Span], answer: Span, limit: int, *, keep_first: bool) -> list[int]:
-    """Positions of the tokens that are kept of a text that is too long, at most ``limit``.
+    """Return the positions of at most ``limit`` tokens to keep of a text that is too long.
 
-    The prompt loses its beginning. An answer that alone is too long loses its own end. What the template writes after
-    it stays, for a model reads its reward from the last token.
+    The prompt loses its beginning. An answer that alone is too long loses its own end. The template's text after it
+    stays, because a model reads its reward from the last token.
 
     Args:
-        spans: Where each token lies in the text.
-        answer: Where the answer lies.
-        limit: Most tokens.
+        spans: Each token's begin and end in the text.
+        answer: The answer's.
+        limit: Largest number of tokens.
         keep_first: Keep the first token, a BOS.
     """
     start, stop = answer
@@ -100,5 +97,5 @@ def kept_tokens(spans: Sequence[Span], answer: Span, limit: int, *, keep_first: 
 
 
 def printable(text: str) -> str:
-    """``text`` without the lone surrogates that JSON can carry and tokenizers refuse."""
+    """Replace lone surrogates, which JSON can carry and tokenizers refuse."""
     return text.encode("utf-8", "replace").decode()

@@ -1,6 +1,6 @@
-"""HTTP to one reward server: what it is, a check that its rewards are raw, and calls.
+"""HTTP to one reward server: learn what it is, check that its rewards are raw, call it.
 
-aiohttp costs a quarter of httpx2's CPU a call, and a race of N answers makes up to N calls.
+A call by aiohttp costs a quarter of httpx2's CPU, and a race of N answers makes up to N calls.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from gateway.types import Score
 
 MAX_ANSWER_BYTES = 16_000_000
 HEALTH_TIMEOUT_S = 2.0
-INTRODUCTION_PAUSE_S = 1.0  # between attempts to learn what a server is
-MAX_PARTS = 32  # calls that one refused batch may cost beside its own, to find the answers that were refused
+IDENTIFY_PAUSE_S = 1.0  # between attempts to learn what a server is
+MAX_PARTS = 32  # further calls that one refused batch may cost, to find the answers that were refused
 _REFUSED = frozenset({400, 404, 413, 422})
-# Texts whose raw rewards are not likely all to fall between 0 and 1.
+# Texts whose raw rewards are unlikely to be all between 0 and 1.
 _PROBES = ("What is two and two? Four.", "qq zz qq zz", "Name a colour. I cannot say, and neither can you.", "a")
 
 _log = structlog.get_logger()
@@ -32,7 +32,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What a server said it is. ``max_length_tokens`` is its longest text, None where it does not tell."""
+    """A server's description of itself. ``max_length_tokens``: its longest text; None if it does not say."""
 
     dialect: wire.Dialect
     model: str
@@ -40,7 +40,7 @@ class Server:
 
 
 class _RefusedError(RewardError):
-    """The server refuses a call as it stands, by one of the statuses of ``_REFUSED``."""
+    """The server refuses this call, by a status of ``_REFUSED``."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -51,8 +51,8 @@ class ClassifyClient:
     """Calls one reward server. Its session opens on first use, inside the running loop.
 
     Args:
-        settings: What is sent, and how the server is trusted.
-        url: Where it is.
+        settings: Model name, API key, tokenizer and CA certificates.
+        url: The server's base URL.
         timeout_s: Longest time a call may take.
     """
 
@@ -63,17 +63,17 @@ class ClassifyClient:
         self._tls = client_context(settings.ca_file) if settings.ca_file else None
         self._session: aiohttp.ClientSession | None = None
         self._known: Server | None = None
-        self._introduction: SingleFlight[Server] = SingleFlight(self._introduced)
+        self._identifying: SingleFlight[Server] = SingleFlight(self._identified)
         self._refusal: RewardError | None = None
         self._refused_until_s = 0.0
 
     @property
     def known(self) -> Server | None:
-        """The server, if it was met already."""
+        """The server, if it was asked what it is."""
         return self._known
 
     async def server(self) -> Server:
-        """The server, met on first use and again after it was lost.
+        """Return what the server is; ask it on first use and again after it was lost.
 
         Raises:
             RewardError: It cannot be reached, or cannot be used as it is configured.
@@ -82,39 +82,39 @@ class ClassifyClient:
             return self._known
         if self._refusal is not None and asyncio.get_running_loop().time() < self._refused_until_s:
             raise type(self._refusal)(self._refusal.message)
-        introduction = self._introduction.start(self._introduce)
+        identifying = self._identifying.start(self._identify)
         try:
-            return await asyncio.shield(introduction)
+            return await asyncio.shield(identifying)
         except asyncio.CancelledError:
-            if introduction.cancelled():
+            if identifying.cancelled():
                 raise RewardError("scoring has stopped") from None
             raise
 
     def forget(self) -> None:
-        """Meet the server anew before the next call."""
+        """Ask the server again what it is, before the next call."""
         self._known = None
 
     async def classify(self, items: Sequence[bytes]) -> list[Score | RewardError]:
-        """Raw rewards of encoded items, in order. An item that the server refuses costs its own reward only.
+        """Return raw rewards of encoded items, in order. An item that the server refuses loses only its own reward.
 
-        Where no item has a reward, a fixed text tells the server's fault from the items'.
+        If no item has a reward, a fixed text shows if the server or the items are at fault.
 
         Raises:
             RewardTimeout: The server was too slow.
-            RewardError: The server cannot be reached, gives no reward at all, or answers with something else.
+            RewardError: The server cannot be reached, gives no reward at all, or its answer is malformed.
         """
         server = await self.server()
         try:
             results = await self._classify(server, items)
         except _RefusedError as refusal:
-            if await self._serves_another_model(server):
+            if await self._has_changed(server):
                 results = await self._classify(await self.server(), items)
             elif refusal.status == 404:
                 raise
             else:
                 results = await self._in_parts(server, items, [MAX_PARTS])
         if not any(isinstance(result, Score) for result in results):
-            await self._see_that_it_scores(server)
+            await self._check_scoring(server)
         return results
 
     async def probe(self) -> None:
@@ -123,26 +123,25 @@ class ClassifyClient:
         Raises:
             RewardError: That gives no reward.
         """
-        await self._see_that_it_scores(await self.server())
+        await self._check_scoring(await self.server())
 
     async def health(self) -> None:
-        """Return if the server says it can serve.
+        """Ask the server for its health.
 
         Raises:
-            RewardError: It does not.
+            RewardError: It says that it cannot serve.
         """
         await self._call("GET", "/health", timeout_s=HEALTH_TIMEOUT_S)
 
     async def aclose(self) -> None:
-        """Close the connections."""
-        self._introduction.cancel()
+        self._identifying.cancel()
         if self._session is not None:
             await self._session.close()
 
     async def _in_parts(
         self, server: Server, items: Sequence[bytes], calls_left: list[int]
     ) -> list[Score | RewardError]:
-        """Score refused items in ever smaller parts, until those that are at fault stand alone."""
+        """Score refused items by halves, until each item at fault is alone."""
         if len(items) == 1:
             return [RewardRefused("the reward server refuses this answer")]
         results: list[Score | RewardError] = []
@@ -158,37 +157,37 @@ class ClassifyClient:
                 results += await self._in_parts(server, part, calls_left)
         return results
 
-    async def _see_that_it_scores(self, server: Server) -> None:
+    async def _check_scoring(self, server: Server) -> None:
         text, conversation = wire.text(_PROBES[0]), wire.conversation([{"role": "user", "content": _PROBES[1]}], "a")
         [result] = await self._classify(server, [text if self._settings.tokenizer else conversation])
         if isinstance(result, RewardError):
             raise result
 
     async def _listed(self) -> Server:
-        """What the server's list of models says it is."""
+        """Read the server's list of models."""
         dialect, models = wire.served_models(await self._call("GET", "/v1/models"))
         model = self._settings.url_model or next(iter(models), "")
         if model not in models:
             raise RewardError(f"the reward server does not serve {model or 'any model'}")
         return Server(dialect, model, models[model])
 
-    async def _serves_another_model(self, server: Server) -> bool:
-        """Whether a refusal comes of a restart that changed what is served; then the server is met anew."""
+    async def _has_changed(self, server: Server) -> bool:
+        """Return True if the server was restarted with another model, which explains a refusal; then ask it again."""
         if await self._listed() == server:
             return False
         self._known = None
         return True
 
-    async def _introduce(self) -> Server:
+    async def _identify(self) -> Server:
         server = await self._listed()
         dialect = server.dialect
         if dialect is not wire.Dialect.OURS and not self._settings.tokenizer:
             raise RewardError(f"a {dialect} reward server reads only text: set GATEWAY_REWARD__TOKENIZER")
         if dialect is wire.Dialect.VLLM:
-            await self._see_that_rewards_are_raw(server)
+            await self._check_rewards_are_raw(server)
         return server
 
-    async def _see_that_rewards_are_raw(self, server: Server) -> None:
+    async def _check_rewards_are_raw(self, server: Server) -> None:
         probes = [wire.text(probe) for probe in _PROBES]
         raw = await self._classify(server, probes)
         activated = await self._classify(server, probes, activated=True)
@@ -198,17 +197,17 @@ class ClassifyClient:
         ):
             raise RewardError("the reward server ignores use_activation and gives probabilities, not raw rewards")
 
-    def _introduced(self, introduction: asyncio.Task[Server]) -> None:
-        if introduction.cancelled():
+    def _identified(self, task: asyncio.Task[Server]) -> None:
+        if task.cancelled():
             return
-        error = introduction.exception()
+        error = task.exception()
         if error is None:
-            self._known, self._refusal = introduction.result(), None
+            self._known, self._refusal = task.result(), None
             _log.info("reward_server_met", url=self._url, protocol=self._known.dialect.value, model=self._known.model)
         elif isinstance(error, RewardError):
-            # Bare before its waiters have it; and a copy is kept, for the trace grows again with each of them.
+            # Stripped before those who wait get it; a copy is kept, because each of them extends the traceback.
             self._refusal = type(error)(strip_traceback(error).message)
-            self._refused_until_s = asyncio.get_running_loop().time() + INTRODUCTION_PAUSE_S
+            self._refused_until_s = asyncio.get_running_loop().time() + IDENTIFY_PAUSE_S
             _log.warning("reward_server_refused", url=self._url, error=error.message)
 
     async def _classify(
@@ -220,19 +219,19 @@ class ClassifyClient:
     async def _call(
         self, method: str, path: str, body: bytes | None = None, *, timeout_s: float | None = None
     ) -> bytes:
-        # Bare, for a stream of aiohttp's keeps the error that broke it, and the trace what was received by then.
+        # Stripped: a stream of aiohttp's keeps the error that broke it, whose traceback holds the received bytes.
         try:
             try:
                 return await self._send(method, path, body, timeout_s)
             except aiohttp.ClientConnectorError:
                 raise
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                # A kept connection that the server closed while it was idle; asking twice changes nothing there.
+                # The server closed an idle connection. A second call is safe: scoring changes nothing there.
                 return await self._send(method, path, body, timeout_s)
         except TimeoutError as error:
             raise RewardTimeout("the reward server was too slow") from strip_traceback(error)
         except aiohttp.ClientConnectionError as error:
-            self._known = None  # whoever answers next may be another server
+            self._known = None  # another server may answer at the same URL
             raise RewardError("the reward server cannot be reached") from strip_traceback(error)
         except aiohttp.ClientError as error:
             message = f"the reward server's answer broke off: {type(error).__name__}"

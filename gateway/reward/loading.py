@@ -1,4 +1,4 @@
-"""Load a model or a tokenizer in a thread, and try again after a failure."""
+"""Load a model or a tokenizer in a thread, and retry after a failure."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _log = structlog.get_logger()
 class Loading(Generic[Loaded]):
     """One value, loaded in a thread on first use or on ``start``.
 
-    A failed attempt is logged with its cause. The next use after a pause tries again: what was missing may be there by
-    then (a folder that is mounted late, a hub that was away). Only the event loop's thread calls the methods.
+    A failed attempt is logged with its cause. The first use after a pause tries again: a folder may be mounted late, a
+    hub may have been away. Only the event loop's thread calls the methods.
 
     Args:
-        load: Returns the value; runs in ``thread``.
-        thread: Where it runs.
+        load: Return the value; runs in ``thread``.
+        thread: Runs ``load``.
         what: Name of the value in log lines.
     """
 
@@ -44,7 +44,7 @@ class Loading(Generic[Loaded]):
         self._again_at_s = 0.0
 
     def start(self) -> Future[Loaded]:
-        """Return the attempt to load: the running or the successful one, or a new one where there is none."""
+        """Return the running or the successful attempt; start one if there is neither."""
         if self._attempt is None or (self.error is not None and time.monotonic() >= self._again_at_s):
             self._attempt = self._thread.submit(self._load)
             self._attempt.add_done_callback(self._ended)
@@ -58,7 +58,7 @@ class Loading(Generic[Loaded]):
 
     @property
     def error(self) -> BaseException | None:
-        """Why the last attempt failed; None while it runs and when it succeeded."""
+        """The error of the last attempt; None while it runs and when it succeeded."""
         attempt = self._attempt
         return attempt.exception() if attempt is not None and _has_ended(attempt) else None
 
@@ -72,7 +72,7 @@ class Loading(Generic[Loaded]):
 
 
 def import_error(error: ImportError, what: str) -> SettingsError:
-    """Return the error to raise for a failed import: a missing package is named with the extra that brings it."""
+    """Return the error to raise for a failed import; it names the extra that installs a missing package."""
     if isinstance(error, ModuleNotFoundError):
         return SettingsError(f"{what} needs ratchet[reward]: {error}")
     return SettingsError(f"{what} cannot import what it needs: {error}")

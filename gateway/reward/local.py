@@ -1,8 +1,7 @@
-"""Score with a model in this process. One thread owns the model, a second one its tokenizer; the event loop waits.
+"""Score with a model in this process. One thread owns the model, a second one its tokenizer.
 
-Tokenizing in a thread of its own lets the next batch be encoded while this one is scored, and keeps long prompts
-(milliseconds each) off the event loop. torch is imported by the loading thread, so a gateway without a local model
-never imports it.
+The tokenizer's thread encodes the next batch while this one is scored, and keeps long prompts (milliseconds each) off
+the event loop. The model's thread imports torch, so a gateway without a local model never does.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from gateway.errors import RewardError, RewardTimeout, RewardUnavailable
 from gateway.reward.availability import Availability
@@ -22,61 +21,25 @@ from gateway.settings import RewardSettings
 from gateway.types import Message, Readiness, Score
 
 if TYPE_CHECKING:
-    from gateway.reward.model import EncodedPair
+    from gateway.reward.model import EncodedPair, RewardModel
 
-# What starting a batch costs, in tokens: kernels to launch on a GPU, next to nothing on a CPU. Measured by
-# simulation (20 ms and 1.5 µs a token against 2 ms and 60 µs): with 256 a GPU gives 392 answers a second at 32 races,
-# with 4096 it gives 592; a CPU gives the same with either, and its shorter answers wait less with little.
+# Cost of starting a batch, in tokens: kernel launches on a GPU, almost nothing on a CPU. Measured by simulation (20 ms
+# and 1.5 µs for each token against 2 ms and 60 µs): with 256 a GPU gives 392 answers a second at 32 races, with 4096
+# it gives 592; a CPU gives the same with either, and its shorter answers wait less with a small value.
 LAUNCH_TOKENS = {"cuda": 4096, "cpu": 128}
 MAX_WAIT_MS = 2.0  # that an answer waits for others to share its batch
-_SHARE_OF_TIMEOUT = 0.9  # a reward that is given up after so much of the time that a race waits for it came too late
-
-
-class Model(Protocol):
-    """What is asked of a model; ``gateway.reward.model.RewardModel`` is one."""
-
-    name: str
-    max_length_tokens: int
-
-    @property
-    def device(self) -> str:
-        """Where the weights are."""
-        ...
-
-    @property
-    def dtype(self) -> str:
-        """Their type."""
-        ...
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether a rendered conversation can be scored (a chat template rules it); else prompt and answer pair."""
-        ...
-
-    def encode(self, messages: Sequence[Message], answer: str) -> EncodedPair:
-        """Token ids of an answer to a conversation."""
-        ...
-
-    def encode_text(self, text: str) -> EncodedPair:
-        """Token ids of a conversation that is rendered already."""
-        ...
-
-    def score(self, batch: Sequence[EncodedPair]) -> list[float]:
-        """Rewards, in order. Blocks."""
-        ...
+_SHARE_OF_TIMEOUT = 0.9  # a reward cancelled after this share of the time that a race waits for it was too slow
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """An answer and what it answers."""
-
     messages: Sequence[Message]
     answer: str
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A score and the tokens that were read for it."""
+    """A score and the number of tokens that the model read."""
 
     score: Score
     tokens: int
@@ -89,9 +52,9 @@ class LocalScorer:
     """Scores with a model in this process, batched over all requests. Loading starts with ``start``, or on first use.
 
     Args:
-        settings: Which model, and the limits of its batches.
-        observe: Told about each batch.
-        load: Gives the model; runs in the model's thread.
+        settings: The model, and the limits of its batches.
+        observe: Called with each batch.
+        load: Return the model; runs in the model's thread.
     """
 
     def __init__(
@@ -99,12 +62,12 @@ class LocalScorer:
         settings: RewardSettings,
         *,
         observe: Callable[[BatchStats], None] | None = None,
-        load: Callable[[], Model] | None = None,
+        load: Callable[[], RewardModel] | None = None,
     ) -> None:
         self._settings = settings
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="reward-model")
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="reward-tokenizer")
-        self._loading = Loading[Model](
+        self._loading = Loading["RewardModel"](
             lambda: self._prepared(load or self._load), self._model_thread, what="reward model"
         )
         self._batcher = Batcher["EncodedPair", float](
@@ -119,7 +82,7 @@ class LocalScorer:
 
     @property
     def available(self) -> bool:
-        """Whether rewards can be expected now: the model is loaded, and has not just failed repeatedly."""
+        """True if the model is loaded and has not just failed repeatedly."""
         return self._loading.value is not None and not self._availability.away
 
     @property
@@ -129,33 +92,31 @@ class LocalScorer:
 
     @property
     def name(self) -> str:
-        """The model's name; until it is loaded, the name it was asked for by."""
+        """The model's name; until it is loaded, the name in the settings."""
         return self._settings.model if (model := self._loading.value) is None else model.name
 
     @property
     def waiting(self) -> int:
-        """Answers in the queue."""
         return self._batcher.waiting
 
     @property
     def launch_tokens(self) -> int:
-        """What starting a batch costs where the model runs, in tokens."""
+        """Cost of starting a batch on the model's device, in tokens."""
         return self._batcher.launch_tokens
 
     def start(self) -> None:
-        """Begin to load the model."""
         self._loading.start()
 
-    async def loaded(self) -> Model:
-        """The model, once it is loaded.
+    async def loaded(self) -> RewardModel:
+        """Return the model once it is loaded.
 
         Raises:
             SettingsError: It cannot be loaded.
         """
         return await asyncio.shield(asyncio.wrap_future(self._loading.start()))
 
-    def model(self) -> Model:
-        """The model.
+    def model(self) -> RewardModel:
+        """Return the model.
 
         Raises:
             RewardError: It is not loaded, or was released.
@@ -169,14 +130,14 @@ class LocalScorer:
         return model
 
     async def score(self, messages: Sequence[Message], answer: str) -> Score:
-        """Reward of ``answer`` as the assistant's next turn after ``messages``. Cancelling drops the work.
+        """Score ``answer`` as the assistant's next turn after ``messages``. Cancelling drops the work.
 
         Raises:
             RewardUnavailable: The model failed repeatedly; it is not asked.
-            RewardError: The model is not loaded, the queue is full, or there is no number to give.
+            RewardError: The model is not loaded, the queue is full, or the reward is not a number.
         """
         if self._availability.away:
-            raise RewardUnavailable("the reward model fails again and again")
+            raise RewardUnavailable("the reward model failed repeatedly")
         began_s = asyncio.get_running_loop().time()
         try:
             (result,) = await self.score_many([Conversation(messages, answer)])
@@ -189,11 +150,11 @@ class LocalScorer:
         return result.score
 
     async def score_many(self, items: Sequence[Conversation | str]) -> list[Scored | RewardError]:
-        """Score several conversations, or texts rendered already, each failing for itself.
+        """Score several conversations, or texts that are rendered already. An item's failure is its own result.
 
         Raises:
             RewardError: The model is not loaded.
-            QueueFull: Not all of them can wait; none is scored.
+            QueueFull: The queue has no room for all of them; none is scored.
         """
         model = self.model()
         loop = asyncio.get_running_loop()
@@ -210,7 +171,6 @@ class LocalScorer:
         return [pair if isinstance(pair, RewardError) else _scored(pair, next(rewards)) for pair in encoded]
 
     async def readiness(self) -> Readiness:
-        """Ready once the model is loaded."""
         if not self._batcher.closed:
             self._loading.start()
         if (error := self._loading.error) is not None:
@@ -229,14 +189,14 @@ class LocalScorer:
         self._tokenizer_thread.shutdown(wait=False, cancel_futures=True)
         self._model_thread.shutdown(wait=False, cancel_futures=True)
 
-    def _prepared(self, load: Callable[[], Model]) -> Model:
-        """Return the loaded model, after telling the batcher what starting a batch costs on its device."""
+    def _prepared(self, load: Callable[[], RewardModel]) -> RewardModel:
+        """Load the model, and set the cost of starting a batch on its device."""
         model = load()
         if model.device.startswith("cuda"):
             self._batcher.launch_tokens = LAUNCH_TOKENS["cuda"]
         return model
 
-    def _load(self) -> Model:
+    def _load(self) -> RewardModel:
         settings = self._settings
         try:
             with IMPORTS:
@@ -265,7 +225,7 @@ class LocalScorer:
         return [r if math.isfinite(r) else RewardError("the reward model gave no number") for r in rewards]
 
     async def _scores_at_all(self) -> bool:
-        """Whether a fixed answer gets a number: where others get none, this tells the model's fault from theirs."""
+        """Return True if a fixed answer gets a number: then the fault is the other answers', not the model's."""
         model = self.model()
 
         def reward() -> float:
@@ -274,7 +234,7 @@ class LocalScorer:
         return math.isfinite(await asyncio.get_running_loop().run_in_executor(self._model_thread, reward))
 
     async def _probe(self) -> None:
-        """Score a fixed answer, to learn whether the model works again."""
+        """Score a fixed answer: it succeeds if the model works again."""
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 (result,) = await self.score_many([_PROBE])
@@ -284,11 +244,11 @@ class LocalScorer:
             raise result
 
 
-def _encode_all(model: Model, items: Sequence[Conversation | str]) -> list[EncodedPair | RewardError]:
+def _encode_all(model: RewardModel, items: Sequence[Conversation | str]) -> list[EncodedPair | RewardError]:
     return [_encode(model, item) for item in items]
 
 
-def _encode(model: Model, item: Conversation | str) -> EncodedPair | RewardError:
+def _encode(model: RewardModel, item: Conversation | str) -> EncodedPair | RewardError:
     try:
         return model.encode_text(item) if isinstance(item, str) else model.encode(item.messages, item.answer)
     except RewardError as error:

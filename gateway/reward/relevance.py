@@ -1,9 +1,8 @@
-"""Whether an answer is about what was asked: the cosine of two sentence embeddings, as a part of the reward.
+"""Relevance of an answer to its prompt: the cosine of two sentence embeddings, as a part of the reward.
 
-A small encoder with a small adapter learns how bad answers look sooner than what a question is about. Where the
-backbone is a sentence encoder, it already knows the second: its own embeddings, from before the adapter, tell an
-answer to another question from an answer to this one. The adapter says how much that counts, as for every other
-feature (``gateway.reward.features``).
+A small encoder with a small adapter learns the look of bad answers sooner than the topic of a question. A backbone
+that is a sentence encoder already knows topics: its embeddings without the adapter distinguish answers to this
+question from answers to others. The adapter brings the weight, as for every feature (``gateway.reward.features``).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from transformers import AutoModel
 
 from gateway.errors import SettingsError
 
-# Good answers lie at a cosine of .5 to .75; what comes closer than that says the question back, and earns no more.
+# Good answers have a cosine of .5 to .75; a closer one repeats the question, and earns no more.
 CEILING = 0.7
 
 
@@ -38,10 +37,10 @@ class Relevance:
 
     @classmethod
     def load(cls, model: str, weight: float, tokenizer: Any, *, device: torch.device, dtype: torch.dtype) -> Relevance:
-        """The backbone's own embeddings, so weighted.
+        """Load the backbone without its adapter.
 
         Raises:
-            SettingsError: The tokenizer does not tell a pair's two texts apart.
+            SettingsError: The tokenizer does not separate a pair's two texts.
         """
         if not reads_pairs(tokenizer):
             raise SettingsError(f"reward model {model} cannot weigh relevance: it does not read pairs")
@@ -53,13 +52,13 @@ class Relevance:
         )
 
     def __call__(self, input_ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Relevance of each pair's second text to its first, float32 (B,) on the device.
+        """Return the weighted relevance of each pair's second text to its first, float32 (B,) on the device.
 
         Args:
             input_ids: Pairs as the classifier reads them: first text (type 0) and second text (type 1).
-            type_ids: To which of the two each token belongs.
+            type_ids: The text (0 or 1) of each token.
         """
-        texts: dict[tuple[int, ...], int] = {}  # the candidates of a race share their prompt: it is embedded once
+        texts: dict[tuple[int, ...], int] = {}  # the candidates of a race share their prompt, which is embedded once
         places = []
         for ids, types in zip(input_ids, type_ids, strict=True):
             split = types.index(1)
@@ -70,8 +69,8 @@ class Relevance:
         return self.weight * (both_B2H[:, 0] * both_B2H[:, 1]).sum(dim=-1).clamp(max=CEILING)
 
     def _embed(self, texts: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        """Unit vectors (U unique texts, H), float32: the mean over tokens of the last layer."""
-        # Questions are short and answers long: padded to one width, half of what is computed would be padding.
+        """Return unit vectors (U unique texts, H), float32: the mean over tokens of the last layer."""
+        # Questions are short and answers long: padded to one width, half of the computation would be padding.
         by_size: dict[int, list[int]] = {}
         for place, text in enumerate(texts):
             by_size.setdefault(len(text).bit_length(), []).append(place)
@@ -80,7 +79,7 @@ class Relevance:
         return embedded_UH[order.argsort()]
 
     def _embed_alike(self, texts: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        """The same, of texts whose lengths differ by less than a factor of two."""
+        """Embed texts whose lengths differ by less than a factor of two."""
         device = self._encoder.device
         width = max(map(len, texts))
         ids_UT = torch.full((len(texts), width), self._pad_id, dtype=torch.long)
@@ -95,5 +94,5 @@ class Relevance:
 
 
 def reads_pairs(tokenizer: Any) -> bool:
-    """Whether a model with this tokenizer reads prompt and answer as two texts, so that each can be embedded."""
+    """Return True if a model with this tokenizer reads prompt and answer as two texts: each can be embedded."""
     return "token_type_ids" in tokenizer.model_input_names and not tokenizer.chat_template

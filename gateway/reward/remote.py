@@ -1,7 +1,8 @@
 """Rewards from a server that speaks /classify: this project's own, vLLM or SGLang.
 
-Answers that finish together travel together; several calls may be under way. What a server gives is checked before
-it is believed: a reward that was squashed to a probability, or that belongs to another answer, is worse than none.
+Answers that finish in the same turn of the event loop are sent in one call; several calls may be in flight. Rewards
+are checked before they are used: one that was squashed to a probability, or belongs to another answer, is worse than
+none.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
     from gateway.reward.rendering import ChatRenderer
 
 CALLS_IN_FLIGHT = 4
-_BYTES_PER_TOKEN = 4  # where no tokenizer counts
+_BYTES_PER_TOKEN = 4  # an estimate, without a tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One answer as it is sent, about how many tokens it has, and whether it was cut here."""
+    """An answer as it is sent, and its approximate number of tokens. ``truncated``: it was cut here."""
 
     encoded: bytes
     tokens: int
@@ -40,8 +41,8 @@ class RemoteScorer:
     """Scores with a reward server. Connections are opened on first use, inside the running loop.
 
     Args:
-        settings: Where the server is and how conversations are rendered for it.
-        observe: Told about each call.
+        settings: The servers' URLs, and the tokenizer that renders conversations for them.
+        observe: Called with each call's batch.
     """
 
     def __init__(self, settings: RewardSettings, *, observe: Callable[[BatchStats], None] | None = None) -> None:
@@ -54,46 +55,45 @@ class RemoteScorer:
         self._batcher = Batcher[_Item, Score](
             self._run,
             max_batch_tokens=settings.max_batch_tokens,
-            max_wait_ms=0,  # the server waits for company; here what is ready in one turn of the loop goes together
+            max_wait_ms=0,  # the server waits for more answers; here those of one turn of the loop are one call
             max_queue=MAX_QUEUE,
             concurrency=CALLS_IN_FLIGHT * len(settings.urls),
-            launch_tokens=settings.max_batch_tokens,  # padding costs nothing on the wire, calls do
+            launch_tokens=settings.max_batch_tokens,  # padding is not sent, and calls cost
             abort_unwanted=True,
             observe=observe,
         )
 
     @property
     def name(self) -> str:
-        """The server's model; until it was asked, the name it is asked for by."""
+        """The server's model; until the server was asked, the name in the settings."""
         return self._settings.url_model or self._settings.url if (known := self._servers.known) is None else known.model
 
     @property
     def available(self) -> bool:
-        """Whether rewards can be expected now: the tokenizer is loaded, and a server has not just failed repeatedly."""
+        """True if the tokenizer is loaded and a server has not just failed repeatedly."""
         if self._renderer is not None and self._renderer.value is None:
             return False
         return self._servers.available
 
     @property
     def n_away(self) -> int:
-        """How many servers are passed over."""
+        """Number of servers that are not asked."""
         return self._servers.n_away
 
     @property
     def waiting(self) -> int:
-        """Answers in the queue."""
         return self._batcher.waiting
 
     def start(self) -> None:
-        """Begin to load the tokenizer, where there is one."""
+        """Begin to load the tokenizer, if there is one."""
         if self._renderer is not None:
             self._renderer.start()
 
     async def score(self, messages: Sequence[Message], answer: str) -> Score:
-        """Reward of ``answer`` as the assistant's next turn after ``messages``. Cancelling drops the work.
+        """Score ``answer`` as the assistant's next turn after ``messages``. Cancelling drops the work.
 
         Raises:
-            RewardUnavailable: No server has answered lately; none is asked.
+            RewardUnavailable: Every server failed repeatedly; none is asked.
             RewardTimeout: The server was too slow.
             RewardRefused: This answer cannot be scored.
             RewardError: The server cannot be reached, or gives no usable reward.
@@ -107,7 +107,7 @@ class RemoteScorer:
         return await self._batcher.put(item, item.tokens)
 
     async def readiness(self) -> Readiness:
-        """Ready when a server answers, its rewards are raw, and the tokenizer (if any) is loaded."""
+        """Return ready if a server answers, its rewards are raw, and the tokenizer (if any) is loaded."""
         try:
             self._loaded_renderer()
         except RewardError as error:
@@ -115,7 +115,6 @@ class RemoteScorer:
         return await self._servers.readiness()
 
     async def aclose(self) -> None:
-        """Stop scoring and close the connections."""
         await self._batcher.aclose()
         self._thread.shutdown(wait=False, cancel_futures=True)
         await self._servers.aclose()
@@ -136,7 +135,7 @@ class RemoteScorer:
         return _Item(wire.text(rendered.text), rendered.tokens, rendered.truncated)
 
     def _loaded_renderer(self) -> ChatRenderer | None:
-        """Return the renderer; None where conversations are sent whole.
+        """Return the renderer; None if conversations are sent whole.
 
         Raises:
             RewardError: It is loading, or could not be loaded.

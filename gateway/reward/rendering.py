@@ -1,4 +1,4 @@
-"""Conversations as text, for reward servers that read only text (vLLM, SGLang): the model's own chat template, here.
+"""Render conversations as text, for reward servers that read only text (vLLM, SGLang), by the model's chat template.
 
 Needs transformers (the ``reward`` extra) but no torch.
 """
@@ -14,11 +14,11 @@ from gateway.errors import RewardRefused, SettingsError
 from gateway.reward.chat_text import ChatText, Span
 from gateway.types import Message
 
-_CUTS = 8  # cut text can tokenize to a few more tokens than it had as part of the whole; then more is cut
+_CUTS = 8  # attempts: cut text can have a few more tokens than it had as part of the whole; then more is cut
 
 
 class Rendered(NamedTuple):
-    """A text that fits the server's model, its tokens, and whether it was cut to make it fit."""
+    """A text that fits the server's model. ``truncated``: it was cut to fit."""
 
     text: str
     tokens: int
@@ -45,10 +45,10 @@ class ChatRenderer:
         self._chat = ChatText(loaded)
 
     def render(self, messages: Sequence[Message], answer: str, max_length_tokens: int) -> Rendered:
-        """The conversation with ``answer`` as its last turn, in at most so many tokens as the server counts them.
+        """Return the conversation with ``answer`` as its last turn, in at most ``max_length_tokens``.
 
-        What does not fit loses the beginning of its prompt; an answer that alone is too long loses its own end. A
-        leading BOS is left out where the server's tokenizer adds its own.
+        A conversation that does not fit loses the beginning of its prompt; an answer that alone is too long loses its
+        own end. A leading BOS is removed if the server's tokenizer adds its own.
 
         Raises:
             RewardRefused: The chat template refuses the conversation, or it cannot be cut to fit.
@@ -68,13 +68,13 @@ class ChatRenderer:
 
 
 def _joined(text: str, spans: Sequence[Span], kept: Sequence[int]) -> str:
-    """The text of the kept tokens: one stretch for each run of them, for a tokenizer may cover no spaces."""
+    """Return the text of the kept tokens, with the spaces between neighbours, which tokens may not cover."""
     stretches: list[list[int]] = []
     last = -1
     for place in kept:
         begin, end = spans[place]
         if end == 0:
-            continue  # added by the tokenizer, which the server's does too
+            continue  # added by the tokenizer; the server's adds it too
         if stretches and place == last + 1:
             stretches[-1][1] = end
         else:

@@ -12,7 +12,7 @@ import hmac
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import structlog
@@ -26,15 +26,15 @@ from starlette.routing import Route
 from gateway.errors import RewardError, SettingsError
 from gateway.reward import batcher, wire
 from gateway.reward.batcher import QueueFull
-from gateway.reward.local import Conversation, LocalScorer, Model, Scored
+from gateway.reward.local import Conversation, LocalScorer, Scored
 from gateway.reward.server_metrics import ServerMetrics
 from gateway.settings import RewardSettings, Settings
 from gateway.upgrades import NoUpgradesProtocol
 
 MAX_BODY_BYTES = 32_000_000
 UVICORN: dict[str, Any] = {"http": NoUpgradesProtocol, "ws": "none", "log_config": None, "access_log": False}
-"""How uvicorn is to serve, wherever it is started."""
-CLIENT_GONE = 499  # nobody reads it; it is for the metrics
+"""uvicorn's options, for this program and its tests."""
+CLIENT_GONE = 499  # for the metrics: no client reads it
 
 _ERROR_TYPES = {
     400: "BadRequestError",
@@ -48,16 +48,19 @@ _ERROR_TYPES = {
 
 _log = structlog.get_logger()
 
+if TYPE_CHECKING:
+    from gateway.reward.model import RewardModel
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(scorer: LocalScorer, settings: RewardSettings, metrics: ServerMetrics) -> Starlette:
-    """The ASGI application. It closes the scorer when it stops.
+    """Build the ASGI application. It closes the scorer when it stops.
 
     Args:
-        scorer: The model, which may still be loading: until then /health and /classify answer 503.
-        settings: ``api_key`` is required of callers where it is set.
-        metrics: What /metrics shows; the scorer's batches are observed by whoever built it.
+        scorer: The model; /health and /classify answer 503 until it is loaded.
+        settings: ``api_key`` is required of callers if it is set.
+        metrics: Shown at /metrics. The scorer must have been built to observe its batches with it.
     """
     service = _Service(scorer, settings)
 
@@ -73,7 +76,7 @@ def create_app(scorer: LocalScorer, settings: RewardSettings, metrics: ServerMet
     async def on_http_error(_request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
             return _error(error.status_code, error.detail)
-        return _error(500, "internal error")  # Starlette raises it again, so that the server logs the trace
+        return _error(500, "internal error")  # Starlette raises it again, so that the server logs the traceback
 
     return Starlette(
         routes=[
@@ -88,7 +91,7 @@ def create_app(scorer: LocalScorer, settings: RewardSettings, metrics: ServerMet
 
 
 def serve(settings: Settings) -> None:
-    """Run ``python -m gateway reward``: listen at once, load, serve until SIGTERM, and finish what was begun.
+    """Run ``python -m gateway reward``: listen at once, load, serve until SIGTERM, then finish running calls.
 
     Raises:
         SettingsError: No local model is configured, or it cannot be loaded.
@@ -121,7 +124,7 @@ async def _serve(settings: Settings) -> None:
 
 
 class _Service:
-    """The routes' handlers, on one scorer."""
+    """The routes' handlers."""
 
     def __init__(self, scorer: LocalScorer, settings: RewardSettings) -> None:
         self._scorer = scorer
@@ -130,7 +133,7 @@ class _Service:
         self._created = int(time.time())
 
     def authorized(self, handler: Handler) -> Handler:
-        """``handler``, for callers with the key."""
+        """Return ``handler``, for callers with the key only."""
 
         async def checked(request: Request) -> Response:
             given = request.headers.get("authorization", "").encode()
@@ -141,12 +144,12 @@ class _Service:
         return checked
 
     async def health(self, _request: Request) -> Response:
-        """200 with an empty body when the model is loaded, else 503 with the reason."""
+        """Answer 200 with an empty body once the model is loaded, before that 503 with the reason."""
         readiness = await self._scorer.readiness()
         return Response() if readiness.ready else _error(503, readiness.detail)
 
     async def models(self, _request: Request) -> Response:
-        """The one model served, as vLLM lists it."""
+        """List the model in vLLM's form."""
         try:
             model = self._scorer.model()
         except RewardError as error:
@@ -163,7 +166,6 @@ class _Service:
         return _json(orjson.dumps({"object": "list", "data": [card]}))
 
     async def classify(self, request: Request) -> Response:
-        """Rewards of texts or conversations."""
         try:
             model = self._scorer.model()
         except RewardError as error:
@@ -190,7 +192,7 @@ class _Service:
         return await self._answer(request, model, items, activated=activated)
 
     async def _answer(
-        self, request: Request, model: Model, items: list[Conversation | str], *, activated: bool
+        self, request: Request, model: RewardModel, items: list[Conversation | str], *, activated: bool
     ) -> Response:
         scoring = asyncio.ensure_future(self._scorer.score_many(items))
         leaving = asyncio.ensure_future(_disconnected(request))
@@ -217,7 +219,7 @@ _CONVERSATION = '{"messages": [..., {"role": "assistant", "content": answer}]}'
 
 
 class _TooLargeError(Exception):
-    """The body is over the limit."""
+    """The body is over ``MAX_BODY_BYTES``."""
 
 
 async def _read(request: Request) -> bytes:
@@ -230,7 +232,7 @@ async def _read(request: Request) -> bytes:
 
 
 async def _disconnected(request: Request) -> None:
-    """Return when the client has gone; its request was read already."""
+    """Wait until the client has gone; its request must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -240,7 +242,7 @@ def _json(body: bytes, status: int = 200) -> Response:
 
 
 def _error(status: int, message: str, *, param: str | None = None) -> Response:
-    """An error in vLLM's envelope, whose ``code`` is the status."""
+    """Return an error in vLLM's envelope, whose ``code`` is the status."""
     kind = _ERROR_TYPES.get(status, "InternalServerError")
     response = _json(
         orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": status}}), status

@@ -16,16 +16,14 @@ _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
 class ServerMetrics:
-    """Every metric of one reward server, on a registry of its own."""
+    """All metrics of one reward server, on a registry of its own."""
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
         self._calls = Counter(
             "ratchet_reward_calls_total", "Calls of /classify by status", ("status",), registry=registry
         )
-        self._batches = Counter(
-            "ratchet_reward_batches_total", "Batches by what became of them", ("outcome",), registry=registry
-        )
+        self._batches = Counter("ratchet_reward_batches_total", "Batches by outcome", ("outcome",), registry=registry)
         self._entries = Histogram(
             "ratchet_reward_batch_entries", "Answers in one batch", buckets=_ENTRIES, registry=registry
         )
@@ -42,7 +40,6 @@ class ServerMetrics:
         self._waiting = Gauge("ratchet_reward_waiting", "Answers waiting for the model", registry=registry)
 
     def batch(self, stats: BatchStats) -> None:
-        """Count one batch."""
         self._batches.labels("failed" if stats.failed else "scored").inc()
         self._entries.observe(stats.entries)
         self._padded.observe(stats.padded_tokens)
@@ -51,7 +48,7 @@ class ServerMetrics:
         self._run.observe(stats.run_ms / 1e3)
 
     def counted(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        """``handler``, its answers counted by status."""
+        """Return ``handler`` with its answers counted by status."""
 
         async def counting(request: Request) -> Response:
             response = await handler(request)
@@ -61,6 +58,6 @@ class ServerMetrics:
         return counting
 
     def render(self, waiting: int) -> tuple[bytes, str]:
-        """The exposition text and its content type."""
+        """Return the exposition text and its content type."""
         self._waiting.set(waiting)
         return generate_latest(self._registry), CONTENT_TYPE_LATEST

@@ -1,4 +1,4 @@
-"""Several reward servers of one model: the least loaded one that answers is asked, and another where it fails."""
+"""Several reward servers of one model: the least loaded one is asked, and another one if it fails."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gateway.reward.client import ClassifyClient, Server
 from gateway.settings import RewardSettings
 from gateway.types import Readiness, Score
 
-# A call ends before the race stops waiting for its reward, so that a server that hangs is known for it.
+# A call ends before the race stops waiting for its reward, so that a server that hangs is noticed.
 _SHARE_OF_TIMEOUT = 0.9
 
 Result = TypeVar("Result")
 
 
 class _Replica:
-    """One server: its client, its load, and whether it is passed over. ``name`` is host and port."""
+    """One server: its client, its load and its availability. ``name`` is host and port."""
 
     def __init__(
         self, settings: RewardSettings, url: str, timeout_s: float, meet: Callable[[_Replica], Awaitable[object]]
@@ -40,12 +40,12 @@ class _Replica:
 class RewardServers:
     """The reward servers of the settings.
 
-    A server that fails several times in a row is passed over for a time that grows, and comes back with a probe that
-    it answers. All serve one model: rewards of different ones cannot be compared within a race.
+    A server that fails several times in a row is not asked until it answers a probe. All serve one model: rewards of
+    different models cannot be compared within a race.
 
     Args:
-        settings: Where the servers are. Each call may take an equal share of ``timeout_s``, so that after a server
-            that hangs there is time for another one.
+        settings: The servers' URLs. Each call may take an equal share of ``timeout_s``, so that after a server that
+            hangs there is time for another one.
     """
 
     def __init__(self, settings: RewardSettings) -> None:
@@ -56,51 +56,50 @@ class RewardServers:
 
     @property
     def known(self) -> Server | None:
-        """A server that was met already, where there is one."""
+        """A server that was asked what it is, if there is one."""
         return next((replica.client.known for replica in self._replicas if replica.client.known is not None), None)
 
     @property
     def max_length_tokens(self) -> int | None:
-        """The longest text that every server takes, where one of them tells."""
+        """The longest text that every server takes; None if none says."""
         known = [replica.client.known for replica in self._replicas]
         return min((server.max_length_tokens for server in known if server and server.max_length_tokens), default=None)
 
     @property
     def n_away(self) -> int:
-        """How many are passed over."""
+        """Number of servers that are not asked."""
         return sum(replica.availability.away for replica in self._replicas)
 
     @property
     def available(self) -> bool:
-        """Whether at least one is not passed over."""
         return self.n_away < len(self._replicas)
 
     async def meet(self) -> Server:
-        """Return a server that was met, after meeting one where none was.
+        """Return a server that was asked what it is; ask one if none was.
 
         Raises:
             RewardError: None can be reached, or be used as it is configured.
         """
         known = self.known
-        return known if known is not None else await self._first_that_can(lambda replica: replica.client.server())
+        return known if known is not None else await self._first_success(lambda replica: replica.client.server())
 
     async def classify(self, items: Sequence[bytes]) -> list[Score | RewardError]:
-        """Raw rewards of encoded items, in order.
+        """Return raw rewards of encoded items, in order.
 
         Raises:
-            RewardUnavailable: Every server is passed over.
+            RewardUnavailable: No server is asked now.
             RewardError: Every server failed; the last one's error.
         """
 
         async def ask(replica: _Replica) -> list[Score | RewardError]:
             results = await replica.client.classify(items)
-            replica.availability.succeeded()  # a server that can be met may yet score nothing
+            replica.availability.succeeded()  # only here: a server that says what it is may still score nothing
             return results
 
-        return await self._first_that_can(ask)
+        return await self._first_success(ask)
 
     async def readiness(self) -> Readiness:
-        """Ready when one server is; the detail tells what is wrong with the others."""
+        """Return ready if one server is; the detail names the problems of the others."""
         problems = await asyncio.gather(*(self._problem(replica) for replica in self._replicas))
         several = len(self._replicas) > 1
         detail = "; ".join(
@@ -114,12 +113,11 @@ class RewardServers:
         return Readiness(False, detail, facts)
 
     async def aclose(self) -> None:
-        """Close the connections."""
         for replica in self._replicas:
             await replica.availability.aclose()
             await replica.client.aclose()
 
-    async def _first_that_can(self, ask: Callable[[_Replica], Awaitable[Result]]) -> Result:
+    async def _first_success(self, ask: Callable[[_Replica], Awaitable[Result]]) -> Result:
         error: RewardError = RewardUnavailable("no reward server answers now")
         tried: list[_Replica] = []
         while (replica := self._choose(tried)) is not None:
@@ -138,7 +136,7 @@ class RewardServers:
         raise error
 
     def _choose(self, tried: Sequence[_Replica]) -> _Replica | None:
-        """The least loaded server that may be asked; of equals the one that was chosen longest ago."""
+        """Return the least loaded server that may be asked; of equals the one that was chosen longest ago."""
         choices = [replica for replica in self._replicas if not replica.availability.away and replica not in tried]
         if not choices:
             return None
@@ -148,10 +146,10 @@ class RewardServers:
         return chosen
 
     async def _meet(self, replica: _Replica) -> None:
-        """Meet a server, where it was not met yet, and see that it serves the others' model.
+        """Ask a new server what it is, and check that it serves the others' model.
 
         Raises:
-            RewardError: It cannot be met, or serves another model.
+            RewardError: It does not answer, or serves another model.
         """
         server = await replica.client.server()
         if server.model == self._model:
@@ -163,7 +161,7 @@ class RewardServers:
         self._model = server.model
 
     async def _problem(self, replica: _Replica) -> str:
-        """Why a server gives no rewards now; empty where it does."""
+        """Return the reason why a server gives no rewards now; empty if it does."""
         if replica.availability.away:
             return f"gives no rewards: {replica.availability.reason}"
         try:

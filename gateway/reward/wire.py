@@ -1,7 +1,7 @@
-"""The /classify protocol: what is sent to a reward server and what its answer means. No I/O.
+"""The /classify protocol: encode requests to a reward server and parse its answers. No I/O.
 
 Three servers speak it: vLLM (``input`` and ``data[i].probs``), SGLang (``text`` and a list of ``embedding``s) and this
-project's own, which is vLLM's plus whole conversations as ``input`` and ``prompt_truncated`` in the answer.
+project's own: vLLM's, plus whole conversations as ``input`` and ``prompt_truncated`` in the answer.
 
 Source: vLLM's ``entrypoints/pooling/classify``, SGLang's native ``/classify`` (its ``/v1/classify`` applies a softmax,
 which makes every one-label reward 1).
@@ -27,7 +27,7 @@ _ROLES = frozenset({"system", "user", "assistant", "tool"})
 
 
 class Dialect(StrEnum):
-    """Whose /classify it is, told by ``owned_by`` in /v1/models."""
+    """The dialect of /classify, by ``owned_by`` in /v1/models."""
 
     OURS = OWNER
     VLLM = "vllm"
@@ -35,10 +35,10 @@ class Dialect(StrEnum):
 
 
 def conversation(messages: Sequence[Message], answer: str) -> bytes:
-    """An ``input`` item of our own server, encoded: the answer is the last turn.
+    """Encode an ``input`` item of our own server: the answer is the last turn.
 
     Raises:
-        RewardError: A tool call in it is no JSON.
+        RewardError: A tool call in it is not JSON.
     """
     turns: list[JsonObject] = [{**message, "content": _sendable(message["content"])} for message in messages]
     turns.append({"role": "assistant", "content": _sendable(answer)})
@@ -49,12 +49,12 @@ def conversation(messages: Sequence[Message], answer: str) -> bytes:
 
 
 def text(rendered: str) -> bytes:
-    """An ``input`` item of any server, encoded: a conversation that its chat template rendered."""
+    """Encode an ``input`` item of any server: a conversation that its chat template rendered."""
     return orjson.dumps(_sendable(rendered))
 
 
 def request_body(dialect: Dialect, model: str, items: Sequence[bytes], *, activated: bool = False) -> bytes:
-    """The body of POST /classify. ``activated`` asks for the squashed reward, to see that the raw one differs."""
+    """Encode the body of POST /classify. ``activated`` asks for the squashed reward, to compare with the raw one."""
     fragments = [orjson.Fragment(item) for item in items]
     if dialect is Dialect.SGLANG:
         return orjson.dumps({"model": model, "text": fragments})
@@ -62,29 +62,29 @@ def request_body(dialect: Dialect, model: str, items: Sequence[bytes], *, activa
 
 
 def served_models(body: bytes) -> tuple[Dialect, dict[str, int | None]]:
-    """Whose server it is, and its models with the longest text that each takes, in tokens, where it tells.
+    """Parse /v1/models: the dialect, and the models with the longest text that each takes, in tokens, if given.
 
-    From its /v1/models; a stranger is taken for vLLM.
+    An unknown server is taken for vLLM.
 
     Raises:
-        RewardError: It is no list of models.
+        RewardError: It is not a list of models.
     """
     try:
         cards = orjson.loads(body)["data"]
         owners = [card.get("owned_by") for card in cards]
         dialect = next((Dialect(owner) for owner in owners if owner in set(Dialect)), Dialect.VLLM)
-        # The name goes out with every answer, in a header.
+        # The name is sent with every answer, in a header.
         named = {str(card["id"]): _length(card.get("max_model_len")) for card in cards}
         return dialect, {name: length for name, length in named.items() if len(name) <= MAX_NAME_CHARS}
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise RewardError("the reward server's /v1/models makes no sense") from error
+        raise RewardError("the reward server's /v1/models is not a list of models") from error
 
 
 def scores(dialect: Dialect, body: bytes, count: int) -> list[Score | RewardError]:
-    """The scores in a server's answer, in the order of its ``input``.
+    """Parse the scores in a server's answer, in the order of its ``input``.
 
     Raises:
-        RewardError: It is no answer to ``count`` items: not JSON, another number of rewards, another order.
+        RewardError: It is not an answer to ``count`` items: not JSON, another number of rewards, another order.
     """
     try:
         answer = orjson.loads(body)
@@ -103,9 +103,9 @@ def scores(dialect: Dialect, body: bytes, count: int) -> list[Score | RewardErro
 
 
 def is_squashed(raw: Sequence[float], activated: Sequence[float]) -> bool:
-    """Whether a server applies its activation though told not to, judged by probes scored both ways.
+    """Return True if a server applies its activation although asked not to, judged by probes scored both ways.
 
-    Where the two differ the switch works. Where they are equal it does not, and then all of them within 0 and 1 are
+    If the two differ, the switch works. If they are equal, it does not; rewards that are then all within 0 and 1 are
     probabilities, not logits.
     """
     same = all(math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-4) for one, other in zip(raw, activated, strict=True))
@@ -113,10 +113,10 @@ def is_squashed(raw: Sequence[float], activated: Sequence[float]) -> bool:
 
 
 def parse_items(body: Any) -> list[str | tuple[list[Message], str]]:
-    """What a caller of our server wants scored: texts, or conversations with their answers.
+    """Parse a call of our server: texts, or conversations with their answers.
 
     Raises:
-        ValueError: In the caller's terms.
+        ValueError: The body is not valid; in the caller's terms.
     """
     if not isinstance(body, dict):
         raise ValueError("the body must be a JSON object")
@@ -131,10 +131,10 @@ def parse_items(body: Any) -> list[str | tuple[list[Message], str]]:
 
 
 def parse_activation(body: JsonObject) -> bool:
-    """Whether a caller of our server wants its reward squashed; like vLLM's, the default for one label is a sigmoid.
+    """Return True if the call asks for squashed rewards, as vLLM does by default for one label (a sigmoid).
 
     Raises:
-        ValueError: In the caller's terms.
+        ValueError: ``use_activation`` is not a boolean or null.
     """
     wanted = body.get("use_activation")
     if not isinstance(wanted, bool | None):
@@ -143,7 +143,7 @@ def parse_activation(body: JsonObject) -> bool:
 
 
 def classification(model: str, results: Sequence[tuple[Score | None, int]], *, activated: bool) -> bytes:
-    """Our server's answer. A reward that could not be had is null; ``results`` are scores and tokens read."""
+    """Encode our server's answer from scores and tokens read; a missing score is null."""
     tokens = sum(count for _, count in results)
     return orjson.dumps(
         {
@@ -204,7 +204,7 @@ def _parse_item(item: object, where: str) -> str | tuple[list[Message], str]:
 
 
 def _sendable(content: str | None) -> str | None:
-    """Without the lone surrogates that JSON can carry and UTF-8 cannot."""
+    """Replace lone surrogates, which JSON can carry and UTF-8 cannot."""
     return None if content is None else content.encode("utf-8", "replace").decode()
 
 

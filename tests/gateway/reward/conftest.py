@@ -20,7 +20,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from transformers import Qwen3ForSequenceClassification as Qwen3Classifier
 
 from gateway.reward.batcher import BatchStats
-from gateway.reward.local import LocalScorer, Model
+from gateway.reward.local import LocalScorer
+from gateway.reward.model import RewardModel
 from gateway.reward.remote import RemoteScorer
 from gateway.reward.server import UVICORN, create_app
 from gateway.reward.server_metrics import ServerMetrics
@@ -123,7 +124,7 @@ async def start() -> AsyncIterator[Start]:
     async with AsyncExitStack() as stack:
 
         async def run(
-            model: Model | None = None, *, folder: str = "fake", loaded: bool = True, **settings: Any
+            model: RewardModel | None = None, *, folder: str = "fake", loaded: bool = True, **settings: Any
         ) -> Served:
             options = RewardSettings.model_validate({"model": folder, **settings})
             metrics = ServerMetrics()

@@ -1,4 +1,4 @@
-"""Reward servers that say what makes no sense, say it late, break off, or go away and come back."""
+"""Reward servers that answer nonsense, answer late, break off, or go away and come back."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def test_a_connection_that_breaks_once_is_tried_once_more_and_no_more_than
 async def test_a_server_that_went_away_is_met_again_when_it_is_back_with_another_model(
     stub: RewardStub, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "INTRODUCTION_PAUSE_S", 0)
+    monkeypatch.setattr(client, "IDENTIFY_PAUSE_S", 0)
     scorer = await connect(stub.url)
     await scorer.score(ask("hi"), "hello")
     await stub.stop()
@@ -130,13 +130,13 @@ async def test_a_server_that_cannot_be_met_is_not_asked_by_every_answer(connect:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"<html>proxy</html>", "no sense"),
-        (b"[]", "no sense"),
-        (b'{"data": [{"owned_by": "ratchet"}]}', "no sense"),
+        (b"<html>proxy</html>", "not a list of models"),
+        (b"[]", "not a list of models"),
+        (b'{"data": [{"owned_by": "ratchet"}]}', "not a list of models"),
         (b'{"data": []}', "does not serve any model"),
     ],
 )
-async def test_a_list_of_models_that_makes_no_sense_is_refused(connect: Connect, body: bytes, message: str) -> None:
+async def test_a_list_of_models_that_cannot_be_parsed_is_refused(connect: Connect, body: bytes, message: str) -> None:
     async def handle(_request: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=body)
 

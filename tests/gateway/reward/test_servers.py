@@ -29,7 +29,7 @@ async def stubs() -> AsyncIterator[list[RewardStub]]:
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(availability, "FIRST_PAUSE_S", 0.05)
     monkeypatch.setattr(availability, "PROBE_PAUSE_S", 0.05)
-    monkeypatch.setattr(client, "INTRODUCTION_PAUSE_S", 0.01)
+    monkeypatch.setattr(client, "IDENTIFY_PAUSE_S", 0.01)
 
 
 async def until(is_so: Callable[[], bool]) -> None:
