@@ -1,4 +1,4 @@
-"""What becomes of an error that is kept."""
+"""Errors whose tracebacks are removed before they are stored."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from gateway.errors import BackendFailed, BackendProtocolError, strip_traceback
 
 
 class Body:
-    """Something large that a frame knows."""
+    """A large object in a frame's locals."""
 
 
 def fail(body: Body) -> None:
-    """Fail as calls do: with a cause that has a cause, each with the frame it was raised in."""
+    """Fail as calls do: with a cause that has a cause, each with the frame in which it was raised."""
     try:
         try:
             raise ValueError(body)
@@ -25,27 +25,32 @@ def fail(body: Body) -> None:
         raise BackendProtocolError("the error") from error
 
 
-def test_a_bare_error_holds_nothing_that_its_frames_knew() -> None:
-    """It stays what it is; its causes and its trace, and with them every frame, go at once."""
+def test_a_stripped_error_holds_no_local_of_its_frames() -> None:
+    """Its message stays; its causes and its traceback, and with them every frame, are freed at once."""
     body = Body()
     seen = weakref.ref(body)
     gc.disable()
     try:
         with pytest.raises(BackendProtocolError) as failed:
             fail(body)
-        kept = strip_traceback(failed.value)
+        stripped = strip_traceback(failed.value)
         del failed, body
         assert seen() is None
     finally:
         gc.enable()
-    assert ("the error", None, None, None) == (kept.message, kept.__traceback__, kept.__cause__, kept.__context__)
+    assert ("the error", None, None, None) == (
+        stripped.message,
+        stripped.__traceback__,
+        stripped.__cause__,
+        stripped.__context__,
+    )
 
 
-def test_an_error_that_came_from_what_keeps_it_is_let_go() -> None:
-    """A library's object may keep the error that broke it, which is then the cause of ours."""
+def test_an_object_that_stores_its_own_error_is_freed() -> None:
+    """A library's object may store the error that broke it, which is then the cause of ours."""
 
     class Stream:
-        """As aiohttp's: it keeps its error, and the error's trace this frame."""
+        """Like aiohttp's: it stores its error, whose traceback holds this frame."""
 
         error: Exception | None = None
 

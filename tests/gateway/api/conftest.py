@@ -1,4 +1,4 @@
-"""One gateway that a whole module of requests may try to break."""
+"""One gateway shared by a module whose tests try to break it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ JSON = {"content-type": "application/json"}
 
 @dataclass(slots=True)
 class Shared:
-    """A gateway for many tests: each does its worst and then asks whether anything was lost."""
+    """A gateway shared by many tests: each misuses it, and then checks that nothing was lost."""
 
     served: Served
     redis: Redis
@@ -36,15 +36,15 @@ class Shared:
     async def post(
         self, content: bytes, headers: dict[str, str] | None = None, path: str = "/v1/chat/completions"
     ) -> httpx2.Response:
-        """POST these very bytes."""
+        """POST the bytes as they are."""
         return await self.served.http.post(path, content=content, headers={**JSON, **(headers or {})})
 
     async def chat(self, **fields: Any) -> httpx2.Response:
-        """A chat of one draw, unless ``fields`` say otherwise."""
+        """A chat with best_of 1, unless ``fields`` has another."""
         return await self.served.chat(**{"best_of": 1, **fields})
 
     async def assert_unharmed(self, *also_recorded: str) -> None:
-        """A good request is answered with all permits there are, and the journal gained nothing but good records."""
+        """Assert that a good request gets all permits, and that the journal has only good requests' records."""
         response = await self.served.chat(best_of=PERMITS)
         body = response.json()
         assert response.status_code == 200, body
@@ -52,7 +52,7 @@ class Shared:
         assert [*also_recorded, body["id"]] == await self.records_until(body["id"])
 
     async def until_all_permits(self) -> list[str]:
-        """Ask until the server's limit, halved by refusals, has grown to all permits again; ids of the answers."""
+        """Send requests until the server's limit, halved by refusals, allows all permits again; return their ids."""
         ids: list[str] = []
         n = 0
         while n < PERMITS:
@@ -63,7 +63,7 @@ class Shared:
         return ids
 
     async def records_until(self, last: str) -> list[str]:
-        """Ids of the records that came since the last call, up to ``last``."""
+        """Return the ids of the records since the last call, up to ``last``."""
         ids: list[str] = []
         while last not in ids:
             found: Any = await self.redis.xread({"ratchet:journal": self.last_entry}, block=10_000)
@@ -74,7 +74,7 @@ class Shared:
         return ids
 
     def restore(self) -> None:
-        """Stubs as they were, whatever a test made of them."""
+        """Reset the stubs to their defaults."""
         for stub, knobs in ((self.served.tgi, Knobs()), (self.served.rewards, RewardKnobs())):
             stub.knobs.update({name: getattr(knobs, name) for name in type(knobs).__dataclass_fields__})
 
@@ -82,7 +82,7 @@ class Shared:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def module_gateway() -> AsyncIterator[Shared]:
     """Started once for a module."""
-    folder = Path(tempfile.mkdtemp(prefix="api-"))  # short, for a unix socket lies in it
+    folder = Path(tempfile.mkdtemp(prefix="api-"))  # short, because it holds a unix socket
     server = RedisServer(folder)
     server.start()
     try:
@@ -109,7 +109,7 @@ async def module_gateway() -> AsyncIterator[Shared]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def gateway(module_gateway: Shared) -> AsyncIterator[Shared]:
-    """The module's gateway, with healthy stubs behind it and nothing in its journal that was not seen yet."""
+    """The module's gateway, with healthy stubs and without unread records in its journal."""
     module_gateway.restore()
     first = (await module_gateway.chat()).json()["id"]
     await module_gateway.records_until(first)
@@ -118,5 +118,5 @@ async def gateway(module_gateway: Shared) -> AsyncIterator[Shared]:
 
 
 def chat_body(**fields: Any) -> dict[str, Any]:
-    """A good request of one draw, with ``fields`` on top."""
+    """A good request with best_of 1, changed by ``fields``."""
     return {"model": "ratchet", "messages": MESSAGES, "best_of": 1, **fields}

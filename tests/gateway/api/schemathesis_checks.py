@@ -1,4 +1,4 @@
-"""What schemathesis checks beside its own: loaded into its process by test_schemathesis.py."""
+"""Our own checks for schemathesis: test_schemathesis.py loads them into its process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import schemathesis
 from schemathesis import Case, CheckContext, Response
 
-# Rules between fields, and limits of the backend, which a JSON schema cannot say.
+# Rules between fields, and limits of the backend, which a JSON schema cannot express.
 RULES = {
     ("invalid_value", "max_tokens"),  # contradicts max_completion_tokens
     ("invalid_value", "messages[].content[].text"),  # a text part without text
@@ -34,7 +34,7 @@ RULES = {
 
 @schemathesis.check
 def valid_data_is_refused_by_a_known_rule_only(ctx: CheckContext, response: Response, case: Case[Any]) -> None:
-    """A 400 to what the schema allows names a rule that the schema cannot hold."""
+    """Check that a 400 to a request which the schema allows names a rule that no schema can express."""
     if response.status_code == 400 and case.meta is not None and case.meta.generation.mode.is_positive:
         error = response.json()["error"]
         param = error["param"] and re.sub(r"\[\d+\]", "[]", error["param"])
@@ -43,6 +43,6 @@ def valid_data_is_refused_by_a_known_rule_only(ctx: CheckContext, response: Resp
 
 @schemathesis.check
 def every_error_is_openais_envelope(ctx: CheckContext, response: Response, case: Case[Any]) -> None:
-    """Whatever goes wrong is told in one shape; readiness, which is no error, has its own."""
+    """Check that every error has OpenAI's envelope, except readiness, which is no error."""
     if response.status_code >= 400 and response.content and case.path != "/health/ready":
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}

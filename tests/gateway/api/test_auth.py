@@ -1,4 +1,4 @@
-"""API keys: who may pass, what a caller is told, and that the file may change under way."""
+"""API keys: which keys are accepted, the errors of the others, and changes of the file at run time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_new_key_passes_and_its_id_is_the_start_of_its_hash(tmp_path: Path) ->
     assert key not in line
 
 
-def test_without_a_file_nobody_is_asked() -> None:
+def test_without_a_file_no_key_is_required() -> None:
     keys = ApiKeys(None)
     assert (None, None) == (keys.authenticate(None), keys.authenticate("Bearer anything", Scope.ADMIN))
 
@@ -36,7 +36,7 @@ def test_without_a_file_nobody_is_asked() -> None:
     "sent",
     [None, "", "Bearer", "Bearer ", "Basic dXNlcg==", "rk-plain", "Bearer rk-guess", "Bearer ä"],
 )
-def test_every_other_header_is_refused_without_being_quoted(sent: str | None, tmp_path: Path) -> None:
+def test_any_other_header_is_refused_and_not_quoted(sent: str | None, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("\n".join(new_key(name)[1] for name in ("a", "b")))
     with pytest.raises(AuthenticationFailed) as refused:
         ApiKeys(tmp_path / "keys").authenticate(sent)
@@ -48,7 +48,7 @@ def test_a_missing_key_file_is_fatal(tmp_path: Path) -> None:
         ApiKeys(tmp_path / "none")
 
 
-async def test_every_api_route_asks_for_a_key_and_no_health_route_does(
+async def test_every_api_route_requires_a_key_and_no_health_route_does(
     serve: Serve, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     key, line = new_key("app")
@@ -77,7 +77,7 @@ async def test_every_api_route_asks_for_a_key_and_no_health_route_does(
     assert hashlib.sha256(key.encode()).hexdigest()[:16] == completion.key_id == feedback.key_id
 
 
-def test_a_key_may_do_what_its_scopes_say(tmp_path: Path) -> None:
+def test_a_key_may_do_what_its_scopes_allow(tmp_path: Path) -> None:
     chat, line = new_key("app", scopes="chat")
     (tmp_path / "keys").write_text(line)
     keys = ApiKeys(tmp_path / "keys")
@@ -115,7 +115,7 @@ async def test_each_route_has_its_scope(serve: Serve, tmp_path: Path) -> None:
     assert 200 == (await served.http.get("/health/ready")).status_code
 
 
-async def test_a_changed_file_holds_and_a_spoiled_one_does_not(tmp_path: Path) -> None:
+async def test_a_changed_file_takes_effect_and_a_malformed_one_does_not(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     old, old_line = new_key("old")
     new, new_line = new_key("new")
@@ -134,7 +134,7 @@ async def test_a_changed_file_holds_and_a_spoiled_one_does_not(tmp_path: Path) -
         keys.authenticate(f"Bearer {old}")
 
 
-async def test_a_running_gateway_takes_a_rotation_by_itself(serve: Serve, tmp_path: Path) -> None:
+async def test_a_running_gateway_picks_up_a_rotated_key_without_a_restart(serve: Serve, tmp_path: Path) -> None:
     old, old_line = new_key("app")
     new, new_line = new_key("app")
     (tmp_path / "keys").write_text(old_line)

@@ -1,4 +1,4 @@
-"""Bad input, each with its error, and nothing lost: the next good request has every permit and the only record."""
+"""Each bad input has its error and costs nothing: the next good request has all permits and the only record."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Expected = tuple[int, str, str | None, str]
 
 
 def error_of(response: httpx2.Response) -> Expected:
-    """Status, code, param and message of an error, whose envelope is OpenAI's to the letter."""
+    """Return status, code, param and message of an error, after checking that it has OpenAI's envelope."""
     error = response.json()["error"]
     assert {"message", "type", "param", "code"} == set(error)
     assert error["type"] == "invalid_request_error"
@@ -76,14 +76,14 @@ BODIES: dict[str, tuple[bytes, Expected]] = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-async def test_a_body_that_is_no_request(gateway: Shared, name: str) -> None:
+async def test_a_body_that_is_not_a_request_is_refused(gateway: Shared, name: str) -> None:
     body, expected = BODIES[name]
     assert expected == error_of(await gateway.post(body))
     await gateway.assert_unharmed()
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
-async def test_a_body_that_is_not_declared_as_json(gateway: Shared, kind: str) -> None:
+async def test_a_body_that_is_not_declared_as_json_is_refused(gateway: Shared, kind: str) -> None:
     response = await gateway.post(json.dumps(chat_body()).encode(), {"content-type": kind})
     message = "the body must be JSON, sent with content-type: application/json"
     assert (415, "unsupported_content_type", None, message) == error_of(response)
@@ -169,7 +169,7 @@ async def test_a_bad_value_names_its_place(gateway: Shared, fields: dict[str, An
 
 
 @pytest.mark.parametrize("name", ["unknown", "User", "text", "a[b]", "x" * 70])
-async def test_an_unknown_field_is_told(gateway: Shared, name: str) -> None:
+async def test_an_unknown_field_is_refused_by_name(gateway: Shared, name: str) -> None:
     assert (400, INVALID, name[:64], f"unknown field: {name[:64]}") == error_of(await gateway.chat(**{name: 1}))
     response = await gateway.chat(messages=[{**MESSAGES[0], name: 1}])
     assert f"messages[0].{name[:64]}" == error_of(response)[2]
@@ -234,7 +234,7 @@ RULES: list[tuple[dict[str, Any], Expected]] = [
 @pytest.mark.parametrize(
     ("fields", "expected"), RULES, ids=[f"{expected[2]}-{expected[3][:30]}" for _, expected in RULES]
 )
-async def test_what_contradicts_itself_or_cannot_be_served(
+async def test_contradictory_or_unsupported_fields_are_refused(
     gateway: Shared, fields: dict[str, Any], expected: Expected
 ) -> None:
     assert expected == error_of(await gateway.chat(**fields))
@@ -249,7 +249,7 @@ async def test_what_contradicts_itself_or_cannot_be_served(
         *((value, "a whole number") for value in ("-1", "x", "", "1.5", "٣", "4, 4", "9" * 7, "true")),
     ],
 )
-async def test_n_by_header(gateway: Shared, value: str, complaint: str) -> None:
+async def test_n_in_the_header_is_validated(gateway: Shared, value: str, complaint: str) -> None:
     response = await gateway.post(json.dumps(chat_body()).encode(), {"X-Best-Of": value.encode()})  # type: ignore[dict-item]
     assert (400, INVALID, "X-Best-Of", f"X-Best-Of must be {complaint}") == error_of(response)
     await gateway.assert_unharmed()
@@ -275,7 +275,7 @@ GOOD: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-async def test_what_is_only_strange_is_served(gateway: Shared, name: str) -> None:
+async def test_unusual_but_valid_requests_are_served(gateway: Shared, name: str) -> None:
     response = await gateway.post(GOOD[name])
     assert 200 == response.status_code, response.json()
     await gateway.assert_unharmed(response.json()["id"])
@@ -293,7 +293,7 @@ async def test_a_body_without_a_length_is_refused_at_the_limit(gateway: Shared) 
     await gateway.assert_unharmed()
 
 
-async def test_a_slow_body_holds_up_nobody(gateway: Shared) -> None:
+async def test_a_slow_body_delays_no_other_request(gateway: Shared) -> None:
     more = asyncio.Event()
     body = json.dumps(chat_body()).encode()
 
@@ -314,7 +314,9 @@ async def test_a_slow_body_holds_up_nobody(gateway: Shared) -> None:
 
 
 @pytest.mark.parametrize("declared", [b"content-length: 500", b"transfer-encoding: chunked"])
-async def test_a_client_gone_in_the_middle_of_its_body_is_forgotten(gateway: Shared, declared: bytes) -> None:
+async def test_a_caller_who_hangs_up_in_the_middle_of_the_body_leaves_nothing_behind(
+    gateway: Shared, declared: bytes
+) -> None:
     url = httpx2.URL(gateway.served.url)
     _, writer = await asyncio.open_connection(url.host, url.port)
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n" + declared
@@ -326,7 +328,9 @@ async def test_a_client_gone_in_the_middle_of_its_body_is_forgotten(gateway: Sha
 
 
 @pytest.mark.parametrize("best_of", [1, 4])
-async def test_a_client_gone_before_its_streams_first_piece_is_forgotten(gateway: Shared, best_of: int) -> None:
+async def test_a_caller_who_hangs_up_before_the_first_event_leaves_nothing_behind(
+    gateway: Shared, best_of: int
+) -> None:
     gateway.served.tgi.knobs.update({"tokens_per_s": 30.0, "time_to_first_token_ms": 5_000.0})
     body = chat_body(best_of=best_of, stream=True)
     state = gateway.served.tgi.state

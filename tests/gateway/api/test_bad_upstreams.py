@@ -1,4 +1,4 @@
-"""Backends, reward servers and a Redis that misbehave: each failure has its error or fallback, and costs no more."""
+"""Failures of backends, reward servers and Redis: each has its error or its fallback, and costs nothing else."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BACKEND_FAULTS: list[tuple[Fault, int, tuple[int, str, str], str]] = [
 @pytest.mark.parametrize(
     ("fault", "status", "expected", "message"), BACKEND_FAULTS, ids=[f"{row[0]}-{row[1]}" for row in BACKEND_FAULTS]
 )
-async def test_a_backend_that_fails_every_time(
+async def test_a_backend_that_fails_every_call_gives_its_error(
     gateway: Shared, fields: dict[str, Any], fault: Fault, status: int, expected: tuple[int, str, str], message: str
 ) -> None:
     gateway.served.tgi.knobs.update({"fault": fault, "fault_status": status, "fault_probability": 1.0})
@@ -60,7 +60,7 @@ async def test_a_backend_that_fails_every_time(
 @module_loop
 @pytest.mark.parametrize("best_of", [1, 2])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_backend_that_drips_is_waited_for(gateway: Shared, best_of: int, stream: bool) -> None:
+async def test_a_slow_answer_is_waited_for(gateway: Shared, best_of: int, stream: bool) -> None:
     gateway.served.tgi.knobs.update({"fault": Fault.DRIP, "fault_probability": 1.0, "drip_interval_ms": 0.1})
     response = await gateway.chat(best_of=best_of, stream=stream, max_tokens=4)
     assert 200 == response.status_code
@@ -70,7 +70,7 @@ async def test_a_backend_that_drips_is_waited_for(gateway: Shared, best_of: int,
 
 
 @pytest.mark.parametrize("fields", [{"best_of": 1}, {"best_of": 3}, {"best_of": 1, "stream": True}])
-async def test_a_backend_that_hangs_is_left_at_the_deadline(serve: Serve, fields: dict[str, Any]) -> None:
+async def test_calls_to_a_backend_that_hangs_end_at_the_deadline(serve: Serve, fields: dict[str, Any]) -> None:
     served = await serve(
         tgi=Knobs(fault=Fault.HANG, fault_probability=1.0), race={"deadline_s": 0.2, "max_in_flight": 3}
     )
@@ -89,7 +89,7 @@ async def test_one_hanging_candidate_costs_the_race_its_deadline_and_no_more(ser
     assert (3, 2, True) == (report["n"], report["scored"], report["deadline_hit"])
 
 
-async def test_a_backend_that_is_gone(serve: Serve) -> None:
+async def test_a_backend_that_is_down_is_a_502_until_it_is_back(serve: Serve) -> None:
     served = await serve(backend={"unhealthy_s": 0.0})
     await served.tgi.stop()
     for fields in ({"best_of": 1}, {"best_of": 3}, {"best_of": 1, "stream": True}):
@@ -137,13 +137,15 @@ async def test_a_reward_server_that_hangs_costs_its_timeout(serve: Serve) -> Non
     await served.rewards.state.until(lambda state: state.scoring == 0)
 
 
-async def test_a_server_that_gives_probabilities_for_rewards_is_not_believed(serve: Serve) -> None:
+async def test_a_server_that_returns_probabilities_gives_no_rewards(serve: Serve) -> None:
     served = await serve(rewards=RewardKnobs(dialect="vllm", always_activate=True))  # type: ignore[arg-type]
     body = (await served.chat(best_of=3)).json()
     assert "fallback" == body["best_of_n"]["selection"]
 
 
-async def test_redis_gone_at_start_and_back_later(serve: Serve, stopped_redis_server: RedisServer) -> None:
+async def test_a_gateway_starts_without_redis_and_ships_its_records_later(
+    serve: Serve, stopped_redis_server: RedisServer
+) -> None:
     served = await serve()
     first = await served.chat(best_of=2)
     assert (200, "scored") == (first.status_code, first.headers["x-bon-selection"])
@@ -154,19 +156,21 @@ async def test_redis_gone_at_start_and_back_later(serve: Serve, stopped_redis_se
     assert first.json()["id"] == record.id
 
 
-async def test_redis_killed_in_mid_work(serve: Serve, redis_server: RedisServer) -> None:
+async def test_records_written_while_redis_was_down_reach_it_later(serve: Serve, redis_server: RedisServer) -> None:
     served = await serve()
     ids = [(await served.chat(best_of=2)).json()["id"]]
     redis_server.kill()
     ids += [(await served.chat(best_of=2)).json()["id"] for _ in range(3)]
     redis_server.start()
-    # What only Redis's memory held is gone with it; what came since is not.
+    # Records that only Redis's memory held are lost with it; later ones are not.
     records = await served.records(3)
     assert ids[1:] == [record.id for record in records if record.id in ids[1:]]
 
 
 @pytest.mark.parametrize("state", ["paused", "full"])
-async def test_redis_that_takes_nothing_slows_nobody(serve: Serve, redis_server: RedisServer, state: str) -> None:
+async def test_a_redis_that_accepts_nothing_delays_no_request(
+    serve: Serve, redis_server: RedisServer, state: str
+) -> None:
     served = await serve()
     redis_server.pause() if state == "paused" else redis_server.fill()
     try:
@@ -177,7 +181,7 @@ async def test_redis_that_takes_nothing_slows_nobody(serve: Serve, redis_server:
     assert {response.json()["id"] for response in responses} == {record.id for record in await served.records(5)}
 
 
-async def test_a_full_gateway_says_when_to_come_back(serve: Serve) -> None:
+async def test_a_full_gateway_answers_429_with_the_time_to_wait(serve: Serve) -> None:
     served = await serve(tgi=Knobs(tokens_per_s=5), race={"max_in_flight": 1, "max_waiting": 0, "queue_timeout_s": 3})
     first = asyncio.create_task(served.http.post("/v1/chat/completions", json=chat_body(messages=MESSAGES)))
     await served.tgi.state.until(lambda state: state.generating == 1)

@@ -1,4 +1,4 @@
-"""Chat completions over real HTTP: N, what reaches the candidates, streams, and callers who hang up."""
+"""Chat completions over real HTTP: N, the backend's requests, streams, and callers who hang up."""
 
 import asyncio
 from typing import Any
@@ -19,7 +19,7 @@ def sent_to_backend(served: Served) -> list[dict[str, Any]]:
 
 
 async def events(served: Served, **fields: Any) -> tuple[httpx2.Response, list[str]]:
-    """A streamed answer: the response, and its frames and comments."""
+    """Return a streamed answer: the response, and its frames and comments."""
     body = {"model": "ratchet", "messages": MESSAGES, "stream": True, **fields}
     async with served.http.stream("POST", "/v1/chat/completions", json=body) as response:
         text = (await response.aread()).decode()
@@ -31,7 +31,7 @@ def chunks(frames: list[str]) -> list[dict[str, Any]]:
     return [orjson.loads(frame.removeprefix("data: ")) for frame in frames[:-1] if not frame.startswith(":")]
 
 
-def said(pieces: list[dict[str, Any]], index: int = 0) -> str:
+def text_of(pieces: list[dict[str, Any]], index: int = 0) -> str:
     choices = [choice for piece in pieces for choice in piece["choices"] if choice["index"] == index]
     return "".join(choice["delta"].get("content") or "" for choice in choices)
 
@@ -51,7 +51,7 @@ async def test_the_answer_is_the_candidate_with_the_highest_reward(serve: Serve,
     assert best.reward == pytest.approx(reward_of(best.text or ""))
 
 
-async def test_body_and_headers_tell_the_same_facts(serve: Serve) -> None:
+async def test_body_and_headers_agree(serve: Serve) -> None:
     served = await serve()
     response = await served.chat(best_of=3)
     report, headers = response.json()["best_of_n"], response.headers
@@ -67,7 +67,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 5
 FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
 
 
-async def test_what_the_backend_cannot_enforce_is_checked_and_usable_answers_come_first(
+async def test_answers_that_break_the_schema_are_returned_only_without_usable_ones(
     serve: Serve, redis_server: RedisServer
 ) -> None:
     """TGI ignores ``maximum``; the stub draws whole numbers below 100."""
@@ -89,11 +89,11 @@ async def test_what_the_backend_cannot_enforce_is_checked_and_usable_answers_com
     assert f'ratchet_unusable_candidates_total{{reason="breaks_schema"}} {8.0 - len(fitting)}' in metrics
 
 
-async def test_a_streamed_draw_is_recorded_with_its_use(serve: Serve, redis_server: RedisServer) -> None:
+async def test_a_streamed_answer_is_recorded_as_usable_or_not(serve: Serve, redis_server: RedisServer) -> None:
     served = await serve()
     for seed in range(12):
         _, frames = await events(served, best_of=1, seed=seed, response_format=FORMAT)
-        text, [*_, last] = said(chunks(frames)), chunks(frames)
+        text, [*_, last] = text_of(chunks(frames)), chunks(frames)
         expected = "breaks_schema" if orjson.loads(text)["a"] > 50 else None
         assert [expected] == last["best_of_n"]["unusable"]
     records = await served.records(12)
@@ -134,7 +134,7 @@ async def test_n_comes_from_header_before_body_before_policy(serve: Serve) -> No
     assert (await served.chat(best_of=3, headers={"X-Best-Of": "5"})).json()["best_of_n"]["n"] == 5
 
 
-async def test_n_answers_come_back_in_order_of_reward(serve: Serve) -> None:
+async def test_n_answers_are_returned_in_order_of_reward(serve: Serve) -> None:
     served = await serve()
     body = (await served.chat(best_of=5, n=3)).json()
     rewards = [body["best_of_n"]["rewards"][index] for index in body["best_of_n"]["winners"]]
@@ -160,13 +160,13 @@ async def test_sampling_reaches_every_candidate_with_a_seed_of_its_own(serve: Se
         assert (body["stop"], body["frequency_penalty"]) == (["\n\n"], 0.5)
 
 
-async def test_temperature_0_is_a_single_draw(serve: Serve) -> None:
+async def test_temperature_0_draws_one_candidate(serve: Serve) -> None:
     served = await serve()
     report = (await served.chat(best_of=8, temperature=0)).json()["best_of_n"]
     assert (report["n"], report["selection"], report["rewards"]) == (1, "single", [None])
 
 
-async def test_text_parts_are_one_text_to_the_backend(serve: Serve) -> None:
+async def test_text_parts_reach_the_backend_as_one_text(serve: Serve) -> None:
     served = await serve()
     parts = [{"type": "text", "text": "What"}, {"type": "text", "text": "floats?"}]
     await served.chat(
@@ -188,14 +188,14 @@ async def test_without_rewards_the_answer_is_flagged(serve: Serve, redis_server:
     assert record.scoring_error is not None
 
 
-async def test_a_streamed_race_is_its_winner_in_chunks_with_its_report_last(serve: Serve) -> None:
+async def test_a_streamed_race_sends_its_winner_in_chunks_with_the_report_last(serve: Serve) -> None:
     served = await serve()
     whole = (await served.chat(best_of=4, seed=3)).json()
     response, frames = await events(served, best_of=4, seed=3, stream_options={"include_usage": True})
     pieces = chunks(frames)
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.headers["x-bon-selection"] == "scored"
-    assert said(pieces) == whole["choices"][0]["message"]["content"]
+    assert text_of(pieces) == whole["choices"][0]["message"]["content"]
     assert len(pieces) > 10
     assert pieces[0]["choices"][0]["delta"]["role"] == "assistant"
     assert pieces[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
@@ -222,7 +222,7 @@ async def test_a_streamed_race_of_several_answers_numbers_its_choices(serve: Ser
     served = await serve()
     whole = (await served.chat(best_of=4, n=2, seed=3)).json()
     _, frames = await events(served, best_of=4, n=2, seed=3)
-    assert [said(chunks(frames), index) for index in (0, 1)] == [
+    assert [text_of(chunks(frames), index) for index in (0, 1)] == [
         choice["message"]["content"] for choice in whole["choices"]
     ]
 
@@ -231,16 +231,16 @@ async def test_comments_keep_the_stream_alive_while_the_race_runs(serve: Serve) 
     served = await serve(tgi=Knobs(latency_ms=120), api={"keep_alive_s": 0.02})
     response, frames = await events(served, best_of=2)
     assert frames[0].startswith(":")
-    assert said(chunks(frames))
-    assert "x-bon-selection" not in response.headers  # the headers went out before the race was decided
+    assert text_of(chunks(frames))
+    assert "x-bon-selection" not in response.headers  # the headers were sent before the race was decided
 
 
-async def test_a_single_draw_streams_as_it_comes(serve: Serve) -> None:
+async def test_a_single_candidate_is_streamed_as_it_is_drawn(serve: Serve) -> None:
     served = await serve(tgi=Knobs(tokens_per_s=200))
     whole = (await served.chat(best_of=1, seed=3)).json()
     _, frames = await events(served, best_of=1, seed=3, stream_options={"include_usage": True})
     pieces = chunks(frames)
-    assert said(pieces) == whole["choices"][0]["message"]["content"]
+    assert text_of(pieces) == whole["choices"][0]["message"]["content"]
     assert sent_to_backend(served)[-1]["stream"] is True
     assert pieces[-1]["usage"] == whole["usage"]
     assert {piece["id"] for piece in pieces} == {pieces[0]["id"]}
@@ -265,7 +265,7 @@ async def test_an_error_after_the_first_byte_is_a_frame(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"stream": True}, {"stream": True, "best_of": 1}])
-async def test_a_client_that_hangs_up_ends_the_generation_of_all_its_candidates(
+async def test_generation_of_all_candidates_stops_when_the_caller_hangs_up(
     serve: Serve, fields: dict[str, Any]
 ) -> None:
     served = await serve(tgi=Knobs(tokens_per_s=5))
@@ -277,7 +277,7 @@ async def test_a_client_that_hangs_up_ends_the_generation_of_all_its_candidates(
     assert (served.tgi.state.cancelled, served.tgi.state.finished) == (body["best_of"], 0)
 
 
-async def test_a_client_that_hangs_up_after_the_headers_ends_it_too(serve: Serve) -> None:
+async def test_generation_stops_when_the_caller_hangs_up_after_the_headers(serve: Serve) -> None:
     served = await serve(tgi=Knobs(tokens_per_s=5), api={"keep_alive_s": 0.02})
     body = {"model": "ratchet", "messages": MESSAGES, "best_of": 4, "stream": True}
     async with served.http.stream("POST", "/v1/chat/completions", json=body) as response:

@@ -1,4 +1,4 @@
-"""The caller's connection: its body, its going, and a stream's life to whichever end."""
+"""The caller's connection: reading a body, callers who hang up, and streams until their end of any kind."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Caller:
 
 
 class Source:
-    """Events as a test hands them out; knows when it was closed."""
+    """Events that a test releases one by one; ``closed`` once it is closed."""
 
     def __init__(self, *events: bytes | Exception) -> None:
         self.queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
@@ -143,7 +143,7 @@ async def test_a_body_must_be_declared_as_json(content_type: bytes | None, read:
             await reading
 
 
-async def test_an_upload_that_trickles_is_told_its_time() -> None:
+async def test_a_slow_upload_is_refused_with_its_time_limit() -> None:
     async def receive() -> Message:
         await asyncio.sleep(0.005)
         return {"type": "http.request", "body": b" ", "more_body": True}
@@ -152,7 +152,7 @@ async def test_an_upload_that_trickles_is_told_its_time() -> None:
         await read_body(Request({"type": "http", "headers": [JSON]}, receive), limit_bytes=10**6, timeout_s=0.05)
 
 
-async def test_a_caller_gone_in_its_body_is_gone() -> None:
+async def test_a_caller_who_hangs_up_in_the_body_is_reported_as_gone() -> None:
     caller = Caller(b"{", b"}")
     caller._parts.pop()
     caller.gone.set()
@@ -165,14 +165,14 @@ async def test_a_caller_gone_in_its_body_is_gone() -> None:
         await read_body(Request({"type": "http", "headers": [JSON]}, receive), limit_bytes=8, timeout_s=5)
 
 
-async def test_work_is_done_for_a_caller_who_stays() -> None:
+async def test_work_is_done_while_its_caller_stays() -> None:
     async def work() -> int:
         return 42
 
     assert 42 == await cancel_on_disconnect(Caller(b"").receive, work())
 
 
-async def test_work_has_ended_when_its_caller_is_found_gone() -> None:
+async def test_work_has_ended_when_client_gone_is_raised() -> None:
     caller, ended = Caller(), asyncio.Event()
 
     async def work() -> None:
@@ -187,7 +187,7 @@ async def test_work_has_ended_when_its_caller_is_found_gone() -> None:
     assert ended.is_set()
 
 
-async def test_works_own_error_is_its_callers() -> None:
+async def test_an_error_of_the_work_reaches_its_caller() -> None:
     async def work() -> None:
         raise BackendFailed("no")
 
@@ -239,7 +239,7 @@ async def test_a_streams_error_is_followed_by_its_end() -> None:
     ] == caller.sent[1:]
 
 
-async def test_the_first_event_is_waited_for_no_longer_than_a_silence_may_last() -> None:
+async def test_the_first_event_is_awaited_no_longer_than_a_silence_may_last() -> None:
     caller, source = Caller(), Source()
     stream = stream_of(source, keep_alive_s=0.02)
     await asyncio.wait_for(stream.start(caller.receive), timeout=5)
@@ -278,7 +278,7 @@ async def test_an_error_after_the_first_event_is_an_event() -> None:
     assert source.closed
 
 
-async def test_a_defect_in_mid_stream_cuts_it_off() -> None:
+async def test_a_defect_in_mid_stream_ends_the_stream() -> None:
     caller, source = Caller(), Source(b"one", ZeroDivisionError("ours"))
     stream = stream_of(source)
     await stream.start(caller.receive)
@@ -289,7 +289,7 @@ async def test_a_defect_in_mid_stream_cuts_it_off() -> None:
 
 
 @pytest.mark.parametrize("when", ["before the first event", "between events"])
-async def test_a_caller_who_leaves_closes_the_source(when: str) -> None:
+async def test_the_source_is_closed_when_the_caller_hangs_up(when: str) -> None:
     caller, source = Caller(), Source()
     stream = stream_of(source)
     if when == "before the first event":
@@ -310,7 +310,7 @@ async def test_a_caller_who_leaves_closes_the_source(when: str) -> None:
     assert source.closed
 
 
-async def test_a_request_cut_by_the_servers_stop_is_told_so_and_its_work_has_ended() -> None:
+async def test_a_request_cut_by_the_servers_stop_is_a_503_and_its_work_has_ended() -> None:
     ended = asyncio.Event()
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""A request that breaks servers is contained, and the operator reads whose key sent it."""
+"""A request that breaks servers is contained, and the log names the key that sent it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BOOM = [{"role": "user", "content": "boom"}]
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_each_break_is_logged_with_the_keys_name_and_no_text(serve: Serve, tmp_path: Path, stream: bool) -> None:
-    """The second one contains the request; the other key's request is served and logged nowhere."""
+    """The second break contains the request. The other key's request is served and not logged."""
     guilty, innocent = new_key("mobile"), new_key("web")
     (tmp_path / "keys").write_text(guilty[1] + "\n" + innocent[1])
     served = await serve(

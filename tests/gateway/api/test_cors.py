@@ -1,4 +1,4 @@
-"""Web pages of other origins: who is let in, what their scripts may read; over plain HTTP and in a real Chromium."""
+"""Web pages of other origins: which are allowed, and what they may read; over plain HTTP and in a real Chromium."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.serving import MESSAGES, Serve, Served
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PAGE = "https://chat.example.com"
 CHAT = "/v1/chat/completions"
-# What OpenAI's JavaScript client asks for before its POST.
+# The preflight request of OpenAI's JavaScript client.
 PREFLIGHT = {
     "origin": PAGE,
     "access-control-request-method": "POST",
@@ -35,7 +35,7 @@ PREFLIGHT = {
 }
 
 
-async def test_without_origins_no_page_is_let_in(serve: Serve) -> None:
+async def test_without_origins_no_page_is_allowed(serve: Serve) -> None:
     served = await serve()
     preflight = await served.http.options(CHAT, headers=PREFLIGHT)
     answer = await served.chat(best_of=1, headers={"origin": PAGE})
@@ -43,7 +43,7 @@ async def test_without_origins_no_page_is_let_in(serve: Serve) -> None:
     assert not [name for reply in (preflight, answer) for name in reply.headers if name.startswith("access-control")]
 
 
-async def test_a_page_of_a_listed_origin_may_ask_and_read(serve: Serve) -> None:
+async def test_a_page_of_a_listed_origin_may_send_and_read(serve: Serve) -> None:
     served = await serve(api={"cors_origins": ("http://other", PAGE)})
     preflight = await served.http.options(CHAT, headers=PREFLIGHT)
     assert (200, PAGE) == (preflight.status_code, preflight.headers["access-control-allow-origin"])
@@ -68,7 +68,7 @@ async def test_a_page_of_a_listed_origin_may_ask_and_read(serve: Serve) -> None:
         "https://evil",
     ],
 )
-async def test_a_page_of_any_other_origin_is_not_let_in(serve: Serve, origin: str) -> None:
+async def test_a_page_of_any_other_origin_is_not_allowed(serve: Serve, origin: str) -> None:
     served = await serve(api={"cors_origins": (PAGE,)})
     preflight = await served.http.options(CHAT, headers={**PREFLIGHT, "origin": origin})
     answer = await served.chat(best_of=1, headers={"origin": origin})
@@ -77,7 +77,7 @@ async def test_a_page_of_any_other_origin_is_not_let_in(serve: Serve, origin: st
         assert "access-control-allow-origin" not in reply.headers
 
 
-async def test_a_preflight_needs_no_key_and_the_request_behind_it_does(serve: Serve, tmp_path: Path) -> None:
+async def test_a_preflight_needs_no_key_and_its_request_does(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(new_key("one")[1])
     served = await serve(api={"keys_file": tmp_path / "keys", "cors_origins": ("*",)})
     assert 200 == (await served.http.options(CHAT, headers=PREFLIGHT)).status_code
@@ -107,7 +107,7 @@ async def test_a_preflight_needs_no_key_and_the_request_behind_it_does(serve: Se
         ("*", None),
     ],
 )
-def test_an_origin_is_as_browsers_send_it(value: str, origins: tuple[str, ...] | None) -> None:
+def test_an_origin_is_written_as_browsers_send_it(value: str, origins: tuple[str, ...] | None) -> None:
     if origins is None:
         with pytest.raises(ValidationError, match=r"an origin is|needs keys_file"):
             ApiSettings.model_validate({"cors_origins": value})
@@ -115,7 +115,7 @@ def test_an_origin_is_as_browsers_send_it(value: str, origins: tuple[str, ...] |
         assert origins == ApiSettings.model_validate({"cors_origins": value}).cors_origins
 
 
-# A script that asks the gateway as a page may, and tells its own server what it got.
+# A script that calls the gateway as a page may, and sends the result to its own server.
 SCRIPT = """<!doctype html><title>page</title><script>
 (async () => {
   const [gateway, key] = %s, found = [];
@@ -148,7 +148,7 @@ SCRIPT = """<!doctype html><title>page</title><script>
 
 @asynccontextmanager
 async def page_server() -> AsyncIterator[tuple[uvicorn.Server, dict[str, str], asyncio.Queue[Any]]]:
-    """A web site of another origin: its server, its page (by path), and what the page found."""
+    """A web site of another origin: its server, its page (by path), and the page's result."""
     pages: dict[str, str] = {}
     found: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -172,7 +172,7 @@ async def page_server() -> AsyncIterator[tuple[uvicorn.Server, dict[str, str], a
 
 
 async def found_by_chromium(folder: Path, url: str, found: asyncio.Queue[Any]) -> Any:
-    """Open a page in a browser of its own, and wait for what it found."""
+    """Open a page in a new browser, and return the page's result."""
     assert CHROMIUM is not None
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={folder / 'profile'}"]
     browser = await asyncio.create_subprocess_exec(
@@ -191,7 +191,7 @@ def script_for(served: Served, key: str) -> str:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-async def test_a_real_browser_lets_a_listed_page_in_and_no_other(
+async def test_a_real_browser_allows_a_listed_page_and_no_other(
     serve: Serve, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     key, line = new_key("page")

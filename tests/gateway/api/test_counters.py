@@ -1,4 +1,4 @@
-"""What a key has used: the same in Redis and in this process, exact to the moment, and never more than the limit."""
+"""Counting what keys use: the same in Redis and in this process, exact in time, and never over the limit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Clock:
 
 
 async def refusal_of(counters: Counters, key_id: str, limits: Limits, lease: str) -> Refusal | None:
-    """Let a key in, or say what is in the way."""
+    """Count one request of a key, and return the limit that is reached, if any."""
     return (await counters.enter(key_id, limits, lease)).refusal
 
 
@@ -41,7 +41,7 @@ async def counters(request: pytest.FixtureRequest, redis_server: RedisServer) ->
         yield SharedCounters(redis, key_prefix="test", lease_s=LEASE_S)
 
 
-async def test_as_many_requests_as_the_limit_enter_at_once_and_no_more(counters: Counters) -> None:
+async def test_as_many_requests_as_the_limit_are_admitted_at_once_and_no_more(counters: Counters) -> None:
     limits = Limits(requests_per_minute=5)
     entered = [await refusal_of(counters, "a", limits, str(index)) for index in range(6)]
     assert [None] * 5 == entered[:5]
@@ -52,7 +52,7 @@ async def test_as_many_requests_as_the_limit_enter_at_once_and_no_more(counters:
 
 
 async def test_the_wait_is_exact(counters: Counters) -> None:
-    """At the moment named the next request enters; a third of it earlier none does."""
+    """The next request is admitted after the wait named, and not after two thirds of it."""
     limits = Limits(requests_per_minute=30)
     while (refusal := await refusal_of(counters, "a", limits, "x")) is None:
         pass
@@ -65,7 +65,7 @@ async def test_the_wait_is_exact(counters: Counters) -> None:
         assert await refusal_of(counters, "a", limits, "x") is None
 
 
-async def test_races_are_places_and_places_are_given_back(counters: Counters) -> None:
+async def test_races_in_flight_are_limited_until_they_end(counters: Counters) -> None:
     limits = Limits(races_in_flight=2)
     assert [None, None] == [await refusal_of(counters, "a", limits, lease) for lease in ("one", "two")]
     refused = await refusal_of(counters, "a", limits, "three")
@@ -77,12 +77,12 @@ async def test_races_are_places_and_places_are_given_back(counters: Counters) ->
     assert await refusal_of(counters, "a", limits, "four") is not None
 
 
-async def test_tokens_are_paid_at_the_end_and_debts_are_waited_out(counters: Counters) -> None:
+async def test_tokens_are_paid_at_the_end_and_a_debt_must_be_waited_out(counters: Counters) -> None:
     limits = Limits(tokens_per_minute=600)
     assert await refusal_of(counters, "a", limits, "one") is None
     await counters.leave("a", limits, "one", 500)
     assert await refusal_of(counters, "a", limits, "two") is None
-    await counters.leave("a", limits, "two", 700)  # 600 over what there was: a minute's worth
+    await counters.leave("a", limits, "two", 700)  # 600 more than there was: what refills in a minute
     refused = await refusal_of(counters, "a", limits, "three")
     assert refused is not None
     assert "tokens_per_minute" == refused.limit
@@ -97,7 +97,7 @@ async def test_a_refused_request_costs_nothing(counters: Counters) -> None:
     assert await refusal_of(counters, "a", limits, "three") is None
 
 
-async def test_a_place_is_free_again_when_its_gateway_died(redis_server: RedisServer) -> None:
+async def test_a_race_whose_gateway_died_ends_with_its_lease(redis_server: RedisServer) -> None:
     clock = Clock()
     own = LocalCounters(lease_s=1.0, clock_us=clock)
     limits = Limits(races_in_flight=1)
@@ -121,7 +121,7 @@ async def test_gateways_share_what_they_count(redis_server: RedisServer) -> None
         assert 7 == entered.count(None)
 
 
-async def test_what_is_counted_does_not_stay_in_redis_for_ever(redis_server: RedisServer) -> None:
+async def test_counts_expire_in_redis(redis_server: RedisServer) -> None:
     limits = Limits(10, 10, 10)
     async with Redis.from_url(redis_server.url) as redis:
         shared = SharedCounters(redis, key_prefix="test", lease_s=LEASE_S)
@@ -133,7 +133,7 @@ async def test_what_is_counted_does_not_stay_in_redis_for_ever(redis_server: Red
         assert 600 < await redis.ttl("test:limits:{a}:buckets") <= 662  # until the debt is paid
 
 
-async def test_a_redis_that_refuses_or_is_gone_is_told(redis_server: RedisServer) -> None:
+async def test_a_redis_that_refuses_or_is_down_is_reported(redis_server: RedisServer) -> None:
     async with Redis.from_url(redis_server.url, socket_timeout=5) as redis:
         shared = SharedCounters(redis, key_prefix="test", lease_s=LEASE_S)
         await redis.set("test:limits:{a}:buckets", "not a hash")
@@ -148,10 +148,10 @@ async def test_a_redis_that_refuses_or_is_gone_is_told(redis_server: RedisServer
     per_minute=st.integers(1, 100_000),
     steps=st.lists(st.tuples(st.integers(0, 90_000_000), st.integers(1, 30)), max_size=20),
 )
-def test_a_bucket_never_lets_in_more_than_its_content_and_its_refill(
+def test_a_bucket_never_admits_more_than_its_content_and_its_refill(
     per_minute: int, steps: list[tuple[int, int]]
 ) -> None:
-    """Over any stretch from the start: at most the limit, and the limit once more each minute."""
+    """In any period from the start: at most the limit, plus the limit for each minute."""
 
     async def run() -> None:
         clock = Clock(1_000)
@@ -174,7 +174,7 @@ def test_a_bucket_never_lets_in_more_than_its_content_and_its_refill(
     asyncio.run(run())
 
 
-async def test_what_is_left_is_told_at_the_entrance(counters: Counters) -> None:
+async def test_admission_returns_what_is_left(counters: Counters) -> None:
     limits = Limits(requests_per_minute=60, tokens_per_minute=600)
     full = [await counters.enter("a", limits, str(index)) for index in range(3)]
     assert [1, 2, 3] == [pytest.approx(entrance.requests_full_in_s, abs=0.3) for entrance in full]
@@ -190,7 +190,7 @@ MINUTE_US = 60_000_000
 
 
 @pytest.mark.parametrize(("later_us", "enters"), [(-1, False), (0, True), (1, True)])
-async def test_a_request_enters_at_the_microsecond_that_was_named(later_us: int, enters: bool) -> None:
+async def test_a_request_is_admitted_at_the_microsecond_that_was_named(later_us: int, enters: bool) -> None:
     clock = Clock(7)
     own, limits = LocalCounters(lease_s=LEASE_S, clock_us=clock), Limits(requests_per_minute=4)
     assert [15.0, 30.0, 45.0, 60.0] == [(await own.enter("a", limits, "x")).requests_full_in_s for _ in range(4)]
@@ -204,7 +204,7 @@ async def test_a_request_enters_at_the_microsecond_that_was_named(later_us: int,
     ("paid", "wait_s"),
     [(598, None), (599, None), (600, 0.1), (601, 0.2), (1200, 60.1)],
 )
-async def test_a_key_enters_while_one_token_is_left(paid: int, wait_s: float | None) -> None:
+async def test_a_key_is_admitted_while_one_token_is_left(paid: int, wait_s: float | None) -> None:
     own, limits = LocalCounters(lease_s=LEASE_S, clock_us=Clock(7)), Limits(tokens_per_minute=600)
     await own.leave("a", limits, "x", paid)
     entrance = await own.enter("a", limits, "x")
@@ -212,7 +212,7 @@ async def test_a_key_enters_while_one_token_is_left(paid: int, wait_s: float | N
     assert (0.0, paid / 10) == (entrance.requests_full_in_s, entrance.tokens_full_in_s)
 
 
-async def test_a_bucket_is_paid_from_now_on_not_from_when_it_was_full() -> None:
+async def test_a_payment_counts_from_now_and_not_from_when_the_bucket_was_full() -> None:
     clock = Clock(7)
     own, limits = LocalCounters(lease_s=LEASE_S, clock_us=clock), Limits(requests_per_minute=60, tokens_per_minute=600)
     await own.enter("a", limits, "x")
@@ -224,7 +224,7 @@ async def test_a_bucket_is_paid_from_now_on_not_from_when_it_was_full() -> None:
     assert 1.0 == (await own.enter("a", limits, "z")).tokens_full_in_s
 
 
-async def test_what_is_not_limited_is_not_counted() -> None:
+async def test_requests_without_a_limit_are_not_counted() -> None:
     own = LocalCounters(lease_s=LEASE_S, clock_us=Clock(7))
     await own.enter("a", Limits(), "x")
     await own.leave("a", Limits(), "x", 1000)
@@ -233,7 +233,7 @@ async def test_what_is_not_limited_is_not_counted() -> None:
 
 
 @pytest.mark.parametrize(("age_us", "free"), [(999_999, False), (1_000_000, True), (1_000_001, True)])
-async def test_a_lost_race_gives_its_place_back_at_the_end_of_its_lease(age_us: int, free: bool) -> None:
+async def test_a_race_that_never_left_ends_with_its_lease(age_us: int, free: bool) -> None:
     clock = Clock(7)
     own, limits = LocalCounters(lease_s=1.0, clock_us=clock), Limits(races_in_flight=2)
     assert [None, None] == [await refusal_of(own, "a", limits, lease) for lease in ("lost", "lost too")]
@@ -270,7 +270,7 @@ async def test_redis_replies_are_read_in_microseconds(reply: list[object], refus
     ],
     ids=str,
 )
-async def test_a_reply_that_makes_no_sense_is_none(reply: object) -> None:
+async def test_a_malformed_reply_is_refused(reply: object) -> None:
     with pytest.raises(CountersUnavailable, match="a reply that makes no sense"):
         await replying(reply).enter("a", Limits(1, 1, 1), "x")
 

@@ -1,4 +1,4 @@
-"""Compressed request bodies: read within the limits, refused by name, and never a bomb."""
+"""Compressed request bodies: accepted within the limits, refused by name, and never unpacked beyond the limit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_a_compressed_body_is_read(serve: Serve, encoding: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "gzip, br", "nonsense"])
-async def test_any_other_encoding_is_a_415_that_says_what_is_read(serve: Serve, encoding: str) -> None:
+async def test_any_other_encoding_is_a_415_that_names_the_supported_ones(serve: Serve, encoding: str) -> None:
     served = await serve()
     answer = await served.http.post(
         "/v1/chat/completions", content=b"abc", headers={**JSON, "content-encoding": encoding}
@@ -59,7 +59,7 @@ async def test_any_other_encoding_is_a_415_that_says_what_is_read(serve: Serve, 
     ],
     ids=["plain", "nothing", "one byte short", "cut", "one byte more", "two of them", "a wrong checksum"],
 )
-async def test_what_cannot_be_decompressed_is_a_400(serve: Serve, sent: bytes) -> None:
+async def test_a_body_that_cannot_be_decompressed_is_a_400(serve: Serve, sent: bytes) -> None:
     served = await serve()
     answer = await served.http.post("/v1/chat/completions", content=sent, headers={**JSON, "content-encoding": "gzip"})
     assert (400, "invalid_value") == (answer.status_code, answer.json()["error"]["code"])
@@ -67,7 +67,7 @@ async def test_what_cannot_be_decompressed_is_a_400(serve: Serve, sent: bytes) -
 
 
 @pytest.mark.parametrize(("surplus", "status"), [(-1, 200), (0, 200), (1, 413)])
-async def test_the_limit_holds_for_what_comes_out(serve: Serve, surplus: int, status: int) -> None:
+async def test_the_limit_holds_for_the_decompressed_body(serve: Serve, surplus: int, status: int) -> None:
     served = await serve(api={"max_body_bytes": 5_000})
     body = BODY + b" " * (5_000 + surplus - len(BODY))
     for path in ("/v1/chat/completions", "/v1/feedback"):

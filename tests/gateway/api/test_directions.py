@@ -1,4 +1,4 @@
-"""Callers who miss the API are told where it is, and probes made for other servers find what they ask for."""
+"""Callers of a wrong path get the right one, and probes made for other servers are answered."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHAT = "POST /v1/chat/completions"
         ("/feedback", "POST /v1/feedback"),
     ],
 )
-async def test_a_404_names_the_route_that_is_meant(serve: Serve, path: str, meant: str) -> None:
+async def test_a_404_names_the_route_that_was_probably_meant(serve: Serve, path: str, meant: str) -> None:
     served = await serve()
     for answer in (await served.http.get(path), await served.http.post(path, json={})):
         assert (404, "not_found") == (answer.status_code, answer.json()["error"]["code"])
@@ -47,7 +47,7 @@ async def test_any_other_404_lists_the_routes_and_repeats_nothing(serve: Serve, 
     assert "nowhere" not in message
 
 
-async def test_the_roots_say_where_the_api_is(serve: Serve) -> None:
+async def test_the_roots_list_the_apis_routes(serve: Serve) -> None:
     served = await serve()
     for path in ("/", "/v1", "/v1/"):
         answer = await served.http.get(path)
@@ -56,7 +56,7 @@ async def test_the_roots_say_where_the_api_is(serve: Serve) -> None:
         assert "/v1" in answer.json()["message"]
 
 
-async def test_a_wrong_method_is_told_the_right_one(serve: Serve) -> None:
+async def test_a_405_names_the_right_method(serve: Serve) -> None:
     served = await serve()
     answer = await served.http.get("/v1/chat/completions")
     assert (405, "POST") == (answer.status_code, answer.headers["allow"])
@@ -82,7 +82,7 @@ async def test_head_is_answered_wherever_get_is(serve: Serve, redis_server: Redi
     assert 404 == (await served.http.head("/v1/models/unknown")).status_code
 
 
-async def test_behind_a_key_the_version_is_the_operators(serve: Serve, tmp_path: Path) -> None:
+async def test_with_keys_only_operators_read_the_version(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(new_key("one")[1])
     served = await serve(api={"keys_file": tmp_path / "keys", "operators": "admin"})
     found = {path: (await served.http.get(path)).status_code for path in ("/", "/ping", "/version", "/v1/models")}

@@ -1,4 +1,4 @@
-"""The error table and the tree drawn over it name every error there is, and each becomes OpenAI's envelope."""
+"""The error table and the tree drawn in gateway.errors name every error, and each becomes OpenAI's envelope."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CLASSES = [
     for _, kind in inspect.getmembers(errors, inspect.isclass)
     if issubclass(kind, errors.GatewayError) and kind.__module__ == errors.__name__
 ]
-# Never raised themselves: they only group others.
+# Never raised: they only group others.
 GROUPS = {errors.GatewayError, errors.CallerError, errors.BackendError}
 
 
 def drawn_tree() -> dict[str, str | None]:
-    """Each class in the tree at the top of ``gateway.errors``, with the class it hangs under."""
+    """Return each class of the tree at the top of ``gateway.errors``, with its parent."""
     parents: dict[str, str | None] = {}
     above: list[tuple[int, str]] = []
     for line in (errors.__doc__ or "").splitlines():
@@ -59,14 +59,14 @@ def test_each_error_is_openais_envelope_with_its_status(kind: type[errors.Gatewa
     assert (status == 401) == ("www-authenticate" in response.headers)
 
 
-def test_every_codes_name_is_its_own() -> None:
+def test_every_code_is_unique() -> None:
     codes = [code for _, _, code in api_errors.TABLE.values()]
     assert len(codes) == len(set(codes))
 
 
 def test_an_error_that_the_table_lacks_is_internal() -> None:
     class Stranger(errors.GatewayError):
-        """Not in the table."""
+        """An error that the table lacks."""
 
     assert 500 == api_errors.respond(Stranger("?")).status_code
 
@@ -91,31 +91,31 @@ def test_retry_after_is_in_whole_seconds_rounded_up(wait_s: float, header: str) 
         (500, ("internal_error", None)),
     ],
 )
-def test_what_http_itself_refuses_has_the_same_shape(status: int, expected: tuple[str, str | None]) -> None:
+def test_errors_of_http_itself_have_the_same_envelope(status: int, expected: tuple[str, str | None]) -> None:
     response = api_errors.respond_status(status, "no", {"allow": "GET"})
     error = orjson.loads(bytes(response.body))["error"]
     assert (status, expected) == (response.status_code, (error["type"], error["code"]))
     assert "GET" == response.headers["allow"]
 
 
-def complaint(model: type[pydantic.BaseModel], body: bytes) -> errors.InvalidRequest:
+def problem(model: type[pydantic.BaseModel], body: bytes) -> errors.InvalidRequest:
     with pytest.raises(pydantic.ValidationError) as caught:
         model.model_validate_json(body)
     return api_errors.invalid_body(caught.value)
 
 
-def test_a_union_complains_about_the_member_that_was_meant() -> None:
+def test_an_error_in_a_union_is_about_the_member_that_was_meant() -> None:
     body = b'{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":1}]}]}'
-    assert "messages[0].content[1].type" == complaint(ChatCompletionRequest, body).param
+    assert "messages[0].content[1].type" == problem(ChatCompletionRequest, body).param
 
 
-def test_the_first_bad_field_is_the_one_told() -> None:
-    error = complaint(ChatCompletionRequest, b'{"model":1,"messages":[{"role":"user","content":[{"type":1}]}]}')
+def test_the_first_bad_field_is_reported() -> None:
+    error = problem(ChatCompletionRequest, b'{"model":1,"messages":[{"role":"user","content":[{"type":1}]}]}')
     assert ("model", "model: Input should be a valid string") == (error.param, error.message)
 
 
-def test_feedback_is_told_in_the_same_words() -> None:
-    error = complaint(FeedbackRequest, b'{"id":"a secret plan","rating":1}')
+def test_errors_of_feedback_use_the_same_words() -> None:
+    error = problem(FeedbackRequest, b'{"id":"a secret plan","rating":1}')
     assert ("id", False) == (error.param, "secret" in error.message)
 
 
@@ -144,7 +144,7 @@ LEFT = {"x-ratelimit-remaining-requests": "0"}
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_each_errors_headers_say_what_a_client_does_next(error: errors.GatewayError, headers: dict[str, str]) -> None:
+def test_each_errors_headers_tell_a_client_what_to_do_next(error: errors.GatewayError, headers: dict[str, str]) -> None:
     assert headers == api_errors.describe(error)[2]
 
 
@@ -156,7 +156,9 @@ def test_each_errors_headers_say_what_a_client_does_next(error: errors.GatewayEr
         (500, "internal_error", None),
     ],
 )
-def test_a_status_without_an_error_of_ours_is_the_callers_below_500(status: int, type_: str, code: str | None) -> None:
+def test_a_status_below_500_without_an_error_class_is_the_callers_fault(
+    status: int, type_: str, code: str | None
+) -> None:
     body = orjson.loads(bytes(api_errors.respond_status(status, "no").body))
     assert {"error": {"message": "no", "type": type_, "param": None, "code": code}} == body
 
@@ -169,7 +171,7 @@ class Many(pydantic.BaseModel):
 
 @pytest.mark.parametrize(("mistakes", "told"), [(99, False), (100, False), (101, True)])
 def test_more_than_a_hundred_mistakes_are_only_counted(mistakes: int, told: bool) -> None:
-    error = complaint(Many, orjson.dumps({"values": ["x"] * mistakes}))
+    error = problem(Many, orjson.dumps({"values": ["x"] * mistakes}))
     counted = f"the body has {mistakes} errors"
     assert (counted if told else None) == (error.message if told else None)
     assert (None if told else "values[0]") == error.param
@@ -193,13 +195,13 @@ def test_more_than_a_hundred_mistakes_are_only_counted(mistakes: int, told: bool
         ),
     ],
 )
-def test_a_complaint_names_the_place_in_the_callers_body(body: bytes, param: str | None, message: str | None) -> None:
-    error = complaint(ChatCompletionRequest, body)
+def test_an_error_names_the_place_in_the_callers_body(body: bytes, param: str | None, message: str | None) -> None:
+    error = problem(ChatCompletionRequest, body)
     assert param == error.param
     assert message is None or message == error.message
 
 
-def test_a_long_field_name_is_told_in_part() -> None:
+def test_a_long_field_name_is_shortened() -> None:
     name = "n" * 65
     body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "a"}], name: 1})
-    assert f"unknown field: {name[:64]}" == complaint(ChatCompletionRequest, body).message
+    assert f"unknown field: {name[:64]}" == problem(ChatCompletionRequest, body).message

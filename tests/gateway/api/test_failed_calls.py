@@ -1,4 +1,4 @@
-"""What a failed call held is let go as soon as it is answered: no megabyte of it waits for the garbage collector."""
+"""The memory of a failed call is freed as soon as it is answered, without the garbage collector."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def rewards(*values: object, **more: Any) -> bytes:
 
 
 def cut(answer: bytes) -> bytes:
-    """The same answer, which ends a byte before it should."""
+    """Return the answer without its last byte."""
     return answer[:-1]
 
 
 @dataclass
 class Liar:
-    """Backend and reward server in one: says ``lie`` to calls of ``path``, and to all others what is right."""
+    """Backend and reward server in one: answers calls of ``path`` with ``lie``, and all others correctly."""
 
     path: str
     lie: bytes
@@ -71,7 +71,7 @@ class Liar:
                 await reader.read()
 
     def answer(self, path: str, body: bytes) -> tuple[bytes, bool]:
-        """What to say, and whether to stay on the line then and say no more."""
+        """Return the answer, and True to hang after it."""
         return (self.lie, self.hangs) if path == self.path else (self._truth(path, body), False)
 
     def _truth(self, path: str, body: bytes) -> bytes:
@@ -84,7 +84,7 @@ class Liar:
 
 @contextlib.asynccontextmanager
 async def gateway(liar: Liar, redis: RedisSettings, folder: Path, **race: Any) -> AsyncIterator[httpx2.AsyncClient]:
-    """One whose backend and reward server is the liar."""
+    """A gateway whose backend and reward server is the liar."""
     async with listening(liar.talk) as url:
         settings = Settings.model_validate(
             {
@@ -104,8 +104,8 @@ async def gateway(liar: Liar, redis: RedisSettings, folder: Path, **race: Any) -
             yield http
 
 
-async def told(http: httpx2.AsyncClient, **fields: Any) -> str:
-    """The end of what a caller is told."""
+async def end_of_answer(http: httpx2.AsyncClient, **fields: Any) -> str:
+    """Return the end of the answer that a caller gets."""
     return (await http.post(CHAT, json=chat_body(**fields))).text[-1000:]
 
 
@@ -136,28 +136,28 @@ async def told(http: httpx2.AsyncClient, **fields: Any) -> str:
         pytest.param(
             Liar(CLASSIFY, cut(rewards(1.0, x=TEXT)), hangs=True), {"best_of": 2}, "fallback", id="reward hangs"
         ),
-        # After three failures a race is one draw, and the next calls say why.
+        # After three failures N is 1, and the report of the next calls says why.
         pytest.param(Liar(MODELS, ok(TEXT.encode())), {"best_of": 2}, '"scoring_error":"Reward', id="models no JSON"),
     ],
 )
 async def test_no_answer_that_failed_outlives_its_call(
     liar: Liar, fields: dict[str, Any], code: str, redis_settings: RedisSettings, tmp_path: Path
 ) -> None:
-    """With the collector at rest, calls that fail on answers of megabytes leave less than one of them behind."""
+    """Without a collection, calls that fail on answers of megabytes leave less than one answer in memory."""
     async with gateway(liar, redis_settings, tmp_path) as http:
         with growth() as grown_mb:
             for _ in range(CALLS):
-                assert code in await told(http, **fields)
+                assert code in await end_of_answer(http, **fields)
             await until(lambda: grown_mb() < BODY_MB / 2, timeout_s=5)
         assert liar.heard.count(liar.path) >= (1 if liar.path == MODELS else CALLS)
 
 
 async def test_no_answer_outlives_a_race_whose_caller_has_gone(redis_settings: RedisSettings, tmp_path: Path) -> None:
-    """An answer that had come while another was still awaited goes with its race."""
+    """An answer that had arrived while another was awaited is freed with its race."""
     whole = completion(usage=USAGE)
 
     class Half(Liar):
-        """Gives an answer of megabytes to every other draw, and none to those between."""
+        """Answers every other call with megabytes, and the others never."""
 
         def answer(self, path: str, body: bytes) -> tuple[bytes, bool]:
             if path != CHAT:
@@ -176,7 +176,7 @@ async def test_no_answer_outlives_a_race_whose_caller_has_gone(redis_settings: R
 
 
 async def test_no_request_outlives_its_refusal(redis_settings: RedisSettings, tmp_path: Path) -> None:
-    """One that waited in vain for a permit, and one whose body is wrong."""
+    """A request that waited in vain for a permit, and one with a wrong body."""
     liar = Liar(CHAT, b"", hangs=True)
     asked = chat_body(messages=[{"role": "user", "content": TEXT}])
     bounds = {"max_in_flight": 1, "queue_timeout_s": 0.05, "deadline_s": LONG_S}

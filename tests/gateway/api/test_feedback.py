@@ -1,4 +1,4 @@
-"""What callers thought of an answer, into the journal."""
+"""Ratings of answers go into the journal."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_a_rating_is_recorded_as_it_was_given(serve: Serve, redis_server: 
     assert (ID, -0.5, "Too long. 😕", None) == (record.completion_id, record.rating, record.comment, record.key_id)
 
 
-async def test_a_rating_that_cannot_be_kept_is_not_promised(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rating_that_cannot_be_recorded_is_a_503(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     served = await serve()
 
     async def full_disk(*_: object) -> bool:
@@ -70,6 +70,6 @@ async def test_a_rating_that_cannot_be_kept_is_not_promised(serve: Serve, monkey
     monkeypatch.setattr(Journal, "append", full_disk)
     response = await served.http.post("/v1/feedback", json={"id": ID, "rating": 1})
     assert (503, "not_ready") == (response.status_code, response.json()["error"]["code"])
-    # An answer, though, is not withheld for the journal's sake: the loss is counted.
+    # An answer is not withheld because of the journal: the loss is counted.
     assert 200 == (await served.chat(best_of=2)).status_code
     assert "ratchet_journal_not_durable_total 1.0" in (await served.http.get("/metrics")).text

@@ -1,4 +1,4 @@
-"""Liveness, readiness part by part, metrics, and what is counted around every request."""
+"""Liveness, readiness of each part, metrics, and the counts of every request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.stubs.knobs import Knobs
 from tests.stubs.reward import RewardKnobs
 
 
-async def test_a_whole_gateway_is_ready(serve: Serve, redis_server: RedisServer) -> None:
+async def test_a_complete_gateway_is_ready(serve: Serve, redis_server: RedisServer) -> None:
     served = await serve()
     assert {"status": "ok"} == (await served.http.get("/health/live")).json()
     response = await served.http.get("/health/ready")
@@ -37,7 +37,7 @@ async def test_a_gateway_without_its_backend_is_alive_and_not_ready(serve: Serve
     assert 200 == (await served.http.get("/health/live")).status_code
 
 
-async def test_rewards_are_needed_at_start_and_missed_after_it(serve: Serve, redis_server: RedisServer) -> None:
+async def test_rewards_are_needed_at_start_and_not_after_it(serve: Serve, redis_server: RedisServer) -> None:
     served = await serve(rewards=RewardKnobs(healthy=False))
     assert 503 == (await served.http.get("/health/ready")).status_code
     served.rewards.knobs.update({"healthy": True})
@@ -48,7 +48,7 @@ async def test_rewards_are_needed_at_start_and_missed_after_it(serve: Serve, red
     assert "reward server" in response.json()["parts"]["reward"]["detail"]
 
 
-async def test_a_lenient_probe_tells_what_is_wrong_now() -> None:
+async def test_a_lenient_probe_reports_the_present_problem() -> None:
     answers = [Readiness(False, "loading"), Readiness(True), Readiness(False, "gone"), Readiness(True)]
 
     async def probe() -> Readiness:
@@ -59,7 +59,7 @@ async def test_a_lenient_probe_tells_what_is_wrong_now() -> None:
     assert [(False, "loading"), (True, ""), (True, "gone"), (True, "")] == [(part.ready, part.detail) for part in found]
 
 
-async def test_metrics_count_by_route_and_never_by_what_was_sent(serve: Serve) -> None:
+async def test_metrics_count_by_route_and_never_by_the_path_as_sent(serve: Serve) -> None:
     served = await serve()
     await served.chat(best_of=2)
     await served.chat(best_of=0)
@@ -121,7 +121,7 @@ async def test_a_caller_who_left_is_counted_as_499(serve: Serve) -> None:
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
     ],
 )
-async def test_what_is_not_there_is_told_in_the_same_envelope(
+async def test_an_unknown_route_is_a_404_in_the_same_envelope(
     serve: Serve, method: str, path: str, status: int, code: str
 ) -> None:
     served = await serve()
@@ -130,7 +130,7 @@ async def test_what_is_not_there_is_told_in_the_same_envelope(
 
 
 async def test_a_balancer_may_probe_with_head(serve: Serve) -> None:
-    """HEAD tells what GET would, without a body."""
+    """HEAD gives GET's headers without its body."""
     served = await serve()
     for path in ("/health/live", "/health/ready"):
         answer = await served.http.head(path)

@@ -1,4 +1,4 @@
-"""The key file: what a line may say, and where a bad one is told."""
+"""The key file: its lines, and the errors of bad ones."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ OTHER = "sha256:" + "b" * 64
 PATH = Path("keys")
 
 
-def test_a_line_may_name_scopes_and_limits_and_need_not() -> None:
+def test_scopes_and_limits_are_optional() -> None:
     content = f"plain {DIGEST}\nops {OTHER} races_in_flight=2 scopes=admin,chat tokens_per_minute=900  # night shift"
     plain, ops = parse(content.encode(), PATH)
     assert (frozenset({Scope.CHAT, Scope.FEEDBACK}), Limits()) == (plain.scopes, plain.limits)
     assert (frozenset({Scope.CHAT, Scope.ADMIN}), Limits(0, 900, 2)) == (ops.scopes, ops.limits)
 
 
-def test_a_new_keys_line_says_what_was_asked_for() -> None:
+def test_a_new_keys_line_has_the_scopes_and_limits_given() -> None:
     limits = {"requests_per_minute": 60, "tokens_per_minute": 0, "races_in_flight": 4}
     _, line = new_key("app", scopes="feedback,chat", limits=limits)
     [key] = parse(line.encode(), PATH)
@@ -30,7 +30,7 @@ def test_a_new_keys_line_says_what_was_asked_for() -> None:
     assert {Scope.CHAT, Scope.FEEDBACK} == key.scopes
 
 
-def test_no_two_keys_are_alike() -> None:
+def test_no_two_keys_are_the_same() -> None:
     assert new_key("a")[0] != new_key("a")[0]
 
 
@@ -100,6 +100,6 @@ def test_a_scope_that_does_not_exist_is_refused() -> None:
         (f"a {DIGEST} tokens_per_minute=many".encode(), "line 1: tokens_per_minute must be"),
     ],
 )
-def test_a_bad_key_file_says_where(content: bytes, complaint: str) -> None:
+def test_an_error_names_the_file_and_the_line(content: bytes, complaint: str) -> None:
     with pytest.raises(SettingsError, match=complaint):
         parse(content, PATH)

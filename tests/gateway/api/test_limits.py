@@ -1,4 +1,4 @@
-"""A key's limits over HTTP: who is refused, how and until when; that Redis may be away; that nothing leaks."""
+"""A key's limits over HTTP: refusals and their waits, a Redis that is away, and no leaks."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ async def served_with(serve: Serve, folder: Path, tgi: Knobs | None = None, **li
 
 
 async def races(served: Served) -> int:
-    """Places taken, as Redis has them."""
+    """Return the races in flight, as Redis counts them."""
     async with Redis.from_url(served.settings.redis.url) as redis:
         return sum([await redis.zcard(key) for key in await redis.keys("ratchet:limits:*:races")])
 
 
-async def test_one_request_over_the_limit_is_a_429_that_says_when_to_come_back(
+async def test_one_request_over_the_limit_is_a_429_with_the_time_to_wait(
     serve: Serve, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     served, bearer = await served_with(serve, tmp_path, requests_per_minute=2)
@@ -71,7 +71,7 @@ def left(answer: httpx2.Response, name: str) -> tuple[str | None, ...]:
     return tuple(answer.headers.get(f"x-ratelimit-{part}-{name}") for part in ("limit", "remaining", "reset"))
 
 
-async def test_what_is_left_is_told_as_openai_tells_it(serve: Serve, redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_what_is_left_is_in_openais_headers(serve: Serve, redis_server: RedisServer, tmp_path: Path) -> None:
     served, bearer = await served_with(serve, tmp_path, requests_per_minute=3, tokens_per_minute=600)
     first = await served.chat(best_of=2, headers=bearer)
     body = first.json()
@@ -92,14 +92,14 @@ async def test_what_is_left_is_told_as_openai_tells_it(serve: Serve, redis_serve
 
 
 def seconds_of(reset: str | None) -> float:
-    """What OpenAI's clients read out of ``1m8.64s`` or ``17ms``."""
+    """Return the seconds that OpenAI's clients read from ``1m8.64s`` or ``17ms``."""
     found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:([\d.]+)s)?|(\d+)ms", reset or "")
     assert found is not None, reset
     hours, minutes, seconds, ms = (float(part or 0) for part in found.groups())
     return hours * 3600 + minutes * 60 + seconds + ms / 1e3
 
 
-async def test_a_key_without_limits_a_minute_is_told_none(
+async def test_a_key_without_limits_per_minute_gets_no_such_headers(
     serve: Serve, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     for limits in ({}, {"races_in_flight": 5}):
@@ -137,14 +137,14 @@ def test_remaining_and_reset_are_those_of_the_bucket(full_in_s: float, tokens: i
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, 190.0),  # 30 for the body, twice 5 in the queue, 60 of draws and 10 for rewards, 10 to spare
+        ({}, 190.0),  # 30 for the body, twice 5 in the queue, 60 of drawing and 10 for rewards, and a margin of 10
         ({"api": {"body_timeout_s": 31}}, 191.0),
         ({"race": {"queue_timeout_s": 6}}, 192.0),
         ({"race": {"deadline_s": 61}}, 192.0),
         ({"reward": {"timeout_s": 11}}, 192.0),
     ],
 )
-def test_no_place_is_given_back_before_its_race_can_have_ended(changes: dict[str, Any], expected: float) -> None:
+def test_a_lease_is_longer_than_any_race(changes: dict[str, Any], expected: float) -> None:
     assert expected == longest_visit_s(Settings.model_validate(changes))
 
 
@@ -158,7 +158,7 @@ async def test_a_key_in_debt_for_tokens_waits(serve: Serve, redis_server: RedisS
     assert int(answer.headers["retry-after"]) > 60
 
 
-async def test_races_in_flight_are_places_for_streams_and_whole_answers(
+async def test_streams_and_whole_answers_count_as_races_in_flight(
     serve: Serve, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     served, bearer = await served_with(serve, tmp_path, Knobs(tokens_per_s=5), races_in_flight=2)
@@ -174,7 +174,7 @@ async def test_races_in_flight_are_places_for_streams_and_whole_answers(
             await asyncio.sleep(0.01)
 
 
-async def test_every_end_of_a_request_gives_its_place_back(
+async def test_a_race_is_no_longer_in_flight_however_its_request_ends(
     serve: Serve, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     served, bearer = await served_with(serve, tmp_path, races_in_flight=1)
@@ -222,7 +222,7 @@ async def test_a_key_without_limits_costs_redis_nothing(
 
 
 class FakeCounters:
-    """Counts what it is asked; ``lost`` says that Redis is away."""
+    """Records its calls; while ``lost`` is true it raises as if Redis were away."""
 
     def __init__(self) -> None:
         self.lost = False
@@ -276,7 +276,7 @@ async def test_redis_is_asked_again_a_second_after_it_was_away() -> None:
     await limiter.aclose()
 
 
-async def test_a_race_is_paid_where_it_entered_and_here_where_that_is_away() -> None:
+async def test_a_race_is_paid_where_it_was_counted_or_here_if_redis_is_away() -> None:
     shared, own, clock = FakeCounters(), FakeCounters(), Clock()
     limiter = limiter_over(shared, own, clock)
     first, second = [await limiter.enter(KEY, race=True) for _ in range(2)]
@@ -306,7 +306,7 @@ async def test_a_race_is_paid_where_it_entered_and_here_where_that_is_away() -> 
         (None, True, None, False),
     ],
 )
-async def test_only_races_hold_places_and_pay_tokens(
+async def test_only_races_count_as_in_flight_and_pay_tokens(
     key: Key | None, race: bool, counted: Limits | None, pays: bool
 ) -> None:
     shared = FakeCounters()

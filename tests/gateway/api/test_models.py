@@ -1,4 +1,4 @@
-"""The names under which answers can be had."""
+"""The names of the models that are served."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def test_an_unknown_name_is_404_and_not_quoted(serve: Serve) -> None:
         assert "this model does not exist here; GET /v1/models lists what does" == error["message"]
 
 
-async def test_a_slash_behind_the_list_is_the_list(serve: Serve) -> None:
+async def test_a_slash_at_the_end_lists_too(serve: Serve) -> None:
     served = await serve()
     answers = [await served.http.get(path) for path in ("/v1/models", "/v1/models/")]
     assert [200, 200] == [answer.status_code for answer in answers]

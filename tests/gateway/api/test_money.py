@@ -17,7 +17,7 @@ from tests.redis_server import RedisServer
 from tests.serving import Serve, Served
 from tests.stubs.knobs import Fault, Knobs
 
-# A bucket of 60 refills by one token a second: what was paid can be read off before it is refilled.
+# A bucket of 60 refills by one token a second: slowly enough to read what was paid.
 LIMIT = 60
 SLACK = 8
 
@@ -30,7 +30,7 @@ async def with_key(serve: Serve, folder: Path, tgi: Knobs | None = None, **group
 
 
 async def paid(served: Served) -> float:
-    """Tokens that are missing from the key's bucket, once something has been paid."""
+    """Return the tokens that are missing from the key's bucket, once something has been paid."""
     async with Redis.from_url(served.settings.redis.url) as redis, asyncio.timeout(20):
         while not (keys := [key async for key in redis.scan_iter("ratchet:limits:*:buckets")]):
             await asyncio.sleep(0.01)
@@ -40,7 +40,7 @@ async def paid(served: Served) -> float:
 
 
 def drawn(served: Served) -> int:
-    """Tokens that the stub drew, those of cancelled draws included."""
+    """Return the tokens that the stub drew, those of cancelled calls included."""
     return served.tgi.state.tokens_generated
 
 
@@ -62,7 +62,7 @@ async def test_an_answer_costs_its_prompt_once_and_every_candidate(
 
 
 async def hang_up(served: Served, bearer: Any, *, after_events: int, **fields: Any) -> None:
-    """Ask for a stream, read some of it, and close the connection."""
+    """Request a stream, read some of it, and close the connection."""
     body = {"model": "ratchet", "messages": [{"role": "user", "content": "hi"}], "stream": True, **fields}
     async with served.http.stream("POST", "/v1/chat/completions", json=body, headers=bearer) as response:
         assert 200 == response.status_code

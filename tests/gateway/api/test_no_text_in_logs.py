@@ -1,4 +1,4 @@
-"""The gateway as operators run it, in a process of its own: what it logs and refuses never holds what was said."""
+"""No log line and no error of a gateway process holds the text of a prompt or an answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOOL = {"type": "function", "function": {"name": "look", "description": MARKER, 
 
 @asynccontextmanager
 async def gateway_process(log: Path, **variables: str) -> AsyncIterator[str]:
-    """``python -m gateway serve``; yields its URL. What it writes is in ``log``."""
+    """Run ``python -m gateway serve``, which writes to ``log``; yield its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -58,7 +58,7 @@ async def gateway_process(log: Path, **variables: str) -> AsyncIterator[str]:
 
 
 def requests() -> list[dict[str, Any]]:
-    """Requests of every kind that hold the marker: good, and bad at every depth."""
+    """Return requests of every kind that hold the marker: good ones, and bad ones at every depth."""
     return [
         {"messages": SAID},
         {"messages": SAID, "stream": True},
@@ -99,7 +99,7 @@ async def test_no_log_line_and_no_error_holds_a_prompt_or_an_answer(
         ):
             statuses, answers = [], []
             for fault in (Fault.NONE, *Fault):
-                healthy = fault in {Fault.NONE, Fault.HANG}  # a hang says nothing
+                healthy = fault in {Fault.NONE, Fault.HANG}  # a call that hangs sends nothing
                 tgi.knobs.update({"fault": Fault.NONE if healthy else fault, "fault_probability": 1.0})
                 rewards.knobs.update(
                     {"fault": RewardFault.NAN if fault is Fault.DRIP else RewardFault.NONE, "fault_probability": 1.0}

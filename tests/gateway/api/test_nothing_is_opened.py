@@ -1,4 +1,4 @@
-"""What a caller names is looked up or sent on, never opened: no path, no URL, no model."""
+"""A name in a request is looked up or sent on, and never opened as a path, a URL or a model."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def hook() -> None:
-    sys.addaudithook(_hook)  # one can be added and never taken away
+    sys.addaudithook(_hook)  # a hook can never be removed
 
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Everything that this process opens, lists, starts, resolves or imports while a test runs."""
+    """Record everything that this process opens, lists, starts, resolves or imports while a test runs."""
     global _watching
     monkeypatch.delenv(MULTIPROCESS_DIR, raising=False)
     _seen.clear()

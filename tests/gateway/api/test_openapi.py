@@ -42,7 +42,7 @@ async def test_a_route_that_reads_its_own_body_names_its_schema(serve: Serve) ->
     assert statuses <= document["paths"]["/v1/chat/completions"]["post"]["responses"].keys()
 
 
-async def test_a_server_with_keys_says_how_one_is_sent(serve: Serve, tmp_path: Path) -> None:
+async def test_a_server_with_keys_documents_their_header(serve: Serve, tmp_path: Path) -> None:
     assert "security" not in await document_of(serve)
     (tmp_path / "keys").write_text(new_key("app")[1])
     document = await document_of(serve, api={"keys_file": tmp_path / "keys"})

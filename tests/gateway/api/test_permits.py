@@ -1,4 +1,4 @@
-"""Permits over HTTP: no caller is refused while a server has room for one draw each, N is even, keys take turns."""
+"""Permits over HTTP: no caller is refused while each can have one candidate, N is even, keys take turns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.stubs.knobs import Knobs
 NO_EXPLORATION = {"n": 4, "exploration": 0.0}
 
 
-async def asked(served: Served, callers: int, times: int, **fields: Any) -> list[dict[str, Any]]:
+async def answers_of(served: Served, callers: int, times: int, **fields: Any) -> list[dict[str, Any]]:
     """The bodies of all answers of callers that ask one thing after the other."""
 
     async def caller() -> list[dict[str, Any]]:
@@ -33,23 +33,23 @@ async def asked(served: Served, callers: int, times: int, **fields: Any) -> list
 
 
 @pytest.mark.parametrize("callers", [5, 6, 7, 12])
-async def test_callers_beyond_what_the_server_takes_wait_and_are_served(
+async def test_callers_beyond_the_servers_capacity_wait_and_are_served(
     serve: Serve, redis_server: RedisServer, callers: int
 ) -> None:
     served = await serve(tgi=Knobs(max_concurrent_requests=6, latency_ms=30), policy=NO_EXPLORATION)
     await served.chat()
-    await asked(served, callers, 4)
+    await answers_of(served, callers, 4)
     assert 0 == served.tgi.state.overloaded
 
 
-async def test_a_server_that_takes_fewer_draws_than_it_says_refuses_draws_and_no_caller(
+async def test_a_server_that_takes_fewer_candidates_than_it_reports_costs_no_request(
     serve: Serve, redis_server: RedisServer
 ) -> None:
-    """Another client has taken the rest; once it is gone, N comes back."""
+    """Another client has taken the rest of the capacity; once it is gone, N recovers."""
     served = await serve(tgi=Knobs(max_concurrent_requests=64, latency_ms=30), policy=NO_EXPLORATION)
     await served.chat()
     served.tgi.knobs.update({"max_concurrent_requests": 5})
-    bodies = await asked(served, 12, 4)
+    bodies = await answers_of(served, 12, 4)
     assert served.tgi.state.overloaded > 0
     assert 1 == Counter(body["best_of_n"]["n"] for body in bodies[24:]).most_common(1)[0][0]
     metrics = (await served.http.get("/metrics")).text
@@ -64,17 +64,17 @@ async def test_a_server_that_takes_fewer_draws_than_it_says_refuses_draws_and_no
         pytest.fail("N stays small although the server takes all again")
 
 
-async def test_n_is_even_under_load_for_policy_and_caller_alike(serve: Serve, redis_server: RedisServer) -> None:
+async def test_n_is_even_under_load_for_ns_of_policy_and_caller(serve: Serve, redis_server: RedisServer) -> None:
     served = await serve(tgi=Knobs(latency_ms=400), policy=NO_EXPLORATION, race={"max_in_flight": 32})
-    bodies = await asyncio.gather(asked(served, 8, 4), asked(served, 8, 4, best_of=4))
-    # Each caller's first answer does not count: the first eight cannot know of the others.
+    bodies = await asyncio.gather(answers_of(served, 8, 4), answers_of(served, 8, 4, best_of=4))
+    # Each caller's first answer does not count: the first eight do not see the others.
     given_n = [body["best_of_n"]["n"] for some in bodies for index, body in enumerate(some) if index % 4]
     assert {2, 3} >= set(given_n), Counter(given_n)
 
 
-async def test_under_load_n_answers_still_come_where_n_were_asked_for(serve: Serve, redis_server: RedisServer) -> None:
+async def test_under_load_a_request_for_n_answers_still_gets_n(serve: Serve, redis_server: RedisServer) -> None:
     served = await serve(tgi=Knobs(latency_ms=50), policy=NO_EXPLORATION, race={"max_in_flight": 8})
-    bodies, others = await asyncio.gather(asked(served, 2, 3, n=3), asked(served, 8, 3))
+    bodies, others = await asyncio.gather(answers_of(served, 2, 3, n=3), answers_of(served, 8, 3))
     assert {3} == {len(body["choices"]) for body in bodies}
     assert {1} == {len(body["choices"]) for body in others}
 
@@ -82,7 +82,7 @@ async def test_under_load_n_answers_still_come_where_n_were_asked_for(serve: Ser
 async def test_one_keys_callers_do_not_make_another_keys_caller_wait(
     serve: Serve, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """The queue is full of one key's callers, more than it holds; the other key's is served by the next free permit."""
+    """One key's callers overfill the queue; the other key's caller gets the next free permit."""
     keys = {name: new_key(name) for name in ("alpha", "beta")}
     (tmp_path / "keys").write_text("\n".join(line for _, line in keys.values()))
     headers = {name: {"Authorization": f"Bearer {key}"} for name, (key, _) in keys.items()}
@@ -98,6 +98,6 @@ async def test_one_keys_callers_do_not_make_another_keys_caller_wait(
     before = served.tgi.state.started
     answered = await served.chat(headers=headers["beta"])
     assert 200 == answered.status_code
-    assert served.tgi.state.started - before <= 2 * 2 + 2  # two generations of draws, and one has begun since
+    assert served.tgi.state.started - before <= 2 * 2 + 2  # two rounds of candidates, and one begun since
     statuses = Counter(response.status_code for response in await asyncio.gather(*flood))
     assert {200, 429} == statuses.keys()

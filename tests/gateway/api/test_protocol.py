@@ -1,4 +1,4 @@
-"""What one connection may hold, on real sockets: headers, time, and answers that nobody reads."""
+"""Bounds of one connection, on real sockets: headers, time, and answers that are not read."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: applicat
 LIVE = b"GET /health/live HTTP/1.1\r\nhost: x\r\n"
 
 
-async def said_to(url: str, *parts: bytes) -> bytes:
-    """All that the server says to these bytes, until it closes."""
+async def answer_to(url: str, *parts: bytes) -> bytes:
+    """Send the parts, and return all that the server answers until it closes."""
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
@@ -62,28 +62,28 @@ async def assert_serves(served: Served) -> None:
 )
 async def test_too_many_or_too_large_headers_are_a_431(serve: Serve, headers: bytes) -> None:
     served = await serve(api={"max_header_bytes": 2_000})
-    answer = await said_to(served.url, LIVE + headers + b"\r\n")
+    answer = await answer_to(served.url, LIVE + headers + b"\r\n")
     assert (431, "invalid_http_request") == error_of(answer)
     await assert_serves(served)
 
 
-async def test_as_many_headers_as_may_be_are_served(serve: Serve) -> None:
+async def test_as_many_headers_as_allowed_are_served(serve: Serve) -> None:
     served = await serve()
     headers = b"".join(b"x-%d: 1\r\n" % index for index in range(98))
-    answer = await said_to(served.url, LIVE + headers + b"connection: close\r\n\r\n")
+    answer = await answer_to(served.url, LIVE + headers + b"connection: close\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 OK")
 
 
-async def test_a_header_without_end_is_not_collected(serve: Serve) -> None:
+async def test_an_endless_header_is_not_buffered(serve: Serve) -> None:
     served = await serve(api={"max_header_bytes": 2_000})
-    answer = await said_to(served.url, LIVE + b"x: ", *[b"a" * 500] * 6)
+    answer = await answer_to(served.url, LIVE + b"x: ", *[b"a" * 500] * 6)
     assert (431, "invalid_http_request") == error_of(answer)
     await assert_serves(served)
 
 
-async def test_a_url_without_end_is_not_collected(serve: Serve) -> None:
+async def test_an_endless_url_is_not_buffered(serve: Serve) -> None:
     served = await serve(api={"max_header_bytes": 2_000})
-    answer = await said_to(served.url, b"GET /", *[b"a" * 500] * 6)
+    answer = await answer_to(served.url, b"GET /", *[b"a" * 500] * 6)
     assert (431, "invalid_http_request") == error_of(answer)
 
 
@@ -96,37 +96,41 @@ def _closing(head: bytes, *headers: bytes) -> bytes:
     return b"".join((head[:-2], b"connection: close\r\n", *headers, b"\r\n"))
 
 
-async def test_a_trailer_is_no_header(serve: Serve, tmp_path: Path) -> None:
-    """A balancer that takes a header out of a request looks at its head alone."""
+async def test_a_trailer_is_not_taken_for_a_header(serve: Serve, tmp_path: Path) -> None:
+    """A balancer that removes a header from a request does not look at trailers."""
     key, line = new_key("one")
     (tmp_path / "keys").write_text(line)
     served = await serve(api={"keys_file": tmp_path / "keys"})
     sent = f"authorization: Bearer {key}\r\n".encode()
     assert (401, "invalid_api_key") == error_of(
-        await said_to(served.url, _closing(CHUNKED) + ONE_CHUNK + sent + b"\r\n")
+        await answer_to(served.url, _closing(CHUNKED) + ONE_CHUNK + sent + b"\r\n")
     )
-    assert b" 200 OK" in await said_to(served.url, _closing(CHUNKED, sent) + ONE_CHUNK + sent + b"\r\n")
+    assert b" 200 OK" in await answer_to(served.url, _closing(CHUNKED, sent) + ONE_CHUNK + sent + b"\r\n")
 
 
 @pytest.mark.parametrize("trailer", [b"a" * 500, b"x-a: b\r\n" * 60], ids=["one", "many"])
-async def test_trailers_without_end_are_not_collected(serve: Serve, trailer: bytes) -> None:
+async def test_endless_trailers_are_not_buffered(serve: Serve, trailer: bytes) -> None:
     served = await serve(api={"max_header_bytes": 2_000})
-    answer = await said_to(served.url, CHUNKED, ONE_CHUNK, *[trailer] * 6)
+    answer = await answer_to(served.url, CHUNKED, ONE_CHUNK, *[trailer] * 6)
     assert (431, "invalid_http_request") == error_of(answer)
     await assert_serves(served)
 
 
-async def test_large_chunks_are_no_trailers(serve: Serve) -> None:
-    """Also where a packet ends right behind a chunk's size, or holds more than headers may."""
+async def test_large_chunks_are_not_taken_for_trailers(serve: Serve) -> None:
+    """Also if a packet ends just after a chunk's size, or is larger than headers may be."""
     served = await serve(api={"max_header_bytes": 2_000})
     blanks = b"fa0\r\n" + b" " * 4_000 + b"\r\n"
-    answer = await said_to(served.url, _closing(CHUNKED) + blanks + b"fa0\r\n", blanks[5:], blanks, ONE_CHUNK + b"\r\n")
+    answer = await answer_to(
+        served.url, _closing(CHUNKED) + blanks + b"fa0\r\n", blanks[5:], blanks, ONE_CHUNK + b"\r\n"
+    )
     assert answer.startswith(b"HTTP/1.1 200 OK")
 
 
-async def test_a_slash_too_many_is_not_sent_to_the_host_that_the_caller_named(serve: Serve) -> None:
+async def test_an_extra_slash_is_not_redirected_to_a_host_that_the_caller_named(serve: Serve) -> None:
     served = await serve()
-    answer = await said_to(served.url, b"GET /v1/feedback/ HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n")
+    answer = await answer_to(
+        served.url, b"GET /v1/feedback/ HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n"
+    )
     assert (404, "not_found") == error_of(answer)
     assert b"evil" not in answer
 
@@ -136,29 +140,29 @@ async def test_a_slash_too_many_is_not_sent_to_the_host_that_the_caller_named(se
     [(), (LIVE,), (LIVE + b"x: a",), (LIVE + b"\r\n", b"\r\n"), (LIVE + b"\r\n", LIVE)],
     ids=["nothing", "a line", "half a header", "a blank line after a request", "half of a second request"],
 )
-async def test_headers_that_do_not_come_close_the_connection(serve: Serve, begin: tuple[bytes, ...]) -> None:
+async def test_a_connection_without_headers_is_closed(serve: Serve, begin: tuple[bytes, ...]) -> None:
     served = await serve(api={"header_timeout_s": 0.1, "idle_timeout_s": 0.1 if begin[1:] == (b"\r\n",) else 60})
-    answer = await said_to(served.url, *begin)
+    answer = await answer_to(served.url, *begin)
     assert answer.count(b"HTTP/1.1") == sum(part.endswith(b"\r\n\r\n") for part in begin)
     await assert_serves(served)
 
 
-async def test_a_body_that_trickles_is_a_408_and_costs_the_backend_nothing(serve: Serve) -> None:
+async def test_a_slow_body_is_a_408_and_costs_the_backend_nothing(serve: Serve) -> None:
     served = await serve(api={"body_timeout_s": 0.2})
-    answer = await said_to(served.url, CHAT + b"content-length: 1000\r\n\r\n", b'{"model"')
+    answer = await answer_to(served.url, CHAT + b"content-length: 1000\r\n\r\n", b'{"model"')
     assert (408, "request_too_slow") == error_of(answer)
     assert [] == list(served.tgi.state.requests)
     await assert_serves(served)
 
 
-async def test_what_is_not_http_is_told_in_the_same_envelope(serve: Serve) -> None:
+async def test_an_answer_to_bytes_that_are_not_http_has_the_same_envelope(serve: Serve) -> None:
     served = await serve()
-    assert (400, "invalid_http_request") == error_of(await said_to(served.url, b"\x16\x03\x01 hello\r\n\r\n"))
-    assert (400, "invalid_http_request") == error_of(await said_to(served.url, LIVE + b"content-length: x\r\n\r\n"))
+    assert (400, "invalid_http_request") == error_of(await answer_to(served.url, b"\x16\x03\x01 hello\r\n\r\n"))
+    assert (400, "invalid_http_request") == error_of(await answer_to(served.url, LIVE + b"content-length: x\r\n\r\n"))
 
 
 @pytest.mark.parametrize(("pause_s", "answers"), [(0.2, 2), (0.9, 1)], ids=["just below", "above"])
-async def test_an_idle_connection_is_kept_as_long_as_the_setting_says(
+async def test_an_idle_connection_is_kept_for_the_time_of_the_setting(
     serve: Serve, pause_s: float, answers: int
 ) -> None:
     served = await serve(api={"idle_timeout_s": 0.5, "header_timeout_s": 20})
@@ -174,7 +178,7 @@ async def test_an_idle_connection_is_kept_as_long_as_the_setting_says(
     assert answers == heard.count(b"HTTP/1.1 200 OK")
 
 
-def test_an_idle_connection_outlives_common_balancers_patience() -> None:
+def test_an_idle_connection_outlives_the_idle_time_of_common_balancers() -> None:
     assert 60 < server_options(Settings())["timeout_keep_alive"]
 
 
@@ -183,7 +187,7 @@ async def test_a_stream_under_http_1_0_ends_with_the_connection_and_has_no_chunk
     served = await serve()
     body = orjson.dumps(chat_body(stream=True, best_of=best_of))
     head = CHAT.replace(b"HTTP/1.1", b"HTTP/1.0") + b"content-length: %d\r\n\r\n" % len(body)
-    head, _, streamed = (await said_to(served.url, head + body)).partition(b"\r\n\r\n")
+    head, _, streamed = (await answer_to(served.url, head + body)).partition(b"\r\n\r\n")
     assert b" 200 OK" in head
     assert b"connection: close" in head
     assert b"transfer-encoding" not in head
@@ -195,7 +199,7 @@ async def test_a_stream_under_http_1_0_ends_with_the_connection_and_has_no_chunk
 @pytest.mark.parametrize("request_line", [b"GET /health/live", b"HEAD /health/live", b"GET /nowhere", b"HEAD /docs"])
 async def test_whole_answers_under_http_1_0_keep_their_length(serve: Serve, request_line: bytes) -> None:
     served = await serve()
-    head, _, body = (await said_to(served.url, request_line + b" HTTP/1.0\r\n\r\n")).partition(b"\r\n\r\n")
+    head, _, body = (await answer_to(served.url, request_line + b" HTTP/1.0\r\n\r\n")).partition(b"\r\n\r\n")
     assert b"transfer-encoding" not in head
     if request_line.startswith(b"GET"):
         assert b"content-length: %d" % len(body) in head
@@ -205,7 +209,7 @@ async def test_whole_answers_under_http_1_0_keep_their_length(serve: Serve, requ
 
 @asynccontextmanager
 async def large_answer(*, at_once: bool, write_timeout_s: float) -> AsyncIterator[tuple[uvicorn.Server, asyncio.Event]]:
-    """A server whose every answer is 20 MB; the event is set when one has ended on its side."""
+    """Run a server whose answers are 20 MB each; the event is set when one has ended on its side."""
     piece, ended = b"a" * 100_000, asyncio.Event()
 
     async def app(_: Any, receive: Any, send: Any) -> None:
@@ -237,7 +241,7 @@ def address_of(server: uvicorn.Server) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["in pieces", "all at once"])
-async def test_a_caller_who_does_not_read_is_cut_off_and_its_answer_let_go(at_once: bool) -> None:
+async def test_a_caller_who_does_not_read_is_cut_off_and_the_answer_is_freed(at_once: bool) -> None:
     async with large_answer(at_once=at_once, write_timeout_s=0.2) as (server, ended):
         with socket.socket() as caller:
             caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -253,7 +257,7 @@ async def test_a_caller_who_does_not_read_is_cut_off_and_its_answer_let_go(at_on
 async def test_a_caller_who_reads_gets_all_of_it(at_once: bool) -> None:
     async with large_answer(at_once=at_once, write_timeout_s=20) as (server, _):
         host, port = address_of(server)
-        answer = await said_to(f"http://{host}:{port}", LIVE + b"\r\n")
+        answer = await answer_to(f"http://{host}:{port}", LIVE + b"\r\n")
         assert 20_000_000 == answer.count(b"a" * 1000) * 1000
 
 

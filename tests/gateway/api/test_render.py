@@ -13,7 +13,7 @@ TIMINGS = Timings(queue_ms=1.00049, generate_ms=20.0004, score_ms=3.0006, journa
 
 
 def outcome(*, n_returned: int = 2) -> Outcome:
-    """Four draws: two are returned, one is no JSON, one failed after 5 tokens."""
+    """The outcome of four candidates: two are returned, one is not JSON, one failed after 5 tokens."""
     candidates = [
         Candidate(0, 10, Answer("one", "stop", 7, 3), reward=1.0),
         Candidate(1, 11, Answer("two", "length", 7, 4), reward=2.5),
@@ -85,7 +85,7 @@ def test_a_whole_answer_has_every_field_under_its_name() -> None:
     } == render.completion(outcome(), completion_id="chatcmpl-1", created=9, model="m")
 
 
-def test_the_headers_say_the_same() -> None:
+def test_the_headers_have_the_same_facts() -> None:
     assert {
         "x-bon-n": "4",
         "x-bon-n-asked": "8",
@@ -102,7 +102,7 @@ def test_the_headers_say_the_same() -> None:
 
 
 @pytest.mark.parametrize(("n_returned", "missing"), [(1, False), (2, False), (3, True)])
-def test_a_shortfall_is_told_where_an_answer_is_missing_and_only_there(n_returned: int, missing: bool) -> None:
+def test_a_shortfall_is_reported_only_if_an_answer_is_missing(n_returned: int, missing: bool) -> None:
     words = "2 of 3 answers: of 4 candidates the others are no use (1 failed, 1 not_json)"
     short = outcome(n_returned=n_returned)
     assert (words if missing else None) == render.shortfall(short)

@@ -1,4 +1,4 @@
-"""Log lines: each of a request carries its id, from the API over race, backend and rewards to the journal."""
+"""Every log line of a request has its id: from api, race, backend, rewards and journal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway.telemetry import configure_logging
 from tests.serving import Serve
 from tests.stubs.knobs import Fault, Knobs
 
-# Of the process, of its disk, or of a batch that serves many requests.
+# Lines about the process, its disk, or a batch that serves many requests.
 OF_NO_REQUEST = {
     "started",
     "stopped",
@@ -26,12 +26,12 @@ OF_NO_REQUEST = {
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    """What was logged since the last call, uvicorn's own lines left out."""
+    """Return the log lines since the last call, without uvicorn's own."""
     told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     return [line for line in told if " " not in line["event"]]
 
 
-async def test_every_line_of_a_request_carries_its_id_at_whichever_part_it_is_written(
+async def test_every_log_line_of_a_request_has_its_id_whichever_part_writes_it(
     serve: Serve, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure_logging("debug", "json")

@@ -1,4 +1,4 @@
-"""A gateway whose reward server is away: races of one draw, said everywhere, until it is back."""
+"""A gateway whose reward server is away: N is 1, and reports and metrics say so, until it is back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ N = 4
 
 
 @pytest.mark.parametrize("fault", [RewardFault.STATUS, RewardFault.DISCONNECT, RewardFault.HANG])
-async def test_races_are_one_draw_while_no_rewards_can_be_had_and_come_back_with_them(
+async def test_n_falls_to_1_while_no_rewards_can_be_had_and_recovers_with_them(
     serve: Serve, fault: RewardFault
 ) -> None:
     served = await serve(policy={"n": N, "exploration": 0}, reward={"timeout_s": 0.5})
@@ -30,7 +30,7 @@ async def test_races_are_one_draw_while_no_rewards_can_be_had_and_come_back_with
     ready = await served.http.get("/health/ready")
     assert (200, "degraded") == (ready.status_code, ready.json()["status"])
     assert "gives no rewards" in ready.json()["parts"]["reward"]["detail"]
-    async with asyncio.timeout(10):  # looked at once a second
+    async with asyncio.timeout(10):  # gauges are refreshed once a second
         while "ratchet_reward_available 0.0" not in (metrics := (await served.http.get("/metrics")).text):
             await asyncio.sleep(0.05)
     assert "ratchet_reward_servers_away 1.0" in metrics

@@ -1,4 +1,4 @@
-"""schemathesis against the OpenAPI document of a running gateway: no 5xx and no breach of what it promises."""
+"""Run schemathesis against the OpenAPI document of a gateway: no 5xx, and no answer that breaks the document."""
 
 from __future__ import annotations
 

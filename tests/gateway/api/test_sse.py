@@ -1,4 +1,4 @@
-"""A race's winner in chunks: whatever it says, the chunks put together say the same."""
+"""Streamed answers as chunks: together they are the answer, whatever its text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.api import render, sse
 from gateway.types import Answer, Arm, Candidate, Delta, Outcome, Plan, Selection, Timings
 
-# What JSON can hold: no lone surrogates.
+# Text that JSON can hold: without lone surrogates.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
@@ -36,7 +36,7 @@ def deltas(chunks: list[dict[str, Any]], rank: int = 0) -> list[dict[str, Any]]:
 
 @settings(max_examples=100, deadline=None)
 @given(TEXT)
-def test_chunks_put_together_are_the_answer(text: str) -> None:
+def test_the_chunks_together_are_the_answer(text: str) -> None:
     chunks = chunks_of(outcome_of(Answer(text, "stop", 1, 1)))
     assert text == "".join(delta.get("content") or "" for delta in deltas(chunks))
     assert "assistant" == deltas(chunks)[0]["role"]
@@ -45,7 +45,7 @@ def test_chunks_put_together_are_the_answer(text: str) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
-def test_a_tool_calls_pieces_put_together_are_the_call(arguments: str) -> None:
+def test_a_tool_calls_pieces_together_are_the_call(arguments: str) -> None:
     call = {"id": "call_0", "type": "function", "function": {"name": "look", "arguments": arguments}}
     pieces = [
         piece
@@ -57,7 +57,7 @@ def test_a_tool_calls_pieces_put_together_are_the_call(arguments: str) -> None:
     assert arguments == "".join(piece["function"]["arguments"] for piece in pieces)
 
 
-def test_where_tokens_are_known_each_chunk_is_one_with_its_logprob() -> None:
+def test_with_logprobs_each_chunk_is_one_token_with_its_logprob() -> None:
     tokens: list[Any] = [
         {"token": token, "logprob": -0.5, "bytes": None, "top_logprobs": []} for token in ("A", " b", "oat")
     ]
@@ -67,13 +67,13 @@ def test_where_tokens_are_known_each_chunk_is_one_with_its_logprob() -> None:
     assert [[token] for token in tokens] == [piece["logprobs"]["content"] for piece in pieces]
 
 
-def test_logprobs_that_do_not_spell_the_text_come_whole_with_its_first_piece() -> None:
+def test_logprobs_that_do_not_spell_the_text_are_sent_whole_with_the_first_piece() -> None:
     logprobs: Any = {"content": [{"token": "A", "logprob": 0.0, "bytes": None, "top_logprobs": []}], "refusal": None}
     pieces = [chunk["choices"][0] for chunk in chunks_of(outcome_of(Answer("A b", "stop", 1, 2, logprobs=logprobs)))]
     assert [None, logprobs, None, None] == [piece["logprobs"] for piece in pieces]
 
 
-def test_usage_is_the_last_chunk_where_it_is_asked_for_and_null_before() -> None:
+def test_requested_usage_is_the_last_chunk_and_null_before() -> None:
     chunks = chunks_of(outcome_of(Answer("a", "stop", 4, 1), Answer("b", "length", 4, 2)), include_usage=True)
     usage = {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
     assert ([], usage) == (chunks[-1]["choices"], chunks[-1]["usage"])
@@ -148,7 +148,7 @@ def test_tool_calls_are_opened_by_name_and_numbered() -> None:
     ] == [delta["tool_calls"] for delta in deltas(chunks_of(outcome_of(answer)))[1:-1]]
 
 
-def test_a_live_pieces_text_and_calls_come_together() -> None:
+def test_text_and_calls_of_a_live_piece_are_in_one_chunk() -> None:
     chunks = sse.Chunks(completion_id="chatcmpl-1", created=7, model="m", include_usage=False)
     call = {"index": 0, "function": {"arguments": "{}"}}
     for delta, content in (

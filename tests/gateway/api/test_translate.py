@@ -1,4 +1,4 @@
-"""From the wire to the gateway's own nouns."""
+"""Chat requests translated into the gateway's own terms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXT = {"type": "text", "text": "a"}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
 
 
-def ask(*, header: str | None = None, **fields: Any) -> AnswerRequest:
+def translated(*, header: str | None = None, **fields: Any) -> AnswerRequest:
     body = orjson.dumps({"model": "ratchet", "messages": [USER], **fields})
     request = ChatCompletionRequest.model_validate_json(body)
     return translate(request, best_of_header=header, api=ApiSettings(), best_of_max=16)
@@ -31,15 +31,15 @@ def test_the_official_clients_fields_are_all_known() -> None:
     assert official | {"best_of"} == set(ChatCompletionRequest.model_fields)
 
 
-def test_what_is_not_said_stays_unsaid() -> None:
-    asked = ask()
+def test_fields_that_are_not_set_stay_unset() -> None:
+    asked = translated()
     assert Sampling() == asked.sampling
     assert (None, 1, True) == (asked.best_of, asked.n_returned, asked.store)
 
 
-def test_null_is_not_said() -> None:
+def test_null_means_not_set() -> None:
     fields = {name: None for name in ChatCompletionRequest.model_fields if name not in {"model", "messages"}}
-    assert ask() == ask(**fields)
+    assert translated() == translated(**fields)
 
 
 REFUSED: dict[str, Any] = {
@@ -56,27 +56,27 @@ REFUSED: dict[str, Any] = {
 }
 
 
-def test_what_is_not_served_is_refused_by_name_unless_it_asks_for_nothing() -> None:
+def test_unsupported_fields_are_refused_by_name_unless_they_change_nothing() -> None:
     assert set(NEUTRAL) == set(REFUSED)
     for field, value in REFUSED.items():
         asking_nothing: list[dict[str, Any]] = [{field: neutral} for neutral in NEUTRAL[field]]
-        assert [ask()] * len(asking_nothing) == [ask(**fields) for fields in asking_nothing]
+        assert [translated()] * len(asking_nothing) == [translated(**fields) for fields in asking_nothing]
         with pytest.raises(UnsupportedField) as refused:
-            ask(**{field: value})
+            translated(**{field: value})
         assert field == refused.value.param
 
 
 @pytest.mark.parametrize(
     ("fields", "n"), [({"header": "5", "best_of": 3}, 5), ({"best_of": 3}, 3), ({"header": "016"}, 16), ({}, None)]
 )
-def test_n_is_the_headers_before_the_bodys(fields: dict[str, Any], n: int | None) -> None:
-    assert n == ask(**fields).best_of
+def test_n_in_the_header_goes_before_n_in_the_body(fields: dict[str, Any], n: int | None) -> None:
+    assert n == translated(**fields).best_of
 
 
 @pytest.mark.parametrize("fields", [{"header": "3", "best_of": 17}, {"header": "17", "best_of": 3}])
 def test_neither_header_nor_body_may_ask_for_too_much(fields: dict[str, Any]) -> None:
     with pytest.raises(CallerError, match="between 1 and 16"):
-        ask(**fields)
+        translated(**fields)
 
 
 @pytest.mark.parametrize(
@@ -89,18 +89,17 @@ def test_neither_header_nor_body_may_ask_for_too_much(fields: dict[str, Any]) ->
     ],
 )
 def test_either_name_of_max_tokens_holds(fields: dict[str, Any], max_tokens: int) -> None:
-    assert max_tokens == ask(**fields).sampling.max_tokens
+    assert max_tokens == translated(**fields).sampling.max_tokens
 
 
 def test_one_stop_string_is_a_list_of_one() -> None:
-    assert (("\n",), ("a", "b"), ()) == (
-        ask(stop="\n").sampling.stop, ask(stop=["a", "b"]).sampling.stop, ask(stop=[]).sampling.stop
-    )  # fmt: skip
+    stops = [translated(stop=stop).sampling.stop for stop in ("\n", ["a", "b"], [])]
+    assert [("\n",), ("a", "b"), ()] == stops
 
 
-def test_a_conversation_is_taken_over_turn_by_turn() -> None:
+def test_a_conversation_is_translated_turn_by_turn() -> None:
     parts = [{"type": "text", "text": "Look"}, {"type": "text", "text": " again"}]
-    asked = ask(
+    asked = translated(
         messages=[
             {"role": "developer", "content": "Be brief."},
             {"role": "user", "content": parts, "name": "ada"},
@@ -120,9 +119,9 @@ def test_a_conversation_is_taken_over_turn_by_turn() -> None:
     ] == asked.messages
 
 
-def replayed(**message: Any) -> Message:
-    """An assistant's message as it is sent on when a client sends it back."""
-    return ask(messages=[USER, {"role": "assistant", **message}, USER]).messages[1]
+def sent_back(**message: Any) -> Message:
+    """Return an assistant's message as it is sent on when a client sends it back."""
+    return translated(messages=[USER, {"role": "assistant", **message}, USER]).messages[1]
 
 
 @pytest.mark.parametrize(
@@ -140,24 +139,24 @@ def replayed(**message: Any) -> Message:
         ({"content": []}, ""),
     ],
 )
-def test_what_answers_carry_may_come_back(message: dict[str, Any], content: str) -> None:
-    assert {"role": "assistant", "content": content} == replayed(**message)
+def test_fields_of_an_answer_may_be_sent_back(message: dict[str, Any], content: str) -> None:
+    assert {"role": "assistant", "content": content} == sent_back(**message)
 
 
-def test_calls_come_back_as_clients_keep_them() -> None:
-    """openai-python's ``parse`` adds ``parsed_arguments``; who puts a stream together keeps ``index``."""
+def test_tool_calls_may_be_sent_back_as_clients_store_them() -> None:
+    """openai-python's ``parse`` adds ``parsed_arguments``; clients that assemble a stream keep ``index``."""
     function = {**CALL["function"], "parsed_arguments": {"a": 1}}  # type: ignore[dict-item]
     for kept in ({**CALL, "index": 0, "custom": None}, {**CALL, "function": function}):
-        assert {"role": "assistant", "content": None, "tool_calls": [CALL]} == replayed(tool_calls=[kept])
+        assert {"role": "assistant", "content": None, "tool_calls": [CALL]} == sent_back(tool_calls=[kept])
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "tool"])
-def test_null_is_not_said_in_messages_either(role: str) -> None:
-    """Typed clients write every field that they know."""
+def test_null_means_not_set_in_messages_too(role: str) -> None:
+    """Typed clients send every field that they know."""
     needed = {"tool_call_id": "call_1"} if role == "tool" else {}
     nulls = dict.fromkeys(["tool_calls", "refusal", "name", "audio", "unknown", *([] if needed else ["tool_call_id"])])
     plain = {"role": role, "content": "hi", **needed}
-    assert ask(messages=[plain]).messages == ask(messages=[nulls | plain]).messages
+    assert translated(messages=[plain]).messages == translated(messages=[nulls | plain]).messages
 
 
 @pytest.mark.parametrize(
@@ -175,35 +174,35 @@ def test_null_is_not_said_in_messages_either(role: str) -> None:
         {"response_format": {"type": "text", "json_schema": None}},
     ],
 )
-def test_what_asks_for_nothing_is_nothing(fields: dict[str, Any]) -> None:
-    asked = ask(**fields)
+def test_fields_that_change_nothing_are_dropped(fields: dict[str, Any]) -> None:
+    asked = translated(**fields)
     assert asked.sampling.top_logprobs in (None, 0)
-    assert ask() == replace(asked, sampling=replace(asked.sampling, top_logprobs=None))
+    assert translated() == replace(asked, sampling=replace(asked.sampling, top_logprobs=None))
 
 
 @pytest.mark.parametrize("top_p", [0, 0.0, 1])
-def test_top_p_is_taken_over_its_whole_range(top_p: float) -> None:
-    assert top_p == ask(top_p=top_p).sampling.top_p
+def test_top_p_is_accepted_over_its_whole_range(top_p: float) -> None:
+    assert top_p == translated(top_p=top_p).sampling.top_p
 
 
 def test_a_format_without_a_schema_is_any_object() -> None:
-    assert {"type": "json_object"} == ask(
+    assert {"type": "json_object"} == translated(
         response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": None}}
     ).sampling.response_format
 
 
 def test_the_hubs_client_without_a_model_is_served() -> None:
-    assert "dummy" == ask(model="dummy").model
+    assert "dummy" == translated(model="dummy").model
     with pytest.raises(ModelNotFound):
-        ask(model="dumm")
+        translated(model="dumm")
 
 
 def test_n_answers_at_temperature_0_are_drawn_as_often_as_they_are_returned() -> None:
-    assert 2 == ask(n=2, temperature=0).n_returned
+    assert 2 == translated(n=2, temperature=0).n_returned
 
 
-def test_tools_are_whole_and_free_text_is_no_format() -> None:
-    sampling = ask(
+def test_tools_are_completed_and_free_text_needs_no_format() -> None:
+    sampling = translated(
         tools=[{"type": "function", "function": {"name": "look", "strict": None}}],
         tool_choice={"type": "function", "function": {"name": "look"}},
         parallel_tool_calls=False,
@@ -215,15 +214,15 @@ def test_tools_are_whole_and_free_text_is_no_format() -> None:
     assert (False, None) == (sampling.parallel_tool_calls, sampling.response_format)
 
 
-def test_a_schema_is_passed_on_as_it_came() -> None:
+def test_a_schema_is_passed_on_unchanged() -> None:
     named = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object", "x": None}}}
-    assert {**named, "json_schema": {"name": "a", "schema": {"type": "object", "x": None}}} == ask(
+    assert {**named, "json_schema": {"name": "a", "schema": {"type": "object", "x": None}}} == translated(
         response_format=named
     ).sampling.response_format
 
 
 def test_store_user_and_metadata_are_kept() -> None:
-    asked = ask(store=False, user="me", metadata={"a": "b"})
+    asked = translated(store=False, user="me", metadata={"a": "b"})
     assert (False, "me", {"a": "b"}) == (asked.store, asked.user, asked.metadata)
 
 
@@ -245,7 +244,7 @@ def test_every_parameter_of_sampling_is_passed_on_under_its_name() -> None:
         **given, max_tokens=9, stop=("x",), tools=(tool,), tool_choice="required", response_format=any_object
     )
     more: dict[str, Any] = {"max_tokens": 9, "stop": "x", "tools": [tool], "tool_choice": "required"}
-    assert expected == ask(**given, **more, response_format=any_object).sampling
+    assert expected == translated(**given, **more, response_format=any_object).sampling
 
 
 @pytest.mark.parametrize(
@@ -282,15 +281,15 @@ def test_every_parameter_of_sampling_is_passed_on_under_its_name() -> None:
 )
 def test_each_bound_is_refused_by_the_fields_name(fields: dict[str, Any], param: str | None) -> None:
     if param is None:
-        ask(**fields)
+        translated(**fields)
         return
     with pytest.raises(CallerError) as refused:
-        ask(**fields)
+        translated(**fields)
     assert param == refused.value.param
 
 
 @pytest.mark.parametrize(("messages", "taken"), [(1, True), (2, True), (3, False)])
-def test_a_conversation_has_at_most_so_many_messages(messages: int, taken: bool) -> None:
+def test_the_number_of_messages_is_limited(messages: int, taken: bool) -> None:
     request = ChatCompletionRequest.model_validate({"model": "ratchet", "messages": [USER] * messages})
     api = ApiSettings(max_messages=2)
     if taken:
@@ -315,20 +314,20 @@ def test_a_conversation_has_at_most_so_many_messages(messages: int, taken: bool)
         ([USER, {"role": "assistant", "content": "a"}], "[-1]"),
     ],
 )
-def test_what_a_message_may_not_hold_is_refused_by_its_place(messages: list[Any], param: str) -> None:
+def test_unsupported_content_is_refused_by_its_place(messages: list[Any], param: str) -> None:
     with pytest.raises(CallerError) as refused:
-        ask(messages=messages)
+        translated(messages=messages)
     assert f"messages{param}" == refused.value.param
 
 
-def test_an_unknown_models_name_is_quoted_in_part() -> None:
+def test_an_unknown_models_name_is_shortened() -> None:
     with pytest.raises(ModelNotFound, match=f"the model '{'m' * 64}' does not exist here"):
-        ask(model="m" * 65)
+        translated(model="m" * 65)
 
 
 @pytest.mark.parametrize(("field", "instead"), [("function_call", "; use tool_choice"), ("functions", "; use tools")])
-def test_an_old_field_names_the_new_one(field: str, instead: str) -> None:
+def test_the_error_of_an_old_field_names_the_new_one(field: str, instead: str) -> None:
     with pytest.raises(UnsupportedField, match=f"^{field} is not supported here{instead}$"):
-        ask(**{field: REFUSED[field]})
+        translated(**{field: REFUSED[field]})
     with pytest.raises(UnsupportedField, match=r"^verbosity is not supported here$"):
-        ask(verbosity="high")
+        translated(verbosity="high")

@@ -1,4 +1,4 @@
-"""Two policies side by side: by conversation, each on its own pool, and no request fails because of the second one."""
+"""Two policies served by conversation, each by its own pool."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAST = {"n": 3, "refresh_s": 0.05}
 
 @pytest.fixture
 async def other_pool() -> AsyncIterator[TgiStub]:
-    """A second backend, which only a policy's URLs lead to."""
+    """A second backend, which only a policy's URLs name."""
     async with TgiStub(Knobs(adapters=("new",))) as stub:
         yield stub
 
@@ -39,32 +39,32 @@ async def publish(served: Served, **changes: Any) -> None:
         await store.publish(store.current.successor(reason="test", **changes))
         version = store.current.version
     async with asyncio.timeout(20):
-        while version != (await ask(served, "are you there?")).json()["best_of_n"]["policy"]:
+        while version != (await chat_about(served, "are you there?")).json()["best_of_n"]["policy"]:
             await asyncio.sleep(0.02)
 
 
-async def ask(served: Served, text: str, **fields: Any) -> httpx2.Response:
+async def chat_about(served: Served, text: str, **fields: Any) -> httpx2.Response:
     response = await served.chat(messages=[{"role": "user", "content": text}], **fields)
     assert 200 == response.status_code, response.text
     return response
 
 
 async def reports(served: Served, count: int, **fields: Any) -> list[dict[str, Any]]:
-    """The races behind ``count`` different conversations."""
+    """Return the reports of ``count`` different conversations."""
     gate = asyncio.Semaphore(16)
 
     async def one(index: int) -> dict[str, Any]:
         async with gate:
-            report: dict[str, Any] = (await ask(served, f"question {index}", **fields)).json()["best_of_n"]
+            report: dict[str, Any] = (await chat_about(served, f"question {index}", **fields)).json()["best_of_n"]
         return report
 
     return await asyncio.gather(*(one(index) for index in range(count)))
 
 
-async def test_two_policies_answer_side_by_side_by_their_share(
+async def test_two_policies_answer_by_their_shares(
     serve: Serve, redis_server: RedisServer, other_pool: TgiStub
 ) -> None:
-    """Within binomial bounds (3.5 standard deviations), each with its adapter, N and pool; records say which."""
+    """Within binomial bounds (3.5 standard deviations), each with its adapter, N and pool, as the records show."""
     served = await serve(policy=FAST)
     await publish(served, canary={"adapter": "new", "n": 1, "urls": (other_pool.url,), "share": 0.3, "trial": "t"})
     before = other_pool.state.finished
@@ -82,13 +82,13 @@ async def test_two_policies_answer_side_by_side_by_their_share(
     assert f"ratchet_policy_second_share {share}" in metrics
 
 
-async def test_the_same_seed_finds_the_same_policy_and_the_same_winner(
+async def test_the_same_seed_gives_the_same_policy_and_the_same_winner(
     serve: Serve, redis_server: RedisServer, other_pool: TgiStub
 ) -> None:
     served = await serve(policy=FAST)
     await publish(served, canary={"adapter": "new", "n": 2, "urls": (other_pool.url,), "share": 0.5})
     for text in ("one", "two", "three", "four"):
-        first, second = [(await ask(served, text, seed=5)).json() for _ in range(2)]
+        first, second = [(await chat_about(served, text, seed=5)).json() for _ in range(2)]
         assert first["best_of_n"]["arm"] == second["best_of_n"]["arm"]
         assert first["choices"] == second["choices"]
 
@@ -109,7 +109,7 @@ async def test_the_holdback_keeps_the_old_policy_on_its_share(
 
 
 async def test_readiness_follows_the_policys_pool(serve: Serve, redis_server: RedisServer, other_pool: TgiStub) -> None:
-    """A dead canary is told but takes no gateway out of its balancer."""
+    """A dead canary pool is reported, but the gateway stays ready."""
     served = await serve(policy=FAST)
     await publish(served, canary={"n": 1, "urls": (DEAD,), "share": 0.5})
     ready = (await served.http.get("/health/ready")).json()
@@ -119,7 +119,7 @@ async def test_readiness_follows_the_policys_pool(serve: Serve, redis_server: Re
 
 
 async def test_both_policies_explore(serve: Serve, redis_server: RedisServer) -> None:
-    """So that the curve of each stays measurable."""
+    """The curve of each policy stays measurable."""
     served = await serve(policy={**FAST, "exploration": 0.5, "n_max": 4})
     await publish(served, canary={"n": 1, "share": 0.5, "trial": "t"})
     found = await reports(served, 60)

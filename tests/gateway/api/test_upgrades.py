@@ -1,4 +1,4 @@
-"""Upgrade offers on real sockets: each is ignored, and the request that carries it keeps its body and its place."""
+"""Upgrade offers on real sockets: each is ignored, and its request keeps its body and its place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from gateway.api.keyfile import new_key
 from tests.gateway.api.conftest import chat_body
-from tests.gateway.api.test_protocol import CHAT, LIVE, error_of, said_to
+from tests.gateway.api.test_protocol import CHAT, LIVE, answer_to, error_of
 from tests.serving import Serve, Served
 
 OFFERS = {
@@ -28,13 +28,13 @@ BODY = orjson.dumps(chat_body())
 LENGTH = b"content-length: %d\r\n\r\n" % len(BODY)
 CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
 CHUNKS = b"10\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (BODY[:16], len(BODY) - 16, BODY[16:])
-# What a server would answer with a status of its own, if it took a body for a request.
+# A body that a server would answer if it took it for a request.
 SMUGGLED = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n"
 LAST = LIVE + b"connection: close\r\n\r\n"
 
 
 async def answers_to(served: Served, *parts: bytes, pause_s: float = 0.02) -> list[bytes]:
-    """Each answer on one connection, its status line first; every part is a segment of its own."""
+    """Send each part as a segment of its own; return the answers, each with its status line first."""
     host, port = served.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     for part in parts:
@@ -78,7 +78,7 @@ async def test_a_post_with_an_offer_is_answered_as_one_without(
 
 @pytest.mark.parametrize("apart", [False, True], ids=["same segment", "own segment"])
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
-async def test_a_body_behind_an_offer_is_never_a_request(serve: Serve, apart: bool, chunked: bool) -> None:
+async def test_a_body_after_an_offer_is_never_taken_for_a_request(serve: Serve, apart: bool, chunked: bool) -> None:
     served = await serve()
     body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED) if chunked else SMUGGLED
     framing = CHUNKED if chunked else b"content-length: %d\r\n\r\n" % len(SMUGGLED)
@@ -98,7 +98,7 @@ async def test_offers_in_a_row_are_answered_in_their_order(serve: Serve) -> None
         assert [True, False, True, True, False] == [b'"chat.completion"' in answer for answer in answers]
 
 
-async def test_a_stream_and_a_body_that_waits_to_be_asked_for_work_with_an_offer(serve: Serve) -> None:
+async def test_streams_and_100_continue_work_with_an_offer(serve: Serve) -> None:
     served = await serve()
     body = orjson.dumps(chat_body(stream=True))
     length = b"content-length: %d\r\n\r\n" % len(body)
@@ -117,9 +117,7 @@ async def test_a_stream_and_a_body_that_waits_to_be_asked_for_work_with_an_offer
         (CHUNKED, b"zz\r\n"),
     ],
 )
-async def test_an_offer_opens_no_way_around_what_is_refused_without_one(
-    serve: Serve, framing: bytes, body: bytes
-) -> None:
+async def test_an_offer_bypasses_no_refusal(serve: Serve, framing: bytes, body: bytes) -> None:
     served = await serve()
     for parts in ((framing + body,), (framing, body)):
         answers = await answers_to(served, CHAT + OFFERS["java"] + parts[0], *parts[1:])
@@ -127,31 +125,31 @@ async def test_an_offer_opens_no_way_around_what_is_refused_without_one(
         assert [] == list(served.tgi.state.requests)
 
 
-async def test_an_offer_counts_among_the_headers_and_brings_no_key(serve: Serve, tmp_path: Path) -> None:
+async def test_an_offer_counts_as_headers_and_replaces_no_key(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(new_key("one")[1])
     served = await serve(api={"keys_file": tmp_path / "keys", "max_headers": 10})
     offer = OFFERS["java"]
     many = b"".join(b"x-%d: 1\r\n" % index for index in range(6))
-    assert 431 == error_of(await said_to(served.url, CHAT + offer + many + LENGTH + BODY))[0]
+    assert 431 == error_of(await answer_to(served.url, CHAT + offer + many + LENGTH + BODY))[0]
     fewer = b"".join(b"x-%d: 1\r\n" % index for index in range(4))
     assert [401, 200] == statuses(await answers_to(served, CHAT + offer + fewer + LENGTH + BODY, LAST))
 
 
-async def test_an_offer_in_the_trailers_is_none(serve: Serve) -> None:
+async def test_an_offer_in_the_trailers_is_ignored(serve: Serve) -> None:
     served = await serve()
     chunks = CHUNKS[:-2] + OFFERS["java"] + b"\r\n"
     assert [200, 200] == statuses(await answers_to(served, CHAT + CHUNKED + chunks, LAST))
 
 
-async def test_nobody_is_tunnelled(serve: Serve) -> None:
+async def test_connect_opens_no_tunnel(serve: Serve) -> None:
     served = await serve()
     for target in (b"evil.example:443", b"/v1/chat/completions"):
-        said = await said_to(served.url, b"CONNECT %b HTTP/1.1\r\nhost: x\r\n\r\n" % target, SMUGGLED)
+        said = await answer_to(served.url, b"CONNECT %b HTTP/1.1\r\nhost: x\r\n\r\n" % target, SMUGGLED)
         assert [b"400"] == re.findall(rb"HTTP/1.1 (\d+)", said)
 
 
 async def test_many_offers_at_once_cost_no_more_than_many_requests(serve: Serve) -> None:
-    """Each offer begins a parser of its own: none may copy what is left, or a segment would cost its square."""
+    """Each offer starts a new parser: it must not copy the rest, or a segment would cost its length squared."""
     served = await serve()
     one = LIVE + OFFERS["java"] + b"\r\n"
     answers = await answers_to(served, one * 1_500 + LAST)

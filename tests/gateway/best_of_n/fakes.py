@@ -1,4 +1,4 @@
-"""A backend and a scorer that a test can steer, for what real ones do only by chance."""
+"""A backend and a scorer under a test's control, for timings that real ones have only by chance."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -16,14 +16,14 @@ def answer(text: str, tokens: int = 3) -> Answer:
 
 @dataclass
 class FakeBackend:
-    """Draw ``i`` gives ``script[i]``: an answer, an error, or never anything (None)."""
+    """Call ``i`` gives ``script[i]``: an answer, an error, or nothing, ever (None)."""
 
     script: Sequence[Answer | GatewayError | None]
     gates: dict[int, asyncio.Event] = field(default_factory=dict)
     deltas: Sequence[Delta | GatewayError] = ()
     seeds: list[int] = field(default_factory=list)
     asked: list[tuple[Prompt, int]] = field(default_factory=list)
-    """Each draw's prompt and replica."""
+    """The prompt and replica of each call."""
     cancelled: int = 0
     running: int = 0
     most_running: int = 0
@@ -72,7 +72,7 @@ class FakeBackend:
 
 @dataclass
 class FakeScorer:
-    """Rewards by a rule of the test's; an error it returns is raised."""
+    """Scores by ``rule``: a reward, an error to raise, or nothing, ever (None)."""
 
     rule: Callable[[str], float | GatewayError | None]
     asked: list[str] = field(default_factory=list)

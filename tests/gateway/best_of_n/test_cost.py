@@ -1,4 +1,4 @@
-"""What a race costs: its prompt once and all that was drawn; of a prompt that nobody counted, its bytes."""
+"""A race costs its prompt once and all that was drawn; a prompt that no server counted costs its bytes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def prompt(text: str = "hi", **sampling: object) -> Prompt:
         ([(5, 80)], 85),
         ([(5, 80), (5, 20)], 105),
         ([(5, 0)], 5),
-        ([(None, 80), (5, 20)], 105),  # one that counted the prompt is enough
+        ([(None, 80), (5, 20)], 105),  # one count of the prompt is enough
     ],
 )
-def test_a_race_costs_its_prompt_once_and_every_draw(calls: list[tuple[int | None, int]], expected: int) -> None:
+def test_a_race_costs_its_prompt_once_and_every_candidate(calls: list[tuple[int | None, int]], expected: int) -> None:
     asked = prompt()
     for counted in calls:
         with asked.meter.call(max_tokens=None) as call:

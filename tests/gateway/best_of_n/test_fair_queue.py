@@ -1,4 +1,4 @@
-"""Turns go round by key and are counted in draws; within a key, first come is first served."""
+"""Keys take turns, counted in permits; within a key, the first to come is the first to be served."""
 
 from dataclasses import dataclass
 
@@ -21,10 +21,10 @@ def queue_of(*keys: str | None) -> FairQueue[Entry]:
     return queue
 
 
-def served(queue: FairQueue[Entry], draws: int = 1) -> list[str | None]:
+def served(queue: FairQueue[Entry], permits: int = 1) -> list[str | None]:
     keys = []
     while queue.head() is not None:
-        keys.append(queue.pop(draws).key)
+        keys.append(queue.pop(permits).key)
     return keys
 
 
@@ -33,11 +33,11 @@ def test_one_key_is_served_in_order() -> None:
     assert [0, 1, 2] == [queue.pop(1).number for _ in range(3)]
 
 
-def test_turns_go_round_by_key_whatever_each_has_queued() -> None:
+def test_keys_take_turns_however_much_each_has_queued() -> None:
     assert ["a", "b", "c", "a", "a", "a"] == served(queue_of("a", "a", "a", "a", "b", "c"))
 
 
-def test_who_comes_late_does_not_wait_for_what_others_have_queued() -> None:
+def test_a_key_that_comes_late_does_not_wait_for_all_that_others_have_queued() -> None:
     queue = queue_of(*["a"] * 100)
     for _ in range(50):
         queue.pop(1)
@@ -45,7 +45,7 @@ def test_who_comes_late_does_not_wait_for_what_others_have_queued() -> None:
     assert ["b", "a"] == [queue.pop(1).key for _ in range(2)]
 
 
-def test_who_comes_late_does_not_catch_up_either() -> None:
+def test_a_key_that_comes_late_does_not_catch_up() -> None:
     queue = queue_of(*["a"] * 100)
     for _ in range(50):
         queue.pop(1)
@@ -54,35 +54,35 @@ def test_who_comes_late_does_not_catch_up_either() -> None:
     assert 5 == [queue.pop(1).key for _ in range(10)].count("b")
 
 
-def test_turns_are_counted_in_draws() -> None:
-    """A key that takes four draws at a time has one turn in five beside one that takes one."""
+def test_turns_are_counted_in_permits() -> None:
+    """A key that takes four permits at a time has one turn in five next to a key that takes one."""
     queue = queue_of(*["large"] * 50, *["small"] * 50)
-    draws = {"large": 0, "small": 0}
+    permits = {"large": 0, "small": 0}
     for _ in range(50):
         head = queue.head()
         assert head is not None
         size = 4 if head.key == "large" else 1
         queue.pop(size)
-        draws[str(head.key)] += size
-    assert abs(draws["large"] - draws["small"]) <= 4
+        permits[str(head.key)] += size
+    assert abs(permits["large"] - permits["small"]) <= 4
 
 
 def test_a_key_that_returns_at_once_gains_nothing() -> None:
-    """Its virtual time is kept while others wait: four draws at a time cost four turns also one by one."""
+    """Its virtual time is kept while others wait: four permits cost four turns, also one request at a time."""
     queue = queue_of(*["small"] * 100, "large")
-    draws = {"large": 0, "small": 0}
+    permits = {"large": 0, "small": 0}
     for _ in range(60):
         head = queue.head()
         assert head is not None
         size = 4 if head.key == "large" else 1
         queue.pop(size)
-        draws[str(head.key)] += size
+        permits[str(head.key)] += size
         if head.key == "large":
             queue.push(Entry("large"))
-    assert abs(draws["large"] - draws["small"]) <= 4
+    assert abs(permits["large"] - permits["small"]) <= 4
 
 
-def test_the_newest_of_the_longest_is_the_one_to_go() -> None:
+def test_the_newest_entry_of_the_longest_key_is_found() -> None:
     queue = queue_of("a", "b", "a", "a", "b")
     newest = queue.newest_of_longest()
     assert newest is not None
@@ -100,19 +100,19 @@ def test_nothing_is_lost_and_waiting_keys_stay_within_one_turn_of_each_other(
 ) -> None:
     queue: FairQueue[Entry] = FairQueue()
     inside: list[Entry] = []
-    for step, key, draws in steps:
+    for step, key, permits in steps:
         if step == "push":
             entry = Entry(key)
             inside.append(entry)
             queue.push(entry)
         elif step == "pop" and inside:
             head = queue.head()
-            popped = queue.pop(draws)
+            popped = queue.pop(permits)
             assert popped is head
             assert popped is next(entry for entry in inside if entry.key == popped.key)
             inside.remove(popped)
         elif step == "remove" and inside:
-            entry = inside[draws % len(inside)]
+            entry = inside[permits % len(inside)]
             assert queue.remove(entry)
             assert not queue.remove(entry)
             inside.remove(entry)
@@ -121,16 +121,16 @@ def test_nothing_is_lost_and_waiting_keys_stay_within_one_turn_of_each_other(
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 30), min_size=2), st.integers(1, 8))
-def test_no_key_starves_however_many_the_others_have(queued: dict[str, int], most: int) -> None:
-    """While all of them wait, each has had within one turn as many draws as any other."""
+def test_no_key_starves_however_much_the_others_have_queued(queued: dict[str, int], most: int) -> None:
+    """While all keys wait, the permits that each was given differ by at most one turn."""
     queue: FairQueue[Entry] = FairQueue()
     for key, number in queued.items():
         for _ in range(number):
             queue.push(Entry(key))
-    had = dict.fromkeys(queued, 0)
+    given = dict.fromkeys(queued, 0)
     turn = 0
     while all(queue.waiting(key) for key in queued):
         turn += 1
         size = turn % most + 1
-        had[str(queue.pop(size).key)] += size
-        assert max(had.values()) - min(had.values()) <= most
+        given[str(queue.pop(size).key)] += size
+        assert max(given.values()) - min(given.values()) <= most

@@ -1,4 +1,4 @@
-"""Workers share a server's permits through the ledger: evenly, all of them, and never more than there are."""
+"""Workers share the permits through the ledger: evenly, all of them, and never more than there are."""
 
 import asyncio
 import multiprocessing
@@ -42,7 +42,7 @@ def workers(
     ]
 
 
-def test_each_reads_what_the_others_have_written(opened: ExitStack, tmp_path: Path) -> None:
+def test_each_worker_reads_what_the_others_have_written(opened: ExitStack, tmp_path: Path) -> None:
     one, two, three = (opened.enter_context(closing(Ledger(tmp_path, 3))) for _ in range(3))
     one.write(capacity=64, held=10, waiting=1, races=3.0, wanted=12.0)
     two.write(capacity=32, held=5, waiting=0, races=2.0, wanted=2.0)
@@ -51,7 +51,7 @@ def test_each_reads_what_the_others_have_written(opened: ExitStack, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("age_s", "counts"), [(4.9, True), (5.0, True), (5.1, False)])
-def test_what_was_not_written_for_five_seconds_does_not_count(
+def test_an_entry_that_was_not_written_for_five_seconds_does_not_count(
     opened: ExitStack, tmp_path: Path, age_s: float, counts: bool
 ) -> None:
     clock = Clock()
@@ -65,7 +65,7 @@ def _hold_and_die(folder: Path) -> None:
     Ledger(folder, 2).write(capacity=64, held=10, waiting=0, races=1.0, wanted=4.0)
 
 
-def test_the_place_of_a_worker_that_died_is_taken_by_the_next(opened: ExitStack, tmp_path: Path) -> None:
+def test_the_file_of_a_worker_that_died_is_taken_over_by_the_next(opened: ExitStack, tmp_path: Path) -> None:
     survivor = opened.enter_context(closing(Ledger(tmp_path, 2)))
     process = multiprocessing.get_context("spawn").Process(target=_hold_and_die, args=(tmp_path,))
     process.start()
@@ -75,7 +75,7 @@ def test_the_place_of_a_worker_that_died_is_taken_by_the_next(opened: ExitStack,
     assert 0 == survivor.neighbours().held
 
 
-def test_a_worker_too_many_reads_and_writes_nothing(opened: ExitStack, tmp_path: Path) -> None:
+def test_a_surplus_worker_reads_and_writes_nothing(opened: ExitStack, tmp_path: Path) -> None:
     one, beyond = (opened.enter_context(closing(Ledger(tmp_path, 1))) for _ in range(2))
     beyond.write(capacity=64, held=10, waiting=0, races=1.0, wanted=4.0)
     one.write(capacity=64, held=7, waiting=0, races=1.0, wanted=4.0)
@@ -99,7 +99,7 @@ async def test_permits_that_another_worker_gives_back_are_noticed(opened: ExitSt
 
 
 async def test_a_worker_with_few_callers_is_not_starved_by_one_with_many(opened: ExitStack, tmp_path: Path) -> None:
-    """What one gives back goes to the other while that one waits for its part."""
+    """Permits that one worker gives back go to the other while it waits for its share."""
     many, few = workers(opened, tmp_path, 2, total=16)
     grants = [await many.acquire(1) for _ in range(16)]
     queued = [asyncio.create_task(many.acquire(1)) for _ in range(300)]
@@ -113,10 +113,10 @@ async def test_a_worker_with_few_callers_is_not_starved_by_one_with_many(opened:
 
 
 @pytest.mark.parametrize("floor", [1, 3, 7])
-async def test_a_worker_whose_part_is_below_what_a_request_needs_gets_that(
+async def test_a_worker_whose_share_is_less_than_a_request_needs_gets_what_it_needs(
     opened: ExitStack, tmp_path: Path, floor: int
 ) -> None:
-    """The other worker has a hundred races waiting, and leaves what this one cannot do without."""
+    """The other worker has a hundred races waiting, and leaves this one the permits that its request needs."""
     many, few = workers(opened, tmp_path, 2, total=8)
 
     async def race() -> None:
@@ -128,7 +128,7 @@ async def test_a_worker_whose_part_is_below_what_a_request_needs_gets_that(
     await asyncio.sleep(0.01)
     before = sum(task.done() for task in flood)
     assert floor == (await asyncio.wait_for(few.acquire(floor, floor=floor), 1.0)).count
-    assert sum(task.done() for task in flood) - before <= 24  # three generations, of more than twelve
+    assert sum(task.done() for task in flood) - before <= 24  # three rounds of eight, of more than twelve
     for task in flood:
         task.cancel()
     await asyncio.gather(*flood, return_exceptions=True)
@@ -140,7 +140,7 @@ async def test_a_worker_whose_part_is_below_what_a_request_needs_gets_that(
 async def test_n_is_even_however_callers_are_spread_over_the_workers(
     opened: ExitStack, tmp_path: Path, callers: tuple[int, int], expected: set[int]
 ) -> None:
-    """128 permits, N = 4; what is counted begins when each caller has had two answers."""
+    """128 permits, N = 4; the count begins when each caller has had two answers."""
     counts: Counter[int] = Counter()
     rng = random.Random(1)
     both = workers(opened, tmp_path, 2, total=128)
@@ -172,7 +172,7 @@ STEPS = st.lists(
 
 
 @given(STEPS, st.integers(1, 12))
-def test_three_workers_never_hold_more_than_there_are_and_give_all_back(
+def test_three_workers_never_hold_too_many_permits_and_give_all_back(
     steps: list[tuple[int, int, str]], total: int
 ) -> None:
     async def use(all_of_them: list[Permits], bound: Permits, want: int, how: str) -> None:

@@ -1,4 +1,4 @@
-"""Permits: bounded, shared out evenly among races, fair between keys, never lost."""
+"""Permits: bounded, shared evenly among races, fair between keys, never lost."""
 
 import asyncio
 import random
@@ -26,13 +26,13 @@ async def waiting_for(bound: Permits, want: int, **options: int | str) -> asynci
     return task
 
 
-async def test_a_grant_is_what_was_wanted_while_there_is_room() -> None:
+async def test_a_race_gets_all_it_wants_while_enough_is_free() -> None:
     bound = permits(8)
     assert 5 == (await bound.acquire(5)).count
     assert 5 == bound.in_flight
 
 
-async def test_one_race_alone_gets_all_there_are() -> None:
+async def test_a_single_race_gets_all_permits() -> None:
     assert 8 == (await permits(8).acquire(16)).count
 
 
@@ -46,7 +46,7 @@ async def test_a_request_waits_for_its_first_permit() -> None:
 
 
 async def test_a_race_gets_no_more_than_its_even_share_of_all_permits() -> None:
-    """Also while more are free: those that run are followed by others that want as much."""
+    """Also while more are free: running races are followed by others that want as many."""
     bound = permits(8)
     first = await bound.acquire(4)
     await bound.acquire(4)
@@ -55,7 +55,7 @@ async def test_a_race_gets_no_more_than_its_even_share_of_all_permits() -> None:
     assert 3 == (await third).count  # three races share eight permits, and one of them is nearly over
 
 
-async def test_the_even_share_is_waited_for_no_longer_than_half_the_queues_time() -> None:
+async def test_the_wait_for_the_even_share_is_at_most_half_the_queues_timeout() -> None:
     bound = permits(8, queue_timeout_s=0.2)
     stuck = await bound.acquire(6)
     started = asyncio.get_running_loop().time()
@@ -64,7 +64,7 @@ async def test_the_even_share_is_waited_for_no_longer_than_half_the_queues_time(
     assert 6 == stuck.held
 
 
-async def test_the_even_share_is_waited_for_no_longer_than_a_race_takes() -> None:
+async def test_the_wait_for_the_even_share_is_at_most_as_long_as_a_race_takes() -> None:
     bound = permits(8, queue_timeout_s=5.0)
     usual = await bound.acquire(4)
     await asyncio.sleep(0.1)
@@ -75,7 +75,7 @@ async def test_the_even_share_is_waited_for_no_longer_than_a_race_takes() -> Non
     assert 0.09 <= asyncio.get_running_loop().time() - started < 1.0
 
 
-async def test_the_floor_is_waited_for() -> None:
+async def test_a_request_waits_for_its_floor() -> None:
     bound = permits(4)
     first = await bound.acquire(4)
     waiting = await waiting_for(bound, 4, floor=3)
@@ -86,7 +86,7 @@ async def test_the_floor_is_waited_for() -> None:
     assert 3 == (await waiting).count
 
 
-async def test_nobody_overtakes_those_who_wait() -> None:
+async def test_no_request_overtakes_waiting_ones() -> None:
     bound = permits(4)
     running = await bound.acquire(3)
     first = await waiting_for(bound, 2, floor=2)
@@ -114,7 +114,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
 
 
 @pytest.mark.parametrize(("queue_timeout_s", "retry_after_s"), [(0.9, 1.0), (1.0, 1.0), (1.1, 1.1)])
-async def test_a_refused_caller_is_told_the_queues_time_but_a_second_at_least(
+async def test_a_refused_caller_is_told_to_wait_for_the_queues_timeout_or_a_second(
     queue_timeout_s: float, retry_after_s: float
 ) -> None:
     bound = permits(1, max_waiting=0, queue_timeout_s=queue_timeout_s)
@@ -126,7 +126,7 @@ async def test_a_refused_caller_is_told_the_queues_time_but_a_second_at_least(
 
 @pytest.mark.parametrize(("alphas", "expected"), [(1, "beta"), (2, "alpha")])
 async def test_a_full_queue_is_shared_between_keys(alphas: int, expected: str) -> None:
-    """The key with more places gives up its newest, unless the other would then have more."""
+    """The key with more waiters loses its newest one, unless the other key would then have more."""
     bound = permits(1, max_waiting=alphas)
     await bound.acquire(1)
     waiting = [await waiting_for(bound, 1, key="alpha") for _ in range(alphas)]
@@ -142,7 +142,7 @@ async def test_a_full_queue_is_shared_between_keys(alphas: int, expected: str) -
     assert 0 == bound.waiting
 
 
-async def test_one_callers_wait_does_not_depend_on_another_keys_callers() -> None:
+async def test_a_callers_wait_does_not_depend_on_the_load_of_another_key() -> None:
     bound = permits(2, max_waiting=300)
     running = [await bound.acquire(1, key="alpha") for _ in range(2)]
     alphas = [await waiting_for(bound, 1, key="alpha") for _ in range(250)]
@@ -180,19 +180,19 @@ async def test_a_grant_in_the_instant_of_cancellation_is_given_back() -> None:
     bound = permits(1)
     first = await bound.acquire(1)
     waiting = await waiting_for(bound, 1)
-    first.release()  # grants the waiter, which has not run yet
+    first.release()  # grants the waiter, whose task has not run yet
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert 0 == bound.in_flight
 
 
-async def test_a_floor_over_the_limit_is_served_by_all_there_is() -> None:
+async def test_a_floor_over_the_limit_gets_all_permits() -> None:
     assert 2 == (await permits(2).acquire(8, floor=8)).count
 
 
-async def test_a_floor_over_what_servers_take_is_granted_to_a_race_alone() -> None:
-    """Its draws then wait for each other at the server, and the caller gets as many answers as it asked for."""
+async def test_a_floor_over_the_servers_capacity_is_granted_to_a_single_race() -> None:
+    """Its candidates then wait for each other at the server, and the caller gets as many answers as it asked for."""
     bound = permits(8, capacity=lambda: 1)
     first = await bound.acquire(3, floor=3)
     second = await waiting_for(bound, 1)
@@ -201,7 +201,7 @@ async def test_a_floor_over_what_servers_take_is_granted_to_a_race_alone() -> No
     assert 1 == (await second).count
 
 
-async def test_permits_follow_what_the_servers_take() -> None:
+async def test_permits_follow_the_servers_capacity() -> None:
     takes = 8
     bound = permits(16, capacity=lambda: takes)
     grants = [await bound.acquire(4) for _ in range(2)]
@@ -216,8 +216,8 @@ async def test_permits_follow_what_the_servers_take() -> None:
     assert (6, 2) == (bound.capacity, (await waiting).count)
 
 
-async def test_the_next_wave_of_callers_in_step_is_shared_out_as_the_last_one() -> None:
-    """Between two waves nothing runs; the first of the next one must not take all."""
+async def test_each_wave_of_callers_in_step_is_shared_evenly() -> None:
+    """Between two waves no race runs; the first race of the next wave must not take all permits."""
     bound = permits(32)
 
     async def race() -> int:
@@ -237,7 +237,7 @@ async def test_the_next_wave_of_callers_in_step_is_shared_out_as_the_last_one() 
     [(16, {4}), (20, {3, 4}), (26, {2, 3}), (31, {2, 3}), (32, {2, 3}), (48, {1, 2}), (100, {1})],
 )
 async def test_under_steady_load_n_is_spread_over_neighbouring_values(callers: int, expected: set[int]) -> None:
-    """64 permits and N = 4; what is counted begins when each caller has had two answers."""
+    """64 permits and N = 4; the count begins when each caller has had two answers."""
     bound = permits(64, max_waiting=100)
     counts: Counter[int] = Counter()
     rng = random.Random(1)
@@ -274,7 +274,7 @@ REQUESTS = st.lists(
 def test_every_permit_comes_back(
     requests: list[tuple[int, int, str | None, str]], limit: int, capacities: list[int], max_waiting: int
 ) -> None:
-    """Whatever is asked, granted, cancelled or refused, and however much servers take, the bound holds."""
+    """The bound holds whatever is requested, granted, cancelled or refused, and whatever capacity servers have."""
 
     async def use(bound: Permits, want: int, floor: int, key: str | None, how: str) -> None:
         if how == "explores":

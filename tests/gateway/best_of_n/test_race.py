@@ -1,4 +1,4 @@
-"""The race: N cancellable draws, scored as they finish, bounded by permits, deadline and quorum."""
+"""The race: N cancellable calls, scored as they finish, bounded by permits, deadline and quorum."""
 
 import asyncio
 import contextlib
@@ -90,19 +90,19 @@ async def test_the_best_of_n_answers_wins() -> None:
     assert outcome.reward_model == "fake-judge"
 
 
-async def test_every_draw_has_its_own_seed_derived_from_the_callers() -> None:
+async def test_every_candidate_has_its_own_seed_derived_from_the_callers() -> None:
     track = Track(FakeBackend([answer("a"), answer("b")]))
     await track.run(2)
     assert track.backend.seeds == [draw_seed(7, 0), draw_seed(7, 1)]
 
 
-async def test_all_draws_run_at_once() -> None:
+async def test_all_candidates_are_drawn_at_once() -> None:
     track = Track(FakeBackend([answer("a")] * 8))
     await track.run(8)
     assert track.backend.most_running == 8
 
 
-async def test_scoring_starts_as_each_draw_finishes() -> None:
+async def test_each_candidate_is_scored_as_soon_as_it_is_drawn() -> None:
     gate = asyncio.Event()
     scorer = FakeScorer(lambda text: gate.set() or length(text))  # type: ignore[func-returns-value]
     track = Track(FakeBackend([answer("early"), answer("late")], gates={1: gate}), scorer)
@@ -117,14 +117,14 @@ async def test_identical_answers_are_scored_once() -> None:
     assert outcome.rewards == [4.0, 4.0, 5.0]
 
 
-async def test_one_draw_is_not_scored() -> None:
+async def test_a_single_candidate_is_not_scored() -> None:
     track = Track(FakeBackend([answer("a")]))
     outcome = await track.run(1)
     assert (outcome.selection, track.scorer.asked) == (Selection.SINGLE, [])
 
 
-async def test_one_draw_is_scored_where_policies_are_compared() -> None:
-    """It still never passes for a win."""
+async def test_a_single_candidate_is_scored_while_policies_are_compared() -> None:
+    """Its selection is still "single"."""
     outcome = await Track(FakeBackend([answer("a")])).run(1, score_single=True)
     assert (outcome.selection, outcome.rewards) == (Selection.SINGLE, [1.0])
 
@@ -136,13 +136,13 @@ async def test_a_failing_candidate_costs_that_candidate() -> None:
     assert isinstance(outcome.candidates[0].error, BackendFailed)
 
 
-async def test_all_failing_gives_the_most_telling_error() -> None:
+async def test_a_race_whose_candidates_all_fail_raises_the_most_informative_error() -> None:
     track = Track(FakeBackend([BackendUnreachable("gone"), BackendOverloaded("full")]))
     with pytest.raises(BackendOverloaded):
         await track.run(2)
 
 
-async def test_what_the_backend_cannot_be_asked_is_the_callers_error() -> None:
+async def test_a_request_that_the_backend_cannot_take_is_the_callers_error() -> None:
     track = Track(FakeBackend([InvalidRequest("no", param="messages"), BackendFailed("no")]))
     with pytest.raises(InvalidRequest):
         await track.run(2)
@@ -162,13 +162,13 @@ async def test_nothing_finished_by_the_deadline_is_an_error() -> None:
     assert track.backend.cancelled == 2
 
 
-async def test_a_quorum_suffices_once_its_time_has_come() -> None:
+async def test_a_quorum_suffices_after_its_time() -> None:
     track = Track(FakeBackend([answer("a"), answer("bb"), None, None]), quorum=0.5)
     outcome = await track.run(4)
     assert (outcome.deadline_hit, outcome.n_scored, track.backend.cancelled) == (True, 2, 2)
 
 
-async def test_a_quorum_is_waited_for_until_it_is_reached() -> None:
+async def test_the_race_waits_until_the_quorum_is_reached() -> None:
     gate = asyncio.Event()
     track = Track(FakeBackend([answer("a"), answer("bb"), None], gates={1: gate}), quorum=0.6)
     running = asyncio.create_task(track.run(3))
@@ -214,7 +214,7 @@ async def test_without_rewards_the_answer_is_a_flagged_fallback(reward: float | 
         (1, {"score_single": True}, 1),
     ],
 )
-async def test_while_no_rewards_can_be_had_a_race_draws_what_is_wanted_and_is_flagged(
+async def test_while_no_rewards_can_be_had_a_race_draws_the_answers_wanted_and_is_flagged(
     n: int, options: dict[str, int | bool], drawn: int
 ) -> None:
     scorer = FakeScorer(length, available=False)
@@ -224,12 +224,12 @@ async def test_while_no_rewards_can_be_had_a_race_draws_what_is_wanted_and_is_fl
     assert min(n, 4) == outcome.plan.n_asked
 
 
-async def test_one_draw_that_needs_no_reward_is_not_flagged_for_lack_of_one() -> None:
+async def test_a_single_candidate_that_needs_no_reward_is_not_flagged() -> None:
     outcome = await Track(FakeBackend([answer("a")]), FakeScorer(length, available=False)).run(1)
     assert (1, None) == (outcome.n_run, outcome.scoring_error)
 
 
-async def test_a_live_draw_in_place_of_a_race_is_flagged() -> None:
+async def test_a_stream_in_place_of_a_race_is_flagged() -> None:
     track = Track(FakeBackend([], deltas=PIECES), FakeScorer(length, available=False))
     _, outcome = await drain(track, 4)
     assert (1, "RewardUnavailable", [None]) == (outcome.n_run, outcome.scoring_error, outcome.rewards)
@@ -244,7 +244,7 @@ async def test_a_reward_missing_for_one_costs_that_one() -> None:
     assert (outcome.selection, outcome.winners[0].index, outcome.n_scored) == (Selection.SCORED, 1, 2)
 
 
-async def test_under_load_a_race_runs_with_fewer_and_says_so() -> None:
+async def test_under_load_a_race_draws_fewer_and_reports_it() -> None:
     track = Track(FakeBackend([answer("a")] * 8), limit=3)
     outcome = await track.run(8)
     assert (outcome.n_run, outcome.plan.n_asked) == (3, 8)
@@ -258,7 +258,7 @@ async def test_without_any_permit_a_request_is_refused() -> None:
     assert track.permits.in_flight == 0
 
 
-async def test_a_cancelled_race_cancels_every_draw_and_score_and_keeps_no_permit() -> None:
+async def test_a_cancelled_race_cancels_all_draws_and_scores_and_keeps_no_permit() -> None:
     scoring = asyncio.Event()
     track = Track(FakeBackend([answer("a"), None, None]), FakeScorer(lambda _: scoring.set()))
     running = asyncio.create_task(track.run(3))
@@ -279,7 +279,7 @@ async def test_a_race_cancelled_before_its_first_step_keeps_no_permit() -> None:
     assert track.permits.in_flight == 0
 
 
-async def test_tool_calls_are_scored_as_what_they_call() -> None:
+async def test_tool_calls_are_scored_by_function_and_arguments() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     calling = Answer(None, "tool_calls", 1, 1, tool_calls=(call,))
     track = Track(FakeBackend([calling, answer("a")]))
@@ -288,7 +288,7 @@ async def test_tool_calls_are_scored_as_what_they_call() -> None:
 
 
 class Clock:
-    """Seconds that a test moves on."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -297,7 +297,7 @@ class Clock:
         return self.now
 
     async def after(self, seconds: float, event: asyncio.Event) -> None:
-        """Move on, let the event happen, and let everybody who waits for it go on."""
+        """Advance, set the event, and let all tasks that wait for it run."""
         self.now += seconds
         event.set()
         await settled()
@@ -321,7 +321,7 @@ class SlowScorer(FakeScorer):
 
 
 async def test_a_races_timings_are_its_phases_in_milliseconds() -> None:
-    """A quarter of a second in the queue, draws of 1 and 1.5 s, and an eighth of a second for rewards."""
+    """A quarter of a second in the queue, candidates of 1 and 1.5 s, and an eighth of a second for rewards."""
     clock, scorer, gates = Clock(), SlowScorer(), {index: asyncio.Event() for index in range(2)}
     permits = Permits(8, max_waiting=1, queue_timeout_s=5.0)
     settings = RaceSettings(deadline_s=5.0, quorum=1.0)
@@ -348,7 +348,7 @@ async def test_a_races_timings_are_its_phases_in_milliseconds() -> None:
     assert 0 == permits.in_flight
 
 
-async def test_a_live_draws_timings_are_its_phases_in_milliseconds() -> None:
+async def test_a_streams_timings_are_its_phases_in_milliseconds() -> None:
     clock, scorer = Clock(), SlowScorer()
 
     class Timed(FakeBackend):
@@ -382,8 +382,8 @@ async def test_a_live_draws_timings_are_its_phases_in_milliseconds() -> None:
     assert 1500.0 == live.outcome.candidates[0].latency_ms
 
 
-class AskedPermits(Permits):
-    """Remembers what it was asked for."""
+class RecordingPermits(Permits):
+    """Records the arguments of ``acquire``."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit, max_waiting=0, queue_timeout_s=0.05)
@@ -407,14 +407,14 @@ class AskedPermits(Permits):
         (1, {"score_single": True}, False, [(1, 1, "a")], True),
     ],
 )
-async def test_a_race_asks_for_its_keys_permits_and_no_fewer_than_its_answers(
+async def test_a_race_acquires_permits_for_its_key_and_at_least_one_for_each_answer(
     n: int,
     options: dict[str, int | bool],
     available: bool,
     asked: list[tuple[int, int, str | None]],
     without_rewards: bool,
 ) -> None:
-    permits = AskedPermits(8)
+    permits = RecordingPermits(8)
     race = BestOfN(FakeScorer(length, available=available), permits, RaceSettings(), reward_timeout_s=5.0)
     async with race.entered(plan(n, **options), key="a") as entry:  # type: ignore[arg-type]
         assert (asked, without_rewards) == (permits.asked, entry.without_rewards)
@@ -423,8 +423,8 @@ async def test_a_race_asks_for_its_keys_permits_and_no_fewer_than_its_answers(
     assert (0, 0) == (entry.unused, permits.in_flight)
 
 
-async def test_every_draw_and_score_is_of_the_callers_prompt() -> None:
-    """All draws of a race on one replica, so that its cache has the prompt."""
+async def test_every_candidate_is_drawn_and_scored_with_the_callers_prompt() -> None:
+    """All candidates of a race go to one replica, whose cache then has the prompt."""
     track = Track(FakeBackend([answer("a"), answer("bb")]))
     await track.run(2)
     assert [(PROMPT, 3), (PROMPT, 3)] == track.backend.asked
@@ -436,7 +436,7 @@ async def test_every_draw_and_score_is_of_the_callers_prompt() -> None:
 
 @pytest.mark.parametrize(("n", "options"), [(2, {}), (8, {"exploration": True, "ordinary": 2})])
 @pytest.mark.parametrize("available", [True, False])
-async def test_the_time_in_the_queue_is_the_entrys(n: int, options: dict[str, int | bool], available: bool) -> None:
+async def test_the_entry_has_the_time_in_the_queue(n: int, options: dict[str, int | bool], available: bool) -> None:
     clock, permits = Clock(), Permits(8, max_waiting=1, queue_timeout_s=5.0)
     scorer = FakeScorer(length, available=available)
     race = BestOfN(scorer, permits, RaceSettings(), reward_timeout_s=5.0, clock=clock)
@@ -450,7 +450,7 @@ async def test_the_time_in_the_queue_is_the_entrys(n: int, options: dict[str, in
         assert 250.0 == (await waiting).queue_ms
 
 
-async def test_what_finishes_after_the_deadline_is_too_late() -> None:
+async def test_a_candidate_that_finishes_after_the_deadline_does_not_count() -> None:
     late = asyncio.Event()
     track = Track(FakeBackend([answer("a"), answer("bb")], {1: late}), deadline_s=0.05)
     asyncio.get_running_loop().call_later(0.5, late.set)
@@ -465,7 +465,7 @@ async def test_a_deadline_before_the_quorums_time_ends_the_race() -> None:
 
 
 @pytest.mark.parametrize(("quorum", "finished"), [(0.5, 2), (0.51, 3), (0.75, 3), (0.76, 4)])
-async def test_a_quorum_is_rounded_up_to_whole_draws(quorum: float, finished: int) -> None:
+async def test_a_quorum_is_rounded_up_to_whole_candidates(quorum: float, finished: int) -> None:
     gates = {index: asyncio.Event() for index in range(4)}
     track = Track(FakeBackend([answer("a")] * 4, gates), deadline_s=60.0, quorum=quorum, quorum_after_s=0.001)
     running = asyncio.create_task(track.run(4))
@@ -487,7 +487,7 @@ async def drain(track: Track, n: int = 1, **options: bool) -> tuple[list[Delta],
     return deltas, live.outcome
 
 
-async def test_a_live_draw_passes_through_and_is_put_together_for_the_record() -> None:
+async def test_a_stream_passes_through_and_is_assembled_for_the_record() -> None:
     pieces = [Delta("Hel"), Delta("lo"), Delta(finish_reason="stop", prompt_tokens=4, completion_tokens=2)]
     deltas, outcome = await drain(Track(FakeBackend([], deltas=pieces)))
     assert deltas == pieces
@@ -499,32 +499,32 @@ async def test_a_live_draw_passes_through_and_is_put_together_for_the_record() -
 PIECES = [Delta("Hello"), Delta(finish_reason="stop", prompt_tokens=4, completion_tokens=2)]
 
 
-async def test_a_live_draw_is_scored_at_its_end_where_policies_are_compared() -> None:
+async def test_a_stream_is_scored_at_its_end_while_policies_are_compared() -> None:
     deltas, outcome = await drain(Track(FakeBackend([], deltas=PIECES)), score_single=True)
     assert (deltas, outcome.rewards, outcome.selection) == (PIECES, [5.0], Selection.SINGLE)
     assert outcome.timings.score_ms > 0
 
 
-async def test_a_live_draw_does_not_wait_for_ever_for_its_reward() -> None:
+async def test_a_stream_waits_for_its_reward_no_longer_than_the_timeout() -> None:
     track = Track(FakeBackend([], deltas=PIECES), FakeScorer(lambda _: None), reward_timeout_s=0.02)
     _, outcome = await drain(track, score_single=True)
     assert (outcome.rewards, outcome.scoring_error, track.scorer.cancelled) == ([None], "RewardTimeout", 1)
 
 
-async def test_a_live_draw_without_an_end_is_a_protocol_error() -> None:
+async def test_a_stream_without_a_finish_reason_is_a_protocol_error() -> None:
     with pytest.raises(BackendProtocolError):
         await drain(Track(FakeBackend([], deltas=[Delta("Hel")])))
 
 
-async def test_a_live_draw_over_its_deadline_ends_with_that_error() -> None:
+async def test_a_stream_over_its_deadline_ends_with_that_error() -> None:
     track = Track(FakeBackend([]), deadline_s=0.02)
     with pytest.raises(DeadlineExceeded):
         await drain(track)
     assert track.permits.in_flight == 0
 
 
-async def test_a_live_draw_that_never_waits_meets_its_deadline_too() -> None:
-    """A backend that says more than can be read gives a timeout no moment to strike."""
+async def test_a_flood_of_deltas_meets_its_deadline_too() -> None:
+    """While deltas are always ready the task never waits, and a timeout alone never strikes."""
 
     class Flood(FakeBackend):
         async def stream(self, prompt: Prompt, *, seed: int, replica: int) -> AsyncGenerator[Delta]:
@@ -536,7 +536,7 @@ async def test_a_live_draw_that_never_waits_meets_its_deadline_too() -> None:
         await drain(track)
 
 
-async def test_leaving_a_live_draw_closes_the_backends_stream_and_gives_its_permit_back() -> None:
+async def test_closing_a_stream_closes_the_backends_and_gives_its_permit_back() -> None:
     track = Track(FakeBackend([], deltas=[Delta("a"), Delta("b")]))
     async with track.race.entered(plan(1)) as entry:
         live = track.race.stream(entry, PROMPT, track.backend)
@@ -553,7 +553,7 @@ async def test_an_empty_answer_is_neither_scored_nor_chosen() -> None:
     assert [Unusable.EMPTY, None] == [each.unusable for each in outcome.candidates]
 
 
-async def test_a_streamed_draw_is_told_usable_or_not() -> None:
+async def test_a_streamed_answer_is_checked_for_use() -> None:
     cut = [Delta(text="Hel"), Delta(finish_reason="length", prompt_tokens=1, completion_tokens=1)]
     track = Track(FakeBackend([], deltas=cut))
     _, outcome = await drain(track)

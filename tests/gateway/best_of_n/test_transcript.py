@@ -1,4 +1,4 @@
-"""Transcripts: pieces of a stream become the answer they were."""
+"""Transcripts: the pieces of a stream become one answer."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def test_logprobs_are_joined() -> None:
     assert answer.logprobs == {"content": [one, two]}
 
 
-def test_a_stream_that_stops_in_the_middle_is_no_answer() -> None:
+def test_a_stream_that_stops_in_the_middle_gives_no_answer() -> None:
     with pytest.raises(BackendProtocolError):
         whole(Delta("half"))
 

@@ -1,4 +1,4 @@
-"""The water level is the fairest division of permits: all of them, and nobody could have more without who has less."""
+"""The water level is the max-min fair division: no race can have more unless one that has less loses."""
 
 import math
 from collections import Counter
@@ -16,7 +16,7 @@ DEMANDS = st.dictionaries(st.integers(1, 16), st.floats(0.25, 300), max_size=6)
     ("capacity", "demand", "expected"),
     [
         (128, {4: 31}, math.inf),
-        (128, {4: 32}, math.inf),  # all fits exactly
+        (128, {4: 32}, math.inf),  # all fit exactly
         (128, {4: 33}, 128 / 33),
         (128, {4: 64}, 2.0),
         (128, {4: 256}, 0.5),
@@ -31,7 +31,7 @@ def test_the_level(capacity: float, demand: dict[int, float], expected: float) -
 
 
 @given(st.floats(0, 2000), DEMANDS)
-def test_the_level_gives_out_all_there_is_and_never_more(capacity: float, demand: dict[int, float]) -> None:
+def test_the_level_gives_out_the_whole_capacity_and_never_more(capacity: float, demand: dict[int, float]) -> None:
     level = water_level(capacity, demand)
     given_out = sum(races * min(want, level) for want, races in demand.items())
     wanted = sum(races * want for want, races in demand.items())
@@ -63,7 +63,7 @@ def test_merging_loses_no_race(one: dict[int, float], other: dict[int, float]) -
         (0.5, {0: 50, 1: 50}),
     ],
 )
-def test_whole_shares_follow_the_level_on_average_and_stay_put_close_to_a_whole_number(
+def test_whole_shares_follow_the_level_on_average_and_are_constant_near_a_whole_number(
     level: float, expected: dict[int, int]
 ) -> None:
     shares = WholeShares()
