@@ -1,1 +1,1 @@
-"""What N is worth: draws, scores and the statistics over them."""
+"""Measure what N is worth: samples, rewards and their statistics."""

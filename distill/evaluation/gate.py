@@ -76,7 +76,7 @@ DEFAULTS = Rules()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Anchor:
+class Baseline:
     """The base, with ``n``, the N at which it served before the first night: every night must keep that quality."""
 
     n: int
@@ -104,7 +104,7 @@ def decide(
     *,
     n_now: int,
     n_max: int | None = None,
-    anchor: Anchor | None = None,
+    baseline: Baseline | None = None,
     conversations: Sequence[str] | None = None,
     planned: int | None = None,
     rules: Rules = DEFAULTS,
@@ -117,7 +117,7 @@ def decide(
         candidates: The sample sets of the night's checkpoints.
         n_now: Draws the policy chooses from now.
         n_max: Last n of the curves; default: the number of draws.
-        anchor: The base before the first night; None while the base serves.
+        baseline: The base before the first night; None while the base serves.
         conversations: Each prompt's conversation, in an order that does not depend on rewards; default: all differ.
         planned: Final number of conversations, for a look at the first part; default: those given.
         rules: The gate's parameters.
@@ -126,11 +126,11 @@ def decide(
         DataError: Draws are missing, too few for N, or rewards are not finite.
     """
     prompts = len(conversations) if conversations is not None else _prompts(serving)
-    _check(serving, serving_temperature, candidates, anchor, prompts, n_now)
+    _check(serving, serving_temperature, candidates, baseline, prompts, n_now)
     names = conversations if conversations is not None else [str(place) for place in range(prompts)]
     draws = min(each.rewards_PM.shape[1] for each in (*serving, *candidates))
     n_max = min(n_max or draws, draws)
-    control = _Control(serving, serving_temperature, n_now, n_max, anchor, conversation_index(names), rules)
+    control = _Control(serving, serving_temperature, n_now, n_max, baseline, conversation_index(names), rules)
     alpha = rules.alpha / len(candidates)
     results = [control.test(candidate, alpha, planned) for candidate in candidates]
     allowed = [(test, each) for each in results for test in each.tests if each.chosen == test.n]
@@ -138,7 +138,7 @@ def decide(
     verdict = Verdict(
         promote=winner is not None,
         n_now=n_now,
-        n_base=anchor.n if anchor is not None else None,
+        n_base=baseline.n if baseline is not None else None,
         n_new=test.n if test is not None else n_now,
         checkpoint=winner.checkpoint if winner is not None else None,
         temperature=winner.temperature if winner is not None else None,
@@ -167,7 +167,7 @@ class _Control:
         serving_temperature: float,
         n_now: int,
         n_max: int,
-        anchor: Anchor | None,
+        baseline: Baseline | None,
         index_P: npt.NDArray[np.int64],
         rules: Rules,
     ) -> None:
@@ -188,10 +188,10 @@ class _Control:
         self._fewer_T = {t: each_CK[:, fewer - 1] for t, each_CK in self._unit_CK.items()}
         self._controls = {f"the old policy's best of {fewer} at temperature {t:g}": x for t, x in self._fewer_T.items()}
         self._base_sd_CK: list[Floats] = []
-        if anchor is not None:
-            self._base_sd_CK = self._base_curves(anchor)
-            first = max(anchor.n - 1, 1)
-            for each in anchor.samples:
+        if baseline is not None:
+            self._base_sd_CK = self._base_curves(baseline)
+            first = max(baseline.n - 1, 1)
+            for each in baseline.samples:
                 name = f"the base's best of {first} at temperature {each.temperature:g}, which every night must keep"
                 self._controls[name] = self._curve(self._to_unit(each.rewards_PM), [first])[:, 0]
         self.best_temperature = max(self._now_T, key=lambda t: float(self._now_T[t].mean()))
@@ -223,10 +223,10 @@ class _Control:
             worth_at_base=equivalent_n(sd_CK[:, :1], self._base_sd_CK, self._bootstrap) if self._base_sd_CK else None,
         )
 
-    def _base_curves(self, anchor: Anchor) -> list[Floats]:
+    def _base_curves(self, baseline: Baseline) -> list[Floats]:
         """Return the base's curves in the serving policy's unit, as far as the draws of every temperature reach."""
-        ns = range(1, min(each.rewards_PM.shape[1] for each in anchor.samples) + 1)
-        return [self._curve(self._to_sd(each.rewards_PM), ns) for each in anchor.samples]
+        ns = range(1, min(each.rewards_PM.shape[1] for each in baseline.samples) + 1)
+        return [self._curve(self._to_sd(each.rewards_PM), ns) for each in baseline.samples]
 
     def _test_n(self, n: int, new_C: Floats, alpha: float, planned: int | None, may_pass: bool) -> NonInferiorityTest:
         xs = {name: new_C - control_C for name, control_C in self._controls.items()}
@@ -283,7 +283,7 @@ def _check(
     serving: Sequence[ScoredSamples],
     temperature: float,
     candidates: Sequence[ScoredSamples],
-    anchor: Anchor | None,
+    baseline: Baseline | None,
     prompts: int,
     n_now: int,
 ) -> None:
@@ -299,6 +299,6 @@ def _check(
         each.check(f"the serving policy at temperature {each.temperature:g}", prompts=prompts, samples=max(n_now, 2))
     for each in candidates:
         each.check(f"checkpoint {each.policy}", prompts=prompts, samples=max(n_now - 1, 2))
-    if anchor is not None:
-        for each in anchor.samples:
-            each.check(f"the base at temperature {each.temperature:g}", prompts=prompts, samples=max(anchor.n - 1, 2))
+    if baseline is not None:
+        for each in baseline.samples:
+            each.check(f"the base at temperature {each.temperature:g}", prompts=prompts, samples=max(baseline.n - 1, 2))

@@ -151,18 +151,18 @@ def measure(
             f"n = {max(ns)} is more than the {draw_count} draws of each prompt: that would be extrapolation"
         )
     to_select, to_judge = (scale_at(rewards[reference_temperature]) for rewards in (select, judge))
-    judged = {t: curves(select[t], to_judge(judge[t]), ns) for t in draws}
-    best_PK = _best_columns(list(judged.values()))
+    judge_PK = {t: curves(select[t], to_judge(judge[t]), ns) for t in draws}
+    best_PK = _best_columns(list(judge_PK.values()))
     points: list[Point] = []
     for t, prompts in draws.items():
         selected = curves(select[t], to_select(select[t]), ns)
         tokens_PM = np.array([[draw.completion_tokens for draw in prompt] for prompt in prompts], dtype=np.float64)
         columns_PK = {
             "select": selected,
-            "judge": judged[t],
+            "judge": judge_PK[t],
             "select_gain": selected - selected[:, :1],
-            "judge_gain": judged[t] - judged[t][:, :1],
-            "judge_behind": judged[t] - best_PK,
+            "judge_gain": judge_PK[t] - judge_PK[t][:, :1],
+            "judge_behind": judge_PK[t] - best_PK,
             "select_raw": curves(select[t], select[t], ns),
             "judge_raw": curves(select[t], judge[t], ns),
             "completion_tokens": curves(select[t], tokens_PM, ns),

@@ -135,8 +135,9 @@ def prompts_for_power(
 
     def reaches(prompts: int) -> bool:
         if prompts not in tried:
-            asked = replace(scenario, prompts=prompts)
-            tried[prompts] = simulate(asked, nights, seed=seed, rules=rules, on_night=on_night)
+            tried[prompts] = simulate(
+                replace(scenario, prompts=prompts), nights, seed=seed, rules=rules, on_night=on_night
+            )
         return tried[prompts].promoted >= power
 
     high = scenario.prompts
@@ -163,7 +164,7 @@ def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[f
 
 @lru_cache(maxsize=64)
 def solve_shift(scenario: Scenario) -> float:
-    """How far the new policy's rewards must be shifted for the scenario's true E[D], in standard deviations.
+    """Return the shift of the new policy's rewards that gives the scenario's true E[D], in standard deviations.
 
     The population is a grid of levels and quantiles; the best of n of U(0, 1) has the quantile function u^(1/n).
     """
@@ -185,7 +186,7 @@ def solve_shift(scenario: Scenario) -> float:
 
 
 def _night(scenario: Scenario, shift: float, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Rewards of the old and the new policy on the same prompts."""
+    """Draw rewards of the old and the new policy on the same prompts."""
     level_P1 = scenario.prompt_sd * rng.standard_normal((scenario.prompts, 1))
     old_U, new_U = rng.random((2, scenario.prompts, scenario.draws))
     new_PM = level_P1 + shift + scenario.sd_ratio * _noise(scenario, new_U)
@@ -193,7 +194,7 @@ def _night(scenario: Scenario, shift: float, rng: np.random.Generator) -> tuple[
 
 
 def _noise(scenario: Scenario, quantiles: Floats) -> Floats:
-    """Standardised noise within a prompt."""
+    """Return standardised noise within a prompt."""
     if scenario.shape == "skewed":
         noise = (stats.gamma.ppf(quantiles, _SKEW_SHAPE) - _SKEW_SHAPE) / _SKEW_SHAPE**0.5
     elif scenario.shape == "heavy":

@@ -104,7 +104,7 @@ class Verdict:
     """The worth of one sample: best of N − best of N − 1 of the old policy at its best temperature."""
     serving_temperature: float
     control_temperature: float
-    """Where the old policy's best of N is highest."""
+    """The temperature at which the old policy's best of N is highest."""
     serving_curves: dict[str, list[CurvePoint]]
     """By temperature."""
     candidates: list[CheckpointResult]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from distill.evaluation.curve import Floats
-from distill.evaluation.gate import Anchor
+from distill.evaluation.gate import Baseline
 from distill.evaluation.sample_store import read_sets
 from distill.evaluation.samples import SampleSet
 from distill.evaluation.samples import read_samples as read_file
@@ -65,13 +65,13 @@ def read_remaining_samples(night: Night, drawn: DrawResult, scored: ScoreResult)
     return _read([_on_prompts(policy, complete) for policy in policies], scored)
 
 
-def read_anchor(night: Night, drawn: DrawResult, scored: ScoreResult) -> Anchor | None:
+def read_baseline(night: Night, drawn: DrawResult, scored: ScoreResult) -> Baseline | None:
     """Return the base's samples, below which no night may fall; None while the base serves."""
     serving = serving_adapter(night)
     if serving is None:
         return None
     samples = _read(drawn_base(night, drawn), scored)
-    return Anchor(serving.manifest.n_base, [each.scored for each in samples])
+    return Baseline(serving.manifest.n_base, [each.scored for each in samples])
 
 
 def _on_prompts(policy: MeasuredPolicy, keys: set[str]) -> MeasuredPolicy:

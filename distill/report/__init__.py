@@ -1,1 +1,1 @@
-"""What an operator opens in the morning: a night's facts as one JSON document, and as one page of HTML."""
+"""The report of a night: its facts as one JSON document, and as one HTML page."""

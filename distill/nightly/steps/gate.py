@@ -14,12 +14,12 @@ from distill.nightly.checkpoint_adapters import unload_candidates
 from distill.nightly.context import Night
 from distill.nightly.results import DrawResult, GateResult, ScoreResult
 from distill.nightly.sample_plan import serving_temperature
-from distill.nightly.scored_samples import read_anchor, read_samples
+from distill.nightly.scored_samples import read_baseline, read_samples
 from distill.run_dir import RunDir
 from distill.settings import EvaluationSettings
 from gateway.files import write_atomically
 
-_REPAIR = "remove steps/gate.json beside it, and the gate decides again"
+_REPAIR = "remove steps/gate.json next to it, and the gate decides again"
 _VERDICT = TypeAdapter(Verdict)
 
 
@@ -37,7 +37,7 @@ def gate(night: Night, drawn: DrawResult, scored: ScoreResult) -> GateResult:
         serving_temperature(night),
         [each.scored for each in every if each.policy.side == "new"],
         n_now=night.serving.n,
-        anchor=read_anchor(night, drawn, scored),
+        baseline=read_baseline(night, drawn, scored),
         conversations=every[0].conversations,
         rules=Rules(alpha=settings.alpha, bounds=bounds(settings)),
     )
@@ -73,4 +73,4 @@ def read_verdict(run: RunDir) -> Verdict:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): {_REPAIR}") from error
     except ValidationError as error:
-        raise DataError(f"{path} is no verdict: {_REPAIR}") from error
+        raise DataError(f"{path} is not a verdict: {_REPAIR}") from error

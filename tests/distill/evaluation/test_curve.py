@@ -90,7 +90,7 @@ def test_no_prompts_have_no_mean() -> None:
         mean_curve(np.empty((0, 2)))
 
 
-def test_spread_and_correlation_ignore_what_prompts_differ_by() -> None:
+def test_spread_and_correlation_ignore_differences_between_prompts() -> None:
     within_PM = np.array([[-1.0, 1.0], [1.0, -1.0]])
     offset_P1 = np.array([[100.0], [-100.0]])
     assert pytest.approx(2**0.5) == within_prompt_sd(within_PM + offset_P1)

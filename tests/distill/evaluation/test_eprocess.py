@@ -31,7 +31,7 @@ def test_a_mixtures_wealth_is_the_mean_of_its_constant_bets(x: Floats) -> None:
 
 
 @given(observations, st.integers(0, 20), st.sampled_from([0.5, 0.05, 0.001]))
-def test_star_bets_what_needs_the_smallest_sum_of_what_remains(x: Floats, more: int, alpha: float) -> None:
+def test_star_bets_follow_their_formula(x: Floats, more: int, alpha: float) -> None:
     """√(2 log(1/(αW)) / (σ² · remaining)), σ² the mean square of what was seen and one imagined quarter."""
     wealth, squares, planned, path = 1.0, [0.0625], len(x) + more, []
     for place, value in enumerate(x.tolist()):

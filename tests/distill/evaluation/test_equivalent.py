@@ -1,4 +1,4 @@
-"""k*: one new draw in old draws."""
+"""k*: the number of old draws that one new draw is worth."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_the_old_policys_own_best_of_n_is_worth_n() -> None:
         assert pytest.approx((n, n, n)) == (worth.value, worth.low, worth.high)
 
 
-def test_a_shift_is_worth_what_gaussian_order_statistics_say() -> None:
+def test_a_shift_is_worth_its_gaussian_order_statistic() -> None:
     """A mean .846 above is the best of three; the interval holds it."""
     worth = equivalent_n(curve(0.846, seed=1)[:, :1], [curve(0.0)], Bootstrap(400))
     assert worth.low < 3 < worth.high

@@ -1,4 +1,4 @@
-"""Verdicts where the answer is known."""
+"""The gate's verdicts on rewards whose truth is known."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from distill.errors import DataError
 from distill.evaluation.curve import Floats
-from distill.evaluation.gate import Anchor, QuantileMap, Rules, decide
+from distill.evaluation.gate import Baseline, QuantileMap, Rules, decide
 from distill.evaluation.scored import ScoredSamples, TextStatistics
 from distill.evaluation.verdict import Verdict
 from gateway.expected_max import expected_max
@@ -59,19 +59,19 @@ def test_a_policy_that_is_somewhat_better_shrinks_n_as_far_as_its_rewards_reach(
     assert {7: True, 6: True, 5: True, 4: True, 3: True, 2: True, 1: False} == passed
 
 
-def test_the_same_policy_stays_and_the_reason_says_so() -> None:
+def test_the_same_policy_is_not_promoted_and_the_reason_says_so() -> None:
     verdict = gate(candidate(0.0))
     assert (False, 8, None) == (verdict.promote, verdict.n_new, verdict.checkpoint)
     assert verdict.why.startswith("N stays 8: the best of 7 of step-10 scores")
 
 
-def test_a_worse_policy_is_told_that_more_prompts_would_not_help() -> None:
+def test_for_a_worse_policy_the_reason_says_that_more_prompts_would_not_help() -> None:
     verdict = gate(candidate(-0.5))
     assert verdict.more_prompts is None
     assert verdict.why.endswith("on this evidence it is no better, and more prompts of this kind would not change that")
 
 
-def test_a_mean_below_zero_on_few_prompts_is_not_called_hopeless() -> None:
+def test_a_mean_below_zero_on_few_prompts_may_be_chance() -> None:
     few = slice(0, 20)
     before, new = (replace(each, rewards_PM=each.rewards_PM[few]) for each in (*SERVING, candidate(-0.25, seed=4)))
     verdict = gate(new, serving=[before])
@@ -79,7 +79,7 @@ def test_a_mean_below_zero_on_few_prompts_is_not_called_hopeless() -> None:
     assert verdict.why.endswith("but 20 conversations are too few to rule out that it is")
 
 
-def test_a_slightly_better_policy_is_told_how_many_more_prompts_it_needs() -> None:
+def test_for_a_slightly_better_policy_the_reason_names_the_prompts_it_needs() -> None:
     verdict = gate(candidate(0.07, seed=2))
     assert not verdict.promote
     assert verdict.more_prompts is not None
@@ -95,7 +95,7 @@ def test_the_promised_number_of_prompts_is_enough_if_they_are_like_those_measure
     assert gate(more, serving=[old(SERVING[0].rewards_PM[rows])]).promote
 
 
-def test_the_old_policy_counts_at_its_best_temperature() -> None:
+def test_the_old_policy_is_compared_at_its_best_temperature() -> None:
     """Against temperature 1 alone N would fall; the old policy at .5 is as good as the new one."""
     new = candidate(1.0, sd=0.7)
     assert gate(new).promote
@@ -108,7 +108,7 @@ def test_the_old_policy_counts_at_its_best_temperature() -> None:
 
 
 def test_every_temperature_must_be_beaten() -> None:
-    """Two temperatures that look alike: evidence against both is asked, so never less than against one."""
+    """Two temperatures that look alike: evidence against both is required, so never less than against one."""
     new, twin = candidate(0.25, seed=3), old(rewards(0.0, seed=8), 0.7)
     alone, both = gate(new), gate(new, serving=[*SERVING, twin])
     for one, two in zip(alone.candidates[0].tests, both.candidates[0].tests, strict=True):
@@ -116,7 +116,7 @@ def test_every_temperature_must_be_beaten() -> None:
         assert two.passed <= one.passed
 
 
-def test_n_prime_is_tried_downwards_and_nothing_passes_after_a_failure() -> None:
+def test_n_prime_is_tested_downwards_and_nothing_passes_after_a_failure() -> None:
     for mean in (0.2, 0.5, 0.9):
         passed = [test.passed for test in gate(candidate(mean)).candidates[0].tests]
         assert sorted(passed, reverse=True) == passed
@@ -143,12 +143,12 @@ def test_at_n_one_only_a_better_policy_replaces_the_old() -> None:
     assert (False, 1) == (same.promote, same.n_new)
 
 
-def test_at_n_two_one_draw_is_held_against_one_draw() -> None:
+def test_at_n_two_one_draw_is_compared_with_one_draw() -> None:
     (test,) = gate(candidate(1.0), n_now=2).candidates[0].tests
     assert (1, True) == (test.n, test.passed)
 
 
-def test_prompts_of_one_conversation_are_one_piece_of_evidence() -> None:
+def test_prompts_of_one_conversation_count_as_one_observation() -> None:
     """The same 40 prompts five times over are no more than 40."""
     few = [old(rewards(0.0, seed=0, prompts=40))]
     new = ScoredSamples("step-10", 1.0, rewards(0.3, seed=1, prompts=40))
@@ -167,7 +167,7 @@ def answered(tokens: float) -> TextStatistics:
     return TextStatistics(ones * tokens, ones * 0, ones * 0, ones[:, 0], ones[:, 0])
 
 
-def test_a_broken_guardrail_keeps_n_and_is_the_reason() -> None:
+def test_a_failed_guardrail_keeps_n_and_is_the_reason() -> None:
     serving = [replace(SERVING[0], texts=answered(100))]
     new = candidate(3.0)
     longer = replace(new, texts=answered(150))
@@ -177,7 +177,7 @@ def test_a_broken_guardrail_keeps_n_and_is_the_reason() -> None:
     assert all(test.guardrails for test in verdict.candidates[0].tests if test.passed)
 
 
-def test_a_guardrail_that_breaks_at_the_smallest_n_leaves_the_next() -> None:
+def test_if_a_guardrail_fails_at_the_smallest_n_the_next_larger_n_is_chosen() -> None:
     """The judge likes winners of two and more; single draws it finds worse than before."""
     judge_old = np.zeros((PROMPTS, DRAWS))
     new = candidate(3.0)
@@ -190,7 +190,7 @@ def test_a_guardrail_that_breaks_at_the_smallest_n_leaves_the_next() -> None:
     assert ([False], [True], []) == (guardrails[1], guardrails[2], guardrails[3])
 
 
-def test_the_numbers_in_the_verdict_are_what_the_definitions_say() -> None:
+def test_the_numbers_in_the_verdict_follow_their_definitions() -> None:
     new = candidate(0.5)
     verdict = gate(new)
     to_unit = QuantileMap(SERVING[0].rewards_PM)
@@ -223,7 +223,7 @@ def test_mid_ranks_split_ties() -> None:
     assert [0.0, 0.125, 0.5, 0.875, 1.0] == to_unit(np.array([0.0, 1.0, 2.0, 3.0, 4.0])).tolist()
 
 
-def test_a_look_at_the_first_part_sees_the_start_of_the_path() -> None:
+def test_a_look_at_the_first_conversations_gives_the_start_of_the_path() -> None:
     serving, new = rewards(0.0, seed=0), rewards(0.3, seed=1)
     whole = decide([old(serving)], 1.0, [ScoredSamples("a", 1.0, new)], n_now=8, rules=RULES)
     part = decide(
@@ -246,7 +246,7 @@ def test_one_prompt_is_not_evidence() -> None:
     assert (False, 1) == (verdict.promote, verdict.conversations)
 
 
-def test_more_draws_of_one_side_are_welcome() -> None:
+def test_one_side_may_have_more_draws_than_the_other() -> None:
     serving = [old(rewards(0.0, seed=0, draws=12))]
     assert 8 == len(decide(serving, 1.0, [candidate(0.0)], n_now=8, rules=RULES).serving_curves["1"])
     with pytest.raises(DataError, match="6 samples of each prompt; at least 7"):
@@ -267,31 +267,31 @@ def test_more_draws_of_one_side_are_welcome() -> None:
         (SERVING, [ScoredSamples("few", 1.0, np.ones((3, 8)))], 8, "there are 250 prompts"),
     ],
 )
-def test_what_cannot_be_judged_is_refused_in_words(
+def test_bad_input_is_refused_with_its_reason(
     serving: list[ScoredSamples], candidates: list[ScoredSamples], n_now: int, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
         decide(serving, 1.0, candidates, n_now=n_now, rules=RULES)
 
 
-def test_what_the_base_was_before_the_first_night_is_never_lost() -> None:
+def test_the_quality_of_the_base_before_the_first_night_is_kept() -> None:
     """The serving policy lost quality on the way; the new one beats it at N = 2, and is still short of the base's 7."""
     serving = [old(rewards(-0.5, seed=0))]
-    base = Anchor(8, [old(rewards(0.0, seed=5)), old(rewards(-0.3, seed=6), 0.5)])
+    base = Baseline(8, [old(rewards(0.0, seed=5)), old(rewards(-0.3, seed=6), 0.5)])
     new = candidate(0.2)
     assert gate(new, serving=serving, n_now=2).promote
-    verdict = decide(serving, 1.0, [new], n_now=2, anchor=base, rules=RULES)
+    verdict = decide(serving, 1.0, [new], n_now=2, baseline=base, rules=RULES)
     assert (False, 8) == (verdict.promote, verdict.n_base)
     assert "compared with the base's best of 7 at temperature 1, which every night must keep (" in verdict.why
-    far = decide(serving, 1.0, [candidate(3.0)], n_now=2, anchor=base, rules=RULES)
+    far = decide(serving, 1.0, [candidate(3.0)], n_now=2, baseline=base, rules=RULES)
     assert "beats the old policy's best of 1 and the base's best of 7 at every temperature (" in far.why
 
 
-def test_one_draw_is_worth_more_of_the_base_than_of_the_adapter_that_serves() -> None:
+def test_one_draw_is_worth_more_draws_of_the_base_than_of_the_serving_adapter() -> None:
     """One draw at +1.0 SD; the adapter serves at +.5 (k* near 1.8), the base's best temperature is its 1.0 at 0."""
     serving = [old(rewards(0.5, seed=0))]
-    base = Anchor(8, [old(rewards(0.0, seed=5)), old(rewards(-0.3, seed=6), 0.5)])
-    (result,) = decide(serving, 1.0, [candidate(1.0)], n_now=4, anchor=base, rules=RULES).candidates
+    base = Baseline(8, [old(rewards(0.0, seed=5)), old(rewards(-0.3, seed=6), 0.5)])
+    (result,) = decide(serving, 1.0, [candidate(1.0)], n_now=4, baseline=base, rules=RULES).candidates
     of_base = result.worth_at_base
     assert of_base is not None
     straight = gate(candidate(1.0), serving=[base.samples[0]]).candidates[0].worth_at_best
@@ -301,13 +301,13 @@ def test_one_draw_is_worth_more_of_the_base_than_of_the_adapter_that_serves() ->
     assert gate(candidate(1.0)).candidates[0].worth_at_base is None
 
 
-def test_an_anchor_with_too_few_draws_is_refused() -> None:
-    few = Anchor(8, [old(rewards(0.0, seed=5, draws=4))])
+def test_a_baseline_with_too_few_draws_is_refused() -> None:
+    few = Baseline(8, [old(rewards(0.0, seed=5, draws=4))])
     with pytest.raises(DataError, match="the base at temperature 1: 4 samples of each prompt; at least 7 are needed"):
-        decide(SERVING, 1.0, [candidate(1.0)], n_now=8, anchor=few, rules=RULES)
+        decide(SERVING, 1.0, [candidate(1.0)], n_now=8, baseline=few, rules=RULES)
 
 
-def test_the_rules_say_how_the_bootstrap_draws() -> None:
+def test_the_rules_set_the_seed_and_the_size_of_the_bootstrap() -> None:
     """Its seed and its size move the intervals, and nothing else."""
     new = candidate(0.5)
     tests = [

@@ -1,4 +1,4 @@
-"""Each guardrail passes what it should and stops what it should."""
+"""Each guardrail holds up to its bound and fails beyond it."""
 
 from dataclasses import replace
 
@@ -82,14 +82,14 @@ def test_the_same_answers_pass_every_guardrail() -> None:
         (answers(entropy=1.1), "token entropy"),
     ],
 )
-def test_a_guardrail_stops_exactly_what_is_beyond_its_bound(changed: TextStatistics, broken: str | None) -> None:
+def test_a_guardrail_fails_exactly_beyond_its_bound(changed: TextStatistics, broken: str | None) -> None:
     guardrails = check(answers(entropy=2.0), changed)
     assert ([broken] if broken else []) == [guardrail.name for guardrail in guardrails.values() if not guardrail.passed]
 
 
 @pytest.mark.parametrize(("mean_rise", "passed"), [(0.029, True), (0.031, False)])
 @pytest.mark.parametrize("name", ["truncation", "repetition"])
-def test_a_rise_is_judged_by_its_mean_not_by_what_chance_may_explain(name: str, mean_rise: float, passed: bool) -> None:
+def test_a_rise_is_compared_by_its_mean_not_by_its_interval(name: str, mean_rise: float, passed: bool) -> None:
     """Few conversations leave a wide interval: its lower end would let a real rise through."""
     rise_P1 = np.where(INDEX % 2 == 0, mean_rise + 0.2, mean_rise - 0.2)[:, None]
     field = {"truncation": "truncated_PM", "repetition": "repetition_PM"}[name]
@@ -142,23 +142,23 @@ def test_a_bound_can_be_set() -> None:
     assert not check(answers(), answers(tokens=110), Bounds(max_length_change=0.05))["length"].passed
 
 
-def test_a_guardrail_says_what_was_and_what_is() -> None:
+def test_a_guardrails_text_names_both_values() -> None:
     guardrail = check(answers(), answers(tokens=120))["length"]
     assert "answers are 100 → 120 tokens long (+20.0%; allowed ±15%)" == guardrail.why
     assert pytest.approx((0.2, 0.2, 0.2, 0.15)) == (guardrail.value, guardrail.low, guardrail.high, guardrail.bound)
 
 
-def test_what_callers_get_is_compared_not_what_was_drawn() -> None:
+def test_the_picked_answers_are_compared_not_all_samples() -> None:
     """Only the winner of two grew: the mean of all draws would hide it at N′ = 2."""
     long = replace(answers(), tokens_PM=np.where(REWARDS == REWARDS.max(axis=1, keepdims=True), 200.0, 100.0))
     assert pytest.approx(0.5) == check(answers(), long)["length"].value
 
 
-def test_without_answers_no_guardrail_is_asked() -> None:
+def test_without_answers_there_is_no_guardrail() -> None:
     assert {} == check(None, answers()) == check(answers(), None)
 
 
-def test_nothing_before_and_nothing_after_is_no_change() -> None:
+def test_a_ratio_of_zero_to_zero_is_no_change() -> None:
     assert check(answers(bigrams=0.0, tokens=0), answers(bigrams=0.0, tokens=0))["distinct word pairs"].passed
     assert not check(answers(tokens=0), answers())["length"].passed
 
@@ -167,49 +167,49 @@ def test_nothing_before_and_nothing_after_is_no_change() -> None:
     ("before", "now", "ratio"),
     [(0.0, 0.0, 1.0), (0.0, 1.0, float(np.finfo(np.float64).max)), (1.0, 0.0, 0.0), (1.0, 2.0, 2.0)],
 )
-def test_a_ratio_to_nothing_is_a_number_that_json_holds(before: float, now: float, ratio: float) -> None:
+def test_a_ratio_to_zero_is_a_finite_number(before: float, now: float, ratio: float) -> None:
     guardrail = check(answers(distinct=before), answers(distinct=now))["distinct answers"]
     assert [pytest.approx(ratio)] * 3 == [guardrail.value, guardrail.low, guardrail.high]
 
 
-def judged(old: list[ScoredSamples], new: ScoredSamples) -> Guardrail | None:
+def check_the_judge(old: list[ScoredSamples], new: ScoredSamples) -> Guardrail | None:
     return check_judge(old, 4, new, 2, INDEX, Bootstrap(PROMPTS))
 
 
-def test_the_check_judge_with_what_it_finds_better_itself() -> None:
+def test_the_judge_agrees_if_it_scores_the_new_answers_higher() -> None:
     old = [scored(REWARDS, judge_PM=REWARDS)]
     better, worse = (scored(REWARDS, judge_PM=REWARDS + shift) for shift in (1.0, -1.0))
     for new, passed in ((better, True), (worse, False)):
-        guardrail = judged(old, new)
+        guardrail = check_the_judge(old, new)
         assert guardrail is not None
         assert passed == guardrail.passed
         assert guardrail.low < guardrail.value < guardrail.high
 
 
-def test_the_judge_holds_the_new_against_the_temperature_it_likes_best() -> None:
+def test_the_judge_compares_with_the_temperature_that_it_rates_highest() -> None:
     """Against the serving temperature alone it would agree."""
     old = [scored(REWARDS, judge_PM=REWARDS), scored(REWARDS, judge_PM=REWARDS + 2, temperature=0.5)]
     new = scored(REWARDS, judge_PM=REWARDS + 1)
-    alone, both = judged(old[:1], new), judged(old, new)
+    alone, both = check_the_judge(old[:1], new), check_the_judge(old, new)
     assert alone is not None
     assert both is not None
     assert (True, False) == (alone.passed, both.passed)
 
 
-def test_the_judge_rates_what_the_serving_model_picked() -> None:
+def test_the_judge_rates_the_answers_that_the_selecting_model_picked() -> None:
     """A judge that likes what the serving model rejects sees no gain in best-of-n."""
-    guardrail = judged([scored(REWARDS, judge_PM=-REWARDS)], scored(REWARDS, judge_PM=-REWARDS - 3))
+    guardrail = check_the_judge([scored(REWARDS, judge_PM=-REWARDS)], scored(REWARDS, judge_PM=-REWARDS - 3))
     assert guardrail is not None
     assert not guardrail.passed
 
 
-def test_without_a_judge_none_is_asked() -> None:
-    assert judged([scored(REWARDS)], scored(REWARDS)) is None
-    assert judged([scored(REWARDS)], scored(REWARDS, judge_PM=REWARDS)) is None
+def test_without_a_judge_there_is_no_such_guardrail() -> None:
+    assert check_the_judge([scored(REWARDS)], scored(REWARDS)) is None
+    assert check_the_judge([scored(REWARDS)], scored(REWARDS, judge_PM=REWARDS)) is None
 
 
 @pytest.mark.parametrize("n_old", [1, 2, 4])
-def test_the_judge_holds_best_of_n_prime_against_best_of_n_minus_one(n_old: int) -> None:
+def test_the_judge_compares_best_of_n_prime_with_best_of_n_minus_one(n_old: int) -> None:
     """At N = 1 against one draw. The exact claim, and the difference to the best of N in the reason."""
     new = scored(REWARDS, judge_PM=REWARDS + 0.25)
     guardrail = check_judge([scored(REWARDS, judge_PM=REWARDS)], n_old, new, 2, INDEX, Bootstrap(PROMPTS))
@@ -223,6 +223,6 @@ def test_the_judge_holds_best_of_n_prime_against_best_of_n_minus_one(n_old: int)
 
 def test_a_judge_that_sees_no_difference_does_not_agree() -> None:
     zeros = constant(0.0)
-    guardrail = judged([scored(REWARDS, judge_PM=zeros)], scored(REWARDS, judge_PM=zeros))
+    guardrail = check_the_judge([scored(REWARDS, judge_PM=zeros)], scored(REWARDS, judge_PM=zeros))
     assert guardrail is not None
     assert (0.0, False) == (guardrail.value, guardrail.passed)

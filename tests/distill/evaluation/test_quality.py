@@ -1,4 +1,4 @@
-"""Selecting by one model and judging by another, on rewards that are known."""
+"""One model selects and another judges, on known rewards."""
 
 import random
 from collections.abc import Sequence
@@ -98,7 +98,7 @@ def test_the_reference_is_one_draw_at_the_reference_temperature() -> None:
     assert pytest.approx((0.0, 0.0)) == (point.select.mean, point.judge.mean)
 
 
-def test_a_judge_of_the_opposite_mind_sees_the_gain_as_a_loss() -> None:
+def test_a_judge_with_opposite_rewards_sees_a_loss() -> None:
     """Answers have nine letters, a or b: who selects for a selects against b, exactly."""
     quality = measured(some_draws())
     assert all(pytest.approx(-1.0) == value for value in quality.correlation.values())
@@ -106,7 +106,7 @@ def test_a_judge_of_the_opposite_mind_sees_the_gain_as_a_loss() -> None:
     assert all(p.select_gain.mean > 0 for p in quality.points if p.n > 1)
 
 
-def test_raw_and_standard_rewards_tell_the_same() -> None:
+def test_raw_and_standard_rewards_agree() -> None:
     quality = measured(some_draws())
     for point in quality.points:
         for scale, raw, standard in (
@@ -116,7 +116,7 @@ def test_raw_and_standard_rewards_tell_the_same() -> None:
             assert pytest.approx((raw.mean - scale.origin) / scale.sd) == standard.mean
 
 
-def test_the_best_temperature_is_the_one_nothing_is_ahead_of() -> None:
+def test_no_temperature_is_above_the_best_one() -> None:
     low = [a_draw(f"p{p}", 0.5, i, text) for p in range(3) for i, text in enumerate(["bbb", "bbb", "bbb"])]
     high = [a_draw(f"p{p}", 1.0, i, text) for p in range(3) for i, text in enumerate(["", "b", "bbbbbb"])]
     quality = measured(low + high, select="b")

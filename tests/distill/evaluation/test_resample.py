@@ -1,4 +1,4 @@
-"""Conversations are the unit: their means, and intervals over them."""
+"""Means of conversations, and bootstrap intervals over them."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_differences_are_paired_and_a_seed_repeats_itself() -> None:
 
 
 def test_an_interval_is_the_middle_95_percent_of_2000_resamples() -> None:
-    """Unless asked otherwise; the same from the columns and from a statistic of the resamples."""
+    """By default; from the columns and from a statistic of the resamples alike."""
     values_C1 = np.random.default_rng(0).standard_normal((40, 1))
     picks_RC = np.random.default_rng(0).integers(40, size=(2000, 40))
     means_R = values_C1[picks_RC, 0].mean(axis=1)

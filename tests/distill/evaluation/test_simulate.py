@@ -1,4 +1,4 @@
-"""Nights whose truth is known: the gate errs as seldom as it says, and the simulation simulates what it says."""
+"""Simulated nights have the given truth, and the gate errs in them at most at its level."""
 
 import json
 import re
@@ -28,7 +28,7 @@ SHAPES: list[Shape] = ["gaussian", "skewed", "heavy", "discrete"]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_true_difference_is_the_wished_multiple_of_delta(shape: Shape) -> None:
+def test_the_true_difference_is_the_given_multiple_of_delta(shape: Shape) -> None:
     """Drawn anew from the population, far more draws than any night has, without the simulation's own grid."""
     scenario = replace(EDGE, shape=shape, sd_ratio=0.8, true_d=0.5)
     rng = np.random.default_rng(0)
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_nights() -> None:
     assert simulate(scenario, 30, seed=1) != simulate(scenario, 30, seed=2)
 
 
-def test_a_level_of_its_own_is_used() -> None:
+def test_the_given_level_is_used() -> None:
     scenario = replace(EDGE, prompts=100, true_d=2.0)
     lax, strict = (simulate(scenario, 40, rules=Rules(alpha=alpha)).promoted for alpha in (0.2, 0.002))
     assert lax > strict
@@ -104,7 +104,7 @@ def test_exact_intervals_are_the_textbooks() -> None:
     "wrong",
     [{"n_to": 8}, {"n_to": 0}, {"n_from": 9}, {"prompts": 0}, {"sd_ratio": 0.0}, {"prompt_sd": -1.0}],
 )
-def test_a_night_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
+def test_an_impossible_night_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(DataError):
         replace(EDGE, **wrong)  # type: ignore[arg-type]
 
@@ -114,7 +114,7 @@ def test_a_difference_beyond_the_scale_is_refused() -> None:
         solve_shift(replace(EDGE, true_d=1000.0))
 
 
-def test_the_command_prints_json_that_a_program_reads() -> None:
+def test_the_command_prints_json() -> None:
     result = runner.invoke(app, ["simulate", "--nights", "5", "--prompts", "60", "--true-d", "-1", "--json"])
     assert 0 == result.exit_code, result.output
     facts = json.loads(result.stdout)
@@ -123,7 +123,7 @@ def test_the_command_prints_json_that_a_program_reads() -> None:
     assert 0 <= facts["low"] <= facts["promoted"] <= facts["high"] <= 1
 
 
-def test_the_command_prints_a_table_that_a_person_reads() -> None:
+def test_the_command_prints_a_table() -> None:
     result = runner.invoke(
         app, ["simulate", "--nights", "5", "--prompts", "60", "--true-d", "3", "--from", "4", "--to", "2"]
     )

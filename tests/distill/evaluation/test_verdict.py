@@ -50,7 +50,7 @@ def verdict(mean: float, sd: float, conversations: int, threshold: float = 20.0)
         (0.05, 0.5, 100, 20.0, 673),
     ],
 )
-def test_a_night_that_failed_says_how_many_more_conversations_it_needs(
+def test_a_failed_night_names_the_conversations_that_it_needs(
     mean: float, sd: float, conversations: int, threshold: float, needed: int
 ) -> None:
     """So many that a night with this mean and spread passes with 80 %, at 1.25 times a fixed-sample test's cost."""
@@ -98,7 +98,7 @@ def test_the_reason_names_the_most_promising_checkpoint() -> None:
         (1, 2, 1, "N stays 1, with the new policy: the best of 1", "1 and the base's best of 1"),
     ],
 )
-def test_a_promotion_says_what_was_beaten_and_after_how_many_conversations(
+def test_a_promotions_reason_names_the_beaten_controls_and_the_conversations_it_took(
     n_now: int, n_base: int | None, n_new: int, what: str, beaten: str
 ) -> None:
     passed = replace(a_test(0.1, 0.5), n=n_new, passed=True, highest_wealth=60.25, crossed_at=70)

@@ -13,7 +13,7 @@ from tests.distill.report.a_night import finished_night, night_without_training
 
 
 @pytest.mark.parametrize("facts", [finished_night(), finished_night(promoted=False), night_without_training()])
-def test_what_is_written_is_read(tmp_path: Path, facts: NightFacts) -> None:
+def test_written_facts_are_read_back(tmp_path: Path, facts: NightFacts) -> None:
     assert tmp_path / FACTS_FILE == facts.write(tmp_path)
     assert facts == NightFacts.read(tmp_path)
 

@@ -115,7 +115,7 @@ def test_the_verdict_comes_first(name: str) -> None:
     assert re.sub(r"\s+", " ", visible(shown)) in page.text
 
 
-def test_hostile_text_is_text_and_a_long_one_is_clipped() -> None:
+def test_hostile_text_is_escaped_and_a_long_one_is_clipped() -> None:
     html = render(hostile_night())
     assert "<script>" not in html
     assert "<img" not in html
@@ -261,7 +261,7 @@ def test_the_control_is_the_old_policy_at_its_best_temperature_for_each_n() -> N
         assert point.mean == max(curve[n - 1].mean for curve in night.verdict.serving_curves.values())
 
 
-def test_a_judge_that_does_not_agree_is_named_at_the_top() -> None:
+def test_a_judge_that_does_not_agree_is_shown_at_the_top() -> None:
     text = _Page(render(refused_by_guardrails())).text
     plainly = text.index("The held-out reward model does not agree that the new policy is better")
     assert plainly < text.index("Reward against N")
@@ -269,10 +269,10 @@ def test_a_judge_that_does_not_agree_is_named_at_the_top() -> None:
     assert "second judge: the judge scores it -0.031" in text
     assert "There is enough evidence down to N′ = 4" in text
     assert "Other checkpoints, 7 more tests" in text
-    assert "No held-out reward model was asked" not in text
+    assert "There is no held-out reward model" not in text
 
 
-def test_n_over_all_nights_shows_every_policy() -> None:
+def test_n_over_time_shows_every_policy() -> None:
     night = after_many_nights()
     text = _Page(render(night)).text
     assert "N went from 8 to 2 over 6 policies" in text

@@ -1,4 +1,4 @@
-"""The plots' arithmetic: scales stay inside, labels stay apart, ticks are round, no number is no mark."""
+"""Scales stay inside their pixels, labels stay apart, ticks are round, and values that are not finite are not drawn."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_powers_of_ten_thin_out() -> None:
     assert [0.01, 1, 100, 10_000, 1_000_000] == pytest.approx(powers(1e-3, 1e6))
 
 
-def test_a_line_is_broken_where_a_value_is_no_number() -> None:
+def test_a_line_has_a_gap_where_a_value_is_not_finite() -> None:
     plot = Plot((100, 100), (0, 3), (0, 1))
     plot.line([(0, 0), (1, 1), (2, nan), (3, 1)], "new")
     assert "M46.0 58.0L59.3 30.0M86.0 30.0" in plot.svg("wide", "a line")

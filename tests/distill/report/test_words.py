@@ -1,4 +1,4 @@
-"""Numbers read as a person writes them."""
+"""Numbers and texts are formatted for readers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from distill.report import words
         ("n/a", nan),
     ],
 )
-def test_a_time_is_read_at_a_glance(expected: str, seconds: float) -> None:
+def test_a_time_has_fitting_units(expected: str, seconds: float) -> None:
     assert expected == words.seconds(seconds)
 
 
@@ -45,7 +45,7 @@ def test_a_size_has_its_unit(expected: str, size: float) -> None:
     assert expected == words.size(size)
 
 
-def test_minus_is_a_minus() -> None:
+def test_a_negative_number_has_a_true_minus_sign() -> None:
     assert "−1,234.50" == words.fixed(-1234.5)
     assert "−0.012" == words.signed(-0.012)
     assert "+0.012" == words.signed(0.012)
@@ -54,7 +54,7 @@ def test_minus_is_a_minus() -> None:
     assert "21\u00a0%" == words.percent(0.21)
 
 
-def test_what_is_no_number_is_said_so() -> None:
+def test_a_value_that_is_not_finite_is_named() -> None:
     assert {"n/a"} == {
         words.count(inf), words.fixed(None), words.fixed(nan), words.signed(nan), words.percent(None), words.change(nan)
     }  # fmt: skip
