@@ -1,4 +1,4 @@
-"""The commands, as processes: what serves, what refuses to start, how it stops."""
+"""The commands of ``python -m gateway``, most of them as processes."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 
 
 def gateway(*arguments: str, **settings: str) -> Result:
-    """Run a short command to its end, in this process."""
+    """Run a short command in this process."""
     return CliRunner().invoke(cli, arguments, env={**dict.fromkeys(variables()), **settings})
 
 
 @dataclass(slots=True)
 class Running(Served):
-    """A gateway that is a process of its own."""
+    """A gateway as a process of its own."""
 
     process: asyncio.subprocess.Process
 
@@ -45,7 +45,7 @@ class Running(Served):
 async def serving(
     redis: RedisServer, spool: Path, knobs: Knobs | None = None, **settings: str
 ) -> AsyncIterator[Running]:
-    """``python -m gateway serve``, ready, and what stands behind it."""
+    """Start ``python -m gateway serve`` with stub servers; yield it once it is ready."""
     port = free_port()
     async with AsyncExitStack() as stack:
         tgi = await stack.enter_async_context(TgiStub(knobs))
@@ -84,21 +84,21 @@ async def _until_ready(http: httpx2.AsyncClient, process: asyncio.subprocess.Pro
     raise AssertionError(f"the gateway ended with status {process.returncode}")
 
 
-def test_an_unknown_setting_is_one_line_and_a_failure() -> None:
+def test_an_unknown_setting_is_an_error_in_one_line() -> None:
     ended = gateway("serve", GATEWAY_SPEED="9")
     assert ended.exit_code == 2
     assert "GATEWAY_SPEED" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_a_gateway_without_a_reward_model_says_what_to_set() -> None:
+def test_a_missing_reward_model_names_the_setting() -> None:
     ended = gateway("serve")
     assert (ended.exit_code, "GATEWAY_REWARD__MODEL" in ended.stderr) == (2, True)
 
 
-def test_a_new_key_is_shown_with_the_line_that_knows_it(tmp_path: Path) -> None:
-    said = gateway("key", "new", "billing").stdout.splitlines()
-    key, line = (row.split(":  ", 1)[1].strip() for row in said[:2])
+def test_a_new_key_is_shown_with_its_line_for_the_key_file(tmp_path: Path) -> None:
+    lines = gateway("key", "new", "billing").stdout.splitlines()
+    key, line = (row.split(":  ", 1)[1].strip() for row in lines[:2])
     file = tmp_path / "keys"
     file.write_text(f"# keys of this test\n{line}\n")
     known = ApiKeys(file).authenticate(f"Bearer {key}")
@@ -106,7 +106,7 @@ def test_a_new_key_is_shown_with_the_line_that_knows_it(tmp_path: Path) -> None:
     assert ("billing", 16) == (known.name, len(known.id))
 
 
-def test_a_key_needs_a_name_that_the_file_can_hold() -> None:
+def test_a_keys_name_must_fit_the_key_file() -> None:
     ended = gateway("key", "new", "two words")
     assert (ended.exit_code, "name" in ended.stderr) == (2, True)
 
@@ -116,7 +116,7 @@ def test_the_settings_are_listed() -> None:
     assert "#GATEWAY_PORT=8000" in gateway("settings", "--env").stdout
 
 
-def test_a_policy_is_published_shown_and_remembered(redis_server: RedisServer, tmp_path: Path) -> None:
+def test_a_policy_is_published_shown_and_in_the_history(redis_server: RedisServer, tmp_path: Path) -> None:
     settings = {"GATEWAY_REDIS__URL": redis_server.url, "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path), "COLUMNS": "200"}
     assert gateway("policy", "set", "--reason", "nothing", **settings).exit_code == 2
     published = gateway("policy", "set", "--n", "2", "--temperature", "0.5", "--reason", "cheaper", **settings)
@@ -130,7 +130,7 @@ def test_a_policy_is_published_shown_and_remembered(redis_server: RedisServer, t
 def test_a_second_policy_is_set_shown_changed_and_ended(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(out, "width", 250)  # COLUMNS counts only where it is set before the first import
+    monkeypatch.setattr(out, "width", 250)  # COLUMNS works only before the first import
     settings = {"GATEWAY_REDIS__URL": redis_server.url, "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path)}
 
     def publish(*options: str) -> Result:
@@ -151,14 +151,14 @@ def test_a_second_policy_is_set_shown_changed_and_ended(
     assert "canary 10.0%" in gateway("policy", "history", **settings).stdout
 
 
-def test_an_n_that_another_adapter_earned_does_not_stay_silently(redis_server: RedisServer, tmp_path: Path) -> None:
+def test_keeping_n_with_another_adapter_is_a_warning(redis_server: RedisServer, tmp_path: Path) -> None:
     settings = {"GATEWAY_REDIS__URL": redis_server.url, "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path)}
     command = ("policy", "set", "--reason", "by hand", "--adapter", "rft-1")
     assert "N stays 4" in gateway(*command, **settings).stderr
     assert "" == gateway(*command, "--adapter", "", "--n", "8", "--urls", "http://a", **settings).stderr
 
 
-async def test_a_running_gateway_takes_a_new_policy_within_seconds(redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_a_running_gateway_loads_a_new_policy_within_seconds(redis_server: RedisServer, tmp_path: Path) -> None:
     settings = {"GATEWAY_REDIS__URL": redis_server.url, "GATEWAY_JOURNAL__SPOOL_DIR": str(tmp_path)}
     async with serving(redis_server, tmp_path, GATEWAY_POLICY__REFRESH_S="0.1") as served:
         before = (await served.chat()).json()["best_of_n"]
@@ -180,12 +180,12 @@ async def test_sigterm_lets_the_race_finish_and_flushes_the_journal(redis_server
         answer = await racing
         status = await served.process.wait()
         [record] = await served.records(1)
-    # uvicorn ends by the signal that it was sent, once everything is done: what supervisors expect.
+    # uvicorn finishes and then ends by the signal it got, as supervisors expect.
     assert (answer.status_code, status) == (200, -signal.SIGTERM)
     assert record.id == answer.json()["id"]
 
 
-async def test_a_race_that_outlasts_the_shutdown_is_told_503(redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_a_race_that_outlasts_the_shutdown_gets_a_503(redis_server: RedisServer, tmp_path: Path) -> None:
     async with serving(redis_server, tmp_path, Knobs(latency_ms=60_000), GATEWAY_SHUTDOWN_S="1") as served:
         racing = asyncio.create_task(served.chat(best_of=2))
         await served.tgi.state.until(lambda state: state.generating == 2)
@@ -195,7 +195,7 @@ async def test_a_race_that_outlasts_the_shutdown_is_told_503(redis_server: Redis
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
 
 
-async def test_several_workers_serve_and_their_metrics_are_one(redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_several_workers_serve_and_share_their_metrics(redis_server: RedisServer, tmp_path: Path) -> None:
     async with serving(redis_server, tmp_path, GATEWAY_WORKERS="2") as served:
         await until_all_listen(int(served.url.rpartition(":")[2]), workers=2)
         answers = await asyncio.gather(*(served.chat(best_of=2) for _ in range(12)))
@@ -214,7 +214,7 @@ async def test_workers_end_with_a_supervisor_that_is_killed(redis_server: RedisS
 
 
 async def _listens(url: str) -> bool:
-    async with httpx2.AsyncClient(trust_env=False) as client:  # a new connection: the old ones may outlive the port
+    async with httpx2.AsyncClient(trust_env=False) as client:  # a new connection, because old ones can outlive the port
         try:
             await client.get(f"{url}/health/live")
         except httpx2.TransportError:
@@ -223,5 +223,5 @@ async def _listens(url: str) -> bool:
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("policy", "--help"), ("key", "--help")])
-def test_every_command_explains_itself(arguments: tuple[str, ...]) -> None:
+def test_every_command_has_a_help_text(arguments: tuple[str, ...]) -> None:
     assert gateway(*arguments).exit_code == 0

@@ -1,4 +1,4 @@
-"""TLS to everything behind the gateway: a CA of its own, a client's certificate, an ACL user; nothing else passes."""
+"""TLS to all servers behind the gateway, with a private CA, a client certificate and an ACL user."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.tls_front import Authority, Streams, tls_front
 
 USER, PASSWORD = "ratchet", "p@ss/w:rd"
 HELLO: list[Message] = [{"role": "user", "content": "Hi"}]
-# What the gateway and the night need, and no more. SECURITY.md says the same.
+# The permissions that the gateway and the night need. SECURITY.md has the same.
 ACL = (
     f"on >{PASSWORD} ~ratchet:* +@read +@write +@transaction +@scripting +@connection -@dangerous +info +time +waitaof"
 )
@@ -52,7 +52,7 @@ async def _http(url: str) -> Streams:
 
 
 def _locked(server: RedisServer) -> None:
-    """Only the ACL user from now on."""
+    """Allow only the ACL user from now on."""
     with server.client() as client:
         client.execute_command("ACL", "SETUSER", USER, *ACL.split())
         client.execute_command("ACL", "SETUSER", "default", "off")
@@ -69,7 +69,7 @@ def _settings(port: int, authority: Authority) -> RedisSettings:
     )
 
 
-async def test_every_client_of_redis_passes_with_tls_certificate_and_acl_user(
+async def test_every_redis_client_works_with_tls_certificate_and_acl_user(
     redis_server: RedisServer, authority: Authority
 ) -> None:
     _locked(redis_server)
@@ -92,7 +92,7 @@ async def test_every_client_of_redis_passes_with_tls_certificate_and_acl_user(
 async def test_a_whole_gateway_runs_over_tls(
     serve: Serve, redis_server: RedisServer, authority: Authority, tmp_path: Path
 ) -> None:
-    """Races, rewards, records, the policy and a key's limits, with the least that the ACL user may do."""
+    """Races, rewards, records, the policy and a key's limits, with the fewest permissions of the ACL user."""
     key, line = new_key("app", limits={"requests_per_minute": 100, "tokens_per_minute": 10**6, "races_in_flight": 2})
     (tmp_path / "keys").write_text(line)
     async with (
@@ -119,7 +119,7 @@ async def test_a_whole_gateway_runs_over_tls(
 
 
 @pytest.mark.parametrize("wrong", ["no certificate of its own", "another CA", "the server's name", "plain redis://"])
-async def test_what_cannot_be_verified_is_not_spoken_to(
+async def test_an_unverified_redis_is_not_used(
     redis_server: RedisServer, authority: Authority, tmp_path: Path, wrong: str
 ) -> None:
     (tmp_path / "other").mkdir()
@@ -142,7 +142,7 @@ async def test_what_cannot_be_verified_is_not_spoken_to(
         assert [] == admin.keys()
 
 
-async def test_the_acl_user_may_touch_only_this_projects_keys(redis_server: RedisServer) -> None:
+async def test_the_acl_user_may_use_only_this_projects_keys(redis_server: RedisServer) -> None:
     _locked(redis_server)
     for username, password in (("", ""), (USER, "guess")):
         async with connect(RedisSettings(url=redis_server.url, username=username, password=password)) as stranger:
@@ -155,7 +155,7 @@ async def test_the_acl_user_may_touch_only_this_projects_keys(redis_server: Redi
                 await ours.execute_command(*command)  # type: ignore[no-untyped-call]
 
 
-async def test_a_backend_and_a_reward_server_of_another_ca_are_not_asked(authority: Authority, tmp_path: Path) -> None:
+async def test_a_backend_and_a_reward_server_of_another_ca_get_no_request(authority: Authority, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = Authority.make(tmp_path / "other")
     async with (
@@ -178,7 +178,7 @@ async def test_a_backend_and_a_reward_server_of_another_ca_are_not_asked(authori
         assert [] == list(tgi.state.requests)
 
 
-def test_a_ca_file_that_is_none_is_fatal_and_named(tmp_path: Path) -> None:
+def test_a_wrong_ca_file_is_fatal_and_named(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("not a certificate")
     for path in (tmp_path / "ca.pem", tmp_path / "none.pem"):
         with pytest.raises(SettingsError, match=path.name):
@@ -193,7 +193,7 @@ def test_a_ca_file_that_is_none_is_fatal_and_named(tmp_path: Path) -> None:
         ({"url": "rediss://a", "key_file": "k.pem"}, "set together"),
     ],
 )
-def test_settings_of_tls_that_contradict_each_other_are_fatal(fields: dict[str, str], complaint: str) -> None:
+def test_contradicting_tls_settings_are_fatal(fields: dict[str, str], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         RedisSettings.model_validate(fields)
 
@@ -202,7 +202,7 @@ def test_a_password_is_not_shown() -> None:
     assert PASSWORD not in repr(RedisSettings(password=PASSWORD))
 
 
-async def test_a_journal_without_permission_is_an_error_of_ours(redis_server: RedisServer) -> None:
+async def test_a_journal_without_permission_is_a_journal_error(redis_server: RedisServer) -> None:
     _locked(redis_server)
     reader = JournalReader(RedisSettings(url=redis_server.url), group="night", consumer="one")
     with pytest.raises(JournalError):

@@ -1,4 +1,4 @@
-"""A journal on this test's own spool and server."""
+"""A journal with this test's own spool and server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MakeJournal = Callable[..., Journal]
 
 @pytest.fixture
 async def make_journal(tmp_path: Path, redis_settings: RedisSettings) -> AsyncIterator[MakeJournal]:
-    """Makes journals (not started) that share a spool; they are closed after the test."""
+    """Yield a function that makes journals (not started) with one spool; close them after the test."""
     journals: list[Journal] = []
 
     def make(durability: str = "fsync", redis: RedisSettings = redis_settings, **options: Any) -> Journal:
@@ -31,12 +31,12 @@ async def make_journal(tmp_path: Path, redis_settings: RedisSettings) -> AsyncIt
 
 
 @pytest.fixture(autouse=True)
-def _nothing_blocks_the_event_loop() -> Iterator[None]:
-    """A blocking call of the journal on the event loop fails its test."""
+def _fail_on_blocking_calls() -> Iterator[None]:
+    """Fail a test in which the journal makes a blocking call on the event loop."""
     with blockbuster_ctx("gateway.journal") as blockbuster:
         for function in blockbuster.functions.values():
-            # Logs a programming mistake with its traceback, for which source files are read: once, and worth it.
+            # Logs the traceback of a programming error, which reads source files.
             function.can_block_in("gateway/journal/writer.py", "_shipper_ended")
-            # Coverage takes a lock of its own wherever it happens to be.
+            # Coverage takes a lock of its own in any function.
             function.can_block_in("coverage/collector.py", "lock_data")
         yield

@@ -23,7 +23,7 @@ SAMPLING = Sampling(
 
 
 def outcome() -> Outcome:
-    """A race of three: a text that wins, a tool call, and a failure."""
+    """Return a race of three: a text that wins, a tool call, and a failure."""
     candidates = [
         Candidate(0, 11, Answer("secret answer", "stop", 20, 5), reward=1.5, latency_ms=80.0),
         Candidate(1, 12, Answer(None, "tool_calls", 20, 9, tool_calls=(CALL,)), reward=-0.5, prompt_truncated=True),
@@ -51,7 +51,7 @@ def outcome() -> Outcome:
 
 
 def completion(id: str = "chatcmpl-1", *, store: bool = True) -> CompletionRecord:
-    """The record of that race."""
+    """Return the record of that race."""
     request = AnswerRequest(
         "ratchet", MESSAGES, SAMPLING, store=store, user="secret user", metadata={"k": "secret metadata"}
     )

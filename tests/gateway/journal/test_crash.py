@@ -1,4 +1,4 @@
-"""kill -9 of whole worker processes: no acknowledged record is lost."""
+"""Worker processes are killed with SIGKILL: no durable record is lost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def start_worker(spool: Path, url: str, durability: str, prefix: str) -> subproc
 
 
 def kill_after(worker: subprocess.Popen[bytes], n_records: int) -> list[str]:
-    """Kill -9 in the middle of its work; returns every id it had acknowledged."""
+    """Kill the worker after some records; return every id it had printed."""
     assert worker.stdout is not None
     acknowledged = [worker.stdout.readline() for _ in range(n_records)]
     worker.kill()
@@ -50,14 +50,14 @@ async def read_everything(redis: RedisSettings) -> list[str]:
 
 @pytest.mark.parametrize("durability", ["fsync", "relaxed"])
 @pytest.mark.parametrize("redis_is_there", [True, False])
-async def test_two_workers_killed_in_the_middle_lose_nothing(
+async def test_two_killed_workers_lose_nothing(
     durability: str,
     redis_is_there: bool,
     tmp_path: Path,
     redis_server: RedisServer,
     redis_settings: RedisSettings,
 ) -> None:
-    """Whatever they had acknowledged is in Redis after the next start, once to whoever reads."""
+    """All durable records are in Redis after the next start, and a reader gets each once."""
     url = redis_server.url if redis_is_there else AWAY
     workers = [start_worker(tmp_path, url, durability, name) for name in ("one", "two")]
     acknowledged = [
@@ -79,7 +79,7 @@ async def test_two_workers_killed_in_the_middle_lose_nothing(
 async def test_redis_and_worker_killed_together_lose_nothing(
     tmp_path: Path, stopped_redis_server: RedisServer, redis_settings: RedisSettings
 ) -> None:
-    """With an append-only file in Redis, what it acknowledged and what it had not are both there afterwards."""
+    """With an append-only file in Redis all records are there afterwards, acknowledged by Redis or not."""
     stopped_redis_server.start(appendonly="yes", appendfsync="everysec")
     worker = start_worker(tmp_path, stopped_redis_server.url, "fsync", "one")
     acknowledged = await asyncio.to_thread(kill_after, worker, 600)

@@ -1,4 +1,4 @@
-"""Records are erased from the spool, others stay where they are, and no running gateway loses what it has to send."""
+"""Matching records are erased from the spool; others stay, and a running gateway loses no record it has to send."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def alices(record: Record) -> bool:
 
 
 def write(claim: Claim, *keys: str, segment_bytes: int = 1 << 20) -> None:
-    """A record of each caller, in this order."""
+    """Write a record of each caller, in this order."""
     writer = SegmentWriter(claim.folder, sync=None, segment_bytes=segment_bytes)
     for number, key in enumerate(keys):
         record = race(f"chatcmpl-{number}", prompt=f"from {key[0]}", key_id=key)
@@ -29,14 +29,14 @@ def write(claim: Claim, *keys: str, segment_bytes: int = 1 << 20) -> None:
 
 
 def ship(claim: Claim, count: int) -> None:
-    """Have Redis acknowledge the first records."""
+    """Acknowledge the first records."""
     tail = SpoolReader(claim.folder)
     tail.advance(tail.read(max_records=count, max_bytes=1 << 20, end=None))
     tail.acknowledge()
 
 
 def to_send(claim: Claim) -> list[str]:
-    """Ids that a gateway still sends from a folder."""
+    """Return the ids that a gateway still sends from a folder."""
     return [
         frame.record_id.decode()
         for frame in SpoolReader(claim.folder).read(max_records=99, max_bytes=1 << 30, end=None)
@@ -57,7 +57,7 @@ def ids(spool: Path) -> list[str]:
     ids=["before it is in Redis", "as soon as it is", "after others"],
 )
 def test_a_running_gateways_record_is_erased_once_redis_has_it(tmp_path: Path, shipped: int, expected: Erased) -> None:
-    """The cursor just before, at and behind the record; what is still to be sent is untouched."""
+    """With the cursor just before, at and after the record; records still to be sent are unchanged."""
     claim = Claim.new(tmp_path)
     write(claim, BOB, ALICE, BOB, BOB)
     ship(claim, shipped)
@@ -65,10 +65,10 @@ def test_a_running_gateways_record_is_erased_once_redis_has_it(tmp_path: Path, s
     assert expected == erase(tmp_path, alices)
     assert before == to_send(claim)
     assert (expected.waiting == 1) == (b"from a" in text(tmp_path))
-    assert Erased(0, expected.waiting) == erase(tmp_path, alices), "it was erased already"
+    assert Erased(0, expected.waiting) == erase(tmp_path, alices), "it was erased before"
 
 
-def test_what_lies_behind_an_erased_record_is_read_although_the_cursor_is_lost(tmp_path: Path) -> None:
+def test_records_after_an_erased_one_are_read_even_without_the_cursor(tmp_path: Path) -> None:
     claim = Claim.new(tmp_path)
     write(claim, ALICE, BOB)
     ship(claim, 2)
@@ -79,7 +79,7 @@ def test_what_lies_behind_an_erased_record_is_read_although_the_cursor_is_lost(t
 
 
 @pytest.mark.parametrize("segment_bytes", [1, 1 << 20], ids=["a segment each", "one segment"])
-def test_a_dead_gateways_records_are_erased_and_others_sent_later(tmp_path: Path, segment_bytes: int) -> None:
+def test_a_dead_gateways_records_are_erased_and_the_others_sent_later(tmp_path: Path, segment_bytes: int) -> None:
     claim = Claim.new(tmp_path)
     write(claim, BOB, ALICE, BOB, ALICE, BOB, segment_bytes=segment_bytes)
     ship(claim, 1)
@@ -90,8 +90,8 @@ def test_a_dead_gateways_records_are_erased_and_others_sent_later(tmp_path: Path
     assert Erased(0, 0) == erase(tmp_path, alices)
 
 
-def test_a_call_that_was_killed_leaves_nothing_that_a_second_one_does_not_erase(tmp_path: Path) -> None:
-    """Killed before its new segment has its name, it leaves a draft with the text; killed after it, old segments."""
+def test_a_second_call_erases_what_a_killed_one_left(tmp_path: Path) -> None:
+    """Killed before the new segment has its name, it leaves a draft with the text; killed later, old segments."""
     claim = Claim.new(tmp_path)
     write(claim, ALICE, BOB)
     claim.release()
@@ -100,7 +100,7 @@ def test_a_call_that_was_killed_leaves_nothing_that_a_second_one_does_not_erase(
     assert ["lock", "00000002.seg"] == sorted((path.name for path in claim.folder.iterdir()), reverse=True)
 
 
-def test_a_folder_without_anything_wanted_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_without_matching_records_is_unchanged(tmp_path: Path) -> None:
     claim = Claim.new(tmp_path)
     write(claim, BOB, BOB)
     claim.release()

@@ -1,4 +1,4 @@
-"""The shipper's connection: what it asserts holds for this connection and no other."""
+"""The shipper's connection confirms only the records that it sent itself."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ async def link(redis_settings: RedisSettings) -> AsyncIterator[StreamLink]:
     await link.close()
 
 
-async def test_a_closed_connection_is_never_opened_behind_the_callers_back(
-    link: StreamLink, redis_server: RedisServer
-) -> None:
-    """A confirmation over a new connection would say nothing about the old one's records."""
+async def test_a_closed_connection_is_not_reopened_silently(link: StreamLink, redis_server: RedisServer) -> None:
+    """A confirmation over a new connection would not cover the old connection's records."""
     await link.connect()
     assert (1, None) == await link.add([(b"a", b"1")])
     await link.close()
@@ -34,10 +32,10 @@ async def test_a_closed_connection_is_never_opened_behind_the_callers_back(
         await link.add([(b"b", b"2")])
 
 
-async def test_a_redis_without_append_only_file_is_asked_once_a_connection(
+async def test_a_redis_without_append_only_file_is_asked_once_per_connection(
     link: StreamLink, redis_server: RedisServer
 ) -> None:
-    """It may have been given one by the next."""
+    """It may have one by the next connection."""
     for _ in range(2):
         await link.connect()
         before = link.aof
@@ -49,8 +47,8 @@ async def test_a_redis_without_append_only_file_is_asked_once_a_connection(
         assert 2 == client.info("errorstats")["errorstat_ERR"]["count"]
 
 
-async def test_what_redis_took_before_it_refused_counts(link: StreamLink, redis_server: RedisServer) -> None:
-    """Those need not be sent again."""
+async def test_records_taken_before_a_refusal_count(link: StreamLink, redis_server: RedisServer) -> None:
+    """They are not sent again."""
     await link.connect()
     redis_server.fill()
     taken, refusal = await link.add([(b"a", b"1"), (b"b", b"2")])
@@ -62,7 +60,7 @@ async def test_what_redis_took_before_it_refused_counts(link: StreamLink, redis_
 async def test_a_redis_that_became_a_replica_confirms_nothing(
     link: StreamLink, stopped_redis_server: RedisServer
 ) -> None:
-    """After a failover it throws away what it took last; the spool must keep that."""
+    """After a failover it drops the records it took last; the spool must keep them."""
     stopped_redis_server.start(appendonly="yes")
     await link.connect()
     assert (1, None) == await link.add([(b"a", b"1")])

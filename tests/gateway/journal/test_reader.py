@@ -1,4 +1,4 @@
-"""Readers share the stream, drop second copies, and inherit what dead ones left."""
+"""Readers of a group share the stream, drop second copies, and get dead consumers' records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MakeReader = Callable[..., JournalReader]
 
 @pytest.fixture
 async def make_reader(redis_settings: RedisSettings) -> AsyncIterator[MakeReader]:
-    """Makes readers of one group, closed after the test."""
+    """Yield a function that makes readers of one group; close them after the test."""
     readers: list[JournalReader] = []
 
     def make(consumer: str = "one", group: str = "night", **options: Any) -> JournalReader:
@@ -55,7 +55,7 @@ def entry_ids(deliveries: list[StreamEntry]) -> list[str]:
 
 
 async def test_records_come_once_and_in_order(make_reader: MakeReader, redis_server: RedisServer) -> None:
-    """From the stream's beginning, in batches, until there are no more."""
+    """From the start of the stream, in batches, until none is left."""
     add(redis_server, "a", "b", "c")
     reader = make_reader(batch_records=2)
     await reader.start()
@@ -68,7 +68,6 @@ async def test_records_come_once_and_in_order(make_reader: MakeReader, redis_ser
 
 
 async def test_a_waiting_reader_gets_the_next_record(make_reader: MakeReader, redis_server: RedisServer) -> None:
-    """It need not ask again."""
     reader = make_reader()
     await reader.start()
     waiting = asyncio.create_task(reader.read(wait_s=30))
@@ -77,15 +76,13 @@ async def test_a_waiting_reader_gets_the_next_record(make_reader: MakeReader, re
     assert ["a"] == names(await waiting)
 
 
-async def test_a_short_wait_ends_without_records(make_reader: MakeReader, redis_server: RedisServer) -> None:
-    """An empty stream gives an empty list."""
+async def test_a_wait_without_records_returns_an_empty_list(make_reader: MakeReader, redis_server: RedisServer) -> None:
     reader = make_reader()
     await reader.start()
     assert [] == await reader.read(wait_s=0.01)
 
 
 async def test_starting_twice_keeps_the_groups_place(make_reader: MakeReader, redis_server: RedisServer) -> None:
-    """The group is made once."""
     add(redis_server, "a")
     first, second = make_reader("one"), make_reader("two")
     await first.start()
@@ -106,7 +103,7 @@ async def test_second_copies_are_dropped_and_acknowledged(make_reader: MakeReade
 
 
 async def test_the_window_of_remembered_ids_is_bounded(make_reader: MakeReader, redis_server: RedisServer) -> None:
-    """Beyond it a copy comes through: memory is not spent without limit."""
+    """A copy of an older record is delivered: memory is bounded."""
     reader = make_reader(window=2)
     await reader.start()
     add(redis_server, "a", "b", "c")
@@ -115,8 +112,10 @@ async def test_the_window_of_remembered_ids_is_bounded(make_reader: MakeReader, 
     assert ["a"] == names(await reader.read())
 
 
-async def test_a_consumer_that_comes_back_gets_what_it_had(make_reader: MakeReader, redis_server: RedisServer) -> None:
-    """In batches, before anything new."""
+async def test_a_restarted_consumer_gets_its_unacknowledged_records(
+    make_reader: MakeReader, redis_server: RedisServer
+) -> None:
+    """In batches, before new records."""
     add(redis_server, "a", "b", "c")
     died = make_reader("one")
     await died.start()
@@ -127,8 +126,8 @@ async def test_a_consumer_that_comes_back_gets_what_it_had(make_reader: MakeRead
     assert [["a", "b"], ["c"], ["d"]] == [names(await reader.read()) for _ in range(3)]
 
 
-async def test_what_a_dead_consumer_left_is_claimed(make_reader: MakeReader, redis_server: RedisServer) -> None:
-    """All of it, by whoever reads next; a living consumer's is left alone."""
+async def test_a_dead_consumers_records_are_claimed(make_reader: MakeReader, redis_server: RedisServer) -> None:
+    """The next reader gets all of them, and none of a living consumer's."""
     add(redis_server, *map(str, range(50)))
     dead = make_reader("dead")
     await dead.start()
@@ -139,22 +138,22 @@ async def test_what_a_dead_consumer_left_is_claimed(make_reader: MakeReader, red
     assert left == names(await heir.read())
 
 
-async def test_the_claim_looks_past_what_is_not_idle(make_reader: MakeReader, redis_server: RedisServer) -> None:
-    """A long stretch of living consumers' records does not hide a dead one's behind it."""
+async def test_the_claim_skips_records_that_are_not_idle(make_reader: MakeReader, redis_server: RedisServer) -> None:
+    """A dead consumer's record is found after many of living consumers."""
     add(redis_server, *map(str, range(40)))
     living = make_reader("living", batch_records=40)
     await living.start()
     held = await living.read()
-    with redis_server.client() as client:  # the last one is held by somebody long idle
+    with redis_server.client() as client:  # its consumer has been idle for long
         client.execute_command("XCLAIM", STREAM, "night", "dead", 0, held[-1].entry_id, "IDLE", 10_000_000)
     heir = make_reader("heir", batch_records=1, claim_idle_s=3600)
     assert [held[-1].record_id] == names(await heir.read())
 
 
-async def test_a_record_trimmed_before_it_was_read_is_no_delivery(
+async def test_a_record_trimmed_before_it_was_read_is_not_delivered(
     make_reader: MakeReader, redis_server: RedisServer
 ) -> None:
-    """It is gone: the group forgets it too."""
+    """The group forgets it, too."""
     add(redis_server, "a", "b")
     died = make_reader("one")
     await died.start()
@@ -166,8 +165,8 @@ async def test_a_record_trimmed_before_it_was_read_is_no_delivery(
     assert 1 == pending(redis_server)
 
 
-async def test_a_strangers_entry_is_delivered_as_unreadable(make_reader: MakeReader, redis_server: RedisServer) -> None:
-    """The reader hides nothing; whoever counts can count it, and acknowledge it."""
+async def test_a_foreign_entry_is_delivered_as_unreadable(make_reader: MakeReader, redis_server: RedisServer) -> None:
+    """The caller can count and acknowledge it."""
     with redis_server.client() as client:
         client.xadd(STREAM, {"other": "field"})
         client.xadd(STREAM, {"id": "x", "data": b"\xff"})
@@ -181,7 +180,7 @@ async def test_a_strangers_entry_is_delivered_as_unreadable(make_reader: MakeRea
 
 
 async def test_trim_removes_what_every_group_acknowledged(make_reader: MakeReader, redis_server: RedisServer) -> None:
-    """The slowest group holds the rest; a pending record holds itself."""
+    """The slowest group keeps the rest, and so does a pending record."""
     add(redis_server, "a", "b", "c", "d")
     night, guard = make_reader(), make_reader(group="guard")
     await night.start()
@@ -200,10 +199,10 @@ async def test_trim_removes_what_every_group_acknowledged(make_reader: MakeReade
     assert 0 == await night.trim()
 
 
-async def test_a_redis_that_restarted_empty_gets_its_group_again(
+async def test_the_group_is_created_again_after_redis_restarted_empty(
     make_reader: MakeReader, redis_server: RedisServer
 ) -> None:
-    """Reading goes on with what is new."""
+    """Reading goes on with new records."""
     reader = make_reader()
     await reader.start()
     assert [] == await reader.read()
@@ -214,7 +213,6 @@ async def test_a_redis_that_restarted_empty_gets_its_group_again(
 
 
 async def test_without_redis_every_call_is_a_journal_error(make_reader: MakeReader, redis_server: RedisServer) -> None:
-    """One kind of error to catch."""
     reader = make_reader()
     await reader.start()
     redis_server.kill()
@@ -224,7 +222,7 @@ async def test_without_redis_every_call_is_a_journal_error(make_reader: MakeRead
 
 
 async def test_other_refusals_are_journal_errors_too(make_reader: MakeReader, redis_server: RedisServer) -> None:
-    """A key of another type, say."""
+    """An example: a key of another type."""
     with redis_server.client() as client:
         client.set(STREAM, "not a stream")
     reader = make_reader()

@@ -1,4 +1,4 @@
-"""Records: what they hold, what ``store: false`` keeps out, and that nothing a caller sends breaks them."""
+"""Records hold the race, ``store: false`` keeps content out, and no content of a caller breaks them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from gateway.journal.record import CompletionRecord, decode, encode, feedback_re
 from gateway.types import Sampling, Selection, Timings
 from tests.gateway.journal.records import CALL, MESSAGES, SAMPLING, completion
 
-hostile_text = st.text(st.characters(exclude_categories=()), max_size=20)  # lone surrogates included
-whole_text = st.text(max_size=20)  # Hypothesis leaves surrogates out by default
+hostile_text = st.text(st.characters(exclude_categories=()), max_size=20)  # with lone surrogates
+whole_text = st.text(max_size=20)  # without surrogates, Hypothesis's default
 json_scalars = (
     st.none()
     | st.booleans()
@@ -42,7 +42,7 @@ hostile_values = nested(hostile_scalars, hostile_text)
 
 
 def test_a_record_holds_the_whole_race() -> None:
-    """Everything the night needs is there under its own name."""
+    """All that the night needs is there by name."""
     record = completion()
     winner, call, failed = record.candidates
     assert (record.key_id, record.model, record.policy_version, record.adapter) == ("4f2a", "ratchet", 4, "rft-1")
@@ -65,17 +65,16 @@ def test_a_record_holds_the_whole_race() -> None:
 
 
 def test_a_record_survives_a_round_trip() -> None:
-    """What is read is what was written."""
     assert completion() == decode(encode(completion()))
 
 
 def test_no_error_message_is_recorded() -> None:
-    """A backend's message may quote a prompt; only the class is kept."""
+    """A backend's message may quote a prompt; only the error's class is recorded."""
     assert b"secret message" not in encode(completion())
 
 
 def test_store_false_keeps_all_content_out_and_all_counts_in() -> None:
-    """No word of prompt, answer, tools, stops, formats, user or metadata; every number."""
+    """No text of prompt, answer, tools, stops, formats, user or metadata; all numbers."""
     stored, bare = completion(), completion(store=False)
     assert b"secret" in encode(stored)
     assert b"secret" not in encode(bare)
@@ -88,7 +87,7 @@ def test_store_false_keeps_all_content_out_and_all_counts_in() -> None:
 
 
 def test_store_false_keeps_a_plain_tool_choice() -> None:
-    """``auto`` names nothing."""
+    """``auto`` contains no name."""
     record = dataclasses.replace(completion(store=False), sampling=Sampling(tool_choice="auto"))
     assert record == decode(encode(record))
 
@@ -98,8 +97,8 @@ def test_store_false_keeps_a_plain_tool_choice() -> None:
     tools=st.lists(st.dictionaries(whole_text, json_values, max_size=2), max_size=2),
     comment=whole_text,
 )
-def test_what_json_can_hold_comes_back_as_it_was(text: str, tools: list[dict[str, Any]], comment: str) -> None:
-    """Any text and any JSON value, wherever a caller can put it."""
+def test_values_that_json_can_hold_are_unchanged(text: str, tools: list[dict[str, Any]], comment: str) -> None:
+    """Any text and any JSON value, in every place where a caller can put it."""
     record = dataclasses.replace(
         completion(),
         messages=[{"role": "user", "content": text}],
@@ -112,8 +111,8 @@ def test_what_json_can_hold_comes_back_as_it_was(text: str, tools: list[dict[str
 
 
 @given(text=hostile_text, value=hostile_values)
-def test_nothing_a_caller_sends_breaks_a_record(text: str, value: object) -> None:
-    """Lone surrogates, huge numbers, NaN: replaced, and from then on stable."""
+def test_no_value_of_a_caller_breaks_a_record(text: str, value: object) -> None:
+    """Lone surrogates, huge numbers and NaN are replaced; encoding the result again changes nothing."""
     record = dataclasses.replace(
         completion(),
         messages=[{"role": "user", "content": text}],
@@ -139,15 +138,15 @@ def test_nothing_a_caller_sends_breaks_a_record(text: str, value: object) -> Non
         ({"\ud800": 1}, {"\ufffd": 1}),
     ],
 )
-def test_what_json_cannot_hold_is_replaced(sent: object, kept: object) -> None:
-    """As the module's docstring promises."""
+def test_values_that_json_cannot_hold_are_replaced(sent: object, kept: object) -> None:
+    """As the module's docstring says."""
     read = decode(encode(dataclasses.replace(completion(), metadata={"k": sent})))
     assert isinstance(read, CompletionRecord)
     assert {"k": kept} == read.metadata
 
 
 def test_nesting_beyond_the_limit_is_cut() -> None:
-    """A schema a thousand levels deep costs its depths, not the record."""
+    """A schema a thousand levels deep loses its lowest levels; the record is kept."""
     deep: object = "bottom"
     for _ in range(1_000):
         deep = [deep]
@@ -171,7 +170,7 @@ def test_an_older_reader_reads_a_newer_record() -> None:
     [b"", b"\x00\xff", b"{", b"[]", b"null", b'"secret"', b'{"kind": "other"}', b'{"kind": ["completion"]}'],
 )
 def test_garbage_is_a_clear_error(data: bytes) -> None:
-    """The message says what is wrong and quotes nothing."""
+    """The message tells the problem and quotes nothing."""
     with pytest.raises(JournalError, match="unreadable record") as caught:
         decode(data)
     assert "secret" not in caught.value.message
@@ -185,15 +184,14 @@ ANY_JSON = st.recursive(
 
 
 @given(st.binary() | st.text().map(str.encode))
-def test_whatever_bytes_the_stream_holds_they_are_a_record_or_a_clear_error(data: bytes) -> None:
-    """Nothing else comes out of the decoder."""
+def test_any_bytes_are_a_record_or_a_clear_error(data: bytes) -> None:
     with contextlib.suppress(JournalError):
         decode(data)
 
 
 @given(st.data(), st.booleans())
-def test_a_record_with_any_field_spoiled_is_refused_or_can_be_written_again(data: st.DataObject, rated: bool) -> None:
-    """What decodes encodes; the error of what does not quotes nothing of it."""
+def test_a_record_with_any_field_changed_is_refused_or_can_be_encoded_again(data: st.DataObject, rated: bool) -> None:
+    """The error of a refused record quotes nothing of it."""
     record = feedback_record(completion_id="chatcmpl-1", rating=1) if rated else completion()
     document = orjson.loads(encode(record))
     for name in data.draw(st.sets(st.sampled_from(sorted(document)), min_size=1, max_size=3)):
@@ -209,7 +207,7 @@ def test_a_record_with_any_field_spoiled_is_refused_or_can_be_written_again(data
 
 
 def test_a_record_with_a_bad_field_names_the_field_not_its_content() -> None:
-    """An operator can find the field, and finds no prompt."""
+    """An operator finds the field and sees no prompt."""
     document = orjson.loads(encode(completion())) | {"n_asked": "secret", "messages": "secret"}
     with pytest.raises(JournalError, match=r"unreadable completion record .*messages: .*n_asked: ") as caught:
         decode(orjson.dumps(document))
@@ -218,13 +216,13 @@ def test_a_record_with_a_bad_field_names_the_field_not_its_content() -> None:
 
 
 def test_two_ratings_of_one_completion_are_two_records() -> None:
-    """A feedback has an id of its own, so that neither passes for the other's copy."""
+    """Each feedback has its own id, so neither is dropped as a copy of the other."""
     first, second = (feedback_record(completion_id="chatcmpl-1", rating=1) for _ in range(2))
     assert first.id != second.id
 
 
-def test_version_1_as_it_was_first_written_stays_readable() -> None:
-    """Archives and spools outlive programs: this text must decode for ever."""
+def test_the_first_version_1_record_stays_readable() -> None:
+    """Archives and spools outlive releases: every release must decode this text."""
     written = (
         b'{"id":"chatcmpl-9","time_ms":1700000000000,"key_id":null,"model":"ratchet","store":true,"n_messages":1,'
         b'"messages":[{"role":"user","content":"hi"}],"sampling":{"temperature":null,"top_p":0.9,"max_tokens":8,'

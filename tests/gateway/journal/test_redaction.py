@@ -1,4 +1,4 @@
-"""A redaction sees every text of a record; where it fails, no text is kept."""
+"""A redaction gets every text of a record; if it fails, no text is recorded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def no_text(_: str) -> Any:
 
 
 def full() -> CompletionRecord:
-    """A completion with the secret wherever a text may be."""
+    """Return a completion with the secret in every place of a text."""
     call = {"id": "call-1", "type": "function", "function": {"name": "pay", "arguments": f'{{"card": "{SECRET}"}}'}}
     record = race(
         prompt=f"charge {SECRET}",
@@ -73,7 +73,9 @@ async def test_a_comment_is_redacted() -> None:
 
 
 @pytest.mark.parametrize("redact", [fail, hang, no_text])
-async def test_where_it_fails_there_is_no_content_and_all_facts(redact: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_after_a_failure_the_record_has_no_content_and_all_numbers(
+    redact: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     redaction = Redaction(redact, timeout_s=0.1)
     try:
         completion = await redaction.apply(full())
@@ -95,7 +97,7 @@ async def test_where_it_fails_there_is_no_content_and_all_facts(redact: Any, cap
     HANGS.clear()
 
 
-async def test_what_is_not_stored_is_not_shown_to_it() -> None:
+async def test_a_record_without_content_is_not_redacted() -> None:
     seen: list[str] = []
     record: Record = replace(race(), store=False, messages=None)
     assert record == await Redaction(lambda text: seen.append(text) or text, timeout_s=5).apply(record)  # type: ignore[func-returns-value]
@@ -103,13 +105,13 @@ async def test_what_is_not_stored_is_not_shown_to_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["os", "os:nothing", "no.such:thing", ":", "os:sep", "..x:y"])
-def test_a_name_that_is_no_function_is_fatal(name: str) -> None:
+def test_a_name_of_no_function_is_fatal(name: str) -> None:
     with pytest.raises(SettingsError, match="GATEWAY_JOURNAL__REDACT"):
         load_redaction(name)
 
 
 @pytest.mark.parametrize(("function", "stored"), [("hide", True), ("fail", False)])
-async def test_neither_spool_nor_stream_has_what_was_redacted(
+async def test_neither_spool_nor_stream_has_the_redacted_text(
     serve: Serve, redis_server: RedisServer, tmp_path: Path, function: str, stored: bool
 ) -> None:
     served = await serve(journal={"redact": f"{__name__}:{function}"})

@@ -1,4 +1,4 @@
-"""Trimming goes in small steps and only so far; what left the stream unread is counted from Redis's own figures."""
+"""Trimming removes acknowledged entries in small steps; lost entries are counted from Redis's own counters."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ async def fill(client: Redis, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 1_234])
-async def test_a_trim_removes_exactly_what_was_acknowledged_in_steps(
+async def test_a_trim_removes_exactly_the_acknowledged_entries_in_steps(
     count: int, client: Redis, redis_server: RedisServer
 ) -> None:
-    """Whole nodes of the stream by steps of at most 500, and what is left of the last one."""
+    """Whole nodes of the stream in steps of at most 500, then the rest of the last node."""
     await client.xgroup_create(STREAM, "night", id="0", mkstream=True)
     await fill(client, count + 5)
     found: Any = await client.xreadgroup("night", "one", {STREAM: ">"}, count=count + 1)
@@ -52,7 +52,6 @@ def _calls(server: RedisServer) -> int:
 
 
 async def test_without_a_group_nothing_is_trimmed(client: Redis) -> None:
-    """Nobody has read it."""
     await fill(client, 3)
     assert 0 == await retention.trim_acknowledged(client, STREAM)
     assert 3 == await client.xlen(STREAM)
@@ -72,14 +71,14 @@ async def test_without_a_group_nothing_is_trimmed(client: Redis) -> None:
     ],
     ids=["none", "one", "one of later", "more counted than gone", "unknown before", "held back", "redis 6", "wiped"],
 )
-def test_loss_is_what_left_and_was_not_delivered(
+def test_entries_that_left_undelivered_are_lost(
     start: Place, end: Place, delivered: int, lost: int, read: int | None
 ) -> None:
     assert (lost, read) == (end.lost_since(start, delivered), end.read_now(start, delivered))
 
 
-def test_entries_are_removed_on_purpose_with_or_without_a_group(redis_server: RedisServer) -> None:
-    """Any number of them, in any order; some may be gone already."""
+def test_entries_are_deleted_with_or_without_a_group(redis_server: RedisServer) -> None:
+    """Any number of them, in any order; some may be missing."""
     with redis_server.client() as plain:
         ids = [str(plain.xadd(STREAM, {"id": str(n), "data": "x"}), "ascii") for n in range(1_100)]
         retention.delete_entries(plain, STREAM, "night", ids[:3])
@@ -92,7 +91,7 @@ def test_entries_are_removed_on_purpose_with_or_without_a_group(redis_server: Re
 
 
 @pytest.mark.parametrize(("length", "full"), [(89, False), (90, True), (91, True)])
-async def test_a_stream_is_full_close_to_its_limit(length: int, full: bool, client: Redis) -> None:
+async def test_a_stream_is_full_near_its_limit(length: int, full: bool, client: Redis) -> None:
     await fill(client, length)
     assert full is await retention.is_full(client, STREAM, 100)
 
@@ -101,10 +100,10 @@ async def test_a_stream_is_full_close_to_its_limit(length: int, full: bool, clie
     ("length", "share", "full"),
     [(999, 1.2, False), (1_000, 1.2, True), (1_000, 0.95, True), (1_000, 0.8, False), (1_000, None, False)],
 )
-async def test_a_redis_is_full_close_to_its_memory_if_the_stream_can_free_some(
+async def test_a_redis_is_full_near_its_memory_limit_if_the_stream_can_free_some(
     length: int, share: float | None, full: bool, client: Redis
 ) -> None:
-    """Without a limit it never is; what other data takes cannot be freed by collecting."""
+    """Without a limit it never is; collecting frees only the stream's memory."""
     await fill(client, length)
     if share is not None:
         used = (await client.info("memory"))["used_memory"]

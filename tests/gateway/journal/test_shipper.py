@@ -1,4 +1,4 @@
-"""From spool to stream: whatever happens to Redis, appends go on and everything arrives."""
+"""The spool is shipped to the stream: appends work in every state of Redis, and all records arrive."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def arrived(server: RedisServer) -> list[str]:
 
 
 def entries_of(server: RedisServer) -> list[StreamEntry]:
-    """Read the stream here: gateway code may not block in an async test, so ``read_entries`` cannot be called."""
+    """Read the stream by the client: ``read_entries`` is gateway code, which may not block in an async test."""
     with server.client() as client:
         found: Any = client.xrange(STREAM)
     return parse_entries(found)
@@ -48,7 +48,7 @@ async def append(journal: Journal, *names: str) -> None:
 
 
 async def until_failing(journal: Journal, error: str) -> None:
-    """Wait until the shipper has met this error; appends have long gone on by then."""
+    """Wait until the shipper has had this error."""
     await until(lambda: journal.stats.last_error == error)
 
 
@@ -57,7 +57,7 @@ def folders(tmp_path: Path) -> list[Path]:
 
 
 async def test_records_arrive_whole_and_in_order(make_journal: MakeJournal, redis_server: RedisServer) -> None:
-    """The stream's ``data`` is the record, its ``id`` the record's; nothing is left of the spool."""
+    """An entry's ``data`` is the record, its ``id`` the record's; the spool is empty."""
     journal = make_journal()
     await journal.start()
     names = [f"chatcmpl-{n}" for n in range(600)]
@@ -71,7 +71,7 @@ async def test_records_arrive_whole_and_in_order(make_journal: MakeJournal, redi
 async def test_a_clean_end_leaves_no_folder(
     make_journal: MakeJournal, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """What Redis has needs no spool; closing ships the last records first."""
+    """Closing ships the last records first."""
     journal = make_journal(segment_bytes=3_000)
     await journal.start()
     await append(journal, *map(str, range(10)))
@@ -81,17 +81,17 @@ async def test_a_clean_end_leaves_no_folder(
 
 
 class _Late(ThreadPoolExecutor):
-    """Begins each call a moment after it was handed over, as a busy machine does."""
+    """Starts each call with a delay, as on a busy machine."""
 
     def submit(self, call: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         super().submit(time.sleep, 0.1)
         return super().submit(call, *args, **kwargs)
 
 
-async def test_an_end_that_overtakes_the_cursor_lets_it_be_written(
+async def test_closing_waits_until_the_cursor_is_saved(
     make_journal: MakeJournal, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without it the next start would send again what Redis had confirmed."""
+    """Otherwise the next start would send confirmed records again."""
     monkeypatch.setattr(shipper, "ThreadPoolExecutor", _Late)
     journal = make_journal()
     await journal.start()
@@ -103,7 +103,7 @@ async def test_an_end_that_overtakes_the_cursor_lets_it_be_written(
 
 
 async def test_redis_down_at_start(make_journal: MakeJournal, stopped_redis_server: RedisServer) -> None:
-    """Appends work without it; it gets everything when it comes."""
+    """Appends work without it; it gets all records once it is up."""
     journal = make_journal()
     await journal.start()
     await append(journal, "a", "b")
@@ -120,7 +120,7 @@ async def test_redis_down_at_start(make_journal: MakeJournal, stopped_redis_serv
 async def test_redis_frozen(
     make_journal: MakeJournal, redis_server: RedisServer, redis_settings: RedisSettings
 ) -> None:
-    """A Redis that answers nothing delays no append, and gets everything when it thaws."""
+    """A Redis that does not answer delays no append, and gets all records once it answers."""
     journal = make_journal(redis=redis_settings.model_copy(update={"timeout_s": 0.5}))
     await journal.start()
     await append(journal, "before")
@@ -134,8 +134,8 @@ async def test_redis_frozen(
     assert {"before", "later", *[f"during-{n}" for n in range(20)]} == set(arrived(redis_server))
 
 
-async def test_records_that_a_broken_connection_was_sending_are_let_go(make_journal: MakeJournal) -> None:
-    """They lie in the spool: no attempt's copy of them in memory waits for the garbage collector."""
+async def test_records_of_a_broken_connection_are_freed(make_journal: MakeJournal) -> None:
+    """They are in the spool; no copy in memory waits for the garbage collector."""
     attempts = 0
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -157,7 +157,7 @@ async def test_records_that_a_broken_connection_was_sending_are_let_go(make_jour
 
 
 async def test_redis_out_of_memory(make_journal: MakeJournal, redis_server: RedisServer) -> None:
-    """A full Redis refuses, the spool keeps, and no record comes twice."""
+    """A full Redis refuses records, the spool keeps them, and none arrives twice."""
     journal = make_journal()
     await journal.start()
     await append(journal, "before")
@@ -171,7 +171,7 @@ async def test_redis_out_of_memory(make_journal: MakeJournal, redis_server: Redi
 
 
 async def test_redis_read_only(make_journal: MakeJournal, redis_server: RedisServer) -> None:
-    """A replica refuses writes; after the failover it is the one to take them."""
+    """A replica refuses writes; after the failover it takes them."""
     journal = make_journal()
     await journal.start()
     with redis_server.client() as client:
@@ -184,7 +184,7 @@ async def test_redis_read_only(make_journal: MakeJournal, redis_server: RedisSer
 
 
 async def test_redis_restarted_empty(make_journal: MakeJournal, redis_server: RedisServer) -> None:
-    """What it had acknowledged from memory is lost with it; everything else arrives."""
+    """Records that it had acknowledged from memory are lost; all others arrive."""
     journal = make_journal()
     await journal.start()
     await append(journal, "forgotten")
@@ -201,7 +201,7 @@ async def test_redis_restarted_empty(make_journal: MakeJournal, redis_server: Re
 async def test_redis_with_an_append_only_file_loses_nothing_it_acknowledged(
     make_journal: MakeJournal, stopped_redis_server: RedisServer
 ) -> None:
-    """Kill -9 of Redis right after the acknowledgement: the records are there again."""
+    """Redis is killed right after the acknowledgement and still has the records."""
     stopped_redis_server.start(appendonly="yes", appendfsync="everysec")
     journal = make_journal()
     await journal.start()
@@ -212,8 +212,10 @@ async def test_redis_with_an_append_only_file_loses_nothing_it_acknowledged(
     assert {str(n) for n in range(50)} <= set(arrived(stopped_redis_server))
 
 
-async def test_a_stream_key_of_another_type_is_survived(make_journal: MakeJournal, redis_server: RedisServer) -> None:
-    """An operator's mistake holds up shipping, not appending, until it is mended."""
+async def test_a_stream_key_of_another_type_delays_shipping_only(
+    make_journal: MakeJournal, redis_server: RedisServer
+) -> None:
+    """Appends go on until an operator corrects it."""
     with redis_server.client() as client:
         client.set(STREAM, "not a stream")
         journal = make_journal()
@@ -225,8 +227,8 @@ async def test_a_stream_key_of_another_type_is_survived(make_journal: MakeJourna
     assert ["a"] == arrived(redis_server)
 
 
-async def test_records_from_memory_survive_a_refusal_too(make_journal: MakeJournal, redis_server: RedisServer) -> None:
-    """What the disk refused waits in memory while Redis refuses as well."""
+async def test_records_in_memory_survive_a_refusal(make_journal: MakeJournal, redis_server: RedisServer) -> None:
+    """Records that the disk refused wait in memory while Redis refuses them, too."""
 
     def broken(fd: int) -> None:
         raise OSError
@@ -249,7 +251,7 @@ async def test_a_full_stream_drops_nothing_and_records_wait_in_the_spool(
     redis_server: RedisServer,
     redis_settings: RedisSettings,
 ) -> None:
-    """Readiness says so; once somebody has read and trimmed, the rest follows."""
+    """Readiness tells it; the rest follows once the stream was read and trimmed."""
     limited = redis_settings.model_copy(update={"stream_max_records": 100})
     journal = make_journal(redis=limited)
     await journal.start()
@@ -272,7 +274,7 @@ async def test_a_full_stream_drops_nothing_and_records_wait_in_the_spool(
 async def test_a_record_that_the_disk_refused_goes_beyond_the_streams_limit(
     make_journal: MakeJournal, redis_server: RedisServer, redis_settings: RedisSettings
 ) -> None:
-    """Nothing else holds it."""
+    """It is nowhere else."""
     journal = make_journal(redis=redis_settings.model_copy(update={"stream_max_records": 1}), sync=_refuses)
     await journal.start()
     assert [False, False] == await asyncio.gather(*(journal.append(completion(name)) for name in "ab"))
@@ -285,7 +287,7 @@ def _refuses(_: int) -> None:
 
 
 async def test_two_workers_share_a_spool(make_journal: MakeJournal, redis_server: RedisServer, tmp_path: Path) -> None:
-    """Each has its folder, and neither takes the living other's."""
+    """Each has its own folder and does not claim the other's."""
     first, second = make_journal(), make_journal()
     await first.start()
     await second.start()
@@ -296,10 +298,10 @@ async def test_two_workers_share_a_spool(make_journal: MakeJournal, redis_server
     assert ["a", "b", "c", "d"] == sorted(arrived(redis_server))
 
 
-async def test_what_a_worker_left_is_replayed_by_the_next(
+async def test_the_next_worker_ships_what_one_left(
     make_journal: MakeJournal, stopped_redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """Ended without Redis, then started with it: all there, and both folders' remains gone."""
+    """One ends without Redis, the next has it: all records arrive, and both folders are removed."""
     ended = make_journal()
     await ended.start()
     await append(ended, "a", "b")
@@ -313,10 +315,9 @@ async def test_what_a_worker_left_is_replayed_by_the_next(
     assert [] == folders(tmp_path)
 
 
-async def test_an_orphan_that_redis_has_not_taken_stays_for_the_next(
+async def test_an_orphan_that_was_not_shipped_stays_for_the_next_worker(
     make_journal: MakeJournal, tmp_path: Path, stopped_redis_server: RedisServer
 ) -> None:
-    """Adopted, not shipped, let go: still there."""
     for _ in range(2):
         journal = make_journal()
         await journal.start()
@@ -333,7 +334,7 @@ async def test_a_running_worker_adopts_one_that_dies_later(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """No restart is needed for the records of a sibling that never comes back."""
+    """Its records are shipped without a restart."""
     monkeypatch.setattr("gateway.journal.shipper._ADOPT_S", 0.05)
     away = redis_settings.model_copy(update={"url": "redis://127.0.0.1:1/0"})
     living, dying = make_journal(), make_journal(redis=away)
@@ -345,12 +346,12 @@ async def test_a_running_worker_adopts_one_that_dies_later(
     assert ["a"] == arrived(redis_server)
 
 
-async def test_an_unreadable_folder_holds_up_no_other(
+async def test_an_unreadable_folder_delays_no_other(
     make_journal: MakeJournal, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """A segment that cannot be opened stays where it is; the rest ships."""
+    """A segment that cannot be opened stays; the rest is shipped."""
     orphan = await asyncio.to_thread(Claim.new, tmp_path / "spool")
-    (orphan.folder / "00000001.seg").mkdir()  # opening it is an error, whoever asks
+    (orphan.folder / "00000001.seg").mkdir()  # cannot be opened as a file, not even by root
     orphan.release()
     journal = make_journal()
     await journal.start()
@@ -360,10 +361,10 @@ async def test_an_unreadable_folder_holds_up_no_other(
     assert orphan.folder.exists()
 
 
-async def test_an_own_folder_that_breaks_keeps_the_journal_running(
+async def test_the_journal_runs_on_when_its_own_folder_breaks(
     make_journal: MakeJournal, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """Its records wait in lag; closing tells and does not raise."""
+    """Its records count as lag; closing logs the error and does not raise."""
     journal = make_journal()
     await journal.start()
     await append(journal, "a")
@@ -378,10 +379,10 @@ async def test_an_own_folder_that_breaks_keeps_the_journal_running(
     assert folder.exists()
 
 
-async def test_a_cursor_that_cannot_be_saved_is_no_failure(
+async def test_a_cursor_that_cannot_be_saved_does_not_stop_shipping(
     make_journal: MakeJournal, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """Redis has the record; at worst it gets it again."""
+    """Redis has the record and may get it again."""
     journal = make_journal()
     await journal.start()
     (folder,) = folders(tmp_path)
@@ -394,16 +395,16 @@ async def test_a_cursor_that_cannot_be_saved_is_no_failure(
 async def test_a_slow_append_only_file_is_asked_again(
     make_journal: MakeJournal, stopped_redis_server: RedisServer, redis_settings: RedisSettings
 ) -> None:
-    """A fsync that takes longer than one question delays the acknowledgement and sends nothing twice."""
+    """An fsync that outlasts one wait delays the acknowledgement; nothing is sent twice."""
     stopped_redis_server.start(appendonly="yes", appendfsync="no")
     journal = make_journal(redis=redis_settings.model_copy(update={"timeout_s": 2.0}))
     await journal.start()
     await append(journal, "a")
-    await until(lambda: journal.stats.aof is True)  # asked once, in vain
+    await until(lambda: journal.stats.aof is True)  # asked once, without success
     assert not await journal.drain(0.0)
     stopped_redis_server.configure(appendfsync="always")
     with stopped_redis_server.client() as client:
-        client.set("any", "write")  # so that the server syncs
+        client.set("any", "write")  # makes the server sync
     assert await journal.drain(PATIENCE_S)
     assert ["a"] == arrived(stopped_redis_server)
 
@@ -411,7 +412,7 @@ async def test_a_slow_append_only_file_is_asked_again(
 async def test_closing_ends_even_when_a_cancellation_is_swallowed(
     make_journal: MakeJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """asyncio.wait_for, which the Redis client uses, can do that before Python 3.12."""
+    """asyncio.wait_for, which the Redis client uses, can swallow one before Python 3.12."""
     entered = asyncio.Event()
 
     async def swallow(link: StreamLink) -> None:
@@ -428,15 +429,17 @@ async def test_closing_ends_even_when_a_cancellation_is_swallowed(
         await journal.aclose(drain_s=0)
 
 
-def test_the_shipper_is_idle_only_after_it_looked_for_orphans(tmp_path: Path, redis_settings: RedisSettings) -> None:
-    """``drained`` must not say yes before the replay began."""
+def test_the_shipper_is_idle_only_after_it_has_looked_for_orphans(
+    tmp_path: Path, redis_settings: RedisSettings
+) -> None:
+    """``drain`` must not return before orphans are shipped."""
     claim = Claim.new(tmp_path)
     assert not Shipper(claim, redis_settings, stats=JournalStats()).idle
     claim.release()
 
 
-def test_the_test_server_is_what_the_tests_take_it_for(redis_server: RedisServer) -> None:
-    """Empty, real, and refusing writes once filled."""
+def test_the_test_server_works_as_the_tests_expect(redis_server: RedisServer) -> None:
+    """It is real and empty, and refuses writes once filled."""
     with redis_server.client() as client:
         assert 0 == client.dbsize()
         redis_server.fill()

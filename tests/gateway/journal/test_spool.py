@@ -1,4 +1,4 @@
-"""The spool's files: what was acknowledged is read back, what is torn is cut."""
+"""The spool's files: durable records are read back, torn ones are cut."""
 
 from __future__ import annotations
 
@@ -26,17 +26,19 @@ def write(folder: Path, pairs: Pairs, *, segment_bytes: int = 10_000) -> Positio
     return end
 
 
-def read_all(tail: SpoolReader, *, end: Position | None = None, max_records: int = 3, max_bytes: int = 10_000) -> Pairs:
+def read_all(
+    reader: SpoolReader, *, end: Position | None = None, max_records: int = 3, max_bytes: int = 10_000
+) -> Pairs:
     pairs: Pairs = []
-    while frames := tail.read(max_records=max_records, max_bytes=max_bytes, end=end):
-        tail.advance(frames)
+    while frames := reader.read(max_records=max_records, max_bytes=max_bytes, end=end):
+        reader.advance(frames)
         pairs.extend((frame.record_id, frame.data) for frame in frames)
     return pairs
 
 
 @contextmanager
 def largest_file(n_bytes: int) -> Iterator[None]:
-    """The kernel refuses to grow a file beyond this, after writing what fits: a full disk without one."""
+    """Limit the size of files; the kernel then writes what fits and refuses the rest, as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
     try:
@@ -51,10 +53,10 @@ def largest_file(n_bytes: int) -> Iterator[None]:
     max_records=st.integers(1, 5),
     max_bytes=st.integers(1, 200),
 )
-def test_frames_come_back_in_order_whatever_the_sizes(
+def test_frames_of_any_size_are_read_in_order(
     tmp_path_factory: pytest.TempPathFactory, pairs: Pairs, segment_bytes: int, max_records: int, max_bytes: int
 ) -> None:
-    """Segments and batches of any size lose and reorder nothing, and ``measure`` counts the same."""
+    """Also with segments and batches of any size; ``measure`` counts the same."""
     folder = tmp_path_factory.mktemp("spool")
     end = write(folder, pairs, segment_bytes=segment_bytes)
     assert (len(pairs), sum(len(pack(*pair)) for pair in pairs)) == SpoolReader(folder).measure()
@@ -62,8 +64,8 @@ def test_frames_come_back_in_order_whatever_the_sizes(
     assert pairs == read_all(SpoolReader(folder), end=end, max_records=max_records, max_bytes=max_bytes)
 
 
-def test_a_torn_tail_is_cut_wherever_it_tears(tmp_path: Path) -> None:
-    """A crash at any byte of the last frame leaves all frames before it."""
+def test_a_torn_last_frame_is_cut(tmp_path: Path) -> None:
+    """A crash at any of its bytes leaves all frames before it."""
     kept, torn = [(b"a", b"first"), (b"b", b"second")], pack(b"c", b"third")
     for length in range(len(torn)):
         folder = tmp_path / str(length)
@@ -71,14 +73,14 @@ def test_a_torn_tail_is_cut_wherever_it_tears(tmp_path: Path) -> None:
         write(folder, kept)
         with (folder / "00000001.seg").open("ab") as file:
             file.write(torn[:length])
-        tail = SpoolReader(folder)
-        assert kept == read_all(tail)
-        assert length == tail.cut_bytes
+        reader = SpoolReader(folder)
+        assert kept == read_all(reader)
+        assert length == reader.cut_bytes
 
 
 @pytest.mark.parametrize("at", range(len(pack(b"b", b"second"))))
-def test_a_flipped_bit_never_comes_back_as_a_record(tmp_path: Path, at: int) -> None:
-    """Whichever byte of a frame is damaged, the frame does not check, and the segment ends before it."""
+def test_a_damaged_frame_is_never_read_as_a_record(tmp_path: Path, at: int) -> None:
+    """Damage at any byte makes it invalid, and the segment ends before it."""
     write(tmp_path, [(b"a", b"first"), (b"b", b"second")])
     path = tmp_path / "00000001.seg"
     content = bytearray(path.read_bytes())
@@ -88,18 +90,18 @@ def test_a_flipped_bit_never_comes_back_as_a_record(tmp_path: Path, at: int) -> 
 
 
 def test_unwritten_blocks_are_cut(tmp_path: Path) -> None:
-    """Zeros, as a power cut may leave them, are no frame."""
+    """Zeros, as a power cut can leave them, are not a frame."""
     write(tmp_path, [(b"a", b"first")])
     with (tmp_path / "00000001.seg").open("ab") as file:
         file.write(bytes(4096))
-    tail = SpoolReader(tmp_path)
-    assert [(b"a", b"first")] == read_all(tail)
-    assert 4096 == tail.cut_bytes
+    reader = SpoolReader(tmp_path)
+    assert [(b"a", b"first")] == read_all(reader)
+    assert 4096 == reader.cut_bytes
 
 
 @pytest.mark.parametrize("content", [b"", MAGIC[:3], MAGIC, b"something else entirely"])
-def test_a_segment_without_frames_is_passed_over(tmp_path: Path, content: bytes) -> None:
-    """A crash just after a segment was made, or a stranger's file."""
+def test_a_segment_without_frames_is_skipped(tmp_path: Path, content: bytes) -> None:
+    """A crash just after a segment was made, or a foreign file."""
     write(tmp_path, [(b"a", b"1")])
     (tmp_path / "00000002.seg").write_bytes(content)
     write_later = SegmentWriter(tmp_path / "later", sync=None)
@@ -110,8 +112,8 @@ def test_a_segment_without_frames_is_passed_over(tmp_path: Path, content: bytes)
     assert [(b"a", b"1"), (b"b", b"2")] == read_all(SpoolReader(tmp_path))
 
 
-def test_a_reader_sees_nothing_beyond_what_is_durable(tmp_path: Path) -> None:
-    """Frames behind ``end`` are not read yet, in its segment or a later one."""
+def test_a_reader_stops_where_the_frames_are_durable(tmp_path: Path) -> None:
+    """Frames after ``end`` are not read yet, in its segment or a later one."""
     writer = SegmentWriter(tmp_path, sync=None, segment_bytes=20)
     end = writer.write(pack(b"a", b"1"))
     writer.write(pack(b"b", b"2"))
@@ -119,53 +121,52 @@ def test_a_reader_sees_nothing_beyond_what_is_durable(tmp_path: Path) -> None:
     assert [] == read_all(SpoolReader(tmp_path), end=Position(0, 0))
 
 
-def test_acknowledged_frames_are_not_read_again_and_their_segments_go(tmp_path: Path) -> None:
-    """The cursor outlives the process; a segment it passed is deleted."""
+def test_acknowledged_frames_are_not_read_again_and_their_segments_are_deleted(tmp_path: Path) -> None:
+    """The cursor outlives the process."""
     write(tmp_path, [(b"a", b"1"), (b"b", b"2"), (b"c", b"3")], segment_bytes=20)
     assert [1, 2, 3] == segments(tmp_path)
-    tail = SpoolReader(tmp_path)
-    tail.advance(tail.read(max_records=2, max_bytes=1_000, end=None))
-    tail.acknowledge()
+    reader = SpoolReader(tmp_path)
+    reader.advance(reader.read(max_records=2, max_bytes=1_000, end=None))
+    reader.acknowledge()
     assert [2, 3] == segments(tmp_path)
     assert [(b"c", b"3")] == read_all(SpoolReader(tmp_path))
 
 
-def test_what_was_taken_but_not_acknowledged_is_read_again(tmp_path: Path) -> None:
-    """By the same process after a rewind, by another at once."""
+def test_unacknowledged_frames_are_read_again(tmp_path: Path) -> None:
+    """By the same reader after a rewind, by another one at once."""
     write(tmp_path, [(b"a", b"1"), (b"b", b"2")])
-    tail = SpoolReader(tmp_path)
-    assert 2 == len(read_all(tail))
-    assert [] == tail.read(max_records=1, max_bytes=1, end=None)
-    tail.rewind()
-    assert 2 == len(read_all(tail))
+    reader = SpoolReader(tmp_path)
+    assert 2 == len(read_all(reader))
+    assert [] == reader.read(max_records=1, max_bytes=1, end=None)
+    reader.rewind()
+    assert 2 == len(read_all(reader))
     assert 2 == len(read_all(SpoolReader(tmp_path)))
 
 
-def test_a_torn_cursor_means_from_start(tmp_path: Path) -> None:
-    """Records may then come twice; none is lost."""
+def test_with_a_torn_cursor_reading_starts_at_the_beginning(tmp_path: Path) -> None:
+    """Records may then be read twice; none is lost."""
     write(tmp_path, [(b"a", b"1")])
-    tail = SpoolReader(tmp_path)
-    read_all(tail)
-    tail.acknowledge()
+    reader = SpoolReader(tmp_path)
+    read_all(reader)
+    reader.acknowledge()
     (tmp_path / "cursor").write_bytes(b"")
     assert [(b"a", b"1")] == read_all(SpoolReader(tmp_path))
 
 
-def test_a_full_disk_refuses_whole_groups_and_keeps_what_was_there(tmp_path: Path) -> None:
-    """The part that fitted is taken back; once there is room the same segment goes on."""
+def test_a_full_disk_refuses_whole_groups_and_keeps_earlier_frames(tmp_path: Path) -> None:
+    """The part that fitted is removed; with room again, writing goes on in the same segment."""
     writer = SegmentWriter(tmp_path, sync=os.fdatasync)
     writer.write(pack(b"a", b"x" * 500))
     with largest_file(1_000), pytest.raises(OSError, match="File too large"):
         writer.write(pack(b"b", b"y" * 1_000))
     writer.write(pack(b"c", b"z"))
     writer.close()
-    tail = SpoolReader(tmp_path)
-    assert [b"a", b"c"] == [record_id for record_id, _ in read_all(tail)]
-    assert (0, [1]) == (tail.cut_bytes, segments(tmp_path))
+    reader = SpoolReader(tmp_path)
+    assert [b"a", b"c"] == [record_id for record_id, _ in read_all(reader)]
+    assert (0, [1]) == (reader.cut_bytes, segments(tmp_path))
 
 
-def test_a_disk_without_room_for_a_new_segment_leaves_none(tmp_path: Path) -> None:
-    """A failed beginning is taken back too."""
+def test_a_disk_without_room_for_a_new_segment_has_none_afterwards(tmp_path: Path) -> None:
     writer = SegmentWriter(tmp_path, sync=None)
     with largest_file(3), pytest.raises(OSError, match="File too large"):
         writer.write(pack(b"a", b"1"))
@@ -173,8 +174,8 @@ def test_a_disk_without_room_for_a_new_segment_leaves_none(tmp_path: Path) -> No
     assert Position(1, len(MAGIC) + len(pack(b"a", b"1"))) == writer.write(pack(b"a", b"1"))
 
 
-def test_after_a_failed_fsync_the_file_is_never_trusted_again(tmp_path: Path) -> None:
-    """The refused frame is gone and the next one begins a new segment."""
+def test_after_a_failed_fsync_the_file_is_not_written_again(tmp_path: Path) -> None:
+    """The refused frame is removed, and the next one starts a new segment."""
     broken = True
 
     def sync(fd: int) -> None:
@@ -191,29 +192,28 @@ def test_after_a_failed_fsync_the_file_is_never_trusted_again(tmp_path: Path) ->
     assert [1, 2] == segments(tmp_path)
 
 
-def test_a_tear_that_cannot_be_taken_back_ends_its_segment(tmp_path: Path) -> None:
-    """Nothing ever follows a torn frame: readers would not find it."""
+def test_a_torn_frame_that_cannot_be_removed_ends_its_segment(tmp_path: Path) -> None:
+    """Readers would not find a frame after it."""
     writer = SegmentWriter(tmp_path, sync=None)
     writer.write(pack(b"a", b"1"))
     assert writer._fd is not None
     os.close(writer._fd)
-    writer._fd = os.open(tmp_path / "00000001.seg", os.O_RDONLY)  # neither written nor cut
+    writer._fd = os.open(tmp_path / "00000001.seg", os.O_RDONLY)  # can be neither written nor cut
     with pytest.raises(OSError, match="Bad file descriptor"):
         writer.write(pack(b"b", b"2"))
     writer.write(pack(b"c", b"3"))
     assert [(b"a", b"1"), (b"c", b"3")] == read_all(SpoolReader(tmp_path))
 
 
-def test_a_cursor_that_cannot_be_saved_is_told_and_leaves_no_draft(tmp_path: Path) -> None:
-    """Records may come twice after a crash, which the caller logs."""
+def test_a_cursor_that_cannot_be_saved_is_an_error_and_leaves_no_draft(tmp_path: Path) -> None:
+    """The caller logs it: records may be sent twice after a crash."""
     write(tmp_path, [(b"a", b"1")])
-    tail = SpoolReader(tmp_path)
-    read_all(tail)
+    reader = SpoolReader(tmp_path)
+    read_all(reader)
     with largest_file(0), pytest.raises(OSError, match="File too large"):
-        tail.acknowledge()
+        reader.acknowledge()
     assert ["00000001.seg"] == [path.name for path in tmp_path.iterdir()]
 
 
-def test_a_frame_knows_its_size() -> None:
-    """Lag in bytes is counted in what lies on disk."""
+def test_the_size_of_a_frame_is_its_size_on_disk() -> None:
     assert len(pack(b"id", b"data")) == Frame(b"id", b"data", Position(1, 0)).n_bytes

@@ -1,4 +1,4 @@
-"""Places in the journal's stream: before what came after a moment, and in their order as numbers."""
+"""Entry ids of the journal's stream: by time, and ordered as numbers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("milliseconds", "place"), [(-5.0, "0-0"), (0.0, "0-0"), (1.0, "1-0"), (1234.9, "1234-0"), (1e12, f"{10**12}-0")]
+    ("milliseconds", "entry_id"), [(-5.0, "0-0"), (0.0, "0-0"), (1.0, "1-0"), (1234.9, "1234-0"), (1e12, f"{10**12}-0")]
 )
-def test_a_moments_place_is_its_millisecond(milliseconds: float, place: str) -> None:
-    assert place == entry_id_at(EPOCH + timedelta(milliseconds=milliseconds))
+def test_the_entry_id_of_a_moment_is_its_millisecond(milliseconds: float, entry_id: str) -> None:
+    assert entry_id == entry_id_at(EPOCH + timedelta(milliseconds=milliseconds))
 
 
 @pytest.mark.parametrize(
@@ -28,5 +28,5 @@ def test_a_moments_place_is_its_millisecond(milliseconds: float, place: str) -> 
         ("7-1", "7-1", "7-1"),
     ],
 )
-def test_the_later_place_is_the_larger_number_not_the_longer_text(one: str, other: str, expected: str) -> None:
+def test_entry_ids_are_ordered_as_numbers_not_as_texts(one: str, other: str, expected: str) -> None:
     assert expected == max(one, other, key=entry_order)

@@ -1,4 +1,4 @@
-"""Appending: durable when it returns, one fsync for many, and no trouble of disk or Redis ever raises."""
+"""An append is durable when it returns, many share one fsync, and no failure of disk or Redis raises an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.redis_server import RedisServer
 
 
 class Disk:
-    """Stands in for fdatasync: counts, waits, or fails."""
+    """A replacement for fdatasync that counts, waits, or fails."""
 
     def __init__(self) -> None:
         self.syncs = 0
@@ -49,7 +49,7 @@ def spooled_ids(spool: Path) -> list[bytes]:
 
 
 async def test_an_append_returns_when_the_record_is_synced(make_journal: MakeJournal, tmp_path: Path) -> None:
-    """Not before: while fdatasync runs the caller waits; afterwards the record is in the file."""
+    """The caller waits while fdatasync runs; afterwards the record is in the file."""
     disk = Disk()
     disk.go_on.clear()
     journal = make_journal(sync=disk.sync)
@@ -63,7 +63,7 @@ async def test_an_append_returns_when_the_record_is_synced(make_journal: MakeJou
 
 
 async def test_records_that_wait_together_share_one_fsync(make_journal: MakeJournal) -> None:
-    """Fifty appends behind a busy disk cost one more fsync."""
+    """Fifty appends during an fsync cost one more fsync."""
     disk = Disk()
     disk.go_on.clear()
     journal = make_journal(sync=disk.sync)
@@ -71,14 +71,14 @@ async def test_records_that_wait_together_share_one_fsync(make_journal: MakeJour
     first = asyncio.create_task(journal.append(completion("chatcmpl-first")))
     await asyncio.to_thread(disk.entered.wait)
     others = [asyncio.create_task(journal.append(completion(f"chatcmpl-{n}"))) for n in range(50)]
-    await asyncio.sleep(0)  # each has joined the queue
+    await asyncio.sleep(0)  # all are in the queue
     disk.go_on.set()
     assert all(await asyncio.gather(first, *others))
     assert (2, 2, 51) == (disk.syncs, journal.stats.commits, journal.stats.appended_records)
 
 
 async def test_relaxed_writes_without_fsync(make_journal: MakeJournal, tmp_path: Path) -> None:
-    """The record is with the kernel when the append returns."""
+    """The kernel has the record when the append returns."""
     disk = Disk()
     journal = make_journal("relaxed", sync=disk.sync)
     await journal.start()
@@ -87,10 +87,8 @@ async def test_relaxed_writes_without_fsync(make_journal: MakeJournal, tmp_path:
     assert 0 == disk.syncs
 
 
-async def test_a_group_too_large_for_memory_is_split(
-    make_journal: MakeJournal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A burst is written in pieces of bounded size."""
+async def test_a_large_group_is_split(make_journal: MakeJournal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many records are written in groups of bounded size."""
     monkeypatch.setattr("gateway.journal.writer._COMMIT_BYTES", 1)
     disk = Disk()
     journal = make_journal(sync=disk.sync)
@@ -99,8 +97,8 @@ async def test_a_group_too_large_for_memory_is_split(
     assert 5 == disk.syncs
 
 
-async def test_a_cancelled_caller_harms_nobody(make_journal: MakeJournal, tmp_path: Path) -> None:
-    """Its record is written with the group's, and the others are told."""
+async def test_a_cancelled_caller_does_not_affect_others(make_journal: MakeJournal, tmp_path: Path) -> None:
+    """Its record is written with the others', whose callers get their result."""
     disk = Disk()
     disk.go_on.clear()
     journal = make_journal(sync=disk.sync)
@@ -115,10 +113,10 @@ async def test_a_cancelled_caller_harms_nobody(make_journal: MakeJournal, tmp_pa
     assert [b"chatcmpl-gone", b"chatcmpl-other"] == await asyncio.to_thread(spooled_ids, tmp_path / "spool")
 
 
-async def test_what_the_disk_refuses_goes_to_redis_without_a_promise(
+async def test_records_that_the_disk_refuses_are_sent_to_redis_from_memory(
     make_journal: MakeJournal, redis_server: RedisServer
 ) -> None:
-    """The append says False at once, Redis has the record, and the journal recovers with the disk."""
+    """The append returns False at once, Redis gets the record, and the journal recovers with the disk."""
     disk = Disk()
     journal = make_journal(sync=disk.sync)
     await journal.start()
@@ -136,7 +134,7 @@ async def test_what_the_disk_refuses_goes_to_redis_without_a_promise(
 
 
 async def test_without_disk_and_redis_a_record_is_lost_and_counted(make_journal: MakeJournal) -> None:
-    """Nothing else is left to do: the caller is answered, the loss is told."""
+    """The caller gets the answer, and the loss is counted."""
     disk = Disk()
     disk.broken = True
     journal = make_journal(sync=disk.sync)
@@ -148,10 +146,10 @@ async def test_without_disk_and_redis_a_record_is_lost_and_counted(make_journal:
     assert 2 <= journal.stats.lost_records <= 3
 
 
-async def test_memory_for_refused_records_is_bounded(
+async def test_the_memory_for_refused_records_is_bounded(
     make_journal: MakeJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond it they are lost at once rather than the process later."""
+    """Further records are lost at once; otherwise the process would run out of memory."""
     monkeypatch.setattr("gateway.journal.shipper._DIRECT_BYTES", 2 * len(encode(completion("chatcmpl-0"))))
     disk = Disk()
     disk.broken = True
@@ -164,8 +162,8 @@ async def test_memory_for_refused_records_is_bounded(
     assert [["chatcmpl-3"]] == [line["records"] for line in logs]
 
 
-async def test_a_journal_that_does_not_run_says_so(make_journal: MakeJournal) -> None:
-    """Before start and after close; closing twice is harmless."""
+async def test_a_journal_that_is_not_running_raises_an_error(make_journal: MakeJournal) -> None:
+    """Before the start and after the close; closing twice does nothing."""
     journal = make_journal()
     with pytest.raises(JournalError, match="not running"):
         await journal.append(completion())
@@ -178,16 +176,18 @@ async def test_a_journal_that_does_not_run_says_so(make_journal: MakeJournal) ->
         await journal.append(completion())
 
 
-async def test_a_spool_that_cannot_be_written_stops_the_start(tmp_path: Path, redis_settings: RedisSettings) -> None:
-    """A configuration mistake, told by name."""
+async def test_a_spool_that_cannot_be_written_prevents_the_start(tmp_path: Path, redis_settings: RedisSettings) -> None:
+    """The error names the folder."""
     (tmp_path / "file").touch()
     journal = Journal(JournalSettings(spool_dir=tmp_path / "file" / "spool"), redis_settings)
     with pytest.raises(JournalError, match="file/spool cannot be written: Not a directory"):
         await journal.start()
 
 
-async def test_a_spool_over_its_limit_is_told_and_still_taken(tmp_path: Path, redis_settings: RedisSettings) -> None:
-    """Records are worth more than the limit; the operator hears of it."""
+async def test_a_spool_over_its_limit_is_reported_and_still_written(
+    tmp_path: Path, redis_settings: RedisSettings
+) -> None:
+    """Records matter more than the limit; readiness tells the operator."""
     settings = JournalSettings(spool_dir=tmp_path, max_spool_bytes=1_000_000)
     journal = Journal(settings, redis_settings)
     await journal.start()
@@ -199,13 +199,13 @@ async def test_a_spool_over_its_limit_is_told_and_still_taken(tmp_path: Path, re
     await journal.aclose(drain_s=0)
 
 
-async def test_a_shipper_that_dies_is_told(make_journal: MakeJournal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A programming mistake in the background shows in readiness; records are still kept."""
+async def test_a_shipper_that_ends_is_reported(make_journal: MakeJournal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readiness shows a programming error in the background; records are still written to disk."""
 
-    async def mistake(self: Shipper) -> None:
+    async def fail(self: Shipper) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Shipper, "run", mistake)
+    monkeypatch.setattr(Shipper, "run", fail)
     journal = make_journal()
     await journal.start()
     assert await journal.append(completion())
