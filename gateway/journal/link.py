@@ -31,6 +31,8 @@ class StreamFull(RedisError):
 class StreamLink:
     """Adds records to the stream, up to the number that the settings allow. It never removes one.
 
+    Every method raises ``RedisError`` when the connection breaks or the server is not a Redis.
+
     ``n_records`` is the stream's length as this connection last saw it. Other gateways add records too, so the limit
     can be exceeded by a batch of each.
 
@@ -56,16 +58,10 @@ class StreamLink:
 
     @property
     def connected(self) -> bool:
-        """True while the connection is open, as far as this side knows."""
         return self._connection is not None and self._connection.is_connected
 
     async def connect(self) -> None:
-        """Open the connection unless it is open.
-
-        Raises:
-            RedisError: Redis does not answer.
-            UnsupportedRedis: The server is a node of a cluster, or a Sentinel.
-        """
+        """Open the connection unless it is open; raise UnsupportedRedis for a cluster's node or a Sentinel."""
         if not self.connected:
             connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             await connection.connect()
@@ -75,11 +71,6 @@ class StreamLink:
             await self.read_length()
 
     async def read_length(self) -> None:
-        """Update ``n_records`` from Redis.
-
-        Raises:
-            RedisError: The connection broke, or the server is not a Redis.
-        """
         connection = self._open_connection()
         await connection.send_command("XLEN", self._stream, check_health=False)
         self.n_records = await self._length(connection)
@@ -89,16 +80,11 @@ class StreamLink:
     ) -> tuple[int, RedisError | None]:
         """Add records (id, bytes) in one round trip, as many as the limit allows.
 
-        Args:
-            records: The records, in the order of the stream.
-            limited: Respect the stream's limit.
+        When the connection breaks, Redis may have taken any of them.
 
         Returns:
             The number of records taken before Redis first refused one, and its error. Without an error the number can
             be smaller than given: only that many fitted.
-
-        Raises:
-            RedisError: The connection broke; Redis may have taken any of the records.
         """
         connection = self._open_connection()
         if limited:
@@ -129,10 +115,7 @@ class StreamLink:
         """Wait until the added records are in the append-only file, if Redis has one.
 
         Returns:
-            False if its disk was too slow: call again.
-
-        Raises:
-            RedisError: The connection broke, or Redis is no longer a primary.
+            False if its disk was too slow: call again. A Redis that is no longer a primary raises RedisError.
         """
         if self.aof is False:
             return True

@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 
 class JournalReader:
-    """One consumer of a group.
+    """One consumer of a group. Every method raises ``JournalError`` when Redis does not answer.
 
     Args:
         redis: Connection settings.
@@ -53,10 +53,8 @@ class JournalReader:
         window: int = 100_000,
     ) -> None:
         self.duplicates = 0
-        self.delivered = 0
-        """New entries that were delivered, second copies included."""
-        self.lost_pending = 0
-        """Entries that left the stream after their delivery and before their acknowledgement."""
+        self.delivered = 0  # new entries, second copies included
+        self.lost_pending = 0  # entries that left the stream between their delivery and their acknowledgement
         self._stream = stream_key(redis.key_prefix)
         self._group = group
         self._consumer = consumer
@@ -73,10 +71,9 @@ class JournalReader:
         """Create the group, from the start of the stream, if it does not exist.
 
         Raises:
-            JournalError: Redis does not answer.
             SettingsError: The server is a Redis Cluster or a Sentinel.
         """
-        async with self._translated():
+        async with _journal_errors():
             try:
                 await refuse_unsupported(self._redis)
             except UnsupportedRedis as error:
@@ -86,72 +83,41 @@ class JournalReader:
     async def read(self, *, wait_s: float = 0.0) -> list[StreamEntry]:
         """Return the next records: this consumer's unacknowledged ones, then dead consumers', then new ones.
 
-        Args:
-            wait_s: Time to wait for a record when there is none.
-
         Returns:
-            At most ``batch_records``; empty if none came in time.
-
-        Raises:
-            JournalError: Redis does not answer.
+            At most ``batch_records``; an empty list if none came within ``wait_s``.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
         while True:
             left_s = deadline - loop.time()
-            async with self._translated():
-                entries = await self._backlog() or await self._claimed() or await self._new(min(left_s, self._block_s))
-                deliveries = await self._unseen(entries)
-            if deliveries or (not entries and left_s <= 0):
-                return deliveries
+            async with _journal_errors():
+                raw = await self._backlog() or await self._claimed() or await self._new(min(left_s, self._block_s))
+                entries = await self._unseen(raw)
+            if entries or (not raw and left_s <= 0):
+                return entries
 
     async def newest(self) -> tuple[int, int]:
-        """Return the newest entry's sort key (``StreamEntry.order``), also if that entry is gone.
-
-        Raises:
-            JournalError: Redis does not answer.
-        """
-        async with self._translated():
+        """Return the newest entry's sort key (``StreamEntry.order``), also if that entry is gone."""
+        async with _journal_errors():
             return entry_order((await self._redis.xinfo_stream(self._stream))["last-generated-id"])
 
     async def ack(self, entry_ids: Sequence[str]) -> None:
-        """Acknowledge entries that are safe elsewhere; they are not delivered to this group again.
-
-        Raises:
-            JournalError: Redis does not answer.
-        """
+        """Acknowledge entries that are safe elsewhere; they are not delivered to this group again."""
         if entry_ids:
-            async with self._translated():
+            async with _journal_errors():
                 await self._redis.xack(self._stream, self._group, *entry_ids)
 
     async def trim(self) -> int:
-        """Remove the oldest entries that every group has acknowledged; return how many were removed.
-
-        Raises:
-            JournalError: Redis does not answer.
-        """
-        async with self._translated():
+        async with _journal_errors():
             return await retention.trim_acknowledged(self._redis, self._stream)
 
     async def drop_before(self, time_ms: int) -> int:
-        """Remove the entries added before a time, acknowledged or not; return how many were removed.
-
-        Args:
-            time_ms: Milliseconds since the epoch, by Redis's clock.
-
-        Raises:
-            JournalError: Redis does not answer.
-        """
-        async with self._translated():
+        """Remove the entries added before a time by Redis's clock, acknowledged or not; return how many."""
+        async with _journal_errors():
             return await retention.trim_before(self._redis, self._stream, f"{time_ms}-0")
 
     async def place(self) -> Place:
-        """Return this group's place in the stream.
-
-        Raises:
-            JournalError: Redis does not answer.
-        """
-        async with self._translated():
+        async with _journal_errors():
             return await retention.place_of(self._redis, self._stream, self._group)
 
     async def lost_since(self, start: Place) -> int:
@@ -159,11 +125,8 @@ class JournalReader:
 
         Args:
             start: The group's place before this reader's first ``read``.
-
-        Raises:
-            JournalError: Redis does not answer.
         """
-        async with self._translated():
+        async with _journal_errors():
             place = await retention.place_of(self._redis, self._stream, self._group)
             read = place.read_now(start, self.delivered)
             if read is not None and read != place.read:
@@ -171,44 +134,23 @@ class JournalReader:
             return place.lost_since(start, self.delivered) + self.lost_pending
 
     async def full(self, max_records: int) -> bool:
-        """Return True if the stream is near its limit, or Redis near its memory limit and the stream not nearly empty.
-
-        Args:
-            max_records: The stream's limit.
-
-        Raises:
-            JournalError: Redis does not answer.
-        """
-        async with self._translated():
+        async with _journal_errors():
             return await retention.is_full(self._redis, self._stream, max_records)
 
     async def held_back(self) -> list[HeldBack]:
-        """Return the other groups that still need entries which this one has acknowledged.
-
-        Raises:
-            JournalError: Redis does not answer.
-        """
-        async with self._translated():
+        async with _journal_errors():
             return await retention.held_back(self._redis, self._stream, self._group)
 
     async def consumers(self) -> dict[str, float]:
-        """Return the group's other consumers, each with the seconds since it was last seen.
-
-        Raises:
-            JournalError: Redis does not answer.
-        """
-        async with self._translated():
+        """Return the group's other consumers, each with the seconds since it was last seen."""
+        async with _journal_errors():
             found = await self._redis.xinfo_consumers(self._stream, self._group)
         idle_s = {each["name"].decode("utf-8", "replace"): each["idle"] / 1000 for each in found}
         return {name: seconds for name, seconds in idle_s.items() if name != self._consumer}
 
     async def clock_ms(self) -> int:
-        """Return the time by Redis's clock, in milliseconds since the epoch.
-
-        Raises:
-            JournalError: Redis does not answer.
-        """
-        async with self._translated():
+        """Return the time by Redis's clock, in milliseconds since the epoch."""
+        async with _journal_errors():
             seconds, microseconds = await self._redis.time()
         return int(seconds) * 1000 + int(microseconds) // 1000
 
@@ -235,21 +177,17 @@ class JournalReader:
     async def _claimed(self) -> list[RawEntry]:
         """Return entries of dead consumers. One call scans only a part of them: repeat until it finds some or ends."""
         while True:
-            reply = await self._in_group(
-                lambda: self._redis.xautoclaim(
-                    self._stream,
-                    self._group,
-                    self._consumer,
-                    self._claim_idle_ms,
-                    start_id=self._claim_from,
-                    count=self._batch_records,
-                )
-            )
+            reply = await self._in_group(self._claim)
             self._claim_from = reply[0].decode()
             entries: list[RawEntry] = reply[1]
             self.lost_pending += len(reply[2]) if len(reply) > 2 else 0  # Redis has dropped these from the group
             if entries or self._claim_from == START:
                 return entries
+
+    def _claim(self) -> Awaitable[Any]:
+        start, count = self._claim_from, self._batch_records
+        names = (self._stream, self._group, self._consumer)
+        return self._redis.xautoclaim(*names, self._claim_idle_ms, start_id=start, count=count)
 
     async def _new(self, block_s: float) -> list[RawEntry]:
         entries = await self._read_group(">", block_s=block_s)
@@ -257,13 +195,11 @@ class JournalReader:
         return entries
 
     async def _read_group(self, after: str, *, block_s: float) -> list[RawEntry]:
+        block_ms = max(1, int(block_s * 1000)) if block_s > 0 else None
+        stream: dict[Any, Any] = {self._stream: after}
         reply = await self._in_group(
             lambda: self._redis.xreadgroup(
-                self._group,
-                self._consumer,
-                {self._stream: after},
-                count=self._batch_records,
-                block=max(1, int(block_s * 1000)) if block_s > 0 else None,
+                self._group, self._consumer, stream, count=self._batch_records, block=block_ms
             )
         )
         return list(reply[0][1]) if reply else []
@@ -279,30 +215,27 @@ class JournalReader:
         await self._make_group()
         return await call()
 
-    async def _unseen(self, entries: list[RawEntry]) -> list[StreamEntry]:
+    async def _unseen(self, raw: list[RawEntry]) -> list[StreamEntry]:
         """Return the entries without second copies and trimmed ones, which are acknowledged here."""
-        deliveries, done = [], []
-        for raw_id, found in entries:
-            entry_id = raw_id.decode()
-            if not found:  # trimmed before it was acknowledged
-                self.lost_pending += 1
-                done.append(entry_id)
-                continue
-            (entry,) = parse_entries([(raw_id, found)])
-            if entry.record_id and self._seen.setdefault(entry.record_id, entry_id) != entry_id:
+        unseen, copies = [], []
+        trimmed = [entry_id.decode() for entry_id, fields in raw if not fields]  # before they were acknowledged
+        self.lost_pending += len(trimmed)
+        for entry in parse_entries((entry_id, fields) for entry_id, fields in raw if fields):
+            if entry.record_id and self._seen.setdefault(entry.record_id, entry.entry_id) != entry.entry_id:
                 self.duplicates += 1
-                done.append(entry_id)
-                continue
-            deliveries.append(entry)
+                copies.append(entry.entry_id)
+            else:
+                unseen.append(entry)
         while len(self._seen) > self._window:
             self._seen.popitem(last=False)
-        if done:
-            await self._redis.xack(self._stream, self._group, *done)
-        return deliveries
+        if trimmed or copies:
+            await self._redis.xack(self._stream, self._group, *trimmed, *copies)
+        return unseen
 
-    @contextlib.asynccontextmanager
-    async def _translated(self) -> AsyncIterator[None]:
-        try:
-            yield
-        except REDIS_ERRORS as error:
-            raise unreadable(error) from error
+
+@contextlib.asynccontextmanager
+async def _journal_errors() -> AsyncIterator[None]:
+    try:
+        yield
+    except REDIS_ERRORS as error:
+        raise unreadable(error) from error

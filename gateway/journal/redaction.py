@@ -29,12 +29,7 @@ _log = structlog.get_logger()
 
 
 class Redaction:
-    """Applies the function to records.
-
-    Args:
-        redact: Returns a text without what must not be recorded.
-        timeout_s: Longest time for one record.
-    """
+    """Applies the function to every text of a record, within ``timeout_s``."""
 
     def __init__(self, redact: Redact, *, timeout_s: float) -> None:
         self._redact = redact
@@ -72,7 +67,6 @@ class Redaction:
         )
 
     def _texts(self, value: T) -> T:
-        """Return the value with every text redacted; keys stay."""
         return self._walk(value)  # type: ignore[no-any-return]
 
     def _walk(self, value: Any) -> Any:
@@ -96,11 +90,7 @@ class Redaction:
 
 
 def load_redaction(name: str) -> Redact:
-    """Import the function named ``package.module:function``.
-
-    Raises:
-        SettingsError: There is no such function.
-    """
+    """Import the function named ``package.module:function``; raise SettingsError if there is none."""
     module, colon, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute) if colon else None

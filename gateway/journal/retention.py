@@ -26,40 +26,23 @@ _WORTH_FREEING_ENTRIES = 1_000
 
 @dataclass(frozen=True, slots=True)
 class HeldBack:
-    """Another consumer group that still needs entries which this group has acknowledged.
-
-    Attributes:
-        group: The group's name.
-        since_ms: Time at which its oldest needed entry was added, by Redis's clock, since the epoch.
-    """
+    """Another consumer group that still needs entries which this group has acknowledged."""
 
     group: str
-    since_ms: int
+    since_ms: int  # when its oldest needed entry was added, by Redis's clock, since the epoch
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A group's place in the stream.
+    """A group's place in the stream."""
 
-    Attributes:
-        gone: Number of entries that have left the stream; None if Redis does not count them (before version 7).
-        read: Number of entries added up to the last delivered one; None if Redis does not know.
-        behind: True while entries up to the last delivered one are still in the stream.
-        delivered: Id of the last delivered entry.
-    """
-
-    gone: int | None
-    read: int | None
-    behind: bool
-    delivered: str
+    gone: int | None  # entries that have left the stream; None if Redis does not count them (before version 7)
+    read: int | None  # entries added up to the last delivered one; None if Redis does not know
+    behind: bool  # entries up to the last delivered one are still in the stream
+    delivered: str  # id of the last delivered entry
 
     def lost_since(self, start: Place, n_delivered: int) -> int:
-        """Return how many entries left the stream undelivered since an earlier place.
-
-        Args:
-            start: The earlier place.
-            n_delivered: New entries that were delivered since then.
-        """
+        """Return how many entries left the stream undelivered since ``start``; ``n_delivered`` were delivered."""
         # A trim removes the oldest entries first: while entries before this place remain, none after it has left.
         if self.behind or self.gone is None or start.read is None:
             return 0
@@ -103,7 +86,7 @@ async def trim_before(redis: Redis, stream: str, entry_id: str) -> int:
 
 
 async def is_full(redis: Redis, stream: str, max_records: int) -> bool:
-    """Return True if the stream is near its limit, or Redis near its memory limit and the stream not nearly empty."""
+    """Return True if the stream is near its limit, or Redis near its memory limit with entries to free."""
     length = await redis.xlen(stream)
     if length >= _NEARLY * max_records:
         return True
@@ -129,14 +112,7 @@ async def held_back(redis: Redis, stream: str, group: str) -> list[HeldBack]:
 
 
 def delete_entries(redis: sync_redis.Redis, stream: str, group: str, entry_ids: Sequence[str]) -> None:
-    """Delete entries, so that the group does not count them as lost.
-
-    Args:
-        redis: A blocking client.
-        stream: The stream.
-        group: The group that counts lost entries; it may be missing.
-        entry_ids: The entries, in any order.
-    """
+    """Delete entries, in any order, so that the group does not count them as lost; the group may be missing."""
     for start in range(0, len(entry_ids), _STEP_ENTRIES):
         chunk = entry_ids[start : start + _STEP_ENTRIES]
         groups: Any = redis.xinfo_groups(stream)

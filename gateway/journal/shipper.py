@@ -77,7 +77,6 @@ class _Source:
         self.reader = SpoolReader(claim.folder)
 
     def is_shipped(self) -> bool:
-        """Return True if Redis has every record of the folder."""
         self.reader.rewind()
         return not self.reader.read(max_records=1, max_bytes=1, end=None)
 
@@ -130,7 +129,6 @@ class Shipper:
 
     @property
     def idle(self) -> bool:
-        """True if Redis has every record, orphans' included."""
         return self._next_adoption_s > 0 and not self._stats.lag_records and not self._direct
 
     async def wait_idle(self) -> None:
@@ -143,7 +141,6 @@ class Shipper:
         self._news.set()
 
     async def run(self) -> None:
-        """Ship until stopped."""
         # The client uses asyncio.wait_for, which before Python 3.12 can swallow a cancellation: hence the flag.
         while not self._stopping:
             self._news.clear()
@@ -263,7 +260,6 @@ class Shipper:
         self._next_adoption_s = loop.time() + _ADOPT_S
 
     async def _finish_orphans(self) -> None:
-        """Remove the orphans of which Redis has every record."""
         for source in list(self._orphans):
             if not source.reader.unacknowledged and await self._in_thread(source.is_shipped):
                 self._orphans.remove(source)

@@ -49,12 +49,10 @@ class Frame:
 
     @property
     def n_bytes(self) -> int:
-        """Size on disk."""
         return _HEADER.size + len(self.record_id) + len(self.data)
 
 
 def pack(record_id: bytes, data: bytes) -> bytes:
-    """Return the frame of one record."""
     payload = record_id + data
     return _HEADER.pack(len(payload), _checksum(payload, len(record_id)), len(record_id)) + payload
 
@@ -69,17 +67,13 @@ def segment_path(folder: Path, segment: int) -> Path:
 
 
 def segments(folder: Path) -> list[int]:
-    """Return the numbers of the folder's segments, in the order of writing."""
     return sorted(int(path.stem) for path in folder.glob("*.seg"))
 
 
 class SegmentWriter:
-    """Appends to a folder's segments. Used by one thread.
+    """Appends to a new folder's segments of about ``segment_bytes``. Used by one thread.
 
-    Args:
-        folder: Folder of the segments; it must be new.
-        sync: Makes a file's data durable (``os.fdatasync``); None leaves that to the kernel.
-        segment_bytes: Size at which a new segment begins.
+    ``sync`` makes a file's data durable (``os.fdatasync``); None leaves that to the kernel.
     """
 
     def __init__(self, folder: Path, *, sync: Callable[[int], None] | None, segment_bytes: int = SEGMENT_BYTES) -> None:
@@ -148,24 +142,15 @@ class SpoolReader:
     """Reads a folder's frames from its cursor on. Used by one thread at a time.
 
     ``read`` returns frames, ``advance`` moves after them, ``acknowledge`` saves that position and deletes the segments
-    before it, ``rewind`` goes back to the position last acknowledged.
-
-    Args:
-        folder: The folder.
-        from_start: Read everything in the folder, also what Redis has.
+    before it, ``rewind`` goes back to the position last acknowledged. ``from_start`` also reads what Redis has.
     """
 
     def __init__(self, folder: Path, *, from_start: bool = False) -> None:
         self.folder = folder
         self._cuts: dict[int, int] = {}  # segment → bytes cut off
         self.unacknowledged: list[int] = []  # sizes of the frames since the last acknowledgement
-        self._acknowledged = Position(0, 0) if from_start else self._load()
-        self._position = self._acknowledged
-
-    @property
-    def acknowledged(self) -> Position:
-        """The position after the frames that Redis has."""
-        return self._acknowledged
+        self.acknowledged = Position(0, 0) if from_start else self._load()  # after the frames that Redis has
+        self._position = self.acknowledged
 
     @property
     def cut_bytes(self) -> int:
@@ -201,17 +186,17 @@ class SpoolReader:
         Raises:
             OSError: The cursor could not be saved. After a crash records may be sent twice; none is lost.
         """
-        self._acknowledged = self._position
+        self.acknowledged = self._position
         self.unacknowledged.clear()
         for segment in segments(self.folder):
-            if segment < self._acknowledged.segment:
+            if segment < self.acknowledged.segment:
                 segment_path(self.folder, segment).unlink()
         with atomic_replace(self.folder / _CURSOR, durable=False) as draft:
-            draft.write_text(f"{self._acknowledged.segment} {self._acknowledged.offset}\n")
+            draft.write_text(f"{self.acknowledged.segment} {self.acknowledged.offset}\n")
 
     def rewind(self) -> None:
         """Go back to the last acknowledged position, to read the frames after it again."""
-        self._position = self._acknowledged
+        self._position = self.acknowledged
         self.unacknowledged.clear()
 
     def measure(self) -> tuple[int, int]:

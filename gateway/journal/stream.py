@@ -36,15 +36,10 @@ class StreamEntry:
 
     @property
     def order(self) -> EntryOrder:
-        """Sort key: later entries compare greater."""
         return entry_order(self.entry_id)
 
     def record(self) -> Record:
-        """Decode the record.
-
-        Raises:
-            JournalError: The bytes are not a record.
-        """
+        """Decode the record; raise JournalError if the bytes are not one."""
         return decode(self.data)
 
 
@@ -89,7 +84,6 @@ def read_entries(client: sync_redis.Redis, stream: str, after: str = START) -> I
 
 
 def parse_entries(raw: Iterable[RawEntry]) -> list[StreamEntry]:
-    """Parse the entries of a reply of Redis."""
     return [
         StreamEntry(entry_id.decode(), fields.get(b"id", b"").decode("utf-8", "replace"), fields.get(b"data", b""))
         for entry_id, fields in raw
@@ -108,7 +102,6 @@ def entry_id_at(moment: datetime) -> str:
 
 
 def unreadable(error: Exception) -> JournalError:
-    """Return the error that tells why the stream could not be read."""
     return JournalError(f"the journal's stream cannot be read: Redis said {type(error).__name__}")
 
 

@@ -37,11 +37,9 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A record to write, and the future that its caller waits for."""
-
     record_id: bytes
     data: bytes
-    durable: asyncio.Future[bool]
+    durable: asyncio.Future[bool]  # its caller waits for this
 
 
 class Journal:
@@ -58,13 +56,10 @@ class Journal:
     Redis's memory, and lost with it.
 
     Args:
-        settings: The spool's folder and the durability of an append.
+        settings: The spool's folder, the durability of an append, the redaction (SettingsError if it is missing).
         redis: Connection settings.
         sync: Makes a file's data durable; tests count its calls or break it.
         segment_bytes: Size of a segment file.
-
-    Raises:
-        SettingsError: The redaction that the settings name does not exist.
     """
 
     def __init__(
@@ -111,10 +106,7 @@ class Journal:
         self._thread.start()
 
     async def append(self, record: Record) -> bool:
-        """Make the record durable. A cancelled call may or may not have written it.
-
-        Returns:
-            True if it is durable (see the class).
+        """Make the record durable; return True if it is (see the class). A cancelled call may have written it.
 
         Raises:
             JournalError: The journal is not running.

@@ -57,7 +57,6 @@ class ChildProcess:
 
     @property
     def pid(self) -> int | None:
-        """Process id; None before the start and after the stop."""
         return None if self._process is None else self._process.pid
 
     @property
@@ -66,11 +65,7 @@ class ChildProcess:
         return None if self._process is None else self._process.poll()
 
     def start(self, *, keep_open: Sequence[int] = ()) -> None:
-        """Start the process.
-
-        Args:
-            keep_open: File descriptors that the child inherits.
-        """
+        """Start the process; it inherits the file descriptors ``keep_open``."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("wb") as sink:
             self._process = subprocess.Popen(
@@ -85,7 +80,6 @@ class ChildProcess:
         log.debug("child_started", child=self.name, pid=self._process.pid)
 
     def wait(self) -> int:
-        """Wait until the process ends; return its exit status."""
         assert self._process is not None
         return self._process.wait()
 
