@@ -1,4 +1,4 @@
-"""Connections to Redis, as the settings say: one place for URL, user, password and TLS."""
+"""Connections to Redis by the settings' URL, user, password and TLS; errors of calls; unsupported kinds of Redis."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from gateway.settings import RedisSettings
 
 _CHECK_S = 2.0
 
-# What a call can raise: the library's own errors, and, where that which speaks is no Redis or no longer sound, whatever
-# the reading of its reply stumbles over. RuntimeError is uvloop's for a connection that closed since it was looked at.
+# Errors that a call can raise: redis-py's own, and those of its parser on a corrupt reply or of another kind of server.
+# RuntimeError is uvloop's, for a connection that closed after it was checked.
 REDIS_ERRORS = (RedisError, OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError)
 
 
 class UnsupportedRedis(RedisError):
-    """What answers is a node of a Redis Cluster, or a Sentinel."""
+    """The server is a node of a Redis Cluster, or a Sentinel."""
 
 
 def connection_options(redis: RedisSettings, *, timeout_s: float | None = None) -> dict[str, Any]:
-    """What ``from_url`` of any of the library's clients needs beside the URL.
+    """Return the options of ``from_url`` of any redis-py client.
 
     Args:
-        redis: Where Redis is and how it is reached.
+        redis: User, password, certificates and time-out.
         timeout_s: Longest time of one call, if not the settings'.
     """
     options: dict[str, Any] = {
@@ -40,7 +40,7 @@ def connection_options(redis: RedisSettings, *, timeout_s: float | None = None) 
         options["username"] = redis.username
     if redis.password:
         options["password"] = redis.password
-    # Only rediss:// knows these; the settings refuse them elsewhere.
+    # Valid for rediss:// only; the settings refuse them for other URLs.
     if redis.ca_file is not None:
         options["ssl_ca_certs"] = str(redis.ca_file)
     if redis.cert_file is not None and redis.key_file is not None:
@@ -49,30 +49,30 @@ def connection_options(redis: RedisSettings, *, timeout_s: float | None = None) 
 
 
 def connect(redis: RedisSettings, *, timeout_s: float | None = None, **more: Any) -> Redis:
-    """A client that neither retries nor reads files on the event loop; nothing is connected yet.
+    """Return a client that neither retries nor reads files on the event loop. It connects with the first call.
 
     Args:
-        redis: Where Redis is and how it is reached.
+        redis: URL, user, password, certificates and time-out.
         timeout_s: Longest time of one call, if not the settings'.
         more: Further options of the client.
     """
     return Redis.from_url(
         redis.url,
         retry=Retry(NoBackoff(), 0),
-        driver_info=None,  # telling Redis the library's version reads files
+        driver_info=None,  # redis-py would read files to send its version
         **connection_options(redis, timeout_s=timeout_s),
         **more,
     )
 
 
 def refuse_modes(info: Mapping[str, object]) -> None:
-    """Refuse what only looks like one Redis: its keys are elsewhere, and a policy would be followed by nobody.
+    """Refuse a cluster's node and a Sentinel: keys would be elsewhere, and no gateway would follow a policy.
 
     Args:
         info: Fields of Redis's INFO.
 
     Raises:
-        UnsupportedRedis: It is a node of a cluster, or a Sentinel; the message says what to set.
+        UnsupportedRedis: It is one of these; the message says what to set.
     """
     mode = str(info.get("redis_mode") or info.get("server_mode") or "")
     if mode == "cluster" or str(info.get("cluster_enabled")) == "1":
@@ -88,7 +88,7 @@ def refuse_modes(info: Mapping[str, object]) -> None:
 
 
 async def refuse_unsupported(redis: Redis) -> None:
-    """Ask what answers, and refuse a cluster's node and a Sentinel.
+    """Ask the server for its mode, and refuse a cluster's node and a Sentinel.
 
     Raises:
         UnsupportedRedis: It is one of these.
@@ -99,16 +99,16 @@ async def refuse_unsupported(redis: Redis) -> None:
     except (AuthenticationError, AuthorizationError):
         raise
     except ResponseError:
-        return  # a user or a proxy that may not ask: the keys themselves will show
+        return  # INFO is not allowed for this user or proxy: reading and writing keys will show
     if isinstance(info, Mapping):
         refuse_modes(info)
 
 
 async def check_redis(settings: RedisSettings) -> None:
-    """Refuse at start what cannot work. A Redis that is away is no reason: it may come.
+    """Refuse an unsupported Redis at the start. A Redis that does not answer is accepted: it may come later.
 
     Raises:
-        SettingsError: What answers is a node of a Redis Cluster, or a Sentinel.
+        SettingsError: The server is a node of a Redis Cluster, or a Sentinel.
     """
     async with contextlib.aclosing(connect(settings, timeout_s=min(_CHECK_S, settings.timeout_s))) as redis:
         try:
@@ -120,7 +120,7 @@ async def check_redis(settings: RedisSettings) -> None:
 
 
 async def run_when_full(redis: Redis, script: str, *, keys: Sequence[str], args: Sequence[str]) -> Any:
-    """Run a script that may write although Redis has reached its ``maxmemory``: a few kilobytes that free it, or undo.
+    """Run a script that may write although Redis has reached its ``maxmemory``. For writes of a few kilobytes only.
 
     Needs Redis 7 or Valkey, and a user with ``@scripting``.
     """

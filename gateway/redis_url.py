@@ -1,4 +1,4 @@
-"""Checks the URL of Redis, so that a mistake in it is told in words and without the password in it."""
+"""Check the URL of Redis. Error messages explain the mistake without the password."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from urllib.parse import SplitResult, urlsplit
 
 
 def redis_url(url: str) -> str:
-    """The URL, if it names one Redis. No error repeats a part of it: it may hold a password.
+    """Return the URL if it names one Redis.
 
     Raises:
-        ValueError: It does not.
+        ValueError: It does not. The message repeats no part of it, since any part may hold a password.
     """
     form = "a URL is needed like redis://user:password@host:6379/0 (rediss:// for TLS, unix:///path)"
     encode = "in user and password write / ? # @ : % as %2F %3F %23 %40 %3A %25"
@@ -33,7 +33,7 @@ def redis_url(url: str) -> str:
 
 
 def _names_one_redis(parts: SplitResult) -> bool:
-    """Whether a split URL has a host with a port and a database, or a socket's path, and nothing astray."""
+    """Return True if the URL has a host, a valid port and database, or a socket's path, and nothing else."""
     if parts.fragment or "@" in parts.query:
         return False
     if parts.scheme == "unix":

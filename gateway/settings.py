@@ -1,8 +1,8 @@
 """The gateway's settings: read once from the environment at start, frozen, passed down.
 
-Names are ``GATEWAY_`` + field, with ``__`` between levels: ``GATEWAY_BACKEND__URLS``. An unknown or bad value is
-fatal and names itself. The docstring under each field is the settings table of gateway/README.md (``python -m
-gateway settings`` prints it; a test keeps the two equal).
+Names are ``GATEWAY_`` + field, with ``__`` between levels: ``GATEWAY_BACKEND__URLS``. An unknown name or a bad value
+ends the start with a message that names it. The docstring under each field is its meaning in the settings table of
+gateway/README.md (``python -m gateway settings`` prints it; a test keeps the two equal).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Urls = Annotated[tuple[str, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
 
 PREFIX = "GATEWAY_"
-# Constants by now. Accepted without effect for one release, then unknown like any other name.
+# Constants now. Accepted without effect for one release; after that unknown like any other name.
 _WITHOUT_EFFECT = frozenset(
     {
         "GATEWAY_BACKEND__MAX_CONNECTIONS",
@@ -49,12 +49,12 @@ def _split(value: object) -> object:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``."""
+    """Return True if only this machine can reach ``host``."""
     return host in {"127.0.0.1", "localhost", "::1"}
 
 
 def http_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
-    """The URLs without their final slash.
+    """Return the URLs without their final slash.
 
     Raises:
         ValueError: One is not an http or https URL with a host.
@@ -65,34 +65,34 @@ def http_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def server_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
-    """``http_urls`` that may also be ``dns+http://``: one server for each address of the host.
+    """Return the URLs without their final slash; ``dns+http://`` is allowed too: a server for each address of the host.
 
     Raises:
         ValueError: One is neither.
     """
-    bare = http_urls(tuple(url.removeprefix("dns+") if url.startswith("dns+http://") else url for url in urls))
-    return tuple(f"dns+{url}" if given.startswith("dns+") else url for given, url in zip(urls, bare, strict=True))
+    plain = http_urls(tuple(url.removeprefix("dns+") if url.startswith("dns+http://") else url for url in urls))
+    return tuple(f"dns+{url}" if given.startswith("dns+") else url for given, url in zip(urls, plain, strict=True))
 
 
 class BackendSettings(_Group):
-    """Where candidates are drawn."""
+    """The servers that draw candidates."""
 
     kind: Literal["auto", "tgi", "vllm", "llamacpp"] = "auto"
-    """Which server answers at the URLs; auto asks it, and takes it for TGI until it has said (SGLang is vllm)."""
+    """Kind of server at the URLs; auto asks it, and treats it as TGI until it answers (SGLang is vllm)."""
     urls: Urls = ("http://127.0.0.1:8080",)
-    """Base URLs of the replicas, separated by commas; dns+http://host:port is one for each of the host's addresses."""
+    """Base URLs of the replicas, separated by commas; dns+http://host:port means one for each address of the host."""
     api_key: str = ""
     """Sent to the backend as a bearer token. HF_TOKEN is never sent."""
     request_timeout_s: float = Field(default=120.0, gt=0)
-    """Longest time one draw may take."""
+    """Longest time that one candidate may take."""
     connect_timeout_s: float = Field(default=5.0, gt=0)
     """Longest time to open a connection."""
     unhealthy_s: float = Field(default=5.0, ge=0)
-    """How long a replica that broke a connection is passed over."""
+    """Time that a replica that broke a connection is not used."""
     adapters_dir: str = ""
-    """Folder of the adapters as vLLM's replicas see it: one that lost the adapter in use is told to load it again."""
+    """Folder of the adapters as vLLM's replicas see it; one that lost the adapter in use reloads it."""
     ca_file: Path | None = None
-    """Certificates (PEM) that vouch for https:// replicas, instead of the system's."""
+    """CA certificates (PEM) to trust for https:// replicas, instead of the system's."""
 
     _urls = field_validator("urls", mode="before")(_split)
 
@@ -105,7 +105,7 @@ class BackendSettings(_Group):
 
 
 class RewardSettings(_Group):
-    """Where rewards come from: a model in this process, or a server."""
+    """The source of rewards: a model in this process, or servers."""
 
     model: str = ""
     """Local reward model: a folder or hub id of a one-label sequence classifier. Excludes url."""
@@ -125,17 +125,17 @@ class RewardSettings(_Group):
     port: int = Field(default=8001, ge=0, le=65535)
     """Port that python -m gateway reward listens on."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N. auto takes CUDA where there is one."""
+    """auto, cpu, cuda or cuda:N; auto uses CUDA if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto is bfloat16 on CUDA and float32 on the CPU."""
     max_length_tokens: int = Field(default=4096, ge=16)
-    """Longest input; a longer one loses the beginning of its prompt, and says so."""
+    """Longest input; a longer one loses the beginning of its prompt, and its reward is marked as truncated."""
     max_batch_tokens: int = Field(default=16384, ge=16)
     """Padded tokens in one batch."""
     timeout_s: float = Field(default=10.0, gt=0)
-    """Longest time a race waits for a reward after its last candidate finished."""
+    """Longest time that a race waits for rewards after its last candidate finished."""
     ca_file: Path | None = None
-    """Certificates (PEM) that vouch for an https:// reward server, instead of the system's."""
+    """CA certificates (PEM) to trust for an https:// reward server, instead of the system's."""
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -159,16 +159,16 @@ class RewardSettings(_Group):
 
 
 class RedisSettings(_Group):
-    """Where records and the policy document live."""
+    """The Redis of records and the policy document."""
 
     url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     """redis:// or rediss:// (TLS) URL of one Redis (no Cluster, no Sentinel), with user, password and database."""
     username: str = ""
-    """ACL user, where the URL names none."""
+    """ACL user, if the URL has none."""
     password: str = Field(default="", repr=False)
-    """Its password, where the URL has none."""
+    """Password, if the URL has none."""
     ca_file: Path | None = None
-    """Certificates (PEM) that vouch for a rediss:// server, instead of the system's."""
+    """CA certificates (PEM) to trust for a rediss:// server, instead of the system's."""
     cert_file: Path | None = None
     """This client's certificate (PEM), for a rediss:// server that asks for one; needs key_file."""
     key_file: Path | None = None
@@ -176,9 +176,9 @@ class RedisSettings(_Group):
     key_prefix: str = "ratchet"
     """Prefix of every key this project writes."""
     stream_max_records: int = Field(default=1_000_000, ge=1)
-    """The stream takes about this many records that no night has collected; then they wait in the spool."""
+    """Records, about, that the stream holds for the next night; when it is full they wait in the spool."""
     timeout_s: float = Field(default=5.0, gt=0)
-    """Longest time one Redis call may take; callers never wait for it."""
+    """Longest time that one Redis call may take; callers never wait for it."""
 
     _url = field_validator("url")(redis_url)
 
@@ -192,85 +192,85 @@ class RedisSettings(_Group):
 
 
 class JournalSettings(_Group):
-    """How a record becomes durable."""
+    """Durability of records."""
 
     spool_dir: Path = Path("spool")
-    """Folder of the spool on local disk; holds what Redis has not taken yet."""
+    """Folder of the spool on local disk, for records that Redis has not taken yet."""
     durability: Literal["fsync", "relaxed"] = "fsync"
     """fsync: a record survives a power cut before its response ends. relaxed: it survives a crash of the gateway."""
     max_spool_bytes: int = Field(default=2_000_000_000, ge=1_000_000)
-    """With this much waiting for Redis, readiness says so and an alert metric rises; records are still kept."""
+    """If more than this waits for Redis, the gateway reports that it is not ready; it still keeps records."""
     redact: str = ""
-    """package.module:function, text to text, over every text of a record; if it fails, no content is recorded."""
+    """package.module:function from text to text, applied to all texts of a record; if it fails, no text is recorded."""
     redact_timeout_s: float = Field(default=2.0, gt=0)
-    """Longest time the redaction of one record may take; its answer waits for it."""
+    """Longest time that the redaction of one record may take; the answer waits for it."""
 
 
 class PolicySettings(_Group):
-    """The policy that holds until one is published in Redis."""
+    """The policy until one is published in Redis."""
 
     n: int = Field(default=4, ge=1)
-    """N for requests that do not say."""
+    """N of requests that do not set it."""
     n_max: int = Field(default=8, ge=1)
     """N of an exploration request."""
     adapter: str | None = None
-    """Adapter that answers; unset is the base model."""
+    """Adapter that answers; unset: the base model."""
     default_temperature: float | None = Field(default=None, ge=0, le=2)
-    """Temperature for callers who set none; unset leaves it to the backend."""
+    """Temperature of requests that do not set it; unset: the backend's default."""
     exploration: float = Field(default=0.02, ge=0, le=1)
-    """Share of requests that draw n_max uncut, so that the reward curve stays measurable."""
+    """Share of requests that draw n_max candidates and are never cut, to measure the reward curve."""
     refresh_s: float = Field(default=2.0, gt=0)
-    """How often Redis is asked for a newer policy."""
+    """Interval at which the policy is read from Redis."""
 
 
 class RaceSettings(_Group):
-    """Limits of one request's race and of all together."""
+    """Limits of one race, and of all races together."""
 
     best_of_max: int = Field(default=16, ge=1)
-    """Largest N a caller may ask for."""
+    """Largest N that a caller may ask for."""
     deadline_s: float = Field(default=60.0, gt=0)
-    """At the deadline the best finished candidate answers; none finished is a 504."""
+    """At the deadline the best finished candidate is the answer; without one the answer is 504."""
     quorum: float = Field(default=1.0, gt=0, le=1)
-    """Share of candidates that suffices once quorum_after_s has passed; 1 waits for all until the deadline."""
+    """Share of candidates that is enough after quorum_after_s; 1 waits for all of them until the deadline."""
     quorum_after_s: float = Field(default=10.0, gt=0)
-    """When the quorum begins to suffice. Exploration requests ignore it: they are never cut."""
+    """Time after which the quorum is enough. Exploration requests ignore it: they are never cut."""
     max_in_flight: int = Field(default=128, ge=1)
-    """Candidates being drawn at once, over all requests of a worker; less where the servers take less."""
+    """Candidates in flight at once, over all requests of a worker; fewer if the servers take fewer."""
     max_waiting: int = Field(default=256, ge=0)
     """Requests that may wait for their first permit; more are refused with 429, those of the key with most first."""
     queue_timeout_s: float = Field(default=5.0, gt=0)
-    """Longest wait for a first permit, and of a draw for a server that refuses it, before 429."""
+    """Longest wait for a first permit, and of a candidate for a server that refuses it; then 429."""
 
 
 class ApiSettings(_Group):
-    """What callers may send."""
+    """The API, and limits of what callers may send."""
 
     models: Names = ("ratchet",)
-    """Model names served, separated by commas; the first is canonical, the others are aliases."""
+    """Model names that are served, separated by commas; the first is the name, the others are aliases."""
     keys_file: Path | None = None
     """File of hashed API keys (python -m gateway key new NAME), re-read when it changes. Needed beyond loopback."""
     cors_origins: Names = ()
     """Origins whose web pages may call this API (https://chat.example.com), separated by commas; * is any page."""
     operators: Literal["anyone", "admin"] = "anyone"
-    """Who may read /metrics and /openapi.json: anyone, or keys with the scope admin; then there is no /docs."""
+    """Readers of /metrics and /openapi.json: anyone, or keys with the scope admin (then there is no /docs)."""
     max_body_bytes: int = Field(default=1_000_000, ge=1_000)
     """Largest request body."""
     body_timeout_s: float = Field(default=30.0, gt=0)
-    """Longest time a body may take to arrive; then 408."""
+    """Longest time that a body may take to arrive; then 408."""
     max_headers: int = Field(default=100, ge=10)
     """Most headers of a request; then 431."""
     max_header_bytes: int = Field(default=32_768, ge=1_024)
     """Largest URL and headers of a request, together; then 431."""
     header_timeout_s: float = Field(default=10.0, gt=0)
-    """Longest time a connection may take to send a request's headers; then it is closed."""
+    """Longest time that a request's headers may take to arrive; then the connection is closed."""
     idle_timeout_s: float = Field(default=75.0, gt=0)
-    """How long a connection may be idle between requests; more than a balancer in front keeps its own (often 60 s)."""
+    """Time that a connection may be idle between requests; longer than a balancer keeps its own (often 60 s)."""
     write_timeout_s: float = Field(default=30.0, gt=0)
-    """Longest time a caller may leave what was sent to it unread; then its connection is cut."""
+    """Longest time that a caller may leave sent bytes unread; then the connection is cut."""
     max_messages: int = Field(default=1_000, ge=1)
-    """Longest conversation."""
+    """Most messages of a conversation."""
     keep_alive_s: float = Field(default=3.0, gt=0)
-    """A streamed race sends its headers after this time, and a comment each time it passes again."""
+    """A streamed race sends its headers after this time, and then a comment at this interval."""
 
     _lists = field_validator("models", "cors_origins", mode="before")(_split)
 
@@ -305,12 +305,12 @@ class ApiSettings(_Group):
 
 
 class SchemaSettings(_Group):
-    """How large the JSON schemas of one request may be: a server compiles them while its other requests wait."""
+    """Bounds of the JSON schemas of a request: a server compiles them while its other requests wait."""
 
     max_bytes: int = Field(default=400_000, ge=1)
     """Bytes of all schemas of a request together, as JSON."""
     max_depth: int = Field(default=64, ge=1, le=100)
-    """Levels of nesting of a schema, references followed. OpenAI allows 10; text-generation-inference ends at 120."""
+    """Levels of nesting of a schema, references followed. OpenAI allows 10; text-generation-inference fails at 120."""
     max_properties: int = Field(default=5_000, ge=1)
     """Properties in all schemas of a request together."""
     max_enum_values: int = Field(default=2_000, ge=1)
@@ -318,10 +318,10 @@ class SchemaSettings(_Group):
 
 
 class TracingSettings(_Group):
-    """Where OpenTelemetry's spans go. The rest is OpenTelemetry's own variables' to say, once they go anywhere."""
+    """The collector of OpenTelemetry's spans. OpenTelemetry's own variables set everything else."""
 
     endpoint: str = ""
-    """Base URL of an OTLP collector over HTTP (http://collector:4318) that gets traces; empty makes none."""
+    """Base URL of an OTLP collector over HTTP (http://collector:4318) that gets traces; empty: no traces."""
 
     @field_validator("endpoint")
     @classmethod
@@ -330,7 +330,7 @@ class TracingSettings(_Group):
 
 
 class Settings(BaseSettings):
-    """Everything ``python -m gateway serve`` reads."""
+    """All settings of the gateway."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -345,11 +345,11 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on."""
     workers: int = Field(default=1, ge=1)
-    """Worker processes; they share the port, and should share one reward server too."""
+    """Worker processes; they share the port, and should share one reward server."""
     shutdown_s: float = Field(default=30.0, gt=0)
-    """How long running races may finish after SIGTERM."""
+    """Time that running races have to finish after SIGTERM."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe level that is logged."""
+    """Lowest level that is logged."""
     log_format: Literal["json", "console"] = "json"
     """json for machines, console for people."""
     backend: BackendSettings = BackendSettings()

@@ -1,9 +1,9 @@
 """HTTP/1.1 connections that ignore every upgrade offer, as RFC 9110 7.8 allows.
 
-``Upgrade: h2c`` comes with every request of Java's HttpClient and of ``curl --http2``. The request is served as if the
-offer were not there. uvicorn's parser cannot do so itself: it takes what follows the headers for another protocol, and
-uvicorn then answers without the body, and reads a body that comes in its own segment as a second request. So the head
-of such a request is parsed again without the offer, by a new parser, and the body goes to that one.
+Java's HttpClient and ``curl --http2`` send ``Upgrade: h2c`` with every request. The request is served without the
+upgrade. uvicorn's parser cannot do that: it takes the bytes after the headers for another protocol; uvicorn then
+answers without the body, and reads a body that arrives in its own segment as a second request. So a new parser parses
+the head again without the offer, and gets the body.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _OFFER_HEADERS = frozenset({b"upgrade", b"http2-settings"})
 
 
 class _NoTunnelsError(Exception):
-    """Ends the parsing; httptools turns it into an error of its own."""
+    """Raised to end the parsing; httptools turns it into an error of its own."""
 
 
 class NoUpgradesProtocol(HttpToolsProtocol):
@@ -32,7 +32,7 @@ class NoUpgradesProtocol(HttpToolsProtocol):
         self._head_without_offer: bytes | None = None
 
     def data_received(self, data: bytes) -> None:
-        """Parse, as uvicorn does, and start each request that came with an upgrade offer anew without it."""
+        """Parse as uvicorn does, but restart each request that has an upgrade offer without it."""
         self._unset_keepalive_if_required()
         try:
             self._parse(data)
@@ -40,14 +40,14 @@ class NoUpgradesProtocol(HttpToolsProtocol):
             self.send_400_response("Invalid HTTP request received.")
 
     def on_headers_complete(self) -> None:
-        """Begin the request; set one with an upgrade offer aside."""
+        """Begin the request; if it has an upgrade offer, keep its head to parse it again."""
         if self.parser.should_upgrade():
             self._head_without_offer = self._render_head()
         else:
             super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """A request's last byte; the parser also says so of a head with an upgrade offer, whose body is to come."""
+        """End the request, unless the parser says so of a head with an upgrade offer, whose body follows."""
         if self._head_without_offer is None:
             super().on_message_complete()
 
@@ -61,14 +61,14 @@ class NoUpgradesProtocol(HttpToolsProtocol):
                 rest = memoryview(rest)[offer.args[0] :]
             head, self._head_without_offer = self._head_without_offer or b"", None
             self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn sets them
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
             self.parser.feed_data(head)
 
     def _render_head(self) -> bytes:
-        """Return the request line and the headers as they came, without the upgrade offer.
+        """Return the request line and the headers as received, without the upgrade offer.
 
         Raises:
-            _NoTunnelsError: The method is CONNECT, to which there is no request but the tunnel.
+            _NoTunnelsError: The method is CONNECT, which is a request for a tunnel and nothing else.
         """
         method = self.parser.get_method()
         if method == b"CONNECT":

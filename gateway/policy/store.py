@@ -162,7 +162,7 @@ class PolicyStore:
         try:
             policy = Policy.parse(document, n_limit=self._n_limit)
         except PolicyError as error:
-            if document != self._refused:  # logged once, not every refresh_s
+            if document != self._refused:  # logged once, not with every refresh
                 _log.error("policy_refused", problem=error.message, kept_version=self._current.version)
             self._refused, self.last_error = document, "PolicyError"
             return
@@ -174,7 +174,8 @@ class PolicyStore:
         )
         self._current = policy
         try:
-            await asyncio.to_thread(self._save, policy)
+            # Atomically: workers share the file, and any of them may be killed here.
+            await asyncio.to_thread(write_atomically, self._file, policy.model_dump_json().encode())
         except OSError as error:
             _log.error("policy_not_saved", error=type(error).__name__)
 
@@ -186,7 +187,3 @@ class PolicyStore:
         except (PolicyError, OSError) as error:
             _log.error("policy_file_unreadable", error=type(error).__name__)
             return None
-
-    def _save(self, policy: Policy) -> None:
-        """Replace the file in one step: workers share it, and any of them may be killed here."""
-        write_atomically(self._file, policy.model_dump_json().encode())
