@@ -36,8 +36,6 @@ NOT_YET_DONE = frozenset(
         "gateway/telemetry",
         "tests/distill",
         "tests/gateway",
-        "tests/stubs",
-        "tests/vllm_front",
     }
 )
 

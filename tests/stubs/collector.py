@@ -19,7 +19,7 @@ from tests.stubs.state import State
 
 
 class CollectorFault(StrEnum):
-    """How it treats what is sent to it."""
+    """The way in which it fails."""
 
     NONE = "none"
     STATUS = "status"  # 500
@@ -28,14 +28,12 @@ class CollectorFault(StrEnum):
 
 @dataclass(slots=True, kw_only=True)
 class CollectorKnobs(AnyKnobs):
-    """Settings of the stub."""
-
     fault: CollectorFault = CollectorFault.NONE
 
 
 @dataclass(frozen=True, slots=True)
 class CollectedSpan:
-    """One span, its ids in hexadecimal; ``parent_id`` is empty where there is none."""
+    """One span, its ids in hexadecimal; ``parent_id`` is empty if there is none."""
 
     name: str
     kind: str
@@ -49,7 +47,7 @@ class CollectedSpan:
 
 
 class CollectorStub(StubServer):
-    """Takes spans; ``spans`` are those that came, ``resource`` what they came from."""
+    """Takes spans; ``spans`` are those received, ``resource`` is their origin."""
 
     knobs: CollectorKnobs
     state: State
@@ -62,11 +60,10 @@ class CollectorStub(StubServer):
         super().__init__(host=host, port=port)
 
     def routes(self) -> dict[tuple[str, str], Handler]:
-        """OTLP's one route for spans."""
         return {("POST", "/v1/traces"): self._take}
 
     async def trace(self, trace_id: str = "") -> list[CollectedSpan]:
-        """All spans of a trace (of the only one, if not said which), once the request's own has come: it ends last."""
+        """Return all spans of a trace (the only one by default) once the request's own has come, which ends last."""
 
         def found(_: State) -> bool:
             return any(span.kind == "SERVER" and span.trace_id.startswith(trace_id) for span in self.spans)

@@ -1,4 +1,4 @@
-"""Which requests go wrong, for every stub."""
+"""The choice of the requests that fail, for every stub."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class FaultKnobs(Protocol):
 
 
 class Picker:
-    """Says of each request whether a fault strikes it. The same requests meet the same faults in every run."""
+    """Decides for each request whether it fails. The same requests meet the same faults in every run."""
 
     def __init__(self) -> None:
         self._rng = random.Random(0)
 
     def picks(self, knobs: FaultKnobs) -> bool:
-        """Whether the next request is struck."""
+        """Return whether the next request fails."""
         if knobs.fault_next > 0:
             knobs.fault_next -= 1
             return True
@@ -30,6 +30,6 @@ class Picker:
 
 
 def hang_up(http: web.BaseRequest) -> None:
-    """Close the connection once what was written is sent."""
+    """Close the connection once everything written is sent."""
     if http.transport is not None:
         http.transport.close()

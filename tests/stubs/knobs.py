@@ -1,4 +1,4 @@
-"""What a test can set on a stub: at construction, on its command line, or while it runs (POST /_stub/knobs)."""
+"""Settings of a stub: given at construction, on its command line, or while it runs (POST /_stub/knobs)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Fault(StrEnum):
-    """How a chosen request goes wrong."""
+    """The way in which a chosen request fails."""
 
     NONE = "none"
     STATUS = "status"  # the status of ``fault_status``, with TGI's error body
@@ -28,7 +28,7 @@ class Fault(StrEnum):
 
 @dataclass(slots=True, kw_only=True)
 class AnyKnobs:
-    """What the knobs of all stubs have in common."""
+    """The part that the knobs of all stubs share."""
 
     api_key: str = ""
     healthy: bool = True
@@ -94,13 +94,13 @@ class Knobs(AnyKnobs):
     drip_interval_ms: float = 5.0
 
     def due_s(self, index: int) -> float:
-        """Seconds from a generation's start until its token ``index`` (from 0) is there."""
+        """Return the seconds from a generation's start to its token ``index`` (from 0)."""
         if self.latency_ms is not None:
             return self.latency_ms / 1000
         return self.time_to_first_token_ms / 1000 + (index / self.tokens_per_s if self.tokens_per_s else 0.0)
 
     def tokens_after(self, elapsed_s: float, total: int) -> int:
-        """How many of ``total`` tokens are generated ``elapsed_s`` after a generation's start."""
+        """Return how many of ``total`` tokens are generated ``elapsed_s`` after a generation's start."""
         last_s = self.due_s(total - 1)
         if elapsed_s >= last_s:
             return total
@@ -112,14 +112,14 @@ class Knobs(AnyKnobs):
 
 
 def add_arguments(parser: argparse.ArgumentParser, knobs: type) -> None:
-    """Give ``parser`` one option for each field of the dataclass ``knobs``: ``--latency-ms 50``."""
+    """Add to ``parser`` one option for each field of the dataclass ``knobs``: ``--latency-ms 50``."""
     hints = typing.get_type_hints(knobs)
     for field in dataclasses.fields(knobs):
         parser.add_argument("--" + field.name.replace("_", "-"), type=_from_text(hints[field.name]), default=None)
 
 
 def chosen(arguments: argparse.Namespace, knobs: type) -> dict[str, Any]:
-    """The knobs that the command line set."""
+    """Return the knobs that the command line set."""
     values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(knobs)}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -135,7 +135,7 @@ def _from_text(hint: Any) -> Any:
 
 
 def _coerced(name: str, hint: Any, value: Any) -> Any:
-    """``value`` as JSON gave it, in the knob's own type."""
+    """Return JSON's ``value`` in the knob's own type."""
     if hint == float | None:
         return None if value is None else _coerced(name, float, value)
     if hint == tuple[str, ...] and isinstance(value, list | tuple):

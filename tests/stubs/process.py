@@ -26,7 +26,6 @@ class StubProcess:
 
     @property
     def pid(self) -> int | None:
-        """The child's process id while there is one."""
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
@@ -42,14 +41,12 @@ class StubProcess:
             raise RuntimeError(f"the stub ended with status {self._process.wait()}: {' '.join(self._command)}")
 
     def stop(self) -> None:
-        """End the child."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
             self._process = None
 
     async def set_knobs(self, **changes: Any) -> None:
-        """Change knobs of the running stub."""
         async with (
             aiohttp.ClientSession(self.url, raise_for_status=True) as session,
             session.post("/_stub/knobs", json=changes),
@@ -57,7 +54,6 @@ class StubProcess:
             pass
 
     async def state(self) -> dict[str, Any]:
-        """What the stub did and is doing."""
         async with aiohttp.ClientSession(self.url) as session, session.get("/_stub/state") as response:
             state: dict[str, Any] = await response.json()
             return state

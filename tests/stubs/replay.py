@@ -30,7 +30,7 @@ _BYTES = re.compile(r"^<(\d+) bytes>$")
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What a server answered: status -1 where the connection broke."""
+    """A server's answer; status -1 if the connection broke."""
 
     status: int
     content_type: str | None
@@ -72,7 +72,7 @@ def recorded(answer: Answered) -> dict[str, Any]:
 
 
 def differences(row: dict[str, Any], answer: Answered) -> list[str]:
-    """Name what differs between a recorded row and an answer; empty where they agree."""
+    """Name the differences between a recorded row and an answer; empty if they agree."""
     if row["status"] != answer.status:
         return [f"status {row['status']} != {answer.status}: {answer.content[:200]!r}"]
     if row["status"] == -1:

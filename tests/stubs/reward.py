@@ -25,7 +25,7 @@ from tests.stubs.state import RewardState
 
 
 class RewardFault(StrEnum):
-    """How a chosen call goes wrong."""
+    """The way in which a chosen call fails."""
 
     NONE = "none"
     STATUS = "status"  # the status of ``fault_status``
@@ -40,7 +40,7 @@ class RewardFault(StrEnum):
 
 
 class Dialect(StrEnum):
-    """Whose server it is; /v1/models says so in ``owned_by``."""
+    """The server that it plays; /v1/models says so in ``owned_by``."""
 
     RATCHET = "ratchet"  # texts and conversations
     VLLM = "vllm"  # texts only
@@ -49,7 +49,7 @@ class Dialect(StrEnum):
 
 @dataclass(slots=True, kw_only=True)
 class RewardKnobs(AnyKnobs):
-    """Settings of the stub. A fault strikes a call when ``fault_next`` or ``fault_probability`` picks it."""
+    """Settings of the stub. A call fails when ``fault_next`` or ``fault_probability`` picks it."""
 
     model_id: str = "stub/reward"
     dialect: Dialect = Dialect.RATCHET
@@ -68,13 +68,11 @@ class RewardKnobs(AnyKnobs):
 
 
 def reward_of(text: str) -> float:
-    """The raw reward of an answer: more for more different words, and a little by chance, so that ties are rare."""
+    """Return an answer's raw reward: it rises with the number of different words, plus a little chance against ties."""
     return len(set(text.split())) / 8 - 4 + zlib.crc32(text.encode("utf-8", "replace")) / 2**32 / 16
 
 
 class RewardStub(StubServer):
-    """The stub's routes."""
-
     knobs: RewardKnobs
     state: RewardState
 
@@ -85,7 +83,6 @@ class RewardStub(StubServer):
         super().__init__(host=host, port=port)
 
     def routes(self) -> dict[tuple[str, str], Handler]:
-        """The servers' routes."""
         return {
             ("POST", "/classify"): self._classify,
             ("GET", "/health"): self._health,
@@ -138,7 +135,7 @@ class RewardStub(StubServer):
         return self._answer(http, texts, activated, fault)
 
     def _read(self, body: Any) -> tuple[list[str], bool]:
-        """The texts whose reward is asked for, and whether a sigmoid is applied."""
+        """Return the texts to score, and whether a sigmoid is applied."""
         if not isinstance(body, dict):
             raise ValueError("the body must be an object")
         sglang = self.knobs.dialect is Dialect.SGLANG
@@ -153,7 +150,7 @@ class RewardStub(StubServer):
         return texts, not sglang and (self.knobs.always_activate or body.get("use_activation") is not False)
 
     def _text(self, item: Any) -> str:
-        """What is judged: a text, or a conversation's last turn. Conversations are this project's own extension."""
+        """Return the text to score, or a conversation's last turn. Conversations are this project's own extension."""
         if isinstance(item, str):
             return item
         messages = item.get("messages") if isinstance(item, dict) else item

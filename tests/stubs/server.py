@@ -1,7 +1,7 @@
-"""What the stubs share: an HTTP server on a free port, control routes, and a command line.
+"""The common part of the stubs: an HTTP server on a free port, control routes, and a command line.
 
-The server is aiohttp's low-level one, without its router and middlewares: load tests share two cores with it. A
-handler is cancelled the moment its client closes the connection.
+The server is aiohttp's low-level one, without its router and middlewares: load tests share two cores with it. A handler
+is cancelled the moment its client closes the connection.
 """
 
 from __future__ import annotations
@@ -50,22 +50,19 @@ class StubServer(ABC):
 
     @abstractmethod
     def routes(self) -> dict[tuple[str, str], Handler]:
-        """Handlers by method and path."""
+        """Return the handlers by method and path."""
 
     @property
     def url(self) -> str:
-        """Where the stub listens."""
         return f"http://{self._host}:{self._port}"
 
     async def start(self) -> None:
-        """Listen."""
         self._http = web.Server(self._dispatch, handler_cancellation=True, access_log=None)
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(self._http, self._host, self._port, backlog=BACKLOG)
         self._port = self._listener.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Stop listening and break every connection."""
         if self._listener is None or self._http is None:
             return
         self._listener.close()
@@ -93,7 +90,6 @@ class StubServer(ABC):
         return await handler(request)
 
     def record(self, request: web.BaseRequest, body: bytes) -> None:
-        """Remember a request."""
         requests = self.state.requests
         if requests.maxlen != self.knobs.record_requests:
             requests = self.state.requests = deque(requests, self.knobs.record_requests)
@@ -118,7 +114,6 @@ class JsonResponse(web.StreamResponse):
         self._content = body
 
     async def prepare(self, request: web.BaseRequest) -> None:
-        """Write all of it."""
         self._keep_alive = request.keep_alive
         self._eof_sent = True
         if request.transport is not None:
@@ -131,17 +126,15 @@ class JsonResponse(web.StreamResponse):
 
 
 def json_response(body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """A JSON response."""
     return web.Response(body=body, status=status, headers={"Content-Type": "application/json", **(headers or {})})
 
 
 def text_response(text: str, *, status: int = 200) -> web.Response:
-    """A plain text response."""
     return web.Response(text=text, status=status)
 
 
 def main(stub: Callable[..., StubServer], knobs: type, description: str) -> None:
-    """Run a stub as a program: its URL is the first line it prints. It ends with its standard input, if asked to."""
+    """Run a stub as a program: it prints its URL first, and ends with its standard input, if asked to."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)

@@ -1,4 +1,4 @@
-"""What a stub did and is doing, so that a test can wait for it and look at it."""
+"""The state of a stub, so that a test can wait for it and look at it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
-    """One request as it came in. ``headers`` ignores the case of names."""
+    """One request as received. ``headers`` ignores the case of names."""
 
     method: str
     path: str
@@ -23,8 +23,8 @@ class RecordedRequest:
 class State:
     """Counters of a stub, and its last requests.
 
-    What is ``started`` ends as ``finished``, ``cancelled`` (the client closed its connection) or ``failed`` (a fault).
-    ``rejected`` requests were at fault themselves.
+    A ``started`` request ends as ``finished``, ``cancelled`` (the client closed its connection) or ``failed``
+    (a fault). ``rejected`` requests were at fault themselves.
     """
 
     started: int = 0
@@ -36,7 +36,7 @@ class State:
     _waiters: list[tuple[Callable[[Any], bool], asyncio.Future[None]]] = field(default_factory=list)
 
     def changed(self) -> None:
-        """Wake whoever waited for what is true now."""
+        """Wake those who wait for a state."""
         for predicate, future in self._waiters:
             if not future.done() and predicate(self):
                 future.set_result(None)
@@ -59,7 +59,6 @@ class State:
             self._waiters.remove(entry)
 
     def as_json(self) -> dict[str, Any]:
-        """The state for GET /_stub/state."""
         names = [item.name for item in fields(self) if item.name not in {"requests", "_waiters"}]
         requests = [
             {
@@ -75,7 +74,7 @@ class State:
 
 @dataclass(slots=True)
 class TgiState(State):
-    """``generating`` hold a permit now; ``tokens_generated`` counts those of cancelled generations up to then."""
+    """``generating`` requests hold a permit now; ``tokens_generated`` counts those of cancelled generations, too."""
 
     generating: int = 0
     peak_generating: int = 0
@@ -85,7 +84,7 @@ class TgiState(State):
 
 @dataclass(slots=True)
 class RewardState(State):
-    """``scoring`` calls are under way now."""
+    """``scoring`` calls run now."""
 
     scoring: int = 0
     texts_scored: int = 0

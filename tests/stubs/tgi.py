@@ -43,7 +43,7 @@ TOO_LARGE = "Failed to buffer the request body: length limit exceeded"
 
 
 class TgiStub(StubServer):
-    """The stub's routes. One generation goes: permit, ranges, draw, pace, answer."""
+    """The stub's routes. The steps of a generation: permit, ranges, draw, pace, answer."""
 
     knobs: Knobs
     state: TgiState
@@ -57,7 +57,6 @@ class TgiStub(StubServer):
         super().__init__(host=host, port=port)
 
     def routes(self) -> dict[tuple[str, str], Handler]:
-        """TGI's routes."""
         return {
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/generate"): self._generate,
@@ -144,7 +143,7 @@ class TgiStub(StubServer):
         return raw
 
     def _begin(self, request: GenerationRequest) -> tuple[Generation, str | None]:
-        """Take a permit at once or never, then check ranges, then draw. The second part is a tool's arguments."""
+        """Take a permit at once or never, then check ranges, then draw. The second result is a tool's arguments."""
         self._request_count += 1
         if self.state.generating >= self.knobs.max_concurrent_requests:
             self.state.overloaded += 1
@@ -187,7 +186,7 @@ class TgiStub(StubServer):
         return TAPES[-1] if adapter in self.knobs.rich_adapters else None
 
     def _constrained(self, request: GenerationRequest, adapter: str | None) -> tuple[list[str], str | None]:
-        """The pieces that a tool or a grammar lets through, and a tool's arguments."""
+        """Return the pieces that a tool or a grammar allows, and a tool's arguments."""
         key = b"%b\0%a\0%a" % (request.conversation, adapter, request.seed if request.do_sample else "greedy")
         if request.tool_call is not None:
             arguments = request.tool_call.arguments(key)
@@ -225,7 +224,7 @@ class TgiStub(StubServer):
         return JsonResponse(body)
 
     async def _several(self, request: GenerationRequest) -> web.StreamResponse:
-        """Not TGI's: n draws side by side, each with a seed of its own, as the choices of one answer."""
+        """Draw n answers at once, each with a seed of its own, as the choices of one answer; TGI itself cannot."""
         requests = [replace(request, seed=None if request.seed is None else request.seed + k) for k in range(request.n)]
         try:
             with ExitStack() as running:

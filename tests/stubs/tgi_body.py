@@ -1,4 +1,4 @@
-"""Reads request bodies as TGI's deserialiser does: types first, ranges later (tgi_validation)."""
+"""Read request bodies as TGI's deserialiser does: types first, ranges later (tgi_validation)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_NESTING = 127
 
 
 def parse(raw: bytes, content_type: str) -> dict[str, Any]:
-    """The JSON object in ``raw``.
+    """Return the JSON object in ``raw``.
 
     Raises:
         BodyError: 415 for another content type, 400 for a syntax error, 422 for anything but an object.
@@ -97,7 +97,7 @@ def _described(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """What a field may hold. Null means "absent", unless the field forbids it."""
+    """The type of a field. Null means "absent", unless the field forbids it."""
 
     right: Callable[[Any], bool]
     wanted: str
@@ -119,42 +119,36 @@ def check_fields(body: dict[str, Any], fields: dict[str, Field]) -> None:
 
 
 def is_float(value: Any) -> bool:
-    """Whether ``value`` reads as f32."""
     return type(value) is float or type(value) is int
 
 
 def is_u32(value: Any) -> bool:
-    """Whether ``value`` reads as u32: 5.0 does not."""
+    """Return whether ``value`` reads as u32: 5.0 does not."""
     return type(value) is int and 0 <= value <= U32
 
 
 def is_u64(value: Any) -> bool:
-    """Whether ``value`` reads as u64."""
     return type(value) is int and 0 <= value <= U64
 
 
 def is_bool(value: Any) -> bool:
-    """Whether ``value`` is a boolean."""
     return type(value) is bool
 
 
 def is_text(value: Any) -> bool:
-    """Whether ``value`` is a string."""
     return type(value) is str
 
 
 def is_texts(value: Any) -> bool:
-    """Whether ``value`` is a list of strings: one string alone is not."""
+    """Return whether ``value`` is a list of strings: one string alone is not."""
     return type(value) is list and all(type(item) is str for item in value)
 
 
 def is_floats(value: Any) -> bool:
-    """Whether ``value`` is a list of numbers."""
     return type(value) is list and all(map(is_float, value))
 
 
 def is_stream_options(value: Any) -> bool:
-    """Whether ``value`` holds stream options."""
     return type(value) is dict and is_bool(value.get("include_usage", False))
 
 
@@ -239,7 +233,7 @@ def _is_tool_call(call: Any) -> bool:
 
 
 def is_function(function: Any) -> bool:
-    """Whether ``function`` defines one: a name, and arguments or parameters (a tool without them is refused)."""
+    """Return whether ``function`` has a name, and arguments or parameters (a tool without them is refused)."""
     if type(function) is not dict or not is_text(function.get("name")):
         return False
     description = function.get("description")

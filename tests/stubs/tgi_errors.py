@@ -25,7 +25,7 @@ class TgiError(Exception):
 
     @property
     def status(self) -> int:
-        """The HTTP status, where one can still be sent."""
+        """The HTTP status, while one can still be sent."""
         return STATUS_OF[self.error_type]
 
     @property
@@ -35,7 +35,7 @@ class TgiError(Exception):
 
     @property
     def frame(self) -> dict[str, Any]:
-        """The frame of a chat stream; its status says 422 whatever happened."""
+        """The frame of a chat stream; its status is always 422."""
         return {"error": {"message": self.message, "http_status_code": 422}}
 
 
@@ -49,17 +49,15 @@ class BodyError(Exception):
 
 
 def overloaded() -> TgiError:
-    """No permit is left."""
     return TgiError("overloaded", "Model is overloaded")
 
 
 def invalid(message: str) -> TgiError:
-    """A parameter is out of range."""
     return TgiError("validation", f"Input validation error: {message}")
 
 
 def of_status(status: int) -> TgiError | None:
-    """What TGI says with ``status``, or None for a status that it never sends."""
+    """Return TGI's body for ``status``, or None for a status that it never sends."""
     return {
         422: invalid("`inputs` cannot be empty"),
         424: TgiError("generation", "Request failed during generation: Server error: CANCELLED"),

@@ -1,4 +1,4 @@
-"""Which requests go wrong, and the answers that no healthy server gives."""
+"""The choice of the requests that fail, and answers that no healthy server gives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GARBAGE = bytes(range(128, 256)) * 4 + b"\n\n"
 
 
 class FaultPicker:
-    """Says of each request whether the knobs' fault strikes it."""
+    """Decides for each request whether the knobs' fault applies."""
 
     def __init__(self, knobs: Knobs) -> None:
         self._knobs = knobs
@@ -29,7 +29,7 @@ class FaultPicker:
         self._count = 0
 
     def pick(self, seed: int | None, conversation: bytes = b"") -> Fault:
-        """The fault of the next request, by its seed and its messages."""
+        """Return the fault of the next request, by its seed and its messages."""
         knobs = self._knobs
         if knobs.fault is Fault.NONE:
             return Fault.NONE
@@ -45,7 +45,7 @@ class FaultPicker:
 
 
 async def whole_fault(fault: Fault, knobs: Knobs, state: TgiState, *, stream: bool) -> web.Response:
-    """An answer that is wrong from its first byte, given when ``fault_after_tokens`` tokens would be there."""
+    """Return an answer that is wrong from its first byte, at the time when ``fault_after_tokens`` tokens are due."""
     state.failed += 1
     state.changed()
     if knobs.fault_after_tokens:

@@ -38,7 +38,7 @@ DEGENERATE = [[f" {a}{b}{c}"] for a in "qxzvj" for b in "aeiouy" for c in ("kk",
 
 
 class Tape:
-    """A long text and where its pieces begin."""
+    """A long text and the beginnings of its pieces."""
 
     def __init__(self, words: list[list[str]], seed: int, *, sentences: bool = True) -> None:
         rng = random.Random(seed)
@@ -57,7 +57,7 @@ class Tape:
         self.text = "".join(self.pieces)
 
     def cut(self, begin: int, count: int) -> tuple[list[str], str]:
-        """``count`` pieces from ``begin``, and their text; the first loses its leading space."""
+        """Return ``count`` pieces from ``begin``, and their text; the first loses its leading space."""
         pieces = self.pieces[begin : begin + count]
         text = self.text[self.offsets[begin] : self.offsets[begin + count]]
         stripped = text.lstrip()
@@ -71,7 +71,7 @@ DEGENERATE_TAPE = Tape(DEGENERATE, 1, sentences=False)
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What one draw gave. ``n_tokens`` counts the end token too, which is in ``pieces`` but not in ``text``."""
+    """The result of one draw. ``n_tokens`` counts the end token too, which is in ``pieces`` but not in ``text``."""
 
     pieces: Sequence[str]
     text: str
@@ -79,12 +79,11 @@ class Generated:
 
     @property
     def n_tokens(self) -> int:
-        """Generated tokens, the end token included."""
         return len(self.pieces)
 
     @property
     def openai_finish_reason(self) -> str:
-        """TGI's word for it in its chat route."""
+        """The finish reason in TGI's chat route."""
         return "stop" if self.finish_reason == "eos_token" else self.finish_reason
 
 
@@ -157,10 +156,9 @@ def split(text: str, width: int = 6) -> list[str]:
 
 
 def count_tokens(text: str) -> int:
-    """Tokens of a prompt's text."""
     return text.count(" ") + text.count("\n") + 1 if text else 0
 
 
 def logprob(piece: str, rank: int = 0) -> float:
-    """A made-up log-probability for a piece, the same every time."""
+    """Return a made-up log-probability for a piece, the same every time."""
     return -(zlib.crc32(piece.encode()) % 1000) / 1000 - rank

@@ -70,7 +70,7 @@ class ToolCall:
         return orjson.dumps(_instance({**schema, "type": "object"}, _Choice(key))).decode()
 
     def pieces(self, arguments: str) -> tuple[list[str], list[str]]:
-        """What the model writes: the pieces that end with the tool's name, and those of the arguments after it."""
+        """Return the pieces that the model writes up to the tool's name, and those of the arguments after it."""
         comma = "" if arguments == "{}" else ","
         width = 6 if self.scripted is None else 3  # as many pieces as the recorded tokenizer makes of it
         name = split(f'{{"function":{{"_name":{orjson.dumps(self.name).decode()}{comma}', width)

@@ -21,7 +21,7 @@ _DIRECTIONS = re.compile(r"@@(\{.*\})@@", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What the answer shall be."""
+    """The directions for an answer."""
 
     say: str
     goes_on: bool = False

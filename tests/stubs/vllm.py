@@ -31,7 +31,7 @@ _END = "<|im_end|>"
 
 @dataclass(slots=True, kw_only=True)
 class VllmKnobs(AnyKnobs):
-    """How the stub was started."""
+    """The options with which the stub was started."""
 
     model: str = "model"
     adapters: tuple[str, ...] = ()  # loaded from the start
@@ -45,7 +45,7 @@ class VllmKnobs(AnyKnobs):
 
 @dataclass(frozen=True, slots=True)
 class _Draw:
-    """One draw: its tokens, and how it ended."""
+    """One draw: its tokens and its end."""
 
     tokens: list[str]
     text: str
@@ -54,13 +54,11 @@ class _Draw:
 
     @property
     def count(self) -> int:
-        """Generated tokens, with the end token."""
+        """The number of generated tokens, the end token included."""
         return len(self.tokens)
 
 
 class VllmStub(StubServer):
-    """The stub's routes."""
-
     knobs: VllmKnobs
     state: State
 

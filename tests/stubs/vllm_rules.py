@@ -1,4 +1,4 @@
-"""What vLLM 0.33 refuses, in its words; ``recorded/vllm.jsonl`` holds them to the real front end."""
+"""The refusals of vLLM 0.33, in its words; ``recorded/vllm.jsonl`` compares them with the real front end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ class Refusal(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """Return the answer's body."""
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}
         return {"error": error}
 

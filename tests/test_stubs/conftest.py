@@ -27,7 +27,7 @@ async def http(stub: TgiStub) -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.fixture
 def ask(http: aiohttp.ClientSession) -> Ask:
-    """Post a chat request; the answer is its status and its body, parsed where it is JSON."""
+    """Post a chat request; return the status and the body, parsed if it is JSON."""
 
     async def post(**body: Any) -> tuple[int, Any]:
         async with http.post("/v1/chat/completions", json={"messages": QUESTION, **body}) as response:

@@ -86,7 +86,7 @@ async def test_an_empty_token_leaks_it_too(stub: TgiStub, monkeypatch: pytest.Mo
     assert "Bearer hf_the_users_own" == stub.state.requests[-1].headers["Authorization"]
 
 
-async def test_an_empty_authorization_header_keeps_it_at_home(stub: TgiStub, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_empty_authorization_header_prevents_it(stub: TgiStub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_the_users_own")
     async with AsyncInferenceClient(base_url=stub.url, headers={"authorization": ""}) as client:
         await client.chat_completion(QUESTION, model="tgi")

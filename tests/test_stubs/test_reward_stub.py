@@ -1,4 +1,4 @@
-"""The reward stub speaks /classify as the servers it stands for do, and fails as told."""
+"""The reward stub answers /classify as the servers that it plays do, and fails as its knobs say."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ async def test_sglang_reads_text_and_answers_embeddings(stub: RewardStub, http: 
 
 
 @pytest.mark.parametrize("dialect", ["ratchet", "vllm", "sglang"])
-async def test_models_say_whose_server_it_is(stub: RewardStub, http: aiohttp.ClientSession, dialect: str) -> None:
+async def test_the_list_of_models_names_the_servers_kind(
+    stub: RewardStub, http: aiohttp.ClientSession, dialect: str
+) -> None:
     stub.knobs.update({"dialect": dialect})
     async with http.get("/v1/models") as response:
         assert [dialect] == [card["owned_by"] for card in (await response.json())["data"]]

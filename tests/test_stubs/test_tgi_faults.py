@@ -1,4 +1,4 @@
-"""The stub's failures and knobs do what they say."""
+"""The stub's failures and knobs."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ async def test_generate_stream_ends_with_the_whole_text_and_without_done(http: a
     assert (2, 1) == (text.count('"generated_text":null'), text.count('"finish_reason":"length"'))
 
 
-async def test_generate_stream_tells_of_errors_in_its_own_frame(http: aiohttp.ClientSession) -> None:
+async def test_generate_stream_reports_errors_in_its_own_frame(http: aiohttp.ClientSession) -> None:
     body = {"inputs": "a", "parameters": {"top_p": 1.0}}
     async with http.post("/generate_stream", json=body) as response:
         assert 200 == response.status

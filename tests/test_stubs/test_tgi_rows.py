@@ -51,7 +51,7 @@ async def test_n_is_parsed_and_dropped(ask: Ask) -> None:
     assert (200, 1) == (status, len(body["choices"]))
 
 
-async def test_n_is_honoured_where_a_test_wants_another_kind_of_server(stub: TgiStub, ask: Ask) -> None:
+async def test_n_is_honoured_if_a_test_plays_another_kind_of_server(stub: TgiStub, ask: Ask) -> None:
     stub.knobs.honours_n = True
     status, body = await ask(n=3, seed=5)
     assert (200, [0, 1, 2]) == (status, [choice["index"] for choice in body["choices"]])
@@ -171,7 +171,7 @@ async def test_a_wrong_type_is_a_422_in_plain_text(ask: Ask, body: dict[str, obj
     assert text.startswith("Failed to deserialize the JSON body into the target type: ")
 
 
-async def test_temperature_0_is_greedy_whatever_the_seed(ask: Ask) -> None:
+async def test_temperature_0_is_greedy_with_any_seed(ask: Ask) -> None:
     texts = {text_of((await ask(temperature=0, seed=seed))[1]) for seed in range(4)}
     assert 1 == len(texts)
 

@@ -22,7 +22,7 @@ def events_of(text: str) -> list[dict[str, Any]]:
     return [json.loads(event.removeprefix("data: ")) for event in events if event != ":"]
 
 
-async def test_a_stream_says_what_the_plain_answer_says(ask: Ask) -> None:
+async def test_a_stream_gives_the_same_text_as_the_plain_answer(ask: Ask) -> None:
     (_, plain), (_, stream) = await ask(seed=3), await ask(seed=3, stream=True)
     deltas = [event["choices"][0]["delta"] for event in events_of(stream)]
     assert text_of(plain) == "".join(delta["content"] for delta in deltas)

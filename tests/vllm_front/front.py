@@ -22,7 +22,7 @@ _START_TIMEOUT_S = 180
 
 
 def folder() -> Path:
-    """Return where ``make vllm-front`` installs; RATCHET_VLLM_FRONT names another place."""
+    """Return where ``make vllm-front`` installs; RATCHET_VLLM_FRONT overrides it."""
     return Path(os.environ.get("RATCHET_VLLM_FRONT", HERE.parents[1] / "data" / "vllm"))
 
 
@@ -37,7 +37,7 @@ def script(say: str, **directions: object) -> str:
 
 
 class Front:
-    """One vLLM server process; ``log`` is what its engine was asked.
+    """One vLLM server process.
 
     Args:
         home: Folder for its model, its log and its output.
@@ -62,13 +62,12 @@ class Front:
         self.stop()
 
     def terminate(self) -> None:
-        """Send SIGTERM, as an orchestrator that takes the server away does; the engine aborts what it runs."""
+        """Send SIGTERM, as an orchestrator that stops the server does; the engine aborts its running requests."""
         assert self._process is not None
         self._process.send_signal(signal.SIGUSR1)
         self._process.send_signal(signal.SIGTERM)
 
     def stop(self) -> None:
-        """End the process."""
         if self._process is None or self._process.poll() is not None:
             return
         self._process.terminate()
@@ -80,7 +79,7 @@ class Front:
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        """What the engine got, oldest first: requests and aborts."""
+        """Return what the engine received, oldest first: requests and aborts."""
         path = self._home / "engine.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 

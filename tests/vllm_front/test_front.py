@@ -100,7 +100,7 @@ async def test_a_schema_reaches_the_engine_as_a_grammar(front: Front, ask_vllm: 
     assert "bird" in front.log[-1]["structured_outputs"]
 
 
-async def test_too_long_a_prompt_is_told_in_numbers(front: Front, ask_vllm: AskVllm) -> None:
+async def test_a_prompt_that_is_too_long_is_refused_with_numbers(front: Front, ask_vllm: AskVllm) -> None:
     gateway = await ask_vllm(front)
     response = await gateway.chat(messages=says("word " * 3_000))
     error = response.json()["error"]
@@ -143,7 +143,7 @@ async def test_an_aborted_draw_is_no_answer(front: Front, ask_vllm: AskVllm) -> 
     assert "half an ans" not in response.text
 
 
-async def test_a_replica_that_is_told_to_stop_fails_no_race(front: Front, ask_vllm: AskVllm, tmp_path: Path) -> None:
+async def test_a_replica_that_stops_fails_no_race(front: Front, ask_vllm: AskVllm, tmp_path: Path) -> None:
     """At SIGTERM vLLM answers its running requests with ``abort``; the other replica draws them again."""
     with Front(tmp_path / "second") as second:
         gateway = await ask_vllm(second, front, n=4)
@@ -173,7 +173,7 @@ async def test_a_stream_that_is_cut_has_been_counted_by_vllm_itself(front: Front
 
 
 async def take(deltas: AsyncGenerator[Delta], count: int) -> AsyncGenerator[Delta]:
-    """The first so many pieces."""
+    """Return the first pieces of a stream, this many."""
     async for delta in deltas:
         yield delta
         count -= 1
@@ -195,7 +195,7 @@ async def test_a_key_that_vllm_refuses_makes_the_gateway_not_ready(plain: Front,
     assert "key" in ready["parts"]["backend"]["detail"]
 
 
-async def test_an_adapter_that_vllm_does_not_see_is_told_from_a_missing_route(front: Front, tmp_path: Path) -> None:
+async def test_a_missing_adapter_differs_from_a_missing_route(front: Front, tmp_path: Path) -> None:
     folder = tmp_path / "rft-20261122-0123456789ab"
     base = BaseFacts("base", "llama", layers=2, heads=4, kv_heads=2)
     adapter = Adapter(folder, Manifest(folder.name, base, "run", 4, "2026-11-22T00:00:00+00:00", {}, 8))
@@ -226,7 +226,7 @@ async def test_one_text_that_is_too_long_costs_only_its_own_reward(tmp_path: Pat
     assert scores[0].reward < scores[2].reward
 
 
-async def test_what_the_operator_left_out_is_told_as_the_operators(ask_vllm: AskVllm, tmp_path: Path) -> None:
+async def test_a_missing_server_option_is_reported_as_the_operators_mistake(ask_vllm: AskVllm, tmp_path: Path) -> None:
     """No tool parser, and a key that the gateway does not know: /health is green all the same."""
     with Front(tmp_path / "bare", ("--api-key", "right")) as bare:
         gateway = await ask_vllm(bare, backend={"api_key": "right"})
@@ -239,7 +239,7 @@ async def test_what_the_operator_left_out_is_told_as_the_operators(ask_vllm: Ask
     assert (False, True) == (found.ready, "refuses the gateway's API key" in found.detail)
 
 
-async def test_too_long_a_prompt_is_refused_by_vllms_count_before_it_is_drawn(front: Front) -> None:
+async def test_a_prompt_that_is_too_long_by_vllms_count_is_refused_before_it_is_drawn(front: Front) -> None:
     """With vLLM's numbers, and in the words that the gateway has for them."""
     words: list[Message] = [{"role": "user", "content": "word " * 3_000}]
     long = Prompt(words, Sampling())

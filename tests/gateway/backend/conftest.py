@@ -1,4 +1,4 @@
-"""The stub of TGI in this process, and a pool over it."""
+"""A stub of TGI in this process, and a pool over it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def other_stub() -> AsyncIterator[TgiStub]:
 
 @pytest.fixture
 async def pool_of() -> AsyncIterator[PoolOf]:
-    """Makes pools over URLs, and closes them."""
+    """Make pools over URLs, and close them."""
     async with AsyncExitStack() as stack:
 
         def make(*urls: str, **settings: Any) -> BackendPool:
@@ -48,5 +48,4 @@ def pool(stub: TgiStub, pool_of: PoolOf) -> BackendPool:
 
 
 def prompt(text: str = "What floats on the harbour?", *, adapter: str | None = None, **sampling: Any) -> Prompt:
-    """A one-message prompt."""
     return Prompt([{"role": "user", "content": text}], Sampling(**sampling), adapter)

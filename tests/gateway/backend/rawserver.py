@@ -1,4 +1,4 @@
-"""A server that answers each connection with given bytes: what no HTTP library would say."""
+"""A server that answers each connection with given bytes, valid HTTP or not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def listening(talk: Talk) -> AsyncIterator[str]:
-    """The URL of a server that holds ``talk`` with each connection, and closes it then."""
+    """Run ``talk`` on each connection, then close it; yield the server's URL."""
 
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -27,7 +27,7 @@ async def listening(talk: Talk) -> AsyncIterator[str]:
 
 
 def saying(answer: bytes) -> Talk:
-    """Read one request's head, answer with these bytes and hang up."""
+    """Read one request's head, answer with these bytes and close."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -38,6 +38,6 @@ def saying(answer: bytes) -> Talk:
 
 
 def ok(body: bytes, *headers: bytes) -> bytes:
-    """A whole response around ``body``."""
+    """Return a whole response around ``body``."""
     head = [b"HTTP/1.1 200 OK", b"Content-Length: %d" % len(body), *headers]
     return b"\r\n".join(head) + b"\r\n\r\n" + body

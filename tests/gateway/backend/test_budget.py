@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from gateway.backend.budget import Budget
-
-
-class Clock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.gateway.backend.clock import Clock
 
 
 def spend(budget: Budget) -> int:
-    """How much can be taken now."""
+    """Return how much can be withdrawn now."""
     taken = 0
     while budget.withdraw():
         taken += 1

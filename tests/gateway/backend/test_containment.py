@@ -1,4 +1,4 @@
-"""A request that broke two servers goes to no further one, for a minute; others and the innocent are served."""
+"""A request that broke two servers goes to no further one for a minute; other requests are served."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def contain(containment: Containment, request: str = "r") -> None:
         containment.broke(request, "b:2")
 
 
-def test_one_break_holds_nobody_up(containment: Containment) -> None:
+def test_one_break_contains_nothing(containment: Containment) -> None:
     containment.broke("r", "a:1")
     assert (frozenset(), 0) == (containment.admit("r"), containment.contained)
 
@@ -42,7 +42,7 @@ def test_two_breaks_contain_the_request_and_no_other(containment: Containment) -
     assert (frozenset(), 1) == (containment.admit("another"), containment.contained)
 
 
-def test_a_lone_server_that_breaks_twice_contains_too(containment: Containment) -> None:
+def test_two_breaks_of_one_server_contain_the_request(containment: Containment) -> None:
     containment.broke("r", "a:1")
     with pytest.raises(RequestContained):
         containment.broke("r", "a:1")
@@ -76,10 +76,10 @@ def test_an_answer_clears_the_request(containment: Containment) -> None:
 
 
 @pytest.mark.parametrize(("after_s", "tried"), [(TRIAL_AFTER_S - 0.1, False), (TRIAL_AFTER_S, True)])
-def test_one_draw_is_tried_where_it_broke_before(
+def test_after_ten_seconds_one_draw_may_go_to_a_server_that_it_broke(
     containment: Containment, clock: Clock, after_s: float, tried: bool
 ) -> None:
-    """An innocent request that met two restarts is free again once it is answered; a guilty one harms no new server."""
+    """A harmless request that met two restarts is free once it is answered; a harmful one reaches no new server."""
     contain(containment)
     clock.now_s += after_s
     if tried:
@@ -88,7 +88,7 @@ def test_one_draw_is_tried_where_it_broke_before(
         containment.admit("r")
 
 
-def test_the_retry_time_is_what_is_left_of_the_minute(containment: Containment, clock: Clock) -> None:
+def test_the_retry_time_is_the_rest_of_the_minute(containment: Containment, clock: Clock) -> None:
     contain(containment)
     clock.now_s += 5
     with pytest.raises(RequestContained) as refused:
@@ -107,7 +107,7 @@ def test_the_retry_time_is_what_is_left_of_the_minute(containment: Containment, 
         ({"stop": ("x",)}, False),
     ],
 )
-def test_the_fingerprint_is_of_what_a_server_has_to_do(
+def test_the_fingerprint_depends_on_the_work_that_the_request_makes(
     containment: Containment, changes: dict[str, Any], same: bool
 ) -> None:
     asked = prompt("hello", max_tokens=5)
@@ -115,7 +115,7 @@ def test_the_fingerprint_is_of_what_a_server_has_to_do(
     assert same == (containment.fingerprint(asked) == containment.fingerprint(changed))
 
 
-def test_the_fingerprint_tells_nothing_without_the_salt(containment: Containment) -> None:
+def test_the_fingerprint_depends_on_the_salt(containment: Containment) -> None:
     asked = prompt("hello")
     assert containment.fingerprint(asked) != Containment().fingerprint(asked)
     assert containment.fingerprint(asked) != containment.fingerprint(prompt("hello!"))
@@ -127,7 +127,7 @@ def test_text_that_cannot_be_sent_has_no_fingerprint(containment: Containment) -
     assert containment.idle
 
 
-def test_suspects_do_not_pile_up(containment: Containment, clock: Clock) -> None:
+def test_the_number_of_suspects_is_bounded(containment: Containment, clock: Clock) -> None:
     for number in range(100):
         containment.broke(str(number), "a:1")
     clock.now_s += CONTAINED_S

@@ -1,4 +1,4 @@
-"""What a stream has drawn by now: as the server counts it, else never less than its pieces may stand for."""
+"""The tokens that a stream has drawn so far: the server's count, or at least what its pieces may be."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def counted(delta: JsonObject, prompt_tokens: int, completion_tokens: int) -> Js
         ("vllm", {"content": "\ud800"}, 1),
     ],
 )
-def test_a_piece_is_as_many_tokens_as_it_may_stand_for(kind: str, delta: JsonObject, expected: int) -> None:
+def test_a_piece_counts_as_the_most_tokens_that_it_can_be(kind: str, delta: JsonObject, expected: int) -> None:
     assert (None, expected) == drawn(kind, [chunk(delta)])
     assert (None, 3 * expected) == drawn(kind, [chunk(delta)] * 3)
 
@@ -56,13 +56,13 @@ def test_no_stream_draws_more_than_its_max_tokens(max_tokens: int | None, expect
     assert (None, expected) == drawn("vllm", [chunk({"content": "word "})] * 2, max_tokens=max_tokens)
 
 
-def test_the_servers_own_count_is_believed_from_then_on() -> None:
+def test_the_servers_count_replaces_ours_once_it_comes() -> None:
     chunks = [chunk({"content": "word "}), counted({"content": "word "}, 30, 2), counted({"content": "word "}, 30, 3)]
     assert [(None, 5), (30, 2), (30, 3)] == [drawn("vllm", chunks[:count]) for count in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("kind", ["tgi", "vllm"])
-def test_a_count_within_a_stream_does_not_say_that_it_has_ended(kind: str) -> None:
+def test_a_count_in_the_middle_of_a_stream_does_not_end_it(kind: str) -> None:
     reader = StreamReader(FLAVOURS[kind], Prompt((), Sampling()))
     list(reader.read(counted({"tool_calls": [CALL]}, 5, 7)))
     with pytest.raises(BackendProtocolError):

@@ -1,4 +1,4 @@
-"""A name stands for every address that it has: the fleet follows it."""
+"""A name stands for all its addresses, and the pool follows it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.waiting import until
 
 
 class Names:
-    """A resolver that a test writes."""
+    """A resolver whose answers a test sets."""
 
     def __init__(self) -> None:
         self.addresses: list[str] = []
@@ -48,7 +48,7 @@ async def test_a_name_that_cannot_be_resolved_keeps_its_last_addresses(names: Na
     assert ("http://10.0.0.1:80",) == await expand(["dns+http://tgi:80"], ["http://10.0.0.1:80"])
 
 
-async def test_replicas_come_and_go_with_the_name_and_what_runs_is_finished(
+async def test_replicas_follow_the_name_and_running_draws_finish(
     stub: TgiStub, pool_of: PoolOf, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_module, "_RESOLVE_EVERY_S", 0.0)
@@ -83,11 +83,11 @@ async def test_replicas_come_and_go_with_the_name_and_what_runs_is_finished(
 
 
 @pytest.mark.parametrize("url", ["dns+https://tgi", "dns+tgi:80", "dns+http://", "dns+dns+http://tgi"])
-def test_what_is_no_such_url_is_refused(url: str) -> None:
-    """TLS would have to be told the name that the address no longer has."""
+def test_a_malformed_name_is_refused(url: str) -> None:
+    """TLS would need the name, which the address no longer has."""
     with pytest.raises(ValidationError):
         BackendSettings(urls=(url,))
 
 
-def test_a_name_is_a_url_of_a_backend() -> None:
+def test_a_name_is_a_valid_url_of_a_backend() -> None:
     assert ("dns+http://tgi:80",) == BackendSettings(urls=("dns+http://tgi:80/",)).urls

@@ -84,8 +84,8 @@ def test_every_status_has_its_kind(statuses: tuple[int, ...], expected: type) ->
     assert {expected} == {type(from_status(status, {}, TGI)) for status in statuses}
 
 
-def test_llamacpp_that_loads_its_weights_is_not_there_yet() -> None:
-    """Another replica then takes the draw; any other 503 is an answer."""
+def test_llamacpp_is_unreachable_while_it_loads_its_weights() -> None:
+    """Another replica takes the draw; any other 503 is an overload."""
     loading = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
     assert BackendUnreachable is type(from_status(503, loading, FLAVOURS["llamacpp"]))
     assert BackendOverloaded is type(from_status(503, loading, TGI))

@@ -24,7 +24,7 @@ JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCH
 
 
 def sent(kind: str, *, seed: int = 1, adapter: str | None = None, **sampling: Any) -> JsonObject:
-    """The fields a flavour says, as JSON; what it leaves out is not there."""
+    """Return the fields that a flavour sends, as JSON."""
     arguments = FLAVOURS[kind].arguments(prompt(adapter=adapter, **sampling), seed, CATALOGUES[kind])
     said = arguments.pop("extra_body", {}) | arguments
     fields: JsonObject = orjson.loads(orjson.dumps(said))
@@ -41,12 +41,12 @@ def sent(kind: str, *, seed: int = 1, adapter: str | None = None, **sampling: An
         ("llamacpp", {"model": "default", "seed": 1, "lora": [{"id": 0, "scale": 0.0}]}),
     ],
 )
-def test_what_the_caller_did_not_say_is_not_said(kind: str, expected: JsonObject) -> None:
+def test_fields_that_the_caller_left_out_are_not_sent(kind: str, expected: JsonObject) -> None:
     assert expected == sent(kind)
 
 
 @pytest.mark.parametrize("kind", FLAVOURS)
-def test_everything_a_backend_serves_reaches_it(kind: str) -> None:
+def test_every_field_that_a_backend_serves_reaches_it(kind: str) -> None:
     said: JsonObject = {
         "temperature": 0.7,
         "top_p": 0.9,
@@ -60,14 +60,14 @@ def test_everything_a_backend_serves_reaches_it(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["vllm", "llamacpp"])
-def test_followers_of_openai_get_the_rest_too(kind: str) -> None:
+def test_servers_that_follow_openai_get_every_field(kind: str) -> None:
     said: JsonObject = {"presence_penalty": 0.0, "logit_bias": {"5": -1.0}, "parallel_tool_calls": False}
     fields = sent(kind, **said)
     FLAVOURS[kind].check(Sampling(**said))
     assert said == {name: fields[name] for name in said}
 
 
-def test_tgi_is_not_told_defaults_that_it_refuses_or_misreads() -> None:
+def test_defaults_that_tgi_refuses_or_misreads_are_not_sent() -> None:
     assert {"model": "tgi", "seed": 1} == sent(
         "tgi",
         top_p=1.0,
@@ -80,7 +80,7 @@ def test_tgi_is_not_told_defaults_that_it_refuses_or_misreads() -> None:
 
 
 @pytest.mark.parametrize("kind", FLAVOURS)
-def test_a_nucleus_of_nothing_is_one_of_the_likeliest_token(kind: str) -> None:
+def test_a_top_p_of_zero_is_sent_as_the_smallest_positive_one(kind: str) -> None:
     assert 0 < sent(kind, top_p=0.0)["top_p"] < 1e-3
 
 
@@ -94,7 +94,7 @@ def test_a_nucleus_of_nothing_is_one_of_the_likeliest_token(kind: str) -> None:
         ("llamacpp", 2**63 - 1, (2**63 - 1) % (2**32 - 1)),
     ],
 )
-def test_every_seed_is_one_that_the_server_takes(kind: str, seed: int, expected: int) -> None:
+def test_seeds_are_reduced_to_the_servers_range(kind: str, seed: int, expected: int) -> None:
     assert expected == sent(kind, seed=seed)["seed"]
 
 
@@ -108,13 +108,13 @@ def test_every_seed_is_one_that_the_server_takes(kind: str, seed: int, expected:
         ("response_format", {"tools": (TOOL,), "response_format": {"type": "json_object"}}),
     ],
 )
-def test_tgi_refuses_what_it_cannot_serve_by_name(field: str, sampling: JsonObject) -> None:
+def test_fields_that_tgi_cannot_serve_are_refused_by_name(field: str, sampling: JsonObject) -> None:
     with pytest.raises(UnsupportedField, match=f"^{field}: ") as refused:
         FLAVOURS["tgi"].check(Sampling(**sampling))
     assert field == refused.value.param
 
 
-def test_tgi_serves_tools_beside_plain_text() -> None:
+def test_tgi_serves_tools_with_a_text_response_format() -> None:
     FLAVOURS["tgi"].check(Sampling(tools=(TOOL,), response_format={"type": "text"}))
 
 
@@ -129,13 +129,13 @@ def test_tgi_serves_tools_beside_plain_text() -> None:
         ("llamacpp", {"type": "json_object"}, {"type": "json_object"}),
     ],
 )
-def test_each_server_gets_response_formats_as_it_writes_them(
+def test_each_server_gets_response_formats_in_its_own_shape(
     kind: str, wanted: JsonObject, expected: JsonObject
 ) -> None:
     assert expected == sent(kind, response_format=wanted)["response_format"]
 
 
-def test_llamacpp_gives_logprobs_without_alternatives_only_with_one() -> None:
+def test_llamacpp_is_asked_for_one_alternative_to_get_logprobs() -> None:
     assert 1 == sent("llamacpp", logprobs=True)["top_logprobs"]
 
 
@@ -152,7 +152,7 @@ def test_each_server_addresses_an_adapter_its_own_way(kind: str, expected: JsonO
     assert expected == {name: fields[name] for name in expected}
 
 
-def test_a_flavour_passes_nothing_on_unless_it_knows_better() -> None:
+def test_the_base_flavour_passes_on_no_text_of_an_error() -> None:
     assert Refusal() == Flavour().refusal({"error": "secret"})
 
 
@@ -185,7 +185,7 @@ def test_llamacpp_lists_adapters_by_file() -> None:
         ("llamacpp", {"error": {"type": "invalid_request_error", "message": "secret"}}, False),
     ],
 )
-def test_only_reasons_that_quote_nothing_are_passed_on(kind: str, body: JsonObject, expected: bool) -> None:
+def test_only_reasons_that_quote_no_request_are_passed_on(kind: str, body: JsonObject, expected: bool) -> None:
     assert expected == (FLAVOURS[kind].refusal(body).reason is not None)
 
 
@@ -222,14 +222,16 @@ TOO_LONG: list[tuple[str, JsonObject, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "body", "param"), TOO_LONG)
-def test_too_long_a_request_is_one_error_with_numbers_on_every_backend(kind: str, body: JsonObject, param: str) -> None:
+def test_a_request_that_is_too_long_is_the_same_error_with_numbers_on_every_backend(
+    kind: str, body: JsonObject, param: str
+) -> None:
     error = from_status(400 if kind == "vllm" else 422, body, FLAVOURS[kind])
     assert isinstance(error, ContextLengthExceeded)
     assert param == error.param
     assert "2048" in error.message
 
 
-def test_the_numbers_are_told_in_openais_words() -> None:
+def test_a_request_that_is_too_long_is_refused_in_openais_words() -> None:
     """LiteLLM and LangChain look for them to choose a model with a longer context."""
     told = [
         from_status(422, tgi_error(TOGETHER.format(*given)), FLAVOURS["tgi"]).message
@@ -265,7 +267,7 @@ def test_the_field_that_vllm_names_is_passed_on_and_its_words_are_not(param: Any
         ("llamacpp", "tools param requires --jinja flag"),
     ],
 )
-def test_what_the_operator_left_out_is_not_called_the_callers_mistake(kind: str, message: str) -> None:
+def test_a_missing_server_option_is_the_operators_mistake(kind: str, message: str) -> None:
     error = from_status(400, vllm_error(message), FLAVOURS[kind])
     assert isinstance(error, BackendMisconfigured)
     assert ("--" in error.message, "secret" in error.message) == (True, False)

@@ -1,4 +1,4 @@
-"""A pool over several servers, some of which fail: no caller notices, and the sick one is left alone."""
+"""A pool over several servers of which some fail: callers are answered, and the sick server is left alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def stubs() -> AsyncIterator[list[TgiStub]]:
 
 
 async def race(pool: BackendPool, n: int = 1, text: str = "What floats?", **sampling: Any) -> list[Any]:
-    """The answers and errors of one race's draws."""
+    """Return the answers and errors of one race's draws."""
     route = pool.choose_replica()
     draws = (pool.complete(prompt(text, **sampling), seed=seed, replica=route) for seed in range(n))
     return await asyncio.gather(*draws, return_exceptions=True)
@@ -42,7 +42,7 @@ async def streamed(pool: BackendPool, text: str = "What floats?") -> str:
 
 
 def drawn(*stubs: TgiStub) -> int:
-    """How many draws reached these servers, whatever became of them."""
+    """Return how many draws reached these servers."""
     return sum(request.method == "POST" for stub in stubs for request in stub.state.requests)
 
 
@@ -64,10 +64,10 @@ SICK = [
 
 @pytest.mark.parametrize("n", [1, 4])
 @pytest.mark.parametrize("sick", SICK, ids=lambda knobs: "-".join(str(value) for value in knobs.values()))
-async def test_one_of_three_that_fails_every_draw_fails_nobody(
+async def test_with_one_of_three_servers_failing_every_request_is_answered(
     stubs: list[TgiStub], pool_of: PoolOf, sick: dict[str, Any], n: int
 ) -> None:
-    """And after a few errors it gets next to nothing."""
+    """After a few errors the sick server gets almost no draws."""
     pool = pool_of(*(stub.url for stub in stubs[:3]))
     stubs[0].knobs.update({**sick, "fault_probability": 1.0})
     for number in range(30):
@@ -77,7 +77,7 @@ async def test_one_of_three_that_fails_every_draw_fails_nobody(
     assert 1 <= drawn(stubs[0]) <= 8 * n
 
 
-async def test_a_refusal_is_the_callers_and_moves_nowhere(stubs: list[TgiStub], pool_of: PoolOf) -> None:
+async def test_a_refused_request_is_not_retried(stubs: list[TgiStub], pool_of: PoolOf) -> None:
     pool = pool_of(*(stub.url for stub in stubs[:2]))
     stubs[0].knobs.update({"fault": Fault.STATUS, "fault_status": 422, "fault_probability": 1.0})
     with pytest.raises(BackendRejected):
@@ -85,8 +85,8 @@ async def test_a_refusal_is_the_callers_and_moves_nowhere(stubs: list[TgiStub], 
     assert 0 == drawn(stubs[1])
 
 
-async def test_an_outage_is_not_multiplied(stubs: list[TgiStub], pool_of: PoolOf) -> None:
-    """Once the budget is spent, each draw is made little more than once."""
+async def test_retries_do_not_multiply_an_outage(stubs: list[TgiStub], pool_of: PoolOf) -> None:
+    """Once the budget is spent, draws are hardly repeated."""
     pool = pool_of(*(stub.url for stub in stubs[:3]))
     for stub in stubs[:3]:
         stub.knobs.update({"fault": Fault.STATUS, "fault_probability": 1.0})
@@ -120,8 +120,8 @@ async def test_streams_that_break_count_as_well(stubs: list[TgiStub], pool_of: P
     assert 2 == len(broken(stubs))
 
 
-async def test_servers_that_are_gone_make_no_request_a_suspect(stubs: list[TgiStub], pool_of: PoolOf) -> None:
-    """As in a rolling restart: a refused connection says nothing about the request."""
+async def test_refused_connections_make_no_request_a_suspect(stubs: list[TgiStub], pool_of: PoolOf) -> None:
+    """As in a rolling restart, they say nothing about the request."""
     pool = pool_of(*(stub.url for stub in stubs[:3]))
     for stub in stubs[:3]:
         await stub.stop()
@@ -130,8 +130,8 @@ async def test_servers_that_are_gone_make_no_request_a_suspect(stubs: list[TgiSt
     assert pool._containment.idle
 
 
-async def test_a_draw_far_beyond_the_usual_time_is_drawn_elsewhere_too(stubs: list[TgiStub], pool_of: PoolOf) -> None:
-    """All draws of the race on one other replica; the slow ones are cancelled, and the slow server left alone."""
+async def test_an_overdue_draw_is_hedged(stubs: list[TgiStub], pool_of: PoolOf) -> None:
+    """The race goes to one other replica; the slow draws are cancelled, and the slow server is left alone."""
     pool = pool_of(*(stub.url for stub in stubs[:3]))
     for number in range(30):
         await race(pool, 1, f"question {number}")
@@ -144,7 +144,7 @@ async def test_a_draw_far_beyond_the_usual_time_is_drawn_elsewhere_too(stubs: li
     await stubs[0].state.until(lambda state: state.generating == 0)
 
 
-async def test_a_stream_without_a_first_piece_is_drawn_elsewhere_too(stubs: list[TgiStub], pool_of: PoolOf) -> None:
+async def test_a_stream_without_a_first_piece_is_hedged(stubs: list[TgiStub], pool_of: PoolOf) -> None:
     pool = pool_of(*(stub.url for stub in stubs[:2]))
     for number in range(24):
         await streamed(pool, f"question {number}")
@@ -153,10 +153,10 @@ async def test_a_stream_without_a_first_piece_is_drawn_elsewhere_too(stubs: list
         assert await streamed(pool, f"question {number}")
 
 
-async def test_a_server_that_answers_nothing_is_found_hung_and_comes_back(
+async def test_a_server_that_answers_nothing_is_found_hung_and_returns_later(
     stubs: list[TgiStub], pool_of: PoolOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its health check says ok all the while; readiness says that it hangs."""
+    """Its health check succeeds all the time, but readiness reports that it hangs."""
     monkeypatch.setattr(prober, "_LEAST_WAIT_S", 0.2)
     monkeypatch.setattr(prober, "_GRACE_S", 0.1)
     pool = pool_of(stubs[0].url, unhealthy_s=0.2)
@@ -208,7 +208,7 @@ async def test_a_request_that_hangs_two_servers_goes_to_no_third(
 async def test_a_request_that_broke_one_server_and_hangs_another_is_hedged_to_no_third(
     stubs: list[TgiStub], pool_of: PoolOf, stream: bool
 ) -> None:
-    """One that broke none is hedged."""
+    """A request that broke none is hedged."""
     pool = pool_of(*(stub.url for stub in stubs[:3]))
     for number in range(24):
         await (streamed(pool, f"question {number}") if stream else race(pool, 1, f"question {number}"))
@@ -238,8 +238,8 @@ async def test_a_request_that_broke_one_server_and_hangs_another_is_hedged_to_no
         assert await pool.complete(asked, seed=1, replica=route)
 
 
-async def test_a_retry_goes_where_the_race_is_hedged_already(stubs: list[TgiStub], pool_of: PoolOf) -> None:
-    """The race of a request that breaks servers reaches two of them at most, hedges and retries together."""
+async def test_a_retry_goes_to_the_replica_that_the_race_is_hedged_at(stubs: list[TgiStub], pool_of: PoolOf) -> None:
+    """A request that breaks servers reaches two of them at most, hedges and retries together."""
     pool = pool_of(*(stub.url for stub in stubs))
     first, *_, last = pool._replicas.all
     stubs[0].knobs.update({"fault": Fault.DISCONNECT, "fault_probability": 1.0})
@@ -251,8 +251,8 @@ async def test_a_retry_goes_where_the_race_is_hedged_already(stubs: list[TgiStub
     assert (8, 8) == (drawn(stubs[0]), drawn(stubs[-1]))
 
 
-async def test_a_single_sick_server_is_told_once_a_probe_confirms_it(stubs: list[TgiStub], pool_of: PoolOf) -> None:
-    """Callers' requests alone must not make a gateway unready; a probe that fails as well does."""
+async def test_a_single_sick_server_is_unready_once_a_probe_confirms_it(stubs: list[TgiStub], pool_of: PoolOf) -> None:
+    """Failures of callers' requests alone do not make a gateway unready."""
     pool = pool_of(stubs[0].url, unhealthy_s=0.2)
     stubs[0].knobs.update({"fault": Fault.STATUS, "fault_status": 500, "fault_probability": 1.0})
     for number in range(3):
@@ -273,7 +273,7 @@ async def test_a_single_sick_server_is_told_once_a_probe_confirms_it(stubs: list
 async def test_a_fleet_that_is_busy_everywhere_is_not_hedged(
     stubs: list[TgiStub], pool_of: PoolOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every draw is overdue, but a second one would only join another queue; a less loaded replica takes one."""
+    """Every draw is overdue, but a second one would only join another queue. An idle replica does take one."""
     monkeypatch.setattr(usual_time, "COLD_S", 0.1)
     pool = pool_of(*(stub.url for stub in stubs[:2]))
     await pool.learn()  # load is compared relative to capacity

@@ -1,4 +1,4 @@
-"""Health of one replica: how long an ejection lasts, and what ends it."""
+"""Ejections of one replica: their length and their end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def health(clock: Clock) -> Health:
 
 
 def length_s(health: Health, fault: Fault = Fault.ERROR) -> float:
-    """The length of an ejection that begins now."""
+    """Return the length of an ejection that begins now."""
     health.eject(fault, "why")
     assert health.ejection is not None
     return health.ejection.until_s - health.ejection.at_s
@@ -52,7 +52,7 @@ def length_s(health: Health, fault: Fault = Fault.ERROR) -> float:
         (AuthenticationFailed("key"), None),
     ],
 )
-def test_a_callers_own_fault_is_no_failure_of_the_server(error: BackendError, fault: Fault | None) -> None:
+def test_a_callers_mistake_is_no_failure_of_the_server(error: BackendError, fault: Fault | None) -> None:
     assert fault is fault_of(error)
 
 
@@ -63,11 +63,11 @@ def test_each_ejection_in_a_row_is_longer_up_to_a_ceiling(health: Health) -> Non
         assert middle * (1 - _JITTER) <= length <= middle * (1 + _JITTER)
 
 
-def test_replicas_ejected_together_do_not_return_together(clock: Clock) -> None:
+def test_ejections_have_a_random_length(clock: Clock) -> None:
     assert 1 < len({length_s(Health(BASE_S, clock)) for _ in range(5)})
 
 
-def test_overload_is_transient_so_its_ejections_do_not_grow(health: Health) -> None:
+def test_ejections_for_overload_do_not_grow(health: Health) -> None:
     assert all(length_s(health, Fault.OVERLOADED) <= BASE_S * (1 + _JITTER) for _ in range(5))
 
 
@@ -97,7 +97,7 @@ def test_an_answer_after_the_return_makes_the_next_ejection_short_again(health: 
     assert length_s(health) <= BASE_S * (1 + _JITTER)
 
 
-def test_nothing_is_ejected_where_the_setting_is_zero(clock: Clock) -> None:
+def test_a_length_of_zero_never_ejects(clock: Clock) -> None:
     health = Health(0.0, clock)
     for _ in range(20):
         health.failed(Fault.UNREACHABLE, "gone")

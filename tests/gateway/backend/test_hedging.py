@@ -1,4 +1,4 @@
-"""A call that is overdue gets a competitor: the first to finish wins, and the other one is cancelled."""
+"""An overdue call gets a competitor: the first to finish wins, and the other is cancelled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.errors import BackendFailed, BackendUnreachable
 
 
 class Call:
-    """A call that ends when a test says so."""
+    """A call that a test ends."""
 
     def __init__(self) -> None:
         self.started = self.cancelled = False
@@ -71,7 +71,7 @@ async def test_a_call_that_fails_while_it_has_a_competitor_waits_for_that_one() 
     assert "second" == await task
 
 
-async def test_with_both_failed_the_first_ones_error_stands() -> None:
+async def test_if_both_fail_the_first_ones_error_is_raised() -> None:
     first, second = Call(), Call()
     task = asyncio.create_task(hedged(first.run(), second.run, lambda: 0))
     while not second.started:
@@ -96,7 +96,7 @@ async def test_a_cancelled_call_cancels_both() -> None:
     assert (True, True) == (first.cancelled, second.cancelled)
 
 
-async def test_a_cancellation_in_the_moment_of_the_competitors_success_is_not_lost() -> None:
+async def test_a_cancellation_at_the_moment_of_the_competitors_success_is_not_lost() -> None:
     first, second = Call(), Call()
     task = asyncio.create_task(hedged(first.run(), second.run, lambda: 0))
     while not second.started:
@@ -108,7 +108,7 @@ async def test_a_cancellation_in_the_moment_of_the_competitors_success_is_not_lo
         await task
 
 
-async def test_a_result_that_comes_too_late_is_handed_over_to_be_closed() -> None:
+async def test_a_late_result_is_passed_on_to_be_closed() -> None:
     first, second = Call(), Call()
     discarded: list[str] = []
     task = asyncio.create_task(hedged(first.run(), second.run, lambda: 0, discarded.append))
@@ -119,7 +119,7 @@ async def test_a_result_that_comes_too_late_is_handed_over_to_be_closed() -> Non
     assert {await task, *discarded} == {"first", "second"} or not discarded
 
 
-async def test_where_no_competitor_may_start_the_call_goes_on() -> None:
+async def test_the_call_goes_on_if_no_competitor_may_start() -> None:
     first = Call()
     asked = 0
 

@@ -113,7 +113,7 @@ async def test_a_slow_answer_is_a_timeout(http: Http) -> None:
 
 
 async def test_a_connection_that_does_not_open_is_unreachable() -> None:
-    """192.0.2.0/24 is nowhere (RFC 5737): where packets to it are dropped this times out, else there is no route."""
+    """192.0.2.0/24 does not exist (RFC 5737): packets to it are dropped, or there is no route."""
     async with aclosing(Http(BackendSettings(connect_timeout_s=0.05))) as http:
         with pytest.raises(BackendUnreachable) as raised:
             await http.call("http://192.0.2.1", timeout_s=10)
@@ -217,7 +217,7 @@ LINES = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_charac
 def test_lines_end_as_an_event_streams_do_however_they_arrive(
     lines: list[str], ends: list[str], cuts: set[int]
 ) -> None:
-    """CR, LF or both; what Unicode takes for a line's end besides may stand in the middle of JSON."""
+    """CR, LF or both end a line; Unicode's other line ends may stand in the middle of JSON."""
     whole = "".join(line + end for line, end in zip(lines, ends, strict=False)).encode()
     edges = [0, *sorted(cut for cut in cuts if cut < len(whole)), len(whole)]
     pieces = [whole[a:b] for a, b in pairwise(edges)]

@@ -1,4 +1,4 @@
-"""A server is asked what it is, and a setting that says otherwise is told."""
+"""A server is identified by its routes, and a setting that differs is reported."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def asked(answers: Mapping[str, Any]) -> Any:
         ({"/info": {"max_total_tokens": True}}, Identity("tgi", "text-generation-inference")),
     ],
 )
-async def test_a_server_is_known_by_the_routes_that_only_its_kind_has(
+async def test_a_server_is_identified_by_the_routes_of_its_kind(
     answers: Mapping[str, Any], expected: Identity | None
 ) -> None:
     assert expected == await identify(asked(answers))
@@ -58,7 +58,9 @@ async def test_a_server_is_known_by_the_routes_that_only_its_kind_has(
 
 @pytest.mark.parametrize("kind", ["tgi", "vllm", "llamacpp"])
 @pytest.mark.parametrize("answers", [TGI, VLLM, SGLANG, LLAMACPP], ids=["tgi", "vllm", "sglang", "llamacpp"])
-async def test_a_setting_that_a_server_contradicts_is_told_in_words(kind: str, answers: Mapping[str, Any]) -> None:
+async def test_a_setting_that_differs_from_the_server_is_described_in_words(
+    kind: str, answers: Mapping[str, Any]
+) -> None:
     found = await identify(asked(answers))
     assert found is not None
     told = contradiction(kind, found)
@@ -68,7 +70,7 @@ async def test_a_setting_that_a_server_contradicts_is_told_in_words(kind: str, a
 
 
 class Server:
-    """A server that has these routes, and remembers the draws it was asked for."""
+    """A server with these routes, which records its draws."""
 
     def __init__(self, answers: Mapping[str, Any]) -> None:
         self.draws: list[Any] = []
@@ -97,7 +99,9 @@ class Server:
     [(TGI, "tgi"), (VLLM, "base"), (SGLANG, "base"), (LLAMACPP, "default"), (NOTHING, "tgi")],
     ids=["tgi", "vllm", "sglang", "llamacpp", "unknown"],
 )
-async def test_by_default_each_is_spoken_to_as_it_is(pool_of: PoolOf, answers: Mapping[str, Any], model: str) -> None:
+async def test_by_default_each_server_is_called_by_its_kind(
+    pool_of: PoolOf, answers: Mapping[str, Any], model: str
+) -> None:
     server = Server(answers)
     async with server.http:
         pool = pool_of(str(server.http.make_url("")))
@@ -105,7 +109,9 @@ async def test_by_default_each_is_spoken_to_as_it_is(pool_of: PoolOf, answers: M
         assert model == server.draws[0]["model"]
 
 
-async def test_one_that_says_it_later_is_asked_again(pool_of: PoolOf, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_is_not_identified_yet_is_asked_again(
+    pool_of: PoolOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gateway.backend.kind._ASK_AGAIN_S", 0.0)
     server = Server({})
     async with server.http:
@@ -117,9 +123,7 @@ async def test_one_that_says_it_later_is_asked_again(pool_of: PoolOf, monkeypatc
 
 
 @pytest.mark.parametrize(("kind", "ready"), [("vllm", False), ("auto", True), ("tgi", True)])
-async def test_readiness_says_that_it_is_another_kind_and_what_its_limits_are(
-    pool_of: PoolOf, kind: str, ready: bool
-) -> None:
+async def test_readiness_reports_another_kind_and_the_limits(pool_of: PoolOf, kind: str, ready: bool) -> None:
     server = Server(TGI)
     async with server.http:
         found = await pool_of(str(server.http.make_url("")), kind=kind).readiness()
@@ -127,7 +131,7 @@ async def test_readiness_says_that_it_is_another_kind_and_what_its_limits_are(
     assert {"max_tokens": 2048} in found.facts["limits"].values()
 
 
-async def test_a_fleet_of_two_kinds_is_told(pool_of: PoolOf) -> None:
+async def test_readiness_reports_a_fleet_of_two_kinds(pool_of: PoolOf) -> None:
     one, other = Server(TGI), Server(VLLM)
     async with one.http, other.http:
         found = await pool_of(*(str(server.http.make_url("")) for server in (one, other))).readiness()

@@ -1,4 +1,4 @@
-"""A server's limit halves on a refusal, grows by one per limit's worth of successes, and never loses a place."""
+"""A server's limit halves on a refusal, grows by one for each limit's worth of successes, and loses no place."""
 
 import asyncio
 from functools import partial
@@ -50,7 +50,7 @@ async def test_from_a_limit_of_one_the_first_success_leads_to_two() -> None:
     assert 2 == limit.limit
 
 
-async def test_growth_stops_at_the_ceiling_so_that_the_next_refusal_halves_that() -> None:
+async def test_growth_stops_at_the_ceiling_which_the_next_refusal_halves() -> None:
     limit = limit_of(4)
     limit.share(2)
     for _ in range(50):
@@ -61,7 +61,7 @@ async def test_growth_stops_at_the_ceiling_so_that_the_next_refusal_halves_that(
     assert 2 == limit.limit
 
 
-async def test_a_burst_that_is_refused_as_one_halves_the_limit_once() -> None:
+async def test_the_refusals_of_one_burst_halve_the_limit_once() -> None:
     limit = limit_of(8)
     turns = [limit.turn() for _ in range(8)]
     for turn in turns:
@@ -89,7 +89,7 @@ async def test_one_limits_worth_of_successes_raises_the_limit_by_one(successes: 
 
 
 @pytest.mark.parametrize(("in_use", "expected"), [(1, 5), (0, 4)])
-async def test_draws_of_a_server_that_is_less_than_half_used_raise_nothing(in_use: int, expected: int) -> None:
+async def test_draws_of_a_server_that_is_less_than_half_used_do_not_raise_the_limit(in_use: int, expected: int) -> None:
     limit = limit_of(8)
     await refuse(limit)
     for _ in range(in_use):
@@ -118,7 +118,7 @@ async def test_another_failure_is_no_refusal(error: GatewayError) -> None:
 @pytest.mark.parametrize(
     ("capacity", "sharers", "expected"), [(128, 1, 100), (128, 2, 64), (6, 1, 6), (1, 2, 1), (None, 2, 100)]
 )
-async def test_the_limit_starts_from_what_the_server_says_divided_among_those_who_share_it(
+async def test_the_limit_starts_at_the_servers_capacity_divided_by_the_processes(
     capacity: int | None, sharers: int, expected: int
 ) -> None:
     limit = limit_of(100, sharers=sharers)
@@ -168,7 +168,7 @@ async def test_a_draw_beyond_the_limit_waits_for_a_place() -> None:
     assert (0, 0) == (limit.in_flight, limit.waiting)
 
 
-async def test_a_larger_share_lets_those_in_who_wait() -> None:
+async def test_a_larger_share_admits_waiting_draws() -> None:
     limit = limit_of(8)
     limit.share(1)
     await limit.acquire(0.0)
@@ -178,7 +178,7 @@ async def test_a_larger_share_lets_those_in_who_wait() -> None:
     await asyncio.wait_for(waiting, 1.0)
 
 
-async def test_a_wait_ends_with_the_queues_time_as_overload() -> None:
+async def test_a_draw_that_waits_too_long_is_an_overload() -> None:
     limit = limit_of(1, queue_timeout_s=0.02)
     await limit.acquire(0.0)
     with pytest.raises(BackendOverloaded):
@@ -236,8 +236,8 @@ OUTCOMES = st.sampled_from(["succeeds", "is refused", "fails", "is cancelled wai
 
 
 @given(st.lists(OUTCOMES, max_size=40), st.integers(1, 6))
-def test_whatever_becomes_of_draws_every_place_comes_back(outcomes: list[str], ceiling: int) -> None:
-    """Cancellation at any point leaks no place, and no more draws run than the limit allowed when they began."""
+def test_every_place_is_released_however_a_draw_ends(outcomes: list[str], ceiling: int) -> None:
+    """Cancellation at any point loses no place, and no more draws run than the limit allowed when they began."""
 
     async def one(limit: ServerLimit, outcome: str) -> None:
         async with limit.turn():

@@ -1,4 +1,4 @@
-"""Against a real llama.cpp server with real weights; few tokens, one thread."""
+"""Draws from a real llama.cpp server with real weights; few tokens, one thread."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def test_a_forbidden_token_is_not_drawn(pool: BackendPool) -> None:
     assert free.text != biased.text
 
 
-async def test_too_long_a_prompt_is_told_in_numbers(pool: BackendPool) -> None:
+async def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(pool: BackendPool) -> None:
     with pytest.raises(ContextLengthExceeded, match="maximum context length is 512 tokens"):
         await pool.complete(prompt("word " * 1000), seed=1, replica=0)
 
@@ -134,12 +134,12 @@ async def test_the_embedded_server_shows_tools_and_calls_what_must_be_called() -
     assert auto.prompt_tokens > plain.prompt_tokens + 50
 
 
-async def test_it_is_ready(pool: BackendPool) -> None:
+async def test_readiness_is_true(pool: BackendPool) -> None:
     assert (await pool.readiness()).ready
 
 
-async def test_an_adapter_that_got_another_number_is_still_the_one_that_answers(tmp_path: Path) -> None:
-    """The operator restarts with other files between two draws: no connection breaks, and the numbers are others."""
+async def test_an_adapter_is_found_under_its_new_number_after_a_restart(tmp_path: Path) -> None:
+    """The operator restarts the server with other files between two draws: no connection breaks."""
     files = [random_adapter(tmp_path / f"rft-{seed}.gguf", seed=seed) for seed in range(2)]
     asked = prompt("Say a word.", adapter="rft-1", temperature=0.0, max_tokens=4)
     with LlamaServer(slots=1, context_tokens=256, threads=1, adapters=files) as server:

@@ -1,4 +1,4 @@
-"""Forced tool calls on llama.cpp: what it is asked for, and the call that its JSON is."""
+"""Forced tool calls on llama.cpp: the request for JSON, and the call read from it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NAMED = {"type": "function", "function": {"name": "weather"}}
 
 
 def sent(**sampling: Any) -> tuple[list[str], str | None, JsonObject | None]:
-    """Names of the tools, the choice, and the schema that the answer must follow."""
+    """Return the names of the tools, the choice, and the schema that the answer must follow."""
     arguments: JsonObject = orjson.loads(
         orjson.dumps(LLAMACPP.arguments(prompt(**sampling), 1, Catalogue("default")) | {"messages": None})
     )
@@ -47,7 +47,7 @@ NAMES = ["weather", "walk", "nest"]
 
 
 @pytest.mark.parametrize("choice", [None, "auto", "none"])
-def test_a_model_that_may_choose_is_asked_as_ever(choice: str | None) -> None:
+def test_tools_that_are_not_forced_are_sent_unchanged(choice: str | None) -> None:
     assert (NAMES, choice, None) == sent(tools=TOOLS, tool_choice=choice)
 
 
@@ -65,20 +65,20 @@ def test_a_model_that_may_choose_is_asked_as_ever(choice: str | None) -> None:
         (NAMED, {"name": "walk", "arguments": {}}, False),
     ],
 )
-def test_a_forced_call_is_asked_for_as_json(choice: Any, call: JsonObject, valid: bool) -> None:
+def test_a_forced_call_is_requested_as_json(choice: Any, call: JsonObject, valid: bool) -> None:
     names, told, schema = sent(tools=TOOLS, tool_choice=choice)
     assert (NAMES, "none") == (names, told)  # the prompt shows all of them
     assert schema is not None
     assert valid == is_valid(schema, call)
 
 
-def test_parameters_are_those_that_the_server_takes() -> None:
+def test_parameters_are_lowered_for_the_server() -> None:
     schema = call_schema(TOOLS[:1], lambda parameters: {**parameters, "lowered": True})
     assert schema["$defs"]["tool_0"]["lowered"]
 
 
 def draw(pieces: list[str], finish: str = "stop", choice: Any = "required") -> tuple[Any, Any]:
-    """The same text whole and in pieces, read as an answer and as a stream: finish reason, text, calls."""
+    """Read the same text as a whole answer and as a stream; return finish reason, text and calls."""
     asked = prompt(tools=TOOLS, tool_choice=choice, logprobs=True)
     logprobs = {"content": [{"token": "{", "logprob": -0.5}]}
     one = {"index": 0, "message": {"role": "assistant", "content": "".join(pieces)}, "logprobs": logprobs}
@@ -128,7 +128,7 @@ def test_the_json_is_read_as_a_call(pieces: list[str], finish: str, expected: An
 
 
 @given(st.lists(st.integers(0, 60), max_size=8), st.recursive(st.text(max_size=4), st.lists, max_leaves=4))
-def test_however_it_is_cut_into_pieces_it_is_the_same_call(cuts: list[int], value: Any) -> None:
+def test_the_call_does_not_depend_on_how_the_stream_is_cut(cuts: list[int], value: Any) -> None:
     arguments = orjson.dumps({"a": value, "b": {"c": {}}}).decode()
     text = f'{{"name": "walk", "arguments": {arguments}}}'
     ends = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
@@ -136,7 +136,7 @@ def test_however_it_is_cut_into_pieces_it_is_the_same_call(cuts: list[int], valu
     assert (("tool_calls", [["walk", arguments]]),) * 2 == draw(pieces)
 
 
-def test_a_model_that_may_choose_is_read_as_it_is() -> None:
+def test_an_answer_without_a_forced_call_is_read_unchanged() -> None:
     asked = prompt(tools=TOOLS)
     body = {
         "choices": [{"message": {"content": '{"name": "weather", "arguments": {}}'}, "finish_reason": "stop"}],
@@ -161,5 +161,5 @@ def test_a_name_is_read_as_json() -> None:
         ({"chat_template_caps": {"supports_tools": False}}, False),
     ],
 )
-def test_a_template_without_tools_is_told_by_the_server(properties: JsonObject, expected: bool) -> None:
+def test_a_template_without_tools_is_recognized(properties: JsonObject, expected: bool) -> None:
     assert expected == LLAMACPP.shows_tools(properties)

@@ -1,4 +1,4 @@
-"""A vLLM server that lost its adapter is passed over for that adapter alone, and told to load it again."""
+"""A vLLM server that lost its adapter gets no draws for that adapter, and is asked to load it again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIR = "/srv/adapters"
 
 
 class Server:
-    """A vLLM that forgets at a restart what was loaded into it."""
+    """A vLLM whose restart unloads its adapters."""
 
     def __init__(self) -> None:
         self.adapters = {NAME}
@@ -64,7 +64,7 @@ async def servers() -> AsyncIterator[list[Server]]:
         yield both
 
 
-async def test_the_one_that_has_it_answers_and_the_other_keeps_serving_the_base(
+async def test_the_replica_with_the_adapter_answers_and_the_other_serves_the_base(
     servers: list[Server], pool_of: PoolOf
 ) -> None:
     pool = pool_of(*(server.url for server in servers), kind="vllm")
@@ -84,7 +84,7 @@ async def test_the_one_that_has_it_answers_and_the_other_keeps_serving_the_base(
     assert not any(state.fault for state in pool.states())
 
 
-async def test_with_none_left_the_error_says_so(servers: list[Server], pool_of: PoolOf) -> None:
+async def test_without_any_replica_with_the_adapter_the_error_says_so(servers: list[Server], pool_of: PoolOf) -> None:
     pool = pool_of(*(server.url for server in servers), kind="vllm")
     for server in servers:
         server.adapters.clear()
@@ -93,7 +93,7 @@ async def test_with_none_left_the_error_says_so(servers: list[Server], pool_of: 
             await pool.complete(prompt(adapter=NAME), seed=1, replica=pool.choose_replica())
 
 
-async def test_it_is_told_to_load_it_again_and_serves_it(servers: list[Server], pool_of: PoolOf) -> None:
+async def test_a_lost_adapter_is_loaded_again(servers: list[Server], pool_of: PoolOf) -> None:
     server = servers[0]
     pool = pool_of(server.url, kind="vllm", adapters_dir=DIR)
     server.adapters.clear()
@@ -105,8 +105,10 @@ async def test_it_is_told_to_load_it_again_and_serves_it(servers: list[Server], 
 
 
 @pytest.mark.parametrize(("name", "folder"), [("../etc", DIR), ("rft-1/../../etc", DIR), (NAME, "")])
-async def test_nothing_is_loaded_from_elsewhere(servers: list[Server], pool_of: PoolOf, name: str, folder: str) -> None:
-    """A name out of a policy document is a path there."""
+async def test_only_names_of_our_adapters_are_loaded(
+    servers: list[Server], pool_of: PoolOf, name: str, folder: str
+) -> None:
+    """A name in a policy document becomes a path there."""
     server = servers[0]
     server.adapters.clear()
     pool = pool_of(server.url, kind="vllm", adapters_dir=folder)

@@ -47,13 +47,13 @@ async def test_the_pool_is_a_backend(stub: TgiStub, pool: BackendPool) -> None:
     assert 1 == stub.state.finished
 
 
-async def test_a_seed_gives_the_same_answer_again_and_another_seed_another(pool: BackendPool) -> None:
+async def test_the_same_seed_gives_the_same_answer_and_another_seed_another(pool: BackendPool) -> None:
     first, again, other = [await pool.complete(prompt(), seed=seed, replica=0) for seed in (1, 1, 2)]
     assert first == again
     assert first.text != other.text
 
 
-async def test_a_stream_says_what_a_plain_draw_says(pool: BackendPool) -> None:
+async def test_a_stream_gives_the_same_answer_as_a_plain_draw(pool: BackendPool) -> None:
     answer = await pool.complete(prompt(), seed=1, replica=0)
     deltas = [delta async for delta in pool.stream(prompt(), seed=1, replica=0)]
     assert answer.text == "".join(delta.text for delta in deltas)
@@ -72,8 +72,8 @@ async def test_stop_strings_are_cut_off_whole_or_streamed(pool: BackendPool, see
     assert answer.text == await streamed(pool, asked, seed)
 
 
-async def test_a_stream_that_runs_past_a_stop_string_is_hung_up(stub: TgiStub, pool: BackendPool) -> None:
-    """TGI looks for stop strings at the end of a token only; one within a token would cost tokens without end."""
+async def test_a_stream_that_runs_past_a_stop_string_is_closed(stub: TgiStub, pool: BackendPool) -> None:
+    """TGI looks for stop strings at the end of a token only; one within a token would cost tokens up to max_tokens."""
     stub.knobs.update({"answer_tokens_min": 90, "tokens_per_s": 200})
     pieces = [delta.text async for delta in pool.stream(prompt(max_tokens=12), seed=1, replica=0)]
     within = next(piece for piece in pieces[1:] if len(piece.strip()) > 2).strip()[0]
@@ -97,10 +97,10 @@ async def test_tool_calls_come_in_openais_terms_whole_and_streamed(pool: Backend
 
 
 @pytest.mark.parametrize(("max_tokens", "named"), [(3, False), (7, True)])
-async def test_a_tool_call_cut_short_is_an_answer_as_far_as_it_goes(
+async def test_a_tool_call_cut_short_is_an_answer_of_finish_reason_length(
     pool: BackendPool, max_tokens: int, named: bool
 ) -> None:
-    """TGI calls it a 422, or ends its stream without a word; nobody is at fault."""
+    """TGI answers 422, or ends its stream silently; nobody is at fault."""
     asked = prompt(tools=(WEATHER,), tool_choice="required", max_tokens=max_tokens)
     answer = await pool.complete(asked, seed=1, replica=0)
     assert (None, "length", max_tokens) == (answer.text, answer.finish_reason, answer.completion_tokens)
@@ -111,10 +111,10 @@ async def test_a_tool_call_cut_short_is_an_answer_as_far_as_it_goes(
 
 
 @pytest.mark.parametrize(("max_tokens", "finish"), [(4, "length"), (400, "stop")])
-async def test_a_text_where_a_tool_could_have_been_called_has_its_own_facts(
+async def test_a_text_in_place_of_a_call_has_its_own_finish_reason_and_usage(
     pool: BackendPool, max_tokens: int, finish: str
 ) -> None:
-    """TGI tells of the hidden draw in which the model chose no tool."""
+    """TGI reports the hidden draw in which the model chose no tool."""
     plain = prompt(max_tokens=max_tokens, logprobs=True)
     asked = prompt(max_tokens=max_tokens, logprobs=True, tools=(WEATHER,))
     alone = await pool.complete(plain, seed=1, replica=0)
@@ -131,7 +131,7 @@ async def test_logprobs_are_one_entry_a_token(pool: BackendPool) -> None:
     assert [2] * 5 == [len(entry["top_logprobs"]) for entry in answer.logprobs["content"]]
 
 
-async def test_what_the_backend_cannot_serve_is_refused_by_name(pool: BackendPool) -> None:
+async def test_a_field_that_the_backend_cannot_serve_is_refused_by_name(pool: BackendPool) -> None:
     with pytest.raises(UnsupportedField):
         pool.check(Sampling(logit_bias={"5": 1.0}))
 
@@ -170,14 +170,14 @@ async def test_every_failure_has_its_error_and_the_next_draw_is_unharmed(
     assert await streamed(pool, secret) == (await pool.complete(secret, seed=1, replica=0)).text
 
 
-async def test_too_long_a_request_is_told_in_numbers(stub: TgiStub, pool: BackendPool) -> None:
+async def test_a_request_that_is_too_long_is_refused_with_numbers(stub: TgiStub, pool: BackendPool) -> None:
     stub.knobs.update({"max_input_tokens": 3})
     for draw in (pool.complete(prompt("one two three four"), seed=1, replica=0), streamed(pool, prompt("a b c d"))):
         with pytest.raises(ContextLengthExceeded, match="maximum context length is 3 tokens"):
             await draw
 
 
-async def test_overload_is_told_once_the_queues_time_is_over(stub: TgiStub) -> None:
+async def test_overload_is_raised_once_the_queue_time_is_over(stub: TgiStub) -> None:
     """TGI reports it in a stream as 200 and an error frame that calls itself 422."""
     stub.knobs.update({"max_concurrent_requests": 0})
     limits = ServerLimits(partial(ServerLimit, queue_timeout_s=0.2))
@@ -197,14 +197,14 @@ async def test_a_refused_draw_is_sent_again_and_served(stub: TgiStub, pool: Back
     assert expected.text == await streamed(pool, prompt())
 
 
-async def test_a_server_that_takes_few_draws_refuses_none(stub: TgiStub, pool: BackendPool) -> None:
-    """It says at /info how many it takes; the others wait here."""
+async def test_draws_beyond_the_servers_capacity_wait_and_none_is_refused(stub: TgiStub, pool: BackendPool) -> None:
+    """The server says at /info how many it takes."""
     stub.knobs.update({"max_concurrent_requests": 3, "latency_ms": 20})
     await asyncio.gather(*(pool.complete(prompt(), seed=seed, replica=0) for seed in range(20)))
     assert (20, 0) == (stub.state.finished, stub.state.overloaded)
 
 
-async def test_a_server_that_takes_fewer_than_it_says_serves_all(stub: TgiStub, pool: BackendPool) -> None:
+async def test_all_draws_are_served_although_another_client_uses_the_capacity(stub: TgiStub, pool: BackendPool) -> None:
     """Another client of the same server has taken the rest."""
     stub.knobs.update({"max_concurrent_requests": 64, "latency_ms": 20})
     await pool.complete(prompt(), seed=1, replica=0)
@@ -213,7 +213,7 @@ async def test_a_server_that_takes_fewer_than_it_says_serves_all(stub: TgiStub, 
     assert 41 == stub.state.finished
 
 
-async def test_an_answer_of_bytes_a_few_at_a_time_is_whole(stub: TgiStub, pool: BackendPool) -> None:
+async def test_an_answer_that_comes_in_small_pieces_is_read_whole(stub: TgiStub, pool: BackendPool) -> None:
     expected = await pool.complete(prompt(), seed=1, replica=0)
     stub.knobs.update({"fault": Fault.DRIP, "fault_next": 1, "drip_interval_ms": 0})
     assert expected == await pool.complete(prompt(), seed=1, replica=0)
@@ -230,14 +230,14 @@ async def test_an_answer_of_bytes_a_few_at_a_time_is_whole(stub: TgiStub, pool: 
         b"not HTTP\r\n\r\n",
     ],
 )
-async def test_no_answer_whatever_raises_anything_else(pool_of: PoolOf, answer: bytes) -> None:
+async def test_any_bytes_of_an_answer_give_an_answer_or_a_backends_error(pool_of: PoolOf, answer: bytes) -> None:
     async with listening(saying(answer)) as url:
         for draw in (pool_of(url).complete(prompt(), seed=1, replica=0), streamed(pool_of(url), prompt())):
             with pytest.raises((BackendFailed, BackendProtocolError)):
                 await draw
 
 
-async def test_a_policys_url_that_is_none_is_a_backend_that_is_not_there(pool_of: PoolOf) -> None:
+async def test_an_invalid_url_of_a_policy_is_an_unreachable_backend(pool_of: PoolOf) -> None:
     pool = pool_of("http://127.0.0.1:port")
     for draw in (pool.complete(prompt(), seed=1, replica=0), streamed(pool, prompt())):
         with pytest.raises(BackendUnreachable):
@@ -268,7 +268,7 @@ async def test_a_stream_closed_early_stops_generation(stub: TgiStub, pool: Backe
     assert stub.state.tokens_generated < 90
 
 
-async def test_a_draw_moves_to_another_replica_when_its_own_is_gone(
+async def test_a_draw_moves_to_another_replica_if_its_own_is_gone(
     stub: TgiStub, other_stub: TgiStub, pool_of: PoolOf
 ) -> None:
     """The same seed gives the same answer there."""
@@ -290,9 +290,7 @@ async def test_a_draw_moves_when_the_connection_breaks_half_way(
     assert (1, 1) == (stub.state.failed, other_stub.state.finished)
 
 
-async def test_a_stream_that_has_begun_does_not_begin_again(
-    stub: TgiStub, other_stub: TgiStub, pool_of: PoolOf
-) -> None:
+async def test_a_stream_that_has_begun_is_not_retried(stub: TgiStub, other_stub: TgiStub, pool_of: PoolOf) -> None:
     pool = pool_of(stub.url, other_stub.url)
     stub.knobs.update({"fault": Fault.DISCONNECT, "fault_next": 1, "fault_after_tokens": 3})
     with pytest.raises(BackendUnreachable):
@@ -311,9 +309,7 @@ async def test_with_every_replica_gone_the_draw_is_unreachable(
             await draw
 
 
-async def test_readiness_names_the_replicas_that_are_not_well(
-    stub: TgiStub, other_stub: TgiStub, pool_of: PoolOf
-) -> None:
+async def test_readiness_names_the_replicas_with_a_problem(stub: TgiStub, other_stub: TgiStub, pool_of: PoolOf) -> None:
     pool = pool_of(stub.url, other_stub.url + "/v1")
     names = [url.removeprefix("http://") for url in (stub.url, other_stub.url)]
     limits = {name: {"max_tokens": 4096, "max_input_tokens": 4095, "max_draws": 128} for name in names}
@@ -326,7 +322,9 @@ async def test_readiness_names_the_replicas_that_are_not_well(
     assert not (await pool.readiness()).ready
 
 
-async def test_a_replica_found_well_is_chosen_again(stub: TgiStub, other_stub: TgiStub, pool_of: PoolOf) -> None:
+async def test_a_replica_whose_health_check_succeeds_is_chosen_again(
+    stub: TgiStub, other_stub: TgiStub, pool_of: PoolOf
+) -> None:
     pool = pool_of(stub.url, other_stub.url, unhealthy_s=1000)
     await stub.stop()
     await pool.readiness()
@@ -347,8 +345,8 @@ async def test_an_adapter_is_addressed_as_a_model(stub: TgiStub, pool: BackendPo
 
 
 @pytest.mark.parametrize(("key", "ready"), [("right", True), ("wrong", False), ("", False)])
-async def test_readiness_says_that_the_key_is_wrong(stub: TgiStub, pool_of: PoolOf, key: str, ready: bool) -> None:
-    """TGI's health needs no key."""
+async def test_readiness_reports_a_wrong_key(stub: TgiStub, pool_of: PoolOf, key: str, ready: bool) -> None:
+    """TGI's health check needs no key."""
     stub.knobs.update({"api_key": "right"})
     found = await pool_of(stub.url, api_key=key).readiness()
     assert ready == found.ready

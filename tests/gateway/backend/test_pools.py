@@ -21,7 +21,7 @@ PROMPT = Prompt([{"role": "user", "content": "hello"}], Sampling())
 
 
 class Fleet:
-    """Pools over two stubs; ``named`` is what the policy in force names."""
+    """Pools over two stubs; ``named`` are the URLs that the policy in force names."""
 
     def __init__(self, home: TgiStub, other: TgiStub) -> None:
         self.home, self.other = home, other
@@ -39,8 +39,8 @@ async def fleet() -> AsyncIterator[Fleet]:
         await fleet.pools.aclose()
 
 
-async def test_the_capacity_is_what_the_servers_in_force_take_together(fleet: Fleet) -> None:
-    """A server that does not say how many draws it takes has room for all; one that two pools share counts once."""
+async def test_the_capacity_is_the_sum_over_the_servers_in_force(fleet: Fleet) -> None:
+    """A server that does not say how many draws it takes has room for all; one in two pools counts once."""
     ceiling = 1024
     assert (ceiling, math.inf) == (fleet.pools.capacity(), fleet.pools.total_capacity())  # none was asked yet
     fleet.home.knobs.update({"max_concurrent_requests": 6})
@@ -56,14 +56,14 @@ async def test_the_capacity_is_what_the_servers_in_force_take_together(fleet: Fl
 
 
 async def test_the_capacity_is_known_before_the_first_draw(fleet: Fleet) -> None:
-    """Several workers that do not know it yet would each take all that the server has."""
+    """Otherwise several workers would each take all of it."""
     fleet.home.knobs.update({"max_concurrent_requests": 6})
     await fleet.pools.learn()
     assert (6, 6) == (fleet.pools.capacity(), fleet.pools.total_capacity())
     assert 0 == fleet.home.state.started
 
 
-async def test_a_server_that_is_away_is_asked_again_for_its_capacity(fleet: Fleet) -> None:
+async def test_an_unreachable_server_is_asked_again_for_its_capacity(fleet: Fleet) -> None:
     fleet.home.knobs.update({"max_concurrent_requests": 6})
     await fleet.home.stop()
     await fleet.pools.learn()
@@ -91,8 +91,8 @@ async def draw(fleet: Fleet, urls: Urls) -> None:
         await pool.complete(PROMPT, seed=1, replica=pool.choose_replica())
 
 
-async def test_each_set_of_urls_is_drawn_from_its_own_replicas(fleet: Fleet) -> None:
-    """A policy that names none is answered at the settings'."""
+async def test_draws_go_to_the_replicas_of_their_own_urls(fleet: Fleet) -> None:
+    """A policy that names none uses the settings'."""
     await draw(fleet, ())
     await draw(fleet, (fleet.other.url,))
     assert (1, 1) == (fleet.home.state.finished, fleet.other.state.finished)
@@ -103,7 +103,7 @@ async def test_the_same_urls_are_one_pool(fleet: Fleet) -> None:
         assert by_default is by_name
 
 
-async def test_races_under_way_are_counted_over_all_pools(fleet: Fleet) -> None:
+async def test_running_races_are_counted_over_all_pools(fleet: Fleet) -> None:
     with fleet.pools.lease(()), fleet.pools.lease(()), fleet.pools.lease((fleet.other.url,)):
         assert 3 == fleet.pools.leased
     assert 0 == fleet.pools.leased
@@ -129,7 +129,7 @@ async def test_a_pool_that_is_named_stays(fleet: Fleet) -> None:
         assert again is pool
 
 
-async def test_ready_is_what_answers_most_and_the_other_pools_trouble_is_told(fleet: Fleet) -> None:
+async def test_readiness_follows_the_stable_pool_and_reports_problems_of_the_other(fleet: Fleet) -> None:
     fleet.named = [(), ("http://127.0.0.1:9",)]
     found = await fleet.pools.readiness()
     assert (True, True) == (found.ready, "127.0.0.1:9" in found.detail)

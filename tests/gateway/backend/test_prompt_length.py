@@ -1,4 +1,4 @@
-"""A prompt that is too long is refused before a race draws: counted once, by the server, and only if it may be."""
+"""A prompt that is too long is refused before a race draws: the server counts it once, if it may be too long."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COUNTS = {"tgi": "/chat_tokenize", "vllm": "/tokenize"}
 
 @pytest.fixture(params=["tgi", "vllm"])
 async def limited(request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, Stub]]:
-    """A kind, and a server of it that takes ``LIMIT`` tokens of prompt, of which its template has four."""
+    """A kind, and a server of that kind that takes ``LIMIT`` tokens of prompt, four of them for its template."""
     tgi, vllm = TgiStub(Knobs(max_input_tokens=LIMIT)), VllmStub(VllmKnobs(max_model_len=LIMIT))
     stub: Stub = tgi if request.param == "tgi" else vllm
     stub.knobs.update({"record_requests": 1000})
@@ -66,7 +66,7 @@ async def test_the_servers_count_decides_once_for_a_race(
         )
 
 
-async def test_a_stream_is_refused_alike(limited: tuple[str, Stub], pool_of: PoolOf) -> None:
+async def test_a_stream_is_refused_in_the_same_way(limited: tuple[str, Stub], pool_of: PoolOf) -> None:
     kind, stub = limited
     pool = pool_of(stub.url, kind=kind)
     await pool.readiness()
@@ -83,9 +83,7 @@ async def test_an_ordinary_prompt_is_not_counted(limited: tuple[str, Stub], pool
     assert (0, 4) == (asked(stub, COUNTS[kind]), asked(stub, CHAT))
 
 
-async def test_a_limit_that_is_not_known_yet_is_asked_for_where_a_prompt_is_long(
-    limited: tuple[str, Stub], pool_of: PoolOf
-) -> None:
+async def test_an_unknown_limit_is_asked_for_if_a_prompt_is_long(limited: tuple[str, Stub], pool_of: PoolOf) -> None:
     kind, stub = limited
     pool = pool_of(stub.url, kind="auto" if kind == "tgi" else kind)
     assert {ContextLengthExceeded} == {type(answer) for answer in await race(pool, prompt("words " * 2000))}
@@ -106,7 +104,7 @@ async def test_a_limit_that_is_not_known_yet_is_asked_for_where_a_prompt_is_long
         ("\ud800" * 1000, False),
     ],
 )
-def test_letters_count_by_two_and_all_else_by_each_byte(text: str, exceeds: bool) -> None:
+def test_two_letters_count_as_a_token_and_so_does_each_other_byte(text: str, exceeds: bool) -> None:
     assert exceeds == may_exceed(prompt(text), LIMIT)
 
 
@@ -114,7 +112,7 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 async def llama(stack: AsyncExitStack, count: Answer) -> tuple[str, list[str]]:
-    """A server with llama.cpp's routes, of which one counts like this; its URL, and the paths that were asked."""
+    """Serve llama.cpp's routes, one of which counts as given; return the URL and the paths that were called."""
     paths: list[str] = []
 
     async def answer(http: web.Request) -> web.StreamResponse:
@@ -159,7 +157,7 @@ async def breaking(http: web.Request) -> web.StreamResponse:
     return web.Response()
 
 
-async def test_llamacpp_counts_what_its_template_writes(pool_of: PoolOf) -> None:
+async def test_llamacpp_counts_the_rendered_template(pool_of: PoolOf) -> None:
     async with AsyncExitStack() as stack:
         url, paths = await llama(stack, words)
         pool = pool_of(url, kind="llamacpp")
@@ -169,7 +167,7 @@ async def test_llamacpp_counts_what_its_template_writes(pool_of: PoolOf) -> None
 
 
 @pytest.mark.parametrize("count", [no_list, failing, breaking])
-async def test_where_the_count_fails_the_draws_are_made(pool_of: PoolOf, count: Answer) -> None:
+async def test_if_the_count_fails_the_draws_are_made(pool_of: PoolOf, count: Answer) -> None:
     async with AsyncExitStack() as stack:
         url, paths = await llama(stack, count)
         pool = pool_of(url, kind="llamacpp")

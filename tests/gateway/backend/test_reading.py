@@ -59,17 +59,17 @@ END: list[JsonObject] = [{"choices": [], "usage": USAGE}]
 CALL = {"id": "call_7f3a9c", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
 
 
-def test_a_stop_sequence_ends_like_any_stop_and_is_cut_off() -> None:
+def test_a_stop_sequence_is_cut_off_and_ends_as_stop() -> None:
     answer = read_whole(body({"content": "one END"}, "stop_sequence"), TGI, Sampling(stop=("END",)))
     assert Answer("one ", "stop", 5, 7) == answer
 
 
-def test_a_stop_string_that_the_server_ran_past_ends_the_answer_too() -> None:
+def test_a_stop_string_that_the_server_missed_ends_the_answer() -> None:
     answer = read_whole(body({"content": "one ENDs not"}, "length"), TGI, Sampling(stop=("END",)))
     assert Answer("one ", "stop", 5, 7) == answer
 
 
-def test_a_server_that_cuts_stop_strings_itself_is_believed() -> None:
+def test_text_of_a_server_that_cuts_stop_strings_is_not_cut_again() -> None:
     assert "END" == read_whole(body({"content": "END"}), VLLM, Sampling(stop=("END",))).text
 
 
@@ -80,7 +80,7 @@ def test_tool_calls_finish_as_openai_says_and_their_arguments_are_text() -> None
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [(None, ""), ("{}", "{}")])
-def test_arguments_that_are_not_said_are_none(arguments: str | None, expected: str) -> None:
+def test_missing_arguments_are_an_empty_text(arguments: str | None, expected: str) -> None:
     call = {"function": {"name": "now", "arguments": arguments}}
     (read,) = read_whole(body({"tool_calls": [call]}), TGI, PLAIN).tool_calls
     assert expected == read["function"]["arguments"]
@@ -91,12 +91,12 @@ def test_a_call_cut_short_finishes_by_length() -> None:
 
 
 @pytest.mark.parametrize("content", [None, ""])
-def test_an_answer_of_nothing_can_be_told_from_an_empty_text(content: str | None) -> None:
+def test_an_answer_without_content_differs_from_an_empty_text(content: str | None) -> None:
     assert content == read_whole(body({"content": content}), TGI, PLAIN).text
 
 
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
-def test_reasoning_is_no_text_but_it_is_told_that_there_was_some(field: str) -> None:
+def test_reasoning_is_dropped_and_marked(field: str) -> None:
     cut = read_whole(body({"content": None, field: "Hm"}, "length"), VLLM)
     assert (None, "length", True) == (cut.text, cut.finish_reason, cut.reasoned)
     closed = read_whole(body({"content": "4", field: "Hm"}), VLLM)
@@ -112,11 +112,11 @@ def entry(token: str, *alternatives: str, **more: Any) -> JsonObject:
 
 
 def nested(depth: int) -> JsonObject:
-    """Deeper than what is read may be written again."""
+    """Return lists deeper than the JSON writer accepts."""
     return {"a": nested(depth - 1)} if depth else {}
 
 
-def test_logprobs_have_openais_shape_and_as_many_alternatives_as_asked() -> None:
+def test_logprobs_have_openais_shape_and_the_requested_number_of_alternatives() -> None:
     logprobs = {"content": [entry("é", "a", "b", id=7), entry("\ufffd", "a", bytes=[195])]}
     answer = read_whole(body({"content": "é"}, logprobs=logprobs), TGI, Sampling(logprobs=True, top_logprobs=1))
     top = {"token": "a", "logprob": -1.0, "bytes": [97]}
@@ -194,7 +194,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_whatever_json_comes_only_backend_errors_go_out(anything: Any) -> None:
+def test_any_json_raises_only_backend_errors(anything: Any) -> None:
     sampling = Sampling(logprobs=True)
     for read in (lambda: read_whole(anything, TGI, sampling), lambda: read_all([anything], sampling)):
         try:
@@ -223,8 +223,8 @@ ANSWERS = st.fixed_dictionaries({"choices": st.lists(CHOICES, max_size=2), "usag
 
 
 @given(st.lists(ANSWERS, max_size=4))
-def test_what_is_nearly_an_answer_is_refused_or_can_be_written_again(answers: list[Any]) -> None:
-    """An answer that is believed goes out to its caller as JSON, its counts added up."""
+def test_a_nearly_valid_answer_is_refused_or_can_be_written_as_json(answers: list[Any]) -> None:
+    """An accepted answer goes out to its caller as JSON, and its counts are added up."""
     sampling = Sampling(logprobs=True, top_logprobs=2)
     for read in (
         lambda: [read_whole(answer, TGI, sampling) for answer in answers],
@@ -262,10 +262,8 @@ FRAGMENTS = st.sampled_from(
 
 
 @given(st.lists(FRAGMENTS | st.binary(max_size=6), max_size=20), st.booleans())
-def test_whatever_bytes_a_stream_holds_it_is_an_answer_or_an_error_of_the_backends(
-    parts: list[bytes], end: bool
-) -> None:
-    """Through the whole way: lines, the hub's client, JSON, chunks."""
+def test_any_bytes_of_a_stream_are_an_answer_or_a_backends_error(parts: list[bytes], end: bool) -> None:
+    """Through all layers: lines, the hub's client, JSON, chunks."""
     raw = b"".join(parts) + (b"\n\ndata: [DONE]\n\n" if end else b"")
 
     async def draw() -> None:
@@ -308,7 +306,7 @@ class _Saying(Http):
         (VLLM, "x", BackendFailed),
     ],
 )
-def test_an_error_under_a_status_of_200_is_told_by_its_words(flavour: Any, error: Any, expected: type) -> None:
+def test_an_error_under_status_200_is_classified_by_its_words(flavour: Any, error: Any, expected: type) -> None:
     with pytest.raises(expected):
         read_whole({"error": error}, flavour, PLAIN)
 
@@ -324,7 +322,7 @@ def test_a_stream_holds_back_what_may_become_a_stop_string() -> None:
     assert [Delta("a "), last] == read_all(chunks, Sampling(stop=("END",)))
 
 
-def test_a_stream_that_ends_within_a_stop_string_gives_what_it_held_back() -> None:
+def test_a_stream_that_ends_within_a_stop_string_gives_the_text_held_back() -> None:
     deltas = read_all([chunk({"content": "a E"}, "length"), *END], Sampling(stop=("END",)))
     assert "a E" == "".join(delta.text for delta in deltas)
 
@@ -377,7 +375,7 @@ def test_logprobs_are_those_of_the_text_not_of_the_reasoning_before_it() -> None
     assert None is cut.logprobs
 
 
-def test_logprobs_of_a_call_are_not_handed_out_as_those_of_a_text() -> None:
+def test_logprobs_of_a_call_are_not_given_as_those_of_a_text() -> None:
     logprobs = {"content": [entry("{"), entry("}")]}
     sampling = Sampling(logprobs=True)
     assert None is read_whole(body({"tool_calls": [CALL]}, logprobs=logprobs), VLLM, sampling).logprobs
@@ -427,7 +425,7 @@ NOTHING: list[Any] = [
 
 
 @pytest.mark.parametrize("nothing", NOTHING)
-def test_a_chunk_that_says_nothing_is_passed_over(nothing: Any) -> None:
+def test_an_empty_chunk_is_ignored(nothing: Any) -> None:
     said = [chunk({"content": "a"}), chunk({}, "stop"), *END]
     plain = read_all(said)
     for place in range(len(said) + 1):
@@ -436,7 +434,7 @@ def test_a_chunk_that_says_nothing_is_passed_over(nothing: Any) -> None:
 
 @pytest.mark.parametrize("odd", [None, 5, "x", [], {"error": "x"}, {"choices": 5}, {"usage": {"prompt_tokens": -1}},
                                  chunk({"content": 5}), chunk({"tool_calls": 5}), chunk({}, "abort")])  # fmt: skip
-def test_after_a_whole_answer_nothing_is_an_error_and_before_its_end_all_is(odd: Any) -> None:
+def test_errors_count_before_the_end_of_an_answer_and_not_after_it(odd: Any) -> None:
     whole = [chunk({"content": "a"}), chunk({}, "stop")]
     assert "a" == "".join(delta.text for delta in read_all([*whole, odd, *END]))
     assert (5, 7) == (
@@ -448,7 +446,7 @@ def test_after_a_whole_answer_nothing_is_an_error_and_before_its_end_all_is(odd:
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS.values())
-def test_a_server_that_ends_its_draws_because_it_stops_is_one_that_goes_away(flavour: Flavour) -> None:
+def test_a_draw_that_a_stopping_server_aborts_is_unreachable(flavour: Flavour) -> None:
     with pytest.raises(BackendUnreachable):
         read_whole(body({"content": "half"}, "abort"), flavour)
     reader = StreamReader(flavour, asked())
@@ -457,11 +455,11 @@ def test_a_server_that_ends_its_draws_because_it_stops_is_one_that_goes_away(fla
 
 
 @pytest.mark.parametrize(("finish", "calls", "expected"), [("tool_calls", [], "stop"), ("stop", [CALL], "tool_calls")])
-def test_the_finish_reason_says_whether_there_is_a_call(finish: str, calls: list[JsonObject], expected: str) -> None:
+def test_the_finish_reason_agrees_with_the_calls(finish: str, calls: list[JsonObject], expected: str) -> None:
     assert expected == read_whole(body({"content": "a", "tool_calls": calls}, finish), VLLM).finish_reason
 
 
-def test_a_call_cut_before_its_name_leaves_tgis_stream_with_its_usage_alone() -> None:
+def test_tgis_stream_of_a_call_cut_before_its_name_holds_only_the_usage() -> None:
     reader = StreamReader(TGI, asked(Sampling(tools=({"type": "function", "function": {"name": "f"}},))))
     assert [] == [delta for one in END for delta in reader.read(one)]
     assert Delta("", finish_reason="length", prompt_tokens=5, completion_tokens=7) == reader.last()

@@ -1,4 +1,4 @@
-"""What real servers answered when their answers were recorded, read by the gateway."""
+"""The gateway reads what real servers answered when their answers were recorded."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ async def draw(pool: BackendPool, row: Row) -> None:
 
 
 @pytest.mark.parametrize(("kind", "row"), [*rows(stream=False, answered=False), *rows(stream=True, answered=False)])
-async def test_a_failure_is_told_for_what_it_is(kind: str, row: Row, pool_of: PoolOf) -> None:
+async def test_a_recorded_failure_is_the_right_error(kind: str, row: Row, pool_of: PoolOf) -> None:
     wanted = TOLD.get(row["name"], BY_STATUS[row["status"]] if row["status"] != 200 else BackendError)
     async with answering(kind, row, pool_of) as pool:
         with pytest.raises(wanted):

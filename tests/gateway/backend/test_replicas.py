@@ -33,7 +33,7 @@ def clock() -> Clock:
 
 
 def replicas_of(clock: Clock, *urls: str, places: Callable[[Replica], int] = lambda _: 1) -> Replicas:
-    """Replicas that are chosen among, never called."""
+    """Return replicas that are chosen among, never called."""
     http = Http(BackendSettings())
 
     def connect(url: str) -> tuple[Server, HubClient]:
@@ -43,7 +43,7 @@ def replicas_of(clock: Clock, *urls: str, places: Callable[[Replica], int] = lam
 
 
 def fail(replicas: Replicas, index: int, error: GatewayError, times: int = 1) -> None:
-    """Draws of so many races that end in an error."""
+    """End the draws of this many races in an error."""
     for race in range(times):
         with pytest.raises(type(error)), replicas.drawing(replicas.all[index], f"race {race}"):
             raise error
@@ -69,7 +69,7 @@ def test_the_least_loaded_serves(clock: Clock) -> None:
     assert [0, 0, 0] == [replica.in_flight for replica in replicas.all]
 
 
-def test_one_that_broke_a_connection_is_passed_over_at_once_until_it_is_readmitted(clock: Clock) -> None:
+def test_a_replica_that_broke_a_connection_is_ejected_at_once_until_it_is_readmitted(clock: Clock) -> None:
     replicas = replicas_of(clock, "http://a:1", "http://b:2")
     fail(replicas, 0, BackendUnreachable("broke"))
     assert [1, 1] == chosen(replicas, 2)
@@ -90,7 +90,9 @@ def test_one_that_broke_a_connection_is_passed_over_at_once_until_it_is_readmitt
         (AdapterMissing("rft-1"), 100),
     ],
 )
-def test_failures_of_the_servers_own_in_a_row_eject_it(clock: Clock, error: GatewayError, tolerated: float) -> None:
+def test_failures_in_a_row_that_are_the_servers_fault_eject_it(
+    clock: Clock, error: GatewayError, tolerated: float
+) -> None:
     """Overload counts half; a caller's mistake and a missing adapter count nothing."""
     replicas = replicas_of(clock)
     fail(replicas, 0, error, int(tolerated))
@@ -116,7 +118,7 @@ def test_the_draws_of_one_race_count_once_in_the_row(clock: Clock) -> None:
     assert not replicas.all[0].health.ejected
 
 
-def test_who_fails_fastest_is_not_the_least_loaded(clock: Clock) -> None:
+def test_failures_count_as_load(clock: Clock) -> None:
     replicas = replicas_of(clock)
     fail(replicas, 0, BackendFailed("500"))
     assert [1, 2, 1, 2] == chosen(replicas, 4)
@@ -134,7 +136,7 @@ def test_a_share_of_failures_far_above_the_others_ejects(clock: Clock) -> None:
     assert [True, False] == [replica.health.ejected for replica in replicas.all[:2]]
 
 
-def test_a_share_of_failures_that_all_have_ejects_nobody(clock: Clock) -> None:
+def test_a_share_of_failures_that_all_replicas_have_ejects_none(clock: Clock) -> None:
     replicas = replicas_of(clock)
     for _ in range(10):
         for index in range(3):
@@ -144,14 +146,14 @@ def test_a_share_of_failures_that_all_have_ejects_nobody(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(("urls", "most"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2)])
-def test_of_those_that_still_answer_at_most_half_is_ejected(clock: Clock, urls: int, most: int) -> None:
+def test_at_most_half_of_the_answering_replicas_are_ejected(clock: Clock, urls: int, most: int) -> None:
     replicas = replicas_of(clock, *(f"http://a:{port}" for port in range(urls)))
     for index in range(urls):
         fail(replicas, index, BackendFailed("500"), 5)
     assert most == sum(replica.health.ejected for replica in replicas.all)
 
 
-def test_with_all_out_the_least_sick_serves(clock: Clock) -> None:
+def test_with_all_ejected_the_least_sick_replica_serves(clock: Clock) -> None:
     """One that answers with errors is better than one that cannot be reached."""
     replicas = replicas_of(clock)
     fail(replicas, 1, BackendFailed("500"), 3)
@@ -160,14 +162,14 @@ def test_with_all_out_the_least_sick_serves(clock: Clock) -> None:
     assert [1, 1] == chosen(replicas, 2)
 
 
-def test_an_only_replica_serves_whatever_it_does(clock: Clock) -> None:
+def test_an_only_replica_always_serves(clock: Clock) -> None:
     replicas = replicas_of(clock, "http://a:1")
     fail(replicas, 0, BackendUnreachable("broke"))
     assert [0] == chosen(replicas, 1)
 
 
 def test_an_answer_to_a_draw_begun_after_the_ejection_ends_it(clock: Clock) -> None:
-    """One begun before proves nothing: the server may have fallen ill since."""
+    """A draw that began before proves nothing: the server may have failed since."""
     replicas = replicas_of(clock, "http://a:1")
     with replicas.drawing(replicas.all[0]):
         clock.now_s += 1
@@ -188,24 +190,24 @@ def test_a_replica_without_an_adapter_is_passed_over_for_that_adapter_alone(cloc
     assert None is not replicas.choose(adapter="rft-1")
 
 
-def test_one_without_others_is_a_healthy_one_or_none(clock: Clock) -> None:
+def test_without_panic_only_a_healthy_replica_is_chosen(clock: Clock) -> None:
     replicas = replicas_of(clock)
     fail(replicas, 1, BackendUnreachable("broke"))
     assert replicas.all[2] is replicas.choose(without=[replicas.all[0]], panic=False)
     assert None is replicas.choose(without=[replicas.all[0], replicas.all[2]], panic=False)
 
 
-def test_a_choice_can_be_held_to_names(clock: Clock) -> None:
+def test_a_choice_can_be_restricted_to_names(clock: Clock) -> None:
     replicas = replicas_of(clock)
     assert {"b:2"} == {cast(Replica, replicas.choose(only=frozenset({"b:2"}))).name for _ in range(3)}
 
 
-def test_a_name_tells_no_password(clock: Clock) -> None:
+def test_a_name_holds_no_password(clock: Clock) -> None:
     (replica,) = replicas_of(clock, "http://user:secret@host:8080/v1").all
     assert ("host:8080", "http://user:secret@host:8080") == (replica.name, replica.server.root_url)
 
 
-def test_what_it_serves_is_forgotten_after_a_silence_in_which_it_may_have_restarted(clock: Clock) -> None:
+def test_the_catalogue_is_forgotten_after_a_silence_long_enough_for_a_restart(clock: Clock) -> None:
     """While draws run, or follow one another closely, a restart would have broken one."""
     (replica,) = replicas_of(clock, "http://a:1").all
     known = Catalogue("base", {"rft-1": 0})
@@ -222,7 +224,7 @@ def test_what_it_serves_is_forgotten_after_a_silence_in_which_it_may_have_restar
         assert None is replica.catalogue
 
 
-def test_a_draw_that_failed_says_nothing_of_a_restart(clock: Clock) -> None:
+def test_a_failed_draw_does_not_keep_the_catalogue(clock: Clock) -> None:
     (replica,) = replicas_of(clock, "http://a:1").all
     with replica.drawing():
         replica.catalogue = Catalogue("base")
@@ -235,9 +237,7 @@ def test_a_draw_that_failed_says_nothing_of_a_restart(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(("loads", "expected"), [((3, 8, 8), 0), ((4, 8, 8), 1), ((5, 8, 9), 1)])
-def test_a_server_that_takes_half_as_many_draws_gets_half_as_many(
-    clock: Clock, loads: tuple[int, int, int], expected: int
-) -> None:
+def test_load_is_relative_to_capacity(clock: Clock, loads: tuple[int, int, int], expected: int) -> None:
     replicas = replicas_of(clock, places=lambda replica: 64 if replica.name == "a:1" else 128)
     chosen(replicas, 1)  # of equals the longest unchosen is next, which is the second
     for replica, load in zip(replicas.all, loads, strict=True):

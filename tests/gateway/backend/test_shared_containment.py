@@ -1,4 +1,4 @@
-"""Gateways tell each other which requests broke servers, through a real Redis."""
+"""Gateways share through a real Redis which requests broke servers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Start = Callable[[], Containment]
 
 @pytest.fixture
 async def start(redis_server: RedisServer, redis_settings: RedisSettings) -> AsyncIterator[Start]:
-    """What starts one more gateway's containment."""
+    """Return a function that starts one more gateway's containment."""
     async with AsyncExitStack() as stack:
 
         def one() -> Containment:
@@ -42,13 +42,13 @@ def contained(containment: Containment, request: str) -> bool:
 
 
 async def same_salt(*gateways: Containment) -> None:
-    """Return once all have the salt that Redis holds."""
+    """Return once all have the salt in Redis."""
     own = {gateway.salt for gateway in gateways}
     await until(lambda: len({gateway.salt for gateway in gateways}) == 1)
     assert gateways[0].salt in own
 
 
-async def test_a_request_contained_here_is_contained_there(start: Start) -> None:
+async def test_a_request_contained_at_one_gateway_is_contained_at_all(start: Start) -> None:
     here, there = start(), start()
     await same_salt(here, there)
     request = here.fingerprint(prompt())
@@ -61,7 +61,7 @@ async def test_a_request_contained_here_is_contained_there(start: Start) -> None
     await until(lambda: there.idle)
 
 
-async def test_a_restarted_gateway_still_knows(start: Start) -> None:
+async def test_a_restarted_gateway_reads_the_last_minute(start: Start) -> None:
     here, other = start(), start()
     await same_salt(here, other)
     request = here.fingerprint(prompt())
@@ -73,7 +73,7 @@ async def test_a_restarted_gateway_still_knows(start: Start) -> None:
     await until(lambda: contained(later, later.fingerprint(prompt())))
 
 
-async def test_redis_holds_no_content_and_forgets(start: Start, redis_server: RedisServer) -> None:
+async def test_redis_holds_no_content_and_expires_it(start: Start, redis_server: RedisServer) -> None:
     here = start()
     there = start()
     await same_salt(here, there)
@@ -85,7 +85,7 @@ async def test_redis_holds_no_content_and_forgets(start: Start, redis_server: Re
         assert 0 < redis.ttl(stream) <= 120
 
 
-async def test_without_redis_each_contains_by_itself(start: Start, redis_server: RedisServer) -> None:
+async def test_without_redis_each_gateway_contains_by_itself(start: Start, redis_server: RedisServer) -> None:
     here = start()
     redis_server.kill()
     here.broke("r", "a:1")
@@ -93,7 +93,7 @@ async def test_without_redis_each_contains_by_itself(start: Start, redis_server:
         here.broke("r", "b:2")
 
 
-async def test_after_an_outage_of_redis_they_find_each_other_again(start: Start, redis_server: RedisServer) -> None:
+async def test_events_are_shared_again_after_an_outage_of_redis(start: Start, redis_server: RedisServer) -> None:
     here, there = start(), start()
     await same_salt(here, there)
     redis_server.kill()

@@ -34,14 +34,14 @@ def test_nothing_follows_a_stop_string() -> None:
     assert ("a", True) == trimmed(["a", "END", "b"], ["END"])
 
 
-def test_a_beginning_of_a_stop_string_is_held_back_and_given_when_it_leads_nowhere() -> None:
+def test_the_beginning_of_a_stop_string_is_held_back_until_it_is_decided() -> None:
     trimmer = StopTrimmer(["\n\nHuman:"])
     shown = [trimmer.feed(piece)[0] for piece in ("so", "\n", "\nHu", "manity")]
     assert ["so", "", "", "\n\nHumanity"] == shown
     assert ("", []) == trimmer.finish()
 
 
-def test_what_is_held_back_comes_at_the_end() -> None:
+def test_text_held_back_comes_at_the_end() -> None:
     assert ("so EN", False) == trimmed(["so EN"], ["END"])
 
 
@@ -50,7 +50,7 @@ def test_an_empty_stop_string_stops_nothing() -> None:
 
 
 @given(LETTERS, STOPS, st.lists(st.integers(0, 30), max_size=6))
-def test_pieces_show_the_same_as_the_whole(text: str, stops: list[str], cuts: list[int]) -> None:
+def test_pieces_and_whole_text_show_the_same(text: str, stops: list[str], cuts: list[int]) -> None:
     """However the text is divided, the same part of it is shown."""
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [text[a:b] for a, b in pairwise(edges)]

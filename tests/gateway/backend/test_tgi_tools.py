@@ -1,4 +1,4 @@
-"""TGI's tool calls: what it is told of earlier ones, and what an answer of its own really says."""
+"""TGI's tool calls: the history as it is sent, and the corrections to its answers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def call(arguments: str, name: str = "f") -> JsonObject:
     return {"id": "call_a", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def told(content: str | None, *calls: JsonObject) -> JsonObject:
-    """An assistant's message with calls as TGI gets it."""
+def as_sent(content: str | None, *calls: JsonObject) -> JsonObject:
+    """Return an assistant's message with calls as TGI gets it."""
     message: Any = {"role": "assistant", "content": content, "tool_calls": list(calls)}
     turns = Prompt([{"role": "user", "content": "hi"}, message], Sampling())
     first, sent = FLAVOURS["tgi"].arguments(turns, 1, Catalogue("tgi"))["messages"]
@@ -33,8 +33,8 @@ def told(content: str | None, *calls: JsonObject) -> JsonObject:
 
 
 @pytest.mark.parametrize("content", [None, "", "Let me look."])
-def test_earlier_calls_reach_tgi_for_their_message_has_no_content(content: str | None) -> None:
-    sent = told(content, call('{"city": "Paris"}'), call("{}", "g"))
+def test_earlier_calls_are_sent_to_tgi_in_a_message_without_content(content: str | None) -> None:
+    sent = as_sent(content, call('{"city": "Paris"}'), call("{}", "g"))
     assert "content" not in sent
     described = {"description": content} if content else {}
     first, second = (one["function"] for one in sent["tool_calls"])
@@ -44,7 +44,7 @@ def test_earlier_calls_reach_tgi_for_their_message_has_no_content(content: str |
 
 @pytest.mark.parametrize("arguments", ["", "{", "[1]", "5", '"x"', "null", "not JSON"])
 def test_arguments_that_are_no_object_stay_as_they_are(arguments: str) -> None:
-    assert arguments == told(None, call(arguments))["tool_calls"][0]["function"]["arguments"]
+    assert arguments == as_sent(None, call(arguments))["tool_calls"][0]["function"]["arguments"]
 
 
 def test_other_messages_stay_as_they_are() -> None:
@@ -59,7 +59,7 @@ def answered(content: str | None, calls: list[JsonObject] | None = None) -> Json
 
 
 @pytest.mark.parametrize(("generated", "finish"), [(14, "stop"), (15, "length"), (16, "length")])
-def test_a_text_that_max_tokens_cut_says_so_and_counts_both_draws(generated: int, finish: str) -> None:
+def test_a_text_cut_by_max_tokens_finishes_by_length_and_counts_both_draws(generated: int, finish: str) -> None:
     corrected = without_hidden_draw(answered("one two"), {"x-generated-tokens": str(generated)}, OFFERED)
     [choice] = corrected["choices"]
     assert (finish, None, 14 + generated) == (
@@ -68,7 +68,7 @@ def test_a_text_that_max_tokens_cut_says_so_and_counts_both_draws(generated: int
 
 
 @pytest.mark.parametrize("header", [{}, {"x-generated-tokens": "many"}, {"x-generated-tokens": "9" * 30}])
-def test_where_the_header_is_missing_the_text_counts_as_much_as_it_can(header: dict[str, str]) -> None:
+def test_without_the_header_the_text_counts_its_bytes(header: dict[str, str]) -> None:
     corrected = without_hidden_draw(answered("one two"), header, OFFERED)
     assert (14 + 7, "stop") == (corrected["usage"]["completion_tokens"], corrected["choices"][0]["finish_reason"])
 
@@ -82,12 +82,12 @@ def test_where_the_header_is_missing_the_text_counts_as_much_as_it_can(header: d
         (prompt(tools=(TOOL,), tool_choice="required"), answered("a")),
     ],
 )
-def test_one_draw_is_believed(asked: Prompt, body: JsonObject) -> None:
+def test_the_usage_of_a_single_draw_is_kept(asked: Prompt, body: JsonObject) -> None:
     assert body is without_hidden_draw(body, {"x-generated-tokens": "3"}, asked)
 
 
 def error(generated: str, cause: str = "EOF while parsing a string at line 1 column 47") -> str:
-    """TGI's words, in which the text stands as Rust debugs it."""
+    """Return TGI's error, in which the text is written as Rust's debug output."""
     escaped = generated.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'Tool error: Failed to parse generated text: {cause} "{escaped}"'
 
@@ -105,7 +105,7 @@ def error(generated: str, cause: str = "EOF while parsing a string at line 1 col
         ('{"function": {"_name": "no_tool"', []),
     ],
 )
-def test_a_call_that_max_tokens_cut_is_given_as_far_as_it_goes(generated: str, expected: list[tuple[str, str]]) -> None:
+def test_a_call_cut_by_max_tokens_is_read_from_the_error(generated: str, expected: list[tuple[str, str]]) -> None:
     body = cut_call(error(generated), OFFERED)
     assert body is not None
     [choice] = body["choices"]
@@ -116,7 +116,7 @@ def test_a_call_that_max_tokens_cut_is_given_as_far_as_it_goes(generated: str, e
     )  # fmt: skip
 
 
-def test_without_max_tokens_a_cut_call_counts_as_much_as_it_can() -> None:
+def test_without_max_tokens_a_cut_call_counts_its_bytes() -> None:
     generated = '{"function": {"_name": "f", "a": "é'
     body = cut_call(error(generated), prompt(tools=(TOOL,)))
     assert body is not None
@@ -124,7 +124,7 @@ def test_without_max_tokens_a_cut_call_counts_as_much_as_it_can() -> None:
     assert body["usage"]["prompt_tokens"] > 20
 
 
-def test_rusts_escapes_are_read() -> None:
+def test_rusts_escapes_are_decoded() -> None:
     quoted = r"{\"function\": {\"_name\": \"f\", \"a\": \"\u{1f600}\t\u{ffffff}\'\\"
     body = cut_call(f'Tool error: Failed to parse generated text: EOF while parsing "{quoted}"', OFFERED)
     assert body is not None
@@ -144,7 +144,7 @@ def test_no_text_has_more_tokens_than_bytes(value: Any, expected: int) -> None:
     assert expected == tokens_at_most(value)
 
 
-def test_a_tool_of_the_name_that_tgi_keeps_for_itself_is_refused_by_name() -> None:
+def test_a_tool_with_tgis_reserved_name_is_refused() -> None:
     own = {"type": "function", "function": {"name": "no_tool", "parameters": {}}}
     with pytest.raises(UnsupportedField) as refused:
         FLAVOURS["tgi"].check(Sampling(tools=(TOOL, own)))
@@ -154,4 +154,4 @@ def test_a_tool_of_the_name_that_tgi_keeps_for_itself_is_refused_by_name() -> No
 
 
 def test_messages_are_sent_as_json() -> None:
-    assert orjson.dumps(told("Let me look.", call("{}")))
+    assert orjson.dumps(as_sent("Let me look.", call("{}")))

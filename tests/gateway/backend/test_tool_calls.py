@@ -1,4 +1,4 @@
-"""Tool calls as servers really send them, in OpenAI's shape."""
+"""Tool calls as real servers send them, read into OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def piece(name: str | None = None, arguments: Any = None, **more: Any) -> JsonOb
 
 
 def read(*pieces: JsonObject, messages: list[Message] | None = None) -> list[JsonObject]:
-    """What is sent on, a piece a chunk."""
+    """Return the pieces that are sent on, one a chunk."""
     calls = ToolCalls(messages or [])
     sent = [one for part in pieces for one in calls.read_pieces({"tool_calls": [part]})]
     calls.check_ended()
@@ -26,7 +26,7 @@ def read(*pieces: JsonObject, messages: list[Message] | None = None) -> list[Jso
 
 
 def joined(sent: list[JsonObject]) -> list[tuple[str, str]]:
-    """The calls as a client puts them together: by index, each opened by its id and name."""
+    """Return the calls as a client joins them: by index, each opened by its id and name."""
     calls: list[list[str]] = []
     for one in sent:
         if "id" in one:
@@ -82,13 +82,13 @@ STREAMS: dict[str, tuple[list[JsonObject], list[tuple[str, str]]]] = {
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_streamed_calls_are_told_apart_by_id_and_index_and_order(name: str) -> None:
+def test_streamed_calls_are_distinguished_by_id_and_index_and_order(name: str) -> None:
     pieces, expected = STREAMS[name]
     assert expected == joined(read(*pieces))
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_it_is_the_same_in_one_chunk(name: str) -> None:
+def test_pieces_in_one_chunk_give_the_same_calls(name: str) -> None:
     pieces, expected = STREAMS[name]
     assert expected == joined(list(ToolCalls([]).read_pieces({"tool_calls": pieces})))
 
@@ -123,19 +123,19 @@ REPEATING = ["0", "", None, "call_0", "call_12", "get_weather", "call_get_weathe
 
 
 @pytest.mark.parametrize("given", UNIQUE)
-def test_an_id_that_cannot_come_again_is_kept(given: str) -> None:
+def test_a_unique_id_is_kept(given: str) -> None:
     assert given == read(piece("f", "{}", id=given))[0]["id"]
 
 
 @pytest.mark.parametrize("given", REPEATING)
-def test_an_id_that_would_come_again_in_the_next_turn_is_replaced(given: Any) -> None:
+def test_an_id_that_would_repeat_in_the_next_turn_is_replaced(given: Any) -> None:
     called = {"tool_calls": [piece("f", "{}", id=given)]}
     ids = {ToolCalls([]).read_whole(called)[0]["id"] for _ in range(4)} | {read(*called["tool_calls"])[0]["id"]}
     assert 5 == len(ids)
     assert all(len(own) == 9 and own.isalnum() for own in ids)
 
 
-def test_no_id_stands_twice_in_a_conversation() -> None:
+def test_no_id_appears_twice_in_a_conversation() -> None:
     told: Message = {"role": "assistant", "content": None, "tool_calls": [piece("f", "{}", id=UNIQUE[0])]}
     assert UNIQUE[0] != read(piece("f", "{}", id=UNIQUE[0]), messages=[told])[0]["id"]
     twice = {"tool_calls": [piece("f", "{}", id=UNIQUE[0]), piece("g", "{}", id=UNIQUE[0])]}
@@ -151,7 +151,7 @@ PIECES = st.fixed_dictionaries(
 
 
 @given(st.lists(PIECES, max_size=8))
-def test_whatever_pieces_come_what_is_sent_can_be_put_together(pieces: list[JsonObject]) -> None:
+def test_any_pieces_give_a_stream_that_a_client_can_join(pieces: list[JsonObject]) -> None:
     try:
         sent = read(*pieces)
     except BackendError:

@@ -1,4 +1,4 @@
-"""When a draw is overdue: twice the time in which nineteen of twenty such draws finish."""
+"""A draw is overdue after twice the time in which nineteen of twenty such draws finish."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def learn(usual: UsualTime, max_tokens: int | None, seconds: float, tokens: int,
         usual.add(max_tokens, seconds, tokens)
 
 
-def test_too_few_draws_teach_nothing() -> None:
+def test_too_few_samples_are_ignored() -> None:
     usual = UsualTime()
     learn(usual, 64, 1.0, 64, _LEAST_SAMPLES - 1)
     assert COLD_S == usual.overdue_s(64)
@@ -34,20 +34,20 @@ def test_draws_of_an_unknown_length_are_judged_by_the_time_per_token() -> None:
     assert COLD_S == usual.overdue_s(None)
 
 
-def test_the_slowest_in_twenty_does_not_count() -> None:
+def test_the_slowest_of_twenty_is_ignored() -> None:
     usual = UsualTime()
     learn(usual, 16, 1.0, 16, 190)
     learn(usual, 16, 50.0, 16, 2)
     assert 2.0 == usual.overdue_s(16)
 
 
-def test_an_instant_server_is_given_a_moment() -> None:
+def test_a_draw_is_never_overdue_within_half_a_second() -> None:
     usual = UsualTime()
     learn(usual, 16, 0.001, 16)
     assert _LEAST_S == usual.overdue_s(16)
 
 
-def test_what_was_usual_long_ago_is_forgotten() -> None:
+def test_old_samples_are_forgotten() -> None:
     usual = UsualTime()
     learn(usual, 16, 10.0, 16)
     learn(usual, 16, 1.0, 16, 400)

@@ -68,7 +68,7 @@ async def vllm() -> AsyncIterator[FakeVllm]:
 
 @pytest.fixture
 def pool(vllm: FakeVllm, pool_of: PoolOf, monkeypatch: pytest.MonkeyPatch) -> BackendPool:
-    """No pause between its draws, however slow the machine, is long enough for a restart."""
+    """No pause between its draws counts as long enough for a restart, however slow the machine."""
     monkeypatch.setattr(replicas, "_RESTART_S", math.inf)
     return pool_of(vllm.url, kind="vllm")
 
@@ -77,17 +77,17 @@ async def draw(pool: BackendPool, **asked: Any) -> str | None:
     return (await pool.complete(prompt(**asked), seed=1, replica=0)).text
 
 
-async def test_the_base_model_is_asked_for_by_the_name_it_is_served_under(vllm: FakeVllm, pool: BackendPool) -> None:
+async def test_the_base_model_is_addressed_by_its_served_name(vllm: FakeVllm, pool: BackendPool) -> None:
     assert ["base-7b", "base-7b"] == [await draw(pool), await draw(pool)]
     assert 1 == vllm.listings
 
 
-async def test_draws_that_begin_together_ask_once_what_is_served(vllm: FakeVllm, pool: BackendPool) -> None:
+async def test_draws_that_begin_together_list_the_models_once(vllm: FakeVllm, pool: BackendPool) -> None:
     assert ["base-7b"] * 8 == await asyncio.gather(*(draw(pool) for _ in range(8)))
     assert 1 == vllm.listings
 
 
-async def test_after_a_silence_it_is_asked_anew(
+async def test_after_a_silence_the_models_are_listed_again(
     vllm: FakeVllm, pool: BackendPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A restart between two draws breaks no connection that is in use."""
@@ -98,9 +98,7 @@ async def test_after_a_silence_it_is_asked_anew(
     assert 2 == vllm.listings
 
 
-async def test_a_list_that_cannot_be_had_fails_all_who_wait_and_is_asked_for_again(
-    vllm: FakeVllm, pool: BackendPool
-) -> None:
+async def test_a_failed_list_fails_all_waiting_draws_and_is_asked_for_again(vllm: FakeVllm, pool: BackendPool) -> None:
     good, vllm.models = vllm.models, {}
     failed = await asyncio.gather(*(draw(pool) for _ in range(4)), return_exceptions=True)
     assert [BackendProtocolError] * 4 == [type(error) for error in failed]
@@ -109,7 +107,7 @@ async def test_a_list_that_cannot_be_had_fails_all_who_wait_and_is_asked_for_aga
     assert "base-7b" == await draw(pool)
 
 
-async def test_who_hangs_up_takes_no_answer_from_those_who_wait_with_him(vllm: FakeVllm, pool: BackendPool) -> None:
+async def test_a_cancelled_draw_does_not_cancel_the_list_for_the_others(vllm: FakeVllm, pool: BackendPool) -> None:
     first, second = (asyncio.create_task(draw(pool)) for _ in range(2))
     await asyncio.sleep(0)  # both have begun, and the first has asked
     first.cancel()
@@ -123,7 +121,7 @@ async def test_an_adapter_loaded_later_is_found(vllm: FakeVllm, pool: BackendPoo
     assert "rft-1" == await draw(pool, adapter="rft-1")
 
 
-async def test_an_adapter_that_is_not_loaded_is_not_asked_for(vllm: FakeVllm, pool: BackendPool) -> None:
+async def test_an_adapter_that_is_not_loaded_is_not_requested(vllm: FakeVllm, pool: BackendPool) -> None:
     with pytest.raises(BackendFailed, match="rft-9"):
         await draw(pool, adapter="rft-9")
     assert [] == vllm.requests
@@ -140,21 +138,21 @@ async def test_an_adapter_that_was_unloaded_fails_and_is_looked_up_again(vllm: F
 
 
 @pytest.mark.parametrize("listing", [{}, [], {"data": []}, {"data": [5]}, {"data": [{"parent": None}]}])
-async def test_a_list_of_models_that_makes_no_sense_is_said_so(vllm: FakeVllm, pool: BackendPool, listing: Any) -> None:
+async def test_a_malformed_list_of_models_is_an_error(vllm: FakeVllm, pool: BackendPool, listing: Any) -> None:
     vllm.models = listing
     with pytest.raises(BackendProtocolError, match="models"):
         await draw(pool)
 
 
-async def test_a_json_schema_reaches_vllm_as_openai_writes_it(vllm: FakeVllm, pool: BackendPool) -> None:
+async def test_a_json_schema_reaches_vllm_in_openais_shape(vllm: FakeVllm, pool: BackendPool) -> None:
     """The hub's client would rewrite it for TGI, and vLLM would silently ignore that."""
     await draw(pool, response_format=SCHEMA)
     assert SCHEMA == vllm.requests[0]["response_format"]
 
 
 @pytest.mark.parametrize(("key", "ready"), [("right", True), ("wrong", False)])
-async def test_readiness_says_that_the_key_is_wrong(vllm: FakeVllm, pool_of: PoolOf, key: str, ready: bool) -> None:
-    """Its health needs no key, its list of models does."""
+async def test_readiness_reports_a_wrong_key(vllm: FakeVllm, pool_of: PoolOf, key: str, ready: bool) -> None:
+    """Its health check needs no key, its list of models does."""
     vllm.key = "right"
     found = await pool_of(vllm.url, kind="vllm", api_key=key).readiness()
     assert (ready, not ready) == (found.ready, "refuses the gateway's API key" in found.detail)

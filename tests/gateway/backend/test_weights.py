@@ -1,4 +1,4 @@
-"""A TGI that was restarted without the adapter serves the base under its name: a standing check finds it."""
+"""A TGI that was restarted without the adapter serves the base under its name: a weight check finds it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def likely(entry: dict[str, Any]) -> dict[str, float]:
 
 
 async def check_of(stub: TgiStub, pool: BackendPool) -> WeightCheck:
-    """What a night would publish: the adapter's answers, and what the base gives there."""
+    """Return the weight check that a night publishes: the adapter's answers, and the base's at the same place."""
     stub.knobs.update({"adapters": [NAME]})
     tuned, base = await answers(pool, NAME), await answers(pool, None)
     return tuple(
@@ -48,7 +48,7 @@ async def check_of(stub: TgiStub, pool: BackendPool) -> WeightCheck:
     )
 
 
-async def test_a_lost_adapter_is_found_and_found_again(
+async def test_a_lost_adapter_leaves_the_rotation_until_a_check_passes(
     stub: TgiStub, pool_of: PoolOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weights, "EVERY_S", 0.0)

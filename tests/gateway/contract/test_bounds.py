@@ -1,4 +1,4 @@
-"""Bounds on schemas: each just at its limit and just over it, and no schema that takes long to measure."""
+"""Bounds on schemas, each at its limit and just over it; and no schema takes long to measure."""
 
 import time
 from typing import Any
@@ -28,7 +28,7 @@ def tool(*schemas: JsonObject) -> Sampling:
 
 
 def refusal(sampling: Sampling, **limits: int) -> str | None:
-    """The words of a refusal, which begin with the field."""
+    """Return the words of a refusal, which begin with the field."""
     settings = SchemaSettings(**{name: limit for name, limit in limits.items() if name in SchemaSettings.model_fields})
     with pytest.MonkeyPatch.context() as patch:
         for name in limits.keys() - SchemaSettings.model_fields.keys():
@@ -45,7 +45,7 @@ def inside(schema: Any, **more: Any) -> JsonObject:
 
 
 def doubled(times: int) -> JsonObject:
-    """Each definition names the one before twice: 2 ** times in all."""
+    """Return a schema in which each definition refers to the one before twice: 2 ** times in all."""
     part = {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i - 1}"}] * 2} for i in range(1, times + 1)}
     return {"$ref": f"#/$defs/d{times}", "$defs": {**part, "d0": INTEGER}}
 
@@ -88,7 +88,7 @@ PROPERTIES: JsonObject = {"properties": {"a": {}, "b": {"properties": {"c": {}}}
         ({"patternProperties": {"^a{9}$": {}}}, "MAX_PATTERN_PARTS", 9, "repeats in a pattern"),
     ],
 )
-def test_each_bound_holds_exactly(schema: JsonObject, limit: str, at: int, words: str) -> None:
+def test_each_bound_is_exact(schema: JsonObject, limit: str, at: int, words: str) -> None:
     assert None is refusal(form(schema), **{limit: at})
     assert None is refusal(tool(schema), **{limit: at})
     found = refusal(form(schema), **{limit: at - 1})
@@ -105,18 +105,18 @@ def test_all_schemas_of_a_request_count_together() -> None:
     assert "tools[1].function.parameters: properties: 6, over" in (refusal(both, max_properties=5) or "")
 
 
-def test_thirty_doublings_are_a_billion_and_take_no_time() -> None:
+def test_thirty_doublings_are_measured_quickly() -> None:
     started = time.perf_counter()
     assert "4,294,967,294" in (refusal(form(doubled(30)), max_depth=100) or "")
     assert 0.1 > time.perf_counter() - started
 
 
 @pytest.mark.parametrize("sampling", [form(doubled(31)), tool(doubled(31)), form(doubled(60)), tool(nested(80))])
-def test_bombs_are_refused_with_the_ordinary_settings(sampling: Sampling) -> None:
+def test_the_default_settings_refuse_schema_bombs(sampling: Sampling) -> None:
     assert refusal(sampling)
 
 
-def test_recursion_is_no_bomb() -> None:
+def test_recursive_schemas_are_accepted() -> None:
     node = inside({"anyOf": [{"$ref": "#/$defs/N"}, {"type": "null"}]})
     assert None is refusal(form({"$ref": "#/$defs/N", "$defs": {"N": node}}))
     assert None is refusal(form(inside({"$ref": "#"})))
@@ -135,13 +135,13 @@ def test_recursion_is_no_bomb() -> None:
     ],
 )
 def test_a_schema_that_contains_itself_for_the_same_value_is_refused(part: JsonObject) -> None:
-    """Checking it would never end: jsonschema-rs tries for ever with eight parts that all contain each other."""
+    """Checking it would never end: jsonschema-rs does not stop on eight parts that all contain each other."""
     schema = {"$ref": "#/$defs/N", "$defs": part}
     assert "contains itself for the same value" in (refusal(form(schema)) or "")
     assert "contains itself for the same value" in (refusal(tool(inside({}, **{"$defs": part, "items": schema}))) or "")
 
 
-def test_all_that_points_to_all_is_counted_without_following_each_path() -> None:
+def test_schemas_that_all_refer_to_each_other_are_measured_quickly() -> None:
     names = [f"d{i}" for i in range(30)]
     part = {name: {"properties": {other: {"$ref": f"#/$defs/{other}"} for other in names}} for name in names}
     started = time.perf_counter()
@@ -150,7 +150,7 @@ def test_all_that_points_to_all_is_counted_without_following_each_path() -> None
 
 
 @pytest.mark.parametrize("reference", ["http://127.0.0.1:9/x", "file:///etc/passwd", "other.json#/a", "//host/x"])
-def test_a_reference_to_elsewhere_is_refused_by_name(reference: str) -> None:
+def test_a_reference_out_of_the_document_is_refused(reference: str) -> None:
     found = refusal(tool(inside({"$ref": reference})))
     assert found == (
         "tools[0].function.parameters: a $ref must point into the schema itself; nothing is fetched from elsewhere"
@@ -166,11 +166,11 @@ def test_a_reference_to_elsewhere_is_refused_by_name(reference: str) -> None:
         inside({"$ref": "#/$defs/missing"}),
     ],
 )
-def test_references_within_the_schema_are_taken_however_they_are_written(schema: JsonObject) -> None:
+def test_every_spelling_of_an_inner_reference_is_accepted(schema: JsonObject) -> None:
     assert None is refusal(form(schema))
 
 
-def test_five_thousand_properties_and_a_long_text_are_honest() -> None:
+def test_a_large_ordinary_schema_is_accepted() -> None:
     many = {"type": "object", "properties": {f"p{i}": {"type": "string", "maxLength": 100_000} for i in range(5_000)}}
     assert None is refusal(form(many))
 
@@ -195,7 +195,7 @@ ANY_SCHEMA = st.dictionaries(
 
 @hypothesis_settings(max_examples=200, deadline=None)
 @given(ANY_SCHEMA)
-def test_whatever_stands_in_a_schema_it_is_taken_or_refused_in_words(schema: JsonObject) -> None:
+def test_any_schema_is_accepted_or_refused_in_words(schema: JsonObject) -> None:
     started = time.perf_counter()
     refusal(form(schema))
     assert 0.5 > time.perf_counter() - started

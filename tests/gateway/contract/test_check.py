@@ -1,4 +1,4 @@
-"""Answers against what their request asked for: the first reason why one is of no use, or none."""
+"""Answers against their request: the first reason why one cannot be used, or none."""
 
 import json
 import time
@@ -90,7 +90,7 @@ PARIS = ("weather", '{"city": "Paris"}')
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, said("3"), Unusable.SCHEMA),
     ],
 )
-def test_the_first_reason_why_an_answer_is_of_no_use(
+def test_an_unusable_answer_has_its_first_reason(
     asked: dict[str, Any], answer: Answer, reason: Unusable | None
 ) -> None:
     assert reason is Contract(Sampling(**asked)).broken_by(answer)
@@ -120,7 +120,7 @@ def test_the_first_reason_why_an_answer_is_of_no_use(
         ({"type": "integer"}, 10**30, 1.5),
     ],
 )  # fmt: skip
-def test_what_servers_leave_out_is_checked(schema: JsonObject, good: object, bad: object) -> None:
+def test_keywords_that_servers_leave_out_are_checked(schema: JsonObject, good: object, bad: object) -> None:
     contract = Contract(Sampling(response_format=form(schema)))
     assert None is contract.broken_by(said(json.dumps(good)))
     if bad is not None or "not" in schema:
@@ -136,7 +136,7 @@ def test_what_servers_leave_out_is_checked(schema: JsonObject, good: object, bad
         {"pattern": "^(((a{0,100}){0,100}){0,100}){0,100}$"},
     ],
 )
-def test_a_schema_that_cannot_be_read_condemns_no_answer(schema: JsonObject) -> None:
+def test_a_schema_that_cannot_be_read_refuses_no_answer(schema: JsonObject) -> None:
     contract = Contract(Sampling(response_format=form(schema)))
     assert None is contract.broken_by(said('{"a": 1}'))
     assert Unusable.NOT_JSON is contract.broken_by(said("{"))
@@ -157,7 +157,7 @@ def doubled(times: int, keyword: str) -> JsonObject:
         ({}, "[" * 100_000 + "]" * 100_000),
     ],
 )
-def test_no_check_takes_long(schema: JsonObject, text: str) -> None:
+def test_every_check_is_quick(schema: JsonObject, text: str) -> None:
     started = time.perf_counter()
     Contract(Sampling(response_format=form(schema))).broken_by(said(text))
     assert 1.0 > time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Schemas as each server can take them: TGI by its compiler's own rules, the others by what the real ones refuse."""
+"""Schemas as each server takes them: TGI by its compiler's own rules, the others by what the real ones refuse."""
 
 import json
 from typing import Any
@@ -30,7 +30,7 @@ ANY_TYPE = {"type": ["string", "number", "boolean", "null", "array", "object"]}
 
 
 def of_tgi(schema: JsonObject) -> Any:
-    """The lowered schema of the property ``a``."""
+    """Return the lowered schema of the property ``a``."""
     found = tgi_response_format(inside(schema))
     assert "json_object" == found["type"]
     return found["value"]["properties"].get("a")
@@ -81,7 +81,7 @@ def of_tgi(schema: JsonObject) -> Any:
         (False, None),
     ],
 )  # fmt: skip
-def test_tgi_gets_what_its_compiler_knows(schema: Any, lowered: Any) -> None:
+def test_tgi_gets_keywords_that_its_compiler_knows(schema: Any, lowered: Any) -> None:
     assert lowered == of_tgi(schema)
 
 
@@ -115,7 +115,7 @@ NODE = inside(INTEGER, required=["a", "next"])
 NODE["properties"]["next"] = {"anyOf": [{"$ref": "#/$defs/N"}, {"type": "null"}]}
 
 
-def test_a_recursive_schema_is_unrolled_for_tgi_and_ends_where_it_can() -> None:
+def test_a_recursive_schema_is_unrolled_for_tgi() -> None:
     lowered = tgi_response_format({"$ref": "#/$defs/N", "$defs": {"N": NODE}})["value"]
     depth = 0
     while (following := lowered["properties"]["next"]) != {"type": "null"}:
@@ -123,12 +123,12 @@ def test_a_recursive_schema_is_unrolled_for_tgi_and_ends_where_it_can() -> None:
     assert 3 == depth
 
 
-def test_what_can_never_end_is_an_object_of_any_kind_for_tgi() -> None:
+def test_a_schema_that_never_ends_is_any_object_for_tgi() -> None:
     endless = inside({"$ref": "#/$defs/N"}, required=["a"])
     assert {"type": "regex", "value": ANY_OBJECT} == tgi_response_format({"$ref": "#/$defs/N", "$defs": {"N": endless}})
 
 
-def test_a_tools_parameters_are_an_object_with_properties_whatever_they_were() -> None:
+def test_a_tools_parameters_are_always_an_object_with_properties_for_tgi() -> None:
     tools = [
         {"type": "function", "function": {"name": "f", "parameters": schema}}
         for schema in (
@@ -153,7 +153,7 @@ def test_a_tools_parameters_are_an_object_with_properties_whatever_they_were() -
         inside({"const": None}),
     ],
 )
-def test_an_ordinary_schema_is_passed_on_as_it_is(kind: str, schema: JsonObject) -> None:
+def test_an_ordinary_schema_is_unchanged(kind: str, schema: JsonObject) -> None:
     assert json.dumps(schema) == json.dumps(lower(schema, kind))
 
 
@@ -188,7 +188,7 @@ def test_an_ordinary_schema_is_passed_on_as_it_is(kind: str, schema: JsonObject)
         ("llamacpp", {"$ref": "#/$defs/missing"}, ANY_TYPE),
     ],
 )  # fmt: skip
-def test_what_a_server_refuses_or_chokes_on_is_left_out(kind: str, schema: Any, lowered: Any) -> None:
+def test_keywords_that_a_server_refuses_or_chokes_on_are_left_out(kind: str, schema: Any, lowered: Any) -> None:
     assert inside(lowered) == lower(inside(schema), kind)
 
 
@@ -211,7 +211,7 @@ def test_every_reference_becomes_a_pointer_into_defs(kind: str, reference: str, 
 
 
 def taken_by_tgi(schema: JsonObject) -> JsonObject:
-    """Lower a schema, hold it to TGI's compiler as a format and as a tool, and give the format."""
+    """Lower a schema, check it with TGI's compiler as a format and as a tool, and return the format."""
     found = tgi_response_format(schema)
     if found["type"] == "json_object":
         assert PATIENCE_S >= compile_schema(found["value"])
@@ -221,7 +221,7 @@ def taken_by_tgi(schema: JsonObject) -> JsonObject:
 
 @hypothesis_settings(max_examples=300, deadline=None)
 @given(ANY_SCHEMA)
-def test_tgi_takes_whatever_is_within_bounds(schema: JsonObject) -> None:
+def test_tgi_takes_every_lowered_schema_within_bounds(schema: JsonObject) -> None:
     try:
         check_bounds(form(schema), SchemaSettings())
     except InvalidRequest:
@@ -232,7 +232,7 @@ def test_tgi_takes_whatever_is_within_bounds(schema: JsonObject) -> None:
 
 
 def supported(inner: st.SearchStrategy[JsonObject]) -> st.SearchStrategy[JsonObject]:
-    """Schemas of which TGI can enforce all."""
+    """Schemas that TGI can enforce completely."""
     named = st.dictionaries(st.sampled_from("abcd"), inner, min_size=1, max_size=3)
     objects = named.flatmap(
         lambda properties: st.builds(
@@ -271,9 +271,7 @@ DEFINITIONS = {
 
 @hypothesis_settings(max_examples=200, deadline=None)
 @given(SUPPORTED, st.binary(min_size=1, max_size=8))
-def test_what_tgi_draws_under_a_schema_that_it_can_enforce_keeps_the_callers_own(
-    schema: JsonObject, key: bytes
-) -> None:
+def test_answers_under_a_schema_that_tgi_can_enforce_keep_the_callers_schema(schema: JsonObject, key: bytes) -> None:
     whole = inside(schema, required=["a"], **{"$defs": DEFINITIONS})
     found = taken_by_tgi(whole)
     if found["type"] == "json_object":
@@ -282,11 +280,11 @@ def test_what_tgi_draws_under_a_schema_that_it_can_enforce_keeps_the_callers_own
 
 
 @given(st.binary(min_size=1, max_size=8))
-def test_what_tgi_draws_under_the_expression_of_an_object_is_one(key: bytes) -> None:
+def test_answers_under_the_expression_of_any_object_are_objects(key: bytes) -> None:
     assert isinstance(json.loads(Grammar(regex=ANY_OBJECT).obey(key)), dict)
     assert isinstance(json.loads(Grammar(regex=ANY_ARRAY).obey(key)), list)
 
 
-def test_plain_requests_have_nothing_lowered() -> None:
+def test_requests_without_schemas_are_not_lowered() -> None:
     assert () == Sampling().tools
     check_bounds(Sampling(), SchemaSettings())

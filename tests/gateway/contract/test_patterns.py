@@ -1,4 +1,4 @@
-"""Patterns of schemas: how large they come to be, and which of them are simple."""
+"""Patterns of schemas: their size, and which of them are simple."""
 
 import re
 import time
@@ -28,7 +28,7 @@ from gateway.contract.patterns import MOST_CHARS, Unreadable, read_pattern
         ("a{,3}", 5, 1, 1),
     ],
 )
-def test_repeats_are_multiplied_and_never_written_out(pattern: str, size: int, repeats: int, nested: int) -> None:
+def test_repeats_are_multiplied_without_expansion(pattern: str, size: int, repeats: int, nested: int) -> None:
     found = read_pattern(pattern)
     assert (size, repeats, nested) == (found.size, found.repeats, found.nested)
 
@@ -50,7 +50,7 @@ def test_a_simple_pattern_is_written_in_plain_terms(pattern: str, simple: str) -
 
 
 @pytest.mark.parametrize("pattern", [r"^[^,]+$", "^.*$", r"^[ -~]$", '^a"b$', r"^\\$", r"^\n$", r"^\D$", r"^\^$"])
-def test_what_may_match_a_character_that_json_escapes_is_not_simple(pattern: str) -> None:
+def test_a_pattern_that_may_match_an_escaped_character_is_not_simple(pattern: str) -> None:
     found = read_pattern(pattern)
     assert (True, None) == (found.portable, found.simple)
 
@@ -62,14 +62,14 @@ def test_what_may_match_a_character_that_json_escapes_is_not_simple(pattern: str
         r"^(?i)abc$", "^a(^b)$", "^a++$",
     ],
 )  # fmt: skip
-def test_what_engines_read_in_different_ways_is_not_portable(pattern: str) -> None:
+def test_syntax_that_engines_read_differently_is_not_portable(pattern: str) -> None:
     assert not read_pattern(pattern).portable
 
 
 @pytest.mark.parametrize(
     "pattern", ["[", "[a", "(", ")", "a)", "*a", "a|*", "a{3,2}", "[z-a]", "\\", "(" * 50 + ")" * 50]
 )
-def test_what_is_no_expression_is_unreadable(pattern: str) -> None:
+def test_an_invalid_expression_is_unreadable(pattern: str) -> None:
     with pytest.raises(Unreadable):
         read_pattern(pattern)
 
@@ -81,8 +81,8 @@ def test_a_pattern_has_a_length_limit() -> None:
 
 
 @given(st.text(alphabet='ab09^$.*+?(){}[]|\\-,:=!<>dwsbp"', max_size=60))
-def test_any_text_is_read_or_refused_at_once(pattern: str) -> None:
-    """And a simple form is an expression whose matches stand in a JSON string as they are."""
+def test_any_text_is_read_or_refused_quickly(pattern: str) -> None:
+    """A simple form matches only text that a JSON string holds without escapes."""
     started = time.perf_counter()
     try:
         found = read_pattern(pattern)
