@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
@@ -72,14 +71,14 @@ async def on_stack(options: argparse.Namespace, found: dict[str, Any]) -> None:
             async with gateway(around, workers=options.workers[0]) as running:
                 rows = overhead.run(running, options.n, options.concurrency, options.seconds)
                 found["overhead"] = [row async for row in printed(rows)]
-            write_results(found, options.out)
+            tables.write_result(options.out, found)
         if "peers" in options.only:
             rounds: list[Row] = []
             for _ in range(options.rounds):
                 rows = side_by_side(around, options.workers, options.concurrency, options.seconds)
                 rounds += [row async for row in printed(rows)]
             found["peers"] = middle(rounds)
-            write_results(found, options.out)
+            tables.write_result(options.out, found)
 
 
 def middle(rounds: Sequence[Row]) -> list[Row]:
@@ -105,12 +104,6 @@ async def printed(rows: AsyncIterator[Row]) -> AsyncIterator[Row]:
         yield row
 
 
-def write_results(found: dict[str, Any], out: Path) -> None:
-    """Write the result so far."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found, indent=1) + "\n")
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the chosen parts, one after the other."""
     about = {**machine(), "latency_ms": f"{options.latency_ms:g}", "workers": " and ".join(map(str, options.workers))}
@@ -120,10 +113,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if "reward" in options.only:
         words = ["--devices", "cpu", "cuda", "--seconds", str(2 * options.seconds), "--repeats", "3"]
         found["reward"] = list(reward.run(reward.options_from(words)))
-        write_results(found, options.out)
+        tables.write_result(options.out, found)
     if "journal" in options.only:
         found["journal"] = asyncio.run(journal.run(options.seconds))
-        write_results(found, options.out)
+        tables.write_result(options.out, found)
     return found
 
 
@@ -141,7 +134,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help=f"the result, as JSON; default: {OUT}")
     options = parser.parse_args()
     found = measure(options)
-    print(tables.titled(found["about"], *tables.blocks(found).values()))
+    print(tables.render(found))
 
 
 if __name__ == "__main__":

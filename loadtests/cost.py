@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -31,7 +30,7 @@ from loadtests.faults.proxy import TcpProxy
 from loadtests.load.plot import PANEL, panels
 from loadtests.overhead import Load, Row, compare
 from loadtests.stack import Stack, machine, stack
-from loadtests.tables import growth, titled
+from loadtests.tables import render, write_result
 
 OUT = Path("loadtests/results/cost.json")
 N = (1, 2, 4, 8, 16, 32)
@@ -146,10 +145,10 @@ def main() -> None:
     options = parser.parse_args()
     rows = uvloop.run(measure(options.seconds, options.latency_ms))
     about = {**machine(), "latency_ms": f"{options.latency_ms:g}"}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"about": about, "cost": rows}, indent=1) + "\n")
+    result = {"about": about, "cost": rows}
+    write_result(options.out, result)
     options.out.with_suffix(".svg").write_text(figure(rows))
-    print(titled(about, growth(rows)))
+    print(render(result))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.stack import machine
+from loadtests.tables import render, write_result
 
 FOLDER = Path("mutants")
 KILLED = "killed"
@@ -62,15 +63,9 @@ def main() -> None:
         raise SystemExit(f"mutmut did not run {unknown} of {len(sample)} mutants: see its output above")
     about = {**machine(), "seed": str(options.seed)}
     result = {"about": about, **summary({name: found[name] for name in sample}, len(names))}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for room in result["rooms"]:
-        sys.stdout.write(f"{room['room']:24} {room['killed']:5} of {room['run']:5} killed, {room['share']:.1%}\n")
-    total = result["total"]
-    sys.stdout.write(
-        f"{'all':24} {total['killed']:5} of {total['run']:5} killed, {total['share']:.1%} "
-        f"[{total['low']:.1%}, {total['high']:.1%}] of {total['made']} mutants; survivors in {options.out}\n"
-    )
+    write_result(options.out, result)
+    print(render(result))
+    print(f"survivors in {options.out}")
 
 
 def verdicts() -> dict[str, str | None]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import csv
-import json
 import logging
 import time
 from contextlib import aclosing
@@ -20,26 +19,23 @@ from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 import aiohttp
-import orjson
 import psutil
 import structlog
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
-from rich.table import Table
 
 from distill.report.svg import Margins, Plot, Spot, ticks
+from loadtests import tables
 from loadtests.closed_loop import closed_loop
-from loadtests.faults.callers import MAX_TOKENS, outcome_of_answer, outcome_of_stream
+from loadtests.faults.callers import send_chat
 from loadtests.growth import Allowance, Growth, growth
 from loadtests.load.plot import PANEL, panels
 from loadtests.load.summary import percentile
 from loadtests.records import StreamRecords
 from loadtests.stack import Stack, machine, stack
-from loadtests.tables import SOAKED
 
 OUT = Path("loadtests/results/soak.json")
 N = 4
-STREAMED_EVERY = 4
 LATENCY_MS = 50.0
 CAPACITY_CALLERS = 16
 _ARRIVE_S = 120.0
@@ -81,28 +77,12 @@ class Client:
     async def ask(self) -> None:
         """Send one request, and read it to its last byte."""
         self._number += 1
-        streamed = self._number % STREAMED_EVERY == 0
-        question = f"Question {self._number}: what floats on the harbour?"
-        messages = [{"role": "user", "content": question}]
-        body = {"model": "ratchet", "messages": messages, "max_tokens": MAX_TOKENS, "best_of": N, "stream": streamed}
         started_s = time.perf_counter()
-        outcome, identity = await self._outcome(orjson.dumps(body), streamed)
+        outcome, identity, _ = await send_chat(self._session, self._number, N)
         self.ms.append((time.perf_counter() - started_s) * 1e3)
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
         if identity is not None:
             self.acknowledged.add(identity)
-
-    async def _outcome(self, body: bytes, streamed: bool) -> tuple[str, str | None]:
-        headers = {"content-type": "application/json"}
-        try:
-            async with self._session.post("/v1/chat/completions", data=body, headers=headers) as response:
-                raw = await response.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            return type(error).__name__, None
-        if response.status != 200:
-            return str(response.status), None
-        outcome, identity, _ = outcome_of_stream(raw) if streamed else outcome_of_answer(raw)
-        return outcome, identity
 
 
 async def capacity_per_s(running: Stack, seconds: float) -> float:
@@ -155,25 +135,17 @@ def verdict(found: dict[str, Growth], outcomes: dict[str, int], missing: int) ->
     return failures
 
 
-def show(found: dict[str, Growth], about: dict[str, object]) -> None:
-    """Print the growth of each quantity as a table."""
-    title = ", ".join(f"{name} {value}" for name, value in about.items())
-    table = Table("quantity", "first third", "last third", "grows", title=title)
-    for name, one in found.items():
-        table.add_row(name, f"{one.before:.1f}", f"{one.after:.1f}", "yes" if one.grows else "no")
-    console.print(table)
-
-
 def write_results(samples: list[Sample], facts: dict[str, object], about: dict[str, object], out: Path) -> None:
     """Write JSON, the samples as CSV, and a figure of them, side by side."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"about": about, **facts}, indent=1) + "\n")
+    tables.write_result(out, {"about": about, **facts})
     names = [field.name for field in fields(Sample)]
     with out.with_suffix(".csv").open("w", newline="") as sink:
         writer = csv.writer(sink)
         writer.writerow(names)
         writer.writerows([f"{value:.2f}" for value in astuple(sample)] for sample in samples)
-    drawn = [_panel(SOAKED[name], [(one.second / 60, getattr(one, name)) for one in samples]) for name in ALLOWED]
+    drawn = [
+        _panel(tables.SOAKED[name], [(one.second / 60, getattr(one, name)) for one in samples]) for name in ALLOWED
+    ]
     label = "The gateway's memory, descriptors, tasks, hub client's exit stack and records waiting for Redis over time"
     out.with_suffix(".svg").write_text(panels(drawn, label), encoding="utf-8")
 
@@ -219,14 +191,17 @@ async def main() -> int:
     failures = verdict(found, client.outcomes, missing)
     load = {"capacity_per_s": round(per_s, 1), "rate_per_s": round(rate, 1), "minutes": options.minutes}
     about: dict[str, object] = {**machine(), **load, "workers": str(options.workers)}
-    show(found, about)
     times = {f"p{percent}_ms": percentile(client.ms, percent) for percent in (50, 99)}
-    console.print(f"{client.outcomes}, p50 {times['p50_ms']:.0f} ms, p99 {times['p99_ms']:.0f} ms, {missing} missing")
-    for failure in failures:
-        console.print(failure, style="red")
-    facts = {"outcomes": client.outcomes, **times, "acknowledged": len(client.acknowledged), "missing": missing}
-    growths = {name: asdict(one) for name, one in found.items()}
-    write_results(samples, {**facts, "failures": failures, "growth": growths}, about, options.out)
+    facts: dict[str, object] = {
+        "outcomes": client.outcomes,
+        **times,
+        "acknowledged": len(client.acknowledged),
+        "missing": missing,
+        "failures": failures,
+        "growth": {name: asdict(one) for name, one in found.items()},
+    }
+    write_results(samples, facts, about, options.out)
+    print(tables.render({"about": about, **facts}))
     return int(bool(failures))
 
 

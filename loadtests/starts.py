@@ -8,7 +8,6 @@ exit code is 1 if a start was not ready in time, its first races were not scored
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import typer
 
 from gateway.embedded.weights import minilm_folder, reward_adapter_folder
 from loadtests.stack import Surroundings, gateway, machine, surroundings
+from loadtests.tables import write_result
 from tests.stubs.process import StubProcess
 from tests.tokenizers import save_chat_tokenizer
 
@@ -122,8 +122,7 @@ def main(
 ) -> None:
     """Start the gateway COUNT times with each source of rewards."""
     rows = asyncio.run(run(count))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"about": machine(), "starts": rows}, indent=1) + "\n", encoding="utf-8")
+    write_result(out, {"about": machine(), "starts": rows})
     raise typer.Exit(0 if all(row["good"] == row["count"] for row in rows) else 1)
 
 

@@ -202,10 +202,16 @@ def hostile(found: Row) -> str:
         totals.append(f"Memory on {kind} after each round: {rounds} MB, at most {found['peak_mb'][kind]:.0f}.")
     lines = []
     for group, title in found["groups"].items():
-        outcomes = Counter(case["outcome"] for case in cases if case["group"] == group)
+        outcomes = Counter(_outcome(case) for case in cases if case["group"] == group)
         words = ", ".join(f"{outcome} × {count}" for outcome, count in outcomes.most_common())
         lines.append({"group": title, "cases": outcomes.total(), "outcomes": words})
     return f"{' '.join(totals)}\n\n{table(_HOSTILE, lines)}"
+
+
+def _outcome(case: Row) -> str:
+    """Return a case's outcome; an error that is reported for the backend is marked."""
+    is_upstream = case["blame"] == "upstream" and "error event" not in case["outcome"]
+    return f"{case['outcome']} upstream" if is_upstream else str(case["outcome"])
 
 
 def starts(rows: Iterable[Row]) -> str:
@@ -262,6 +268,17 @@ def blocks(found: Mapping[str, Any]) -> dict[str, str]:
         "soak": ("growth", lambda _: soak(found)),
     }
     return {place: render(found[name]) for place, (name, render) in parts.items() if name in found}
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """Render all tables of a result, under its date and machine."""
+    return titled(found["about"], *blocks(found).values())
+
+
+def write_result(out: Path, found: Mapping[str, Any]) -> None:
+    """Write a result as JSON; its folder is made if it is missing."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def put(page: Path, about: Mapping[str, Any], named: Mapping[str, str]) -> None:

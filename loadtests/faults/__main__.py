@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import time
 from pathlib import Path
 
 import structlog
 from rich.console import Console
-from rich.table import Table
 
+from loadtests import tables
 from loadtests.faults.fault_stack import SETTINGS, FaultStack
 from loadtests.faults.scenarios import SCENARIOS, Scenario
-from loadtests.faults.verdict import NORMAL_WITHIN_S, Facts, Row, judge
+from loadtests.faults.verdict import NORMAL_WITHIN_S, Facts, judge
 from loadtests.stack import machine
-from loadtests.tables import seconds
 
 OUT = Path("loadtests/results/faults.json")
 _POLL_S = 0.2
@@ -98,29 +96,6 @@ async def _until_ready(stack: FaultStack) -> str:
         await asyncio.sleep(_POLL_S)
 
 
-def show(rows: list[Row], left_out: list[str], about: dict[str, str]) -> None:
-    """Print the rows as a table."""
-    table = Table(title=", ".join(f"{key} {value}" for key, value in about.items()))
-    for name in ("fault", "clients saw", "slowest", "acknowledged", "lost", "wiped", "twice"):
-        table.add_column(name)
-    table.add_column("clients normal after")
-    table.add_column("Redis has all after")
-    table.add_column("held")
-    for row in rows:
-        table.add_row(
-            row.name,
-            ", ".join(f"{count} {name}" for name, count in row.outcomes.items()),
-            seconds(row.slowest_s),
-            *(str(number) for number in (row.acknowledged, row.lost, row.wiped, row.duplicates)),
-            seconds(row.normal_after_s),
-            seconds(row.arrived_after_s),
-            "; ".join(row.failures) or "yes",
-        )
-    console.print(table)
-    for name in left_out:
-        console.print(f"{name} was not run: libfaketime is missing (make faults installs it)", style="red")
-
-
 async def main() -> int:
     """Run the chosen scenarios, print and write the result; return 0 only if all held."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -146,11 +121,12 @@ async def main() -> int:
         for failure in rows[-1].failures:
             console.print(f"  {failure}", style="red")
     load = {name: getattr(options, name) for name in ("callers", "n", "calm_s", "fault_s", "pause_s")}
-    about = machine()
-    show(rows, left_out, about)
-    result = {"about": about, "load": load, "settings": SETTINGS, "not_run": left_out}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({**result, "faults": [row.as_json() for row in rows]}, indent=1) + "\n")
+    about = {"about": machine(), "load": load, "settings": SETTINGS, "not_run": left_out}
+    result = {**about, "faults": [row.as_json() for row in rows]}
+    tables.write_result(options.out, result)
+    print(tables.render(result))
+    for name in left_out:
+        console.print(f"{name} was not run: libfaketime is missing (make faults installs it)", style="red")
     return int(any(row.failures for row in rows) or not rows or bool(left_out))
 
 

@@ -102,31 +102,39 @@ class Callers:
         while not self._ending:
             self._numbers += 1
             started_s = time.monotonic()
-            outcome, identity, n = await self._send(self._numbers)
+            outcome, identity, n = await send_chat(self._session, self._numbers, self._n)
             self.seen.append(Seen(started_s, time.monotonic(), outcome, identity, n))
             await asyncio.sleep(_PAUSE_S)
 
-    async def _send(self, number: int) -> Outcome:
-        streamed = number % STREAMED_EVERY == 0
-        body: dict[str, Any] = {
-            "model": "ratchet",
-            "messages": [{"role": "user", "content": f"Question {number}: what floats on the harbour?"}],
-            "max_tokens": MAX_TOKENS,
-            "best_of": self._n,
-            "stream": streamed,
-        }
-        try:
-            async with self._session.post("/v1/chat/completions", json=body) as response:
-                raw = await response.read()
-        except aiohttp.ClientConnectorError:
-            return "refused", None, None
-        except (aiohttp.ClientError, ConnectionError):
-            return "cut", None, None
-        except TimeoutError:
-            return "silent", None, None
-        if response.status != 200:
-            return str(response.status), None, None
-        return outcome_of_stream(raw) if streamed else outcome_of_answer(raw)
+
+async def send_chat(session: aiohttp.ClientSession, number: int, n: int) -> Outcome:
+    """Send a chat, one in four streamed, and read it to its last byte.
+
+    Args:
+        session: On the gateway's URL.
+        number: Makes the question differ from all others.
+        n: N.
+    """
+    streamed = number % STREAMED_EVERY == 0
+    body: dict[str, Any] = {
+        "model": "ratchet",
+        "messages": [{"role": "user", "content": f"Question {number}: what floats on the harbour?"}],
+        "max_tokens": MAX_TOKENS,
+        "best_of": n,
+        "stream": streamed,
+    }
+    try:
+        async with session.post("/v1/chat/completions", json=body) as response:
+            raw = await response.read()
+    except aiohttp.ClientConnectorError:
+        return "refused", None, None
+    except (aiohttp.ClientError, ConnectionError):
+        return "cut", None, None
+    except TimeoutError:
+        return "silent", None, None
+    if response.status != 200:
+        return str(response.status), None, None
+    return outcome_of_stream(raw) if streamed else outcome_of_answer(raw)
 
 
 def outcome_of_answer(raw: bytes) -> Outcome:

@@ -15,20 +15,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import structlog
 from rich.console import Console
-from rich.table import Table
 
+from loadtests import tables
 from loadtests.hostile.case import Answer, Case, Kind
 from loadtests.hostile.catalogue import GROUPS, catalogue
 from loadtests.hostile.hostile_stack import SETTINGS, Canary, HostileStack, NotWell
-from loadtests.hostile.verdict import Ending, Row, by_group, checks, judge
+from loadtests.hostile.verdict import Ending, Row, checks, judge
 from loadtests.stack import machine
 
 OUT = Path("loadtests/results/hostile.json")
@@ -96,19 +96,6 @@ async def attempt(stack: HostileStack, case: Case) -> Row:
     return judge(case, answer, seconds, stack.memory_mb(), unwell)
 
 
-def show(rows: Sequence[Row], held: dict[str, str], about: dict[str, str]) -> None:
-    """Print the table by group, and the checks at the end."""
-    table = Table(
-        "group", "cases", "outcomes", "failed", title=", ".join(f"{name} {value}" for name, value in about.items())
-    )
-    for title, count, outcomes, failed in by_group(rows):
-        table.add_row(title, str(count), outcomes, str(failed))
-    table.add_row("all", str(len(rows)), "", str(sum(bool(row.failures) for row in rows)))
-    console.print(table)
-    for what, complaint in held.items():
-        console.print(f"{'NO' if complaint else 'yes'}: {what}{complaint and f' ({complaint})'}", markup=False)
-
-
 async def main() -> int:
     """Try all cases, judge, print and write the result; return 0 only if all held."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,18 +105,23 @@ async def main() -> int:
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     rows, endings = await run(options.only, options.rounds)
-    about = machine()
     held = {
         f"{kind}: {what}": complaint for kind, ending in endings.items() for what, complaint in checks(ending).items()
     }
-    show(rows, held, about)
-    result = {"about": about, "settings": SETTINGS, "rounds": options.rounds, "groups": GROUPS, "held": held}
-    memory = {
+    result: dict[str, Any] = {
+        "about": machine(),
+        "settings": SETTINGS,
+        "rounds": options.rounds,
+        "groups": GROUPS,
+        "held": held,
         "memory_mb": {kind: list(ending.memory_mb) for kind, ending in endings.items()},
         "peak_mb": {kind: ending.peak_mb for kind, ending in endings.items()},
+        "cases": [row.as_json() for row in rows],
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({**result, **memory, "cases": [row.as_json() for row in rows]}, indent=1) + "\n")
+    tables.write_result(options.out, result)
+    print(tables.render(result))
+    for check, complaint in held.items():
+        console.print(f"{'NO' if complaint else 'yes'}: {check}{complaint and f' ({complaint})'}", markup=False)
     return int(any(row.failures for row in rows) or any(held.values()) or not rows)
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from loadtests.hostile.case import MARKS, Answer, Case
-from loadtests.hostile.catalogue import GROUPS
 
 PEAK_MB = 1024.0
 """Far more than any request may take, far less than a decompressed bomb."""
@@ -100,29 +98,6 @@ def checks(ending: Ending) -> dict[str, str]:
         "memory does not grow": f"from {first:.0f} to {last:.0f} MB" if grown else "",
         "no case costs a gigabyte": f"{ending.peak_mb:.0f} MB" if ending.peak_mb > PEAK_MB else "",
     }
-
-
-def by_group(rows: Sequence[Row]) -> list[tuple[str, int, str, int]]:
-    """Return a line for each group: title, number of cases, their outcomes, number of failures."""
-    return [
-        (title, len(ours), _counted(ours), sum(bool(row.failures) for row in ours))
-        for group, title in GROUPS.items()
-        if (ours := [row for row in rows if row.group == group])
-    ]
-
-
-def _counted(rows: Sequence[Row]) -> str:
-    """Count outcomes; an error of the backend's is marked as such."""
-    outcomes = Counter(
-        _brief(row.outcome) + (" upstream" if row.blame == "upstream" and "error event" not in row.outcome else "")
-        for row in rows
-    )
-    return ", ".join(f"{outcome} × {count}" for outcome, count in outcomes.most_common())
-
-
-def _brief(outcome: str) -> str:
-    statuses, _, word = outcome.partition(" ")
-    return f"{statuses} {word}" if word not in {"", "single", "scored"} else statuses
 
 
 def gauge(metrics: str, name: str) -> float | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import csv
-import json
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -22,8 +21,8 @@ from pathlib import Path
 
 import structlog
 from rich.console import Console
-from rich.table import Table
 
+from loadtests import tables
 from loadtests.load.plot import figure, page
 from loadtests.load.run import Phase, run
 from loadtests.load.summary import Limits, Line, Request, broken, over_time, summarise
@@ -60,23 +59,8 @@ async def measure(target: Target, phase: Phase, limits: Limits, folder: Path) ->
     return Measured(phase, requests, lines, missing, broken(lines, limits, missing=missing))
 
 
-def show(measured: Sequence[Measured], about: dict[str, str]) -> None:
-    """Print all phases as one table."""
-    names = ("loop", "requests", "count", "failed", "a second", "p50 ms", "p95 ms", "p99 ms", "slowest ms")
-    table = Table(*names, title=", ".join(f"{key} {value}" for key, value in about.items()))
-    for one in measured:
-        for line in one.lines:
-            times = (line.p50_ms, line.p95_ms, line.p99_ms, line.slowest_ms)
-            counts = (str(line.requests), str(line.failed), f"{line.per_s:.1f}")
-            table.add_row(one.phase.shape, line.name, *counts, *(f"{time:.0f}" for time in times))
-    console.print(table)
-    for failure in (failure for one in measured for failure in one.failures):
-        console.print(failure, style="red")
-
-
 def write_results(measured: Sequence[Measured], about: dict[str, object], out: Path) -> None:
-    """Write JSON, CSV and a page of plots, side by side."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    """Write JSON, CSV and a page of plots, side by side, and print the table and the failures."""
     phases = [
         {
             **asdict(one.phase),
@@ -86,7 +70,11 @@ def write_results(measured: Sequence[Measured], about: dict[str, object], out: P
         }
         for one in measured
     ]
-    out.write_text(json.dumps({"about": about, "phases": phases}, indent=1) + "\n")
+    result = {"about": about, "phases": phases}
+    tables.write_result(out, result)
+    print(tables.render(result))
+    for failure in (failure for one in measured for failure in one.failures):
+        console.print(failure, style="red")
     names = [field.name for field in fields(Line) if field.name != "problems"]
     with out.with_suffix(".csv").open("w", newline="") as sink:
         writer = csv.writer(sink)
@@ -138,7 +126,6 @@ async def main() -> int:
         with tempfile.TemporaryDirectory(prefix="ratchet-locust-") as folder:
             measured = [await measure(running, phase, limits, Path(folder)) for phase in phases]
     about = machine()
-    show(measured, about)
     backend = "embedded" if embedded else f"stub, {options.latency_ms:g} ms"
     write_results(
         measured, {**about, "backend": backend, "workers": options.workers, "limits": asdict(limits)}, options.out

@@ -132,23 +132,22 @@ def test_results_of_load_faults_and_hostile_cases_become_tables(
     times = {"slowest_s": 0.25, "normal_after_s": 1.5, "arrived_after_s": None}
     fault = {"must_hold": "nothing is lost", "outcomes": {"scored": 8, "502": 1}, **counts, **times}
     faults.write_text(json.dumps({"about": {"date": "today"}, "faults": [fault]}))
-    cases = [{"group": "http", "outcome": "400", "failures": []}, {"group": "http", "outcome": "400", "failures": [""]}]
-    ending = {
-        "held": {"no traceback": "", "memory": "grew"},
-        "memory_mb": {"tgi": [99.6, 101]},
-        "peak_mb": {"tgi": 120},
-    }
-    hostile.write_text(json.dumps({"about": {"date": "today"}, "groups": {"http": "HTTP"}, "cases": cases, **ending}))
+    good = {"group": "http", "outcome": "400", "blame": "caller", "failures": []}
+    upstream = {"group": "backend", "outcome": "502", "blame": "upstream", "failures": []}
+    cases = [good, {**good, "failures": ["a 5xx of ours"]}, upstream, {**upstream, "outcome": "200 error event"}]
+    about = {"about": {"date": "today"}, "groups": {"http": "HTTP", "backend": "answers"}, "cases": cases}
+    held = {"no traceback": "", "memory does not grow": "it grew"}
+    memory = {"memory_mb": {"tgi": [99.6, 101]}, "peak_mb": {"tgi": 120}}
+    hostile.write_text(json.dumps({**about, "held": held, **memory}))
     monkeypatch.setattr(sys, "argv", ["tables", str(page), str(load), str(faults), str(hostile)])
     tables.main()
     assert "| closed | chat | 7 | 0 | 57 | 65 | 87 | 129 |" in page.read_text()
     assert "| nothing is lost | 8 scored, 1 502 | 0.2 s | 9 | 0 | 0 | 1.5 s | never |" in page.read_text()
     assert "9 answers were acknowledged, 0 of them are lost." in page.read_text()
     assert "| HTTP | 2 | 400 × 2 |" in page.read_text()
-    assert (
-        "2 cases; 2 cases or checks failed. Memory on tgi after each round: 100, 101 MB, at most 120."
-        in page.read_text()
-    )
+    assert "| answers | 2 | 502 upstream × 1, 200 error event × 1 |" in page.read_text()
+    totals = "4 cases; 2 cases or checks failed. Memory on tgi after each round: 100, 101 MB, at most 120."
+    assert totals in page.read_text()
 
 
 def test_starts_and_mutants_become_tables() -> None:

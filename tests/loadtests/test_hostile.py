@@ -10,7 +10,7 @@ from loadtests.hostile.__main__ import attempt
 from loadtests.hostile.case import ANSWER, KEY, PROMPT, Answer, Case, words
 from loadtests.hostile.catalogue import GROUPS, catalogue
 from loadtests.hostile.hostile_stack import Canary, HostileStack
-from loadtests.hostile.verdict import Ending, by_group, checks, judge
+from loadtests.hostile.verdict import Ending, checks, judge
 
 CASE = Case("http-a", "A thing.", words("400,200 single"))
 METRICS = "ratchet_candidates_in_flight 0.0\nratchet_journal_lag_records 0.0\n"
@@ -91,7 +91,6 @@ def test_what_is_not_acceptable_fails_its_case() -> None:
         answer = _answer("400", _error("invalid_value", mark))
         assert [f"the error contains {mark}"] == judge(CASE, answer, 0.1, (1.0, 1.0)).failures
     assert ["the gateway is not well: why"] == judge(CASE, _answer("400"), 0.1, (1.0, 1.0), "why").failures
-    assert [(GROUPS["http"], 1, "400 × 1", 0)] == by_group([good])
 
 
 @pytest.mark.parametrize(
