@@ -1,4 +1,4 @@
-"""What the reward server says about itself, in the gateway's own metric names where they mean the same."""
+"""Metrics of the reward server; they have the gateway's names if they mean the same."""
 
 from __future__ import annotations
 

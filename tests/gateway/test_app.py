@@ -1,4 +1,4 @@
-"""The composition root: what it refuses to start with, and that parts live and die with it."""
+"""The composition root: it refuses bad settings, and starts and stops all parts."""
 
 import asyncio
 import threading
@@ -30,7 +30,7 @@ def test_a_bad_key_file_is_fatal(tmp_path: Path) -> None:
 def test_building_starts_no_thread_and_loads_no_model(
     reward: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``serve`` builds once to find what is wrong, and each worker builds again."""
+    """``serve`` builds once to find mistakes, and each worker builds again."""
     threads = set(threading.enumerate())
     for loader in ("gateway.reward.local.LocalScorer._load", "gateway.reward.remote._load_renderer"):
         monkeypatch.setattr(loader, lambda *_: pytest.fail("loaded by building"))
@@ -38,7 +38,7 @@ def test_building_starts_no_thread_and_loads_no_model(
     assert threads == set(threading.enumerate())
 
 
-async def test_metrics_tell_what_was_served(serve: Serve, redis_server: RedisServer) -> None:
+async def test_metrics_count_served_requests(serve: Serve, redis_server: RedisServer) -> None:
     served = await serve(policy={"n": 2})
     await served.chat()
     await served.chat(temperature=9)
@@ -61,7 +61,7 @@ async def test_every_answer_carries_a_request_id(serve: Serve) -> None:
     assert malformed.headers["x-request-id"] not in {"", "two words"}
 
 
-async def test_a_defect_is_a_500_without_its_trace(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_defect_is_a_500_without_its_traceback(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("secret detail")
 

@@ -10,7 +10,7 @@ from gateway.__main__ import cli
 
 
 def test_every_default_that_the_example_shows_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading the file with every sign taken off changes nothing: names and values are ones the gateway takes."""
+    """Loading the file with every comment sign removed changes nothing: the gateway accepts all names and values."""
     example = CliRunner().invoke(cli, ["settings", "--env"]).stdout
     for name, value in re.findall(r"^#(GATEWAY_\w+)=(.+)$", example, flags=re.MULTILINE):
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""Whatever speaks in Redis's place: no caller, no task and no error of another kind comes to harm."""
+"""Servers that answer nonsense at Redis's address harm no caller and no task, and cause no unexpected error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.parametrize("saying", SAYINGS, ids=lambda saying: repr(
 
 @pytest.fixture
 async def settings(saying: bytes) -> AsyncIterator[RedisSettings]:
-    """A server that says this to everything, after a handshake as any Redis would have it."""
+    """Start a server that sends these bytes to every command, after a handshake as of Redis."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while request := await reader.read(65_536):
@@ -58,7 +58,7 @@ async def settings(saying: bytes) -> AsyncIterator[RedisSettings]:
         yield RedisSettings(url=url.replace("http", "redis"), timeout_s=0.2)
 
 
-async def test_the_policy_holds_and_is_asked_for_again(settings: RedisSettings, tmp_path: Path) -> None:
+async def test_the_policy_stays_and_is_read_again(settings: RedisSettings, tmp_path: Path) -> None:
     store = PolicyStore(PolicySettings(n=3, refresh_s=0.01), settings, folder=tmp_path, n_limit=16)
     await store.start()
     try:
@@ -90,7 +90,7 @@ async def test_records_stay_in_the_spool(settings: RedisSettings, tmp_path: Path
         await journal.aclose(drain_s=0)
 
 
-async def test_the_nights_readers_find_nothing_or_say_that_it_cannot_be_read(settings: RedisSettings) -> None:
+async def test_the_nights_readers_find_nothing_or_raise(settings: RedisSettings) -> None:
     reader, tail = JournalReader(settings, group="g", consumer="c"), StreamTail(settings)
     try:
         for reading in (reader.read(), tail.read(START)):

@@ -1,4 +1,4 @@
-"""A bad Redis URL is told in one line that names the setting and repeats no part of it."""
+"""A bad Redis URL is refused in one line that names the setting and repeats no part of the URL."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECRET = "p4ss"
         "redis://h/0?socket_keepalive=true",
     ],
 )
-def test_urls_of_one_redis_are_taken_as_they_are(url: str) -> None:
+def test_urls_of_one_redis_are_accepted_unchanged(url: str) -> None:
     assert url == RedisSettings(url=url).url == RedisSettings(url=f" {url}\n").url
 
 
@@ -55,7 +55,7 @@ def test_urls_of_one_redis_are_taken_as_they_are(url: str) -> None:
         (f"redis://h/0?socket_timeout={SECRET}", "an option after the ? is unknown"),
     ],
 )
-def test_what_is_no_url_of_one_redis_is_told_without_its_password(
+def test_other_urls_are_refused_without_repeating_the_password(
     url: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GATEWAY_REDIS__URL", url)
@@ -69,5 +69,5 @@ def test_what_is_no_url_of_one_redis_is_told_without_its_password(
     assert None is raised.value.__cause__
 
 
-def test_settings_that_are_shown_hold_no_password() -> None:
+def test_printed_settings_hold_no_password() -> None:
     assert SECRET not in repr(RedisSettings(url=f"redis://:{SECRET}@h/0", password=SECRET))

@@ -1,4 +1,4 @@
-"""Settings: from the environment, frozen, and fatal by name when they are unknown or bad."""
+"""Settings are read from the environment and frozen; unknown or bad ones end the start and are named."""
 
 import os
 

@@ -33,7 +33,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
-def test_a_completion_is_counted_under_what_happened() -> None:
+def test_a_completion_is_counted_by_its_outcome() -> None:
     metrics = Metrics()
     metrics.completed(replace(outcome(), timings=Timings(generate_ms=250.0, total_ms=260.0)))
     assert value(metrics, "ratchet_selections_total", selection="scored") == 1
@@ -65,7 +65,7 @@ def test_a_completion_is_counted_under_what_happened() -> None:
         (None, 4, 0, 0),
     ],
 )
-def test_a_race_without_rewards_to_expect_is_not_one_without_permits(
+def test_a_race_without_available_rewards_is_not_counted_as_reduced(
     scoring_error: str | None, n_run: int, unjudged: int, reduced: int
 ) -> None:
     metrics = Metrics()
@@ -73,7 +73,7 @@ def test_a_race_without_rewards_to_expect_is_not_one_without_permits(
     assert (unjudged, reduced) == (value(metrics, "ratchet_unjudged_total"), value(metrics, "ratchet_reduced_total"))
 
 
-def test_the_mean_reward_is_to_be_had_though_rewards_are_negative() -> None:
+def test_the_mean_reward_can_be_computed_although_rewards_are_negative() -> None:
     metrics = Metrics()
     for reward in (1.5, -0.5, -4.0):
         told = outcome()
@@ -93,7 +93,7 @@ def test_a_batch_is_counted_with_its_padding() -> None:
 
 
 def test_with_several_workers_the_metrics_of_all_are_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prometheus' multi-process mode reads every worker's file; here the folder has none, so nothing is rendered."""
+    """Prometheus' multi-process mode reads every worker's file; this folder has none, so nothing is rendered."""
     metrics = Metrics()
     metrics.explorations.inc()
     assert b"ratchet_explorations_total 1.0" in metrics.render()[0]

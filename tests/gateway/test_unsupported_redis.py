@@ -1,4 +1,4 @@
-"""A Redis Cluster's node and a Sentinel are refused in words by whoever meets one; a Redis that is away is not."""
+"""A Redis Cluster's node and a Sentinel are refused by every part; a Redis that is away is not."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ CLUSTER = {"cluster_enabled": "yes", "cluster_config_file": "nodes.conf"}
         ({"server_mode": "sentinel"}, "a Redis Sentinel"),
     ],
 )
-def test_what_answers_is_known_by_its_info(info: Mapping[str, object], said: str | None) -> None:
-    """Of Redis and Valkey, parsed or as text."""
+def test_the_kind_of_redis_is_known_by_its_info(info: Mapping[str, object], said: str | None) -> None:
+    """INFO of Redis and Valkey, parsed or as text."""
     if said is None:
         refuse_modes(info)
         return
@@ -51,7 +51,7 @@ def test_what_answers_is_known_by_its_info(info: Mapping[str, object], said: str
 async def test_a_node_of_a_cluster_is_refused_by_everyone(
     stopped_redis_server: RedisServer, redis_settings: RedisSettings, tmp_path: Path
 ) -> None:
-    """Although this one would hold every key. Records stay in the spool."""
+    """Even if that node holds every key. Records stay in the spool."""
     stopped_redis_server.start(**CLUSTER)
     with stopped_redis_server.client() as client:
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
@@ -94,7 +94,7 @@ def _answers(client: redis.Redis) -> bool:
         return False
 
 
-async def test_a_redis_that_is_away_or_may_not_be_asked_is_not_refused(
+async def test_a_redis_that_is_away_or_forbids_info_is_accepted(
     stopped_redis_server: RedisServer, redis_settings: RedisSettings
 ) -> None:
     await check_redis(redis_settings)
@@ -105,7 +105,7 @@ async def test_a_redis_that_is_away_or_may_not_be_asked_is_not_refused(
 
 
 def test_the_gateway_does_not_start_on_a_cluster(stopped_redis_server: RedisServer, tmp_path: Path) -> None:
-    """One line, and exit code 2."""
+    """It prints one line and exits with code 2."""
     stopped_redis_server.start(**CLUSTER)
     environment = {
         "GATEWAY_REDIS__URL": stopped_redis_server.url,

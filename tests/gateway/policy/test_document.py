@@ -1,4 +1,4 @@
-"""The policy document: versioned, whole after a round trip, and never out of range."""
+"""The policy document: versioned, unchanged by a round trip, and never out of range."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ policies = st.integers(1, 16).flatmap(
 
 @given(policy=policies)
 def test_a_policy_survives_a_round_trip(policy: Policy) -> None:
-    """What is read is what was published."""
+    """A document that is read equals the published one."""
     assert policy == Policy.parse(policy.model_dump_json(), n_limit=16)
 
 
@@ -69,13 +69,13 @@ def test_a_policy_survives_a_round_trip(policy: Policy) -> None:
     ],
 )
 def test_a_policy_out_of_range_cannot_be_made(field: dict[str, Any]) -> None:
-    """Every number has its bounds; n stays within what exploration draws."""
+    """Every number has bounds; n is at most what exploration draws."""
     with pytest.raises(ValidationError):
         Policy.model_validate({"version": 1, "n": 4, "n_max": 8} | field)
 
 
-def test_a_successor_is_one_version_on_with_its_reason() -> None:
-    """Everything else stays, but for the time."""
+def test_a_successor_has_the_next_version_and_its_reason() -> None:
+    """Everything else stays, except the time."""
     first = Policy(version=3, n=8, n_max=8, adapter="rft-1", exploration=0.05, reason="before")
     second = first.successor(n=4, reason="gate passed")
     assert (4, 4, 8, "rft-1", 0.05, "gate passed") == (
@@ -89,7 +89,7 @@ def test_a_successor_is_one_version_on_with_its_reason() -> None:
     assert second.created >= first.created
 
 
-def test_a_policy_remembers_how_the_base_was_served_before_its_adapters() -> None:
+def test_a_policy_keeps_the_last_policy_of_the_base_model() -> None:
     base = Policy(version=0, n=6, n_max=8, default_temperature=0.7)
     first = base.successor(adapter="rft-1", n=3, reason="night")
     second = Policy.parse(first.successor(adapter="rft-2", n=1, reason="night").model_dump_json(), n_limit=8)
@@ -102,7 +102,7 @@ def test_a_policy_remembers_how_the_base_was_served_before_its_adapters() -> Non
 
 
 def test_a_successor_with_a_mistake_is_a_policy_error() -> None:
-    """The field is named."""
+    """The message names the field."""
     policy = Policy(version=0, n=4, n_max=8)
     with pytest.raises(PolicyError, match="n_min"):
         policy.successor(n_min=1, reason="")
@@ -115,7 +115,7 @@ def test_a_newer_programs_fields_are_ignored() -> None:
     assert 2 == Policy.parse('{"version": 2, "n": 1, "n_max": 1, "share": 0.5}', n_limit=16).version
 
 
-def test_a_document_from_before_there_were_canaries_is_read() -> None:
+def test_a_document_without_canary_is_read() -> None:
     """It has one policy, at the settings' URLs."""
     document = (
         '{"version": 7, "adapter": "rft-1", "n": 4, "n_max": 8, "default_temperature": 0.5, "exploration": 0.02, '
@@ -126,8 +126,8 @@ def test_a_document_from_before_there_were_canaries_is_read() -> None:
     assert ((),) == policy.pools
 
 
-def test_a_canary_has_the_places_below_its_share_and_a_holdback_those_above() -> None:
-    """So a conversation only ever moves from the old policy to the new one."""
+def test_a_canary_has_the_numbers_below_its_share_and_a_holdback_those_above() -> None:
+    """So conversations move only from the old policy to the new one."""
     canary = Policy(version=1, adapter="old", n=4, n_max=8, canary=Canary(adapter="new", n=2, share=0.1))
     holdback = Policy(
         version=2, adapter="new", n=2, n_max=8, canary=Canary(adapter="old", n=4, share=0.1, holdback=True)
@@ -137,8 +137,8 @@ def test_a_canary_has_the_places_below_its_share_and_a_holdback_those_above() ->
     assert ["new", "old"] == [canary.arm_at(place).adapter for place in (0.0, 0.5)]
 
 
-def test_a_successor_undoes_nothing_unless_it_says_so() -> None:
-    """What a rollback says of itself is not said of the versions after it."""
+def test_a_successor_does_not_inherit_undoes() -> None:
+    """Only the rollback itself undoes a trial, not the versions after it."""
     rolled_back = Policy(version=1, n=4, n_max=8).successor(reason="worse", undoes="trial-1")
     assert ("trial-1", None) == (rolled_back.undoes, rolled_back.successor(reason="next").undoes)
 

@@ -1,4 +1,4 @@
-"""The store of the policy: picked up while running, and never worse than the last known good."""
+"""The policy store: it follows Redis while it runs, and never falls behind the last known good policy."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def put(server: RedisServer, document: str) -> None:
         client.set(KEY, document)
 
 
-def test_a_connection_that_closes_as_it_is_used_does_not_end_the_refresh(
+def test_a_connection_that_closes_while_it_is_used_does_not_end_the_refresh(
     redis_server: RedisServer, redis_settings: RedisSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the gateway runs, on uvloop, writing to it is an error that no library names; the next refresh connects."""
+    """Uvloop raises a RuntimeError when such a connection is written to; the next refresh connects again."""
 
     async def refreshed() -> tuple[str | None, str | None, int]:
         store = PolicyStore(PolicySettings(refresh_s=60), redis_settings, folder=tmp_path, n_limit=16)
@@ -71,7 +71,7 @@ def test_a_connection_that_closes_as_it_is_used_does_not_end_the_refresh(
     assert ("RuntimeError", None, 3) == uvloop.run(refreshed())
 
 
-async def test_a_refresh_that_dies_of_what_nobody_foresaw_is_told(
+async def test_a_refresh_loop_that_dies_is_logged_and_reported(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store()
@@ -87,8 +87,8 @@ async def test_a_refresh_that_dies_of_what_nobody_foresaw_is_told(
     assert "policy not refreshed: ArithmeticError" == (await store.readiness()).detail
 
 
-async def test_without_a_document_the_settings_hold(make_store: MakeStore, redis_server: RedisServer) -> None:
-    """And nothing is written to Redis or disk for it."""
+async def test_without_a_document_the_settings_are_the_policy(make_store: MakeStore, redis_server: RedisServer) -> None:
+    """Nothing is written to Redis or disk."""
     store = make_store(n=3)
     await store.start()
     assert (0, 3, "settings") == (store.current.version, store.current.n, store.source)
@@ -96,7 +96,7 @@ async def test_without_a_document_the_settings_hold(make_store: MakeStore, redis
         assert 0 == client.dbsize()
 
 
-async def test_an_opened_store_has_read_its_folder_and_its_limit_from_the_settings(
+async def test_an_opened_store_takes_folder_and_limit_from_the_settings(
     redis_server: RedisServer, redis_settings: RedisSettings, tmp_path: Path
 ) -> None:
     """Without Redis it continues from the policy on disk, so that versions do not start again."""
@@ -115,7 +115,7 @@ async def test_an_opened_store_has_read_its_folder_and_its_limit_from_the_settin
 async def test_a_published_policy_reaches_every_running_gateway(
     make_store: MakeStore, redis_server: RedisServer
 ) -> None:
-    """The publisher at once, the others at their next refresh."""
+    """The publisher has it at once, the others at their next refresh."""
     publisher, gateway = make_store(), make_store()
     await publisher.start()
     await gateway.start()
@@ -127,8 +127,8 @@ async def test_a_published_policy_reaches_every_running_gateway(
     assert {"version": 1, "source": "redis", "n": 2} == (await gateway.readiness()).facts
 
 
-async def test_versions_grow_by_one(make_store: MakeStore, redis_server: RedisServer) -> None:
-    """Whoever prepared a policy from an outdated one is refused."""
+async def test_versions_rise_by_one(make_store: MakeStore, redis_server: RedisServer) -> None:
+    """A policy prepared from an outdated one is refused."""
     store, late = make_store(), make_store()
     await store.publish(store.current.successor(reason="first"))
     for version in (0, 1, 3):
@@ -139,8 +139,10 @@ async def test_versions_grow_by_one(make_store: MakeStore, redis_server: RedisSe
     assert ["second"] == [policy.reason for policy in await store.history(limit=1)]
 
 
-async def test_of_many_writers_at_once_one_wins_each_version(make_store: MakeStore, redis_server: RedisServer) -> None:
-    """Nobody overwrites anybody, whichever way they interleave."""
+async def test_of_many_concurrent_writers_one_wins_each_version(
+    make_store: MakeStore, redis_server: RedisServer
+) -> None:
+    """No writer overwrites another, in any order."""
     stores = [make_store() for _ in range(10)]
     results = await asyncio.gather(
         *(store.publish(store.current.successor(reason=str(i))) for i, store in enumerate(stores)),
@@ -154,7 +156,7 @@ async def test_of_many_writers_at_once_one_wins_each_version(make_store: MakeSto
 async def test_a_write_between_reading_and_writing_is_noticed(
     make_store: MakeStore, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The slower of two writers is told to look again."""
+    """The slower of two writers must read again."""
     store = make_store()
     policy = store.current.successor(reason="slow")
 
@@ -181,10 +183,10 @@ async def test_a_policy_beyond_the_limit_is_not_published(make_store: MakeStore,
     "document",
     ["", "{", "null", '{"version": 2}', '{"version": 2, "n": 99, "n_max": 99}', '{"version": 2, "n": "x", "n_max": 1}'],
 )
-async def test_a_bad_document_is_refused_and_the_last_good_one_holds(
+async def test_a_bad_document_is_refused_and_the_last_good_one_stays(
     make_store: MakeStore, redis_server: RedisServer, document: str
 ) -> None:
-    """It is told in readiness until a good one replaces it."""
+    """Readiness reports it until a good one replaces it."""
     store = make_store()
     await store.publish(store.current.successor(n=2, reason="good"))
     put(redis_server, document)
@@ -197,8 +199,8 @@ async def test_a_bad_document_is_refused_and_the_last_good_one_holds(
     assert ("mended", "") == (store.current.reason, (await store.readiness()).detail)
 
 
-async def test_a_bad_document_can_be_published_over(make_store: MakeStore, redis_server: RedisServer) -> None:
-    """Versions go on from the last good one."""
+async def test_a_bad_document_can_be_replaced(make_store: MakeStore, redis_server: RedisServer) -> None:
+    """Versions continue from the last good one."""
     store = make_store()
     await store.publish(store.current.successor(reason="good"))
     put(redis_server, "garbage")
@@ -211,7 +213,7 @@ async def test_a_bad_document_can_be_published_over(make_store: MakeStore, redis
 async def test_without_redis_the_last_known_good_comes_from_disk(
     make_store: MakeStore, redis_server: RedisServer
 ) -> None:
-    """A restart during an outage serves what was served before."""
+    """A restart during an outage serves the same policy as before."""
     store = make_store()
     policy = store.current.successor(n=2, reason="good")
     await store.publish(policy)
@@ -228,7 +230,7 @@ async def test_without_redis_the_last_known_good_comes_from_disk(
 async def test_an_outage_changes_nothing_and_ends_by_itself(
     make_store: MakeStore, redis_server: RedisServer, redis_settings: RedisSettings
 ) -> None:
-    """Requests go on reading from memory."""
+    """Requests read the policy from memory."""
     store = make_store(redis=redis_settings.model_copy(update={"timeout_s": 0.5}))
     await store.start()
     policy = store.current.successor(n=2, reason="good")
@@ -241,7 +243,7 @@ async def test_an_outage_changes_nothing_and_ends_by_itself(
 
 
 async def test_a_redis_that_lost_the_document_gets_it_back(make_store: MakeStore, redis_server: RedisServer) -> None:
-    """So that versions never start again, and other gateways see the same."""
+    """Versions never start again, and other gateways read the same document."""
     store = make_store()
     await store.publish(store.current.successor(n=2, reason="good"))
     redis_server.restart(empty=True)
@@ -253,10 +255,10 @@ async def test_a_redis_that_lost_the_document_gets_it_back(make_store: MakeStore
     assert "does not follow" in str((await asyncio.gather(other.publish(store.current), return_exceptions=True))[0])
 
 
-async def test_closing_ends_even_when_a_cancellation_is_swallowed(
+async def test_closing_ends_even_if_a_cancellation_is_swallowed(
     make_store: MakeStore, stopped_redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """asyncio.wait_for, which the Redis client uses, can do that before Python 3.12."""
+    """asyncio.wait_for, which redis-py uses, can do that before Python 3.12."""
     entered = asyncio.Event()
 
     async def swallow() -> None:
@@ -272,10 +274,10 @@ async def test_closing_ends_even_when_a_cancellation_is_swallowed(
         await store.aclose()
 
 
-async def test_a_damaged_file_is_passed_over(
+async def test_a_damaged_file_is_ignored(
     make_store: MakeStore, stopped_redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """The settings hold then."""
+    """The settings are the policy then."""
     (tmp_path / "policy.json").write_bytes(b"\xff{")
     store = make_store(n=3)
     await store.start()
@@ -285,7 +287,7 @@ async def test_a_damaged_file_is_passed_over(
 async def test_a_folder_that_cannot_be_written_is_no_failure(
     make_store: MakeStore, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """The policy holds in memory; the log says that it is not saved."""
+    """The policy is current in memory; the log says that it is not saved."""
     (tmp_path / "file").touch()
     store = make_store(folder=tmp_path / "file")
     await store.start()
@@ -311,8 +313,8 @@ async def test_without_redis_publishing_and_history_are_policy_errors(
         await store.history()
 
 
-async def test_a_full_redis_takes_a_policy_all_the_same(make_store: MakeStore, redis_server: RedisServer) -> None:
-    """A rollback must not wait for memory; versions follow each other as ever."""
+async def test_a_full_redis_takes_a_policy(make_store: MakeStore, redis_server: RedisServer) -> None:
+    """A rollback must not wait for memory; versions still rise by one."""
     store, other = make_store(), make_store()
     await store.publish(store.current.successor(reason="before", n=5))
     await other.refresh()
@@ -325,10 +327,10 @@ async def test_a_full_redis_takes_a_policy_all_the_same(make_store: MakeStore, r
     assert (2, 2) == (other.current.version, other.current.n)
 
 
-async def test_of_two_at_once_a_full_redis_takes_one(
+async def test_a_full_redis_takes_one_of_two_concurrent_policies(
     make_store: MakeStore, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other is told, as without the lack of memory."""
+    """The other one fails, as in a Redis with free memory."""
     store = make_store()
     redis_server.fill()
     through = store._published._publish_when_full
@@ -358,8 +360,8 @@ async def test_a_full_redis_that_lost_the_document_gets_it_back(
     assert (1, 3) == (again.current.version, again.current.n)
 
 
-async def test_a_cluster_is_refused_in_words(make_store: MakeStore, stopped_redis_server: RedisServer) -> None:
-    """At start, and later where another Redis answers at the same address."""
+async def test_a_cluster_is_refused_with_its_setting(make_store: MakeStore, stopped_redis_server: RedisServer) -> None:
+    """At the start, and later if another Redis answers at the same address."""
     stopped_redis_server.start(cluster_enabled="yes", cluster_config_file="nodes.conf")
     store = make_store()
     with pytest.raises(SettingsError, match="GATEWAY_REDIS__URL leads to a node of a Redis Cluster"):

@@ -1,4 +1,4 @@
-"""Small models for the reward tests: real MiniLM weights with a random adapter, a tiny decoder; and servers of them."""
+"""Small models for the reward tests (MiniLM with a random adapter, a tiny decoder), and servers for them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def minilm() -> str:
 
 @pytest.fixture(scope="session")
 def adapter(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """LoRA and head over MiniLM with random weights large enough to move every reward."""
+    """LoRA and head for MiniLM, with random weights that are large enough to change every reward."""
     torch.manual_seed(1)
     base = AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=1)
     config = LoraConfig(
@@ -103,7 +103,7 @@ async def stub() -> AsyncIterator[RewardStub]:
 
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
-    """What makes scorers for a URL, and closes them again."""
+    """Make scorers for a URL; close them after the test."""
     async with AsyncExitStack() as stack:
 
         async def make(url: str, observe: Callable[[BatchStats], None] | None = None, **settings: Any) -> RemoteScorer:
@@ -120,7 +120,7 @@ async def connect() -> AsyncIterator[Connect]:
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """What starts servers for a model, and stops them again."""
+    """Start servers for a model; stop them after the test."""
     async with AsyncExitStack() as stack:
 
         async def run(

@@ -1,4 +1,4 @@
-"""A reward server that says what the stub would not."""
+"""A reward server with answers that the stub does not give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A running reward server, what it is sent, and what it says."""
+"""A running reward server, and helpers for its requests and answers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Served:
     uvicorn: uvicorn.Server
 
     async def classify(self, body: object = None, **fields: Any) -> httpx2.Response:
-        """POST /classify, asking for raw rewards unless told otherwise."""
+        """POST /classify; by default ask for raw rewards."""
         return await self.http.post("/classify", json=body or {"use_activation": False, **fields})
 
     async def rewards(self, **fields: Any) -> list[float | None]:
-        """The rewards of a call that must succeed."""
+        """Return the rewards of a call that must succeed."""
         response = await self.classify(**fields)
         assert 200 == response.status_code, response.text
         return [item["probs"][0] for item in response.json()["data"]]
@@ -42,7 +42,7 @@ def turns(prompt: str, answer: str) -> dict[str, Any]:
 
 
 def status_and_message(response: httpx2.Response) -> tuple[int, str]:
-    """Of an error, which names its status twice."""
+    """Return status and message of an error, which has its status twice."""
     error = response.json()["error"]
     assert response.status_code == error["code"]
     return response.status_code, error["message"]

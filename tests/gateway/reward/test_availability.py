@@ -1,4 +1,4 @@
-"""Sources of rewards that fail repeatedly: when they are away, how long, and what brings them back."""
+"""Sources of rewards that fail repeatedly: they are away until a probe succeeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.reward.availability import FAILURES_IN_A_ROW, FIRST_PAUSE_S, LONGES
 
 
 class Source:
-    """What is probed, and the clock: pauses of the prober are noted and take no time."""
+    """A source with a clock of its own: the probes' pauses are recorded and take no time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 0.0
@@ -43,7 +43,7 @@ class Source:
         self.answers = False
 
 
-async def test_it_is_away_from_the_third_failure_in_a_row_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_source_is_away_after_the_third_failure_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Source(monkeypatch)
     source.fail(FAILURES_IN_A_ROW - 1)
     assert not source.availability.away
@@ -55,7 +55,7 @@ async def test_it_is_away_from_the_third_failure_in_a_row_on(monkeypatch: pytest
     await source.come_back()
 
 
-async def test_only_a_probe_that_is_answered_brings_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_a_successful_probe_brings_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Source(monkeypatch)
     source.fail(FAILURES_IN_A_ROW)
     await source.probed.wait()
@@ -66,7 +66,7 @@ async def test_only_a_probe_that_is_answered_brings_it_back(monkeypatch: pytest.
     assert not source.availability.away, "failures from before the return count no more"
 
 
-async def test_each_time_that_it_is_soon_away_again_it_is_passed_over_for_longer(
+async def test_pauses_grow_each_time_it_is_away_again_soon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = Source(monkeypatch)
@@ -81,7 +81,7 @@ async def test_each_time_that_it_is_soon_away_again_it_is_passed_over_for_longer
     assert FIRST_PAUSE_S == source.pauses_s[-1]
 
 
-async def test_closing_ends_the_probing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closing_ends_the_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Source(monkeypatch)
     source.fail(FAILURES_IN_A_ROW)
     await source.availability.aclose()

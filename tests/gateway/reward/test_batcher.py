@@ -1,4 +1,4 @@
-"""The batcher: who runs with whom, and that every waiter gets its own result once."""
+"""The batcher: composition of batches, and one result for every entry."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LENGTHS = st.lists(st.integers(1, 120), min_size=1, max_size=40)
 
 @dataclass
 class Runner:
-    """Answers each payload with its double; holds batches back while ``gate`` is closed."""
+    """Doubles each payload; holds batches while ``gate`` is closed."""
 
     batches: list[list[int]] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -135,7 +135,7 @@ def test_the_oldest_is_always_in_the_window_which_holds_its_budget(lengths: list
 
 @given(LENGTHS)
 def test_no_entry_starves_behind_newer_ones_of_another_length(lengths: list[int]) -> None:
-    """An entry runs at the latest in the batch whose number is its place in the queue."""
+    """The number of an entry's batch is at most its position in the queue."""
 
     async def check() -> None:
         runner = Runner()
@@ -149,7 +149,7 @@ def test_no_entry_starves_behind_newer_ones_of_another_length(lengths: list[int]
     asyncio.run(check())
 
 
-def test_entries_of_like_length_share_a_batch_and_one_that_would_pad_them_all_does_not() -> None:
+def test_entries_of_similar_length_share_a_batch_without_one_that_would_pad_them_all() -> None:
     lengths = [10] * 6 + [100]
     assert slice(0, 6) == choose_window(lengths, 0, max_batch_tokens=10_000, launch_tokens=16)
     assert slice(6, 7) == choose_window(lengths, 6, max_batch_tokens=10_000, launch_tokens=16)
@@ -162,12 +162,12 @@ def test_a_batch_may_fill_its_budget_to_the_last_token(budget: int, entries: int
         assert entries == taken.stop - taken.start
 
 
-def test_where_a_start_is_dear_padding_is_accepted() -> None:
+def test_an_expensive_start_makes_padding_acceptable() -> None:
     lengths = [10] * 6 + [100]
     assert slice(0, 7) == choose_window(lengths, 0, max_batch_tokens=10_000, launch_tokens=10_000)
 
 
-async def test_what_arrives_in_one_turn_of_the_loop_runs_together() -> None:
+async def test_entries_of_one_turn_of_the_loop_share_a_batch() -> None:
     runner = Runner()
     runner.gate.set()
     scoring = batcher(runner)
@@ -175,7 +175,7 @@ async def test_what_arrives_in_one_turn_of_the_loop_runs_together() -> None:
     assert [[0, 1, 2, 3, 4]] == runner.batches
 
 
-async def test_what_arrives_while_a_batch_runs_forms_the_next() -> None:
+async def test_entries_that_arrive_while_a_batch_runs_form_the_next() -> None:
     runner = Runner()
     scoring = batcher(runner)
     replies = [scoring.put(0, 10)]
@@ -188,7 +188,7 @@ async def test_what_arrives_while_a_batch_runs_forms_the_next() -> None:
     assert [[0], [1, 2, 3]] == runner.batches
 
 
-async def test_an_entry_waits_for_company_only_until_the_batch_is_full() -> None:
+async def test_an_entry_waits_for_others_only_until_the_batch_is_full() -> None:
     runner = Runner()
     runner.gate.set()
     scoring = batcher(runner, budget=40, wait_ms=3_600_000)
@@ -200,7 +200,7 @@ async def test_an_entry_waits_for_company_only_until_the_batch_is_full() -> None
     assert [0, 2] == await asyncio.gather(*replies)
 
 
-async def test_an_entry_without_company_runs_when_its_wait_is_over() -> None:
+async def test_a_lone_entry_runs_when_its_wait_is_over() -> None:
     runner = Runner()
     runner.gate.set()
     scoring = batcher(runner, wait_ms=1)
@@ -215,7 +215,7 @@ async def test_an_entry_longer_than_the_budget_runs_alone() -> None:
     assert [[0, 2], [1]] == runner.batches
 
 
-async def test_several_batches_run_at_once_where_that_is_allowed() -> None:
+async def test_several_batches_run_at_once_if_allowed() -> None:
     runner = Runner()
     scoring = batcher(runner, budget=10, concurrency=3)
     replies = [scoring.put(i, 10) for i in range(5)]
@@ -259,7 +259,7 @@ async def test_cancelling_the_waiting_task_drops_its_entry() -> None:
     assert [[0]] == runner.batches
 
 
-async def test_a_batch_that_nobody_waits_for_is_aborted_where_that_is_allowed() -> None:
+async def test_a_batch_that_nobody_waits_for_is_aborted_if_allowed() -> None:
     runner = Runner()
     scoring = batcher(runner, abort=True)
     replies = [scoring.put(i, 10) for i in range(2)]
@@ -350,7 +350,7 @@ async def test_too_few_results_fail_the_batch() -> None:
     assert ["the reward model gave 2 rewards for 3 answers"] * 3 == [str(result) for result in results]
 
 
-async def test_closing_fails_what_waits_lets_the_running_batch_end_and_refuses_more() -> None:
+async def test_closing_fails_waiting_entries_finishes_the_running_batch_and_refuses_more() -> None:
     runner = Runner()
     scoring = batcher(runner)
     running = scoring.put(0, 10)
@@ -367,7 +367,7 @@ async def test_closing_fails_what_waits_lets_the_running_batch_end_and_refuses_m
         scoring.put(2, 10)
 
 
-async def test_closing_aborts_running_batches_where_that_is_allowed_and_forgets_its_timer() -> None:
+async def test_closing_aborts_running_batches_if_allowed_and_cancels_the_timer() -> None:
     runner = Runner()
     scoring = batcher(runner, abort=True, concurrency=3, wait_ms=3_600_000, budget=20)
     replies = [scoring.put(i, 20) for i in range(2)]

@@ -1,4 +1,4 @@
-"""Conversations as a reward model reads them: which BOS they have, and what is kept of one that is too long."""
+"""Conversations as a reward model reads them: their BOS, and the tokens kept of one that is too long."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_conversation_has_the_bos_that_its_template_writes_or_its_tokenizer_ad
         assert tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False) == ids
 
 
-def test_a_role_token_that_is_the_bos_stays_where_the_tokenizer_adds_none() -> None:
+def test_a_role_token_that_is_the_bos_stays_if_the_tokenizer_adds_none() -> None:
     """SmolLM2's BOS is the token that begins every turn."""
     tokenizer = byte_level(
         "{% for m in messages %}<|bos|>{{ m.role }} {{ m.content }}<|end|>{% endfor %}", adds_bos=False
@@ -54,7 +54,7 @@ def test_a_role_token_that_is_the_bos_stays_where_the_tokenizer_adds_none() -> N
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("limit", [16, 17, 40, 64])
 @given(prompt=st.integers(0, 80), answer=st.integers(0, 80), thought=st.integers(0, 40), what=st.sampled_from("w ?é\n"))
-def test_whatever_the_template_writes_an_input_keeps_to_its_limit(
+def test_no_template_makes_an_input_longer_than_its_limit(
     template: str, limit: int, prompt: int, answer: int, thought: int, what: str
 ) -> None:
     chat = ChatText(_TOKENIZERS.setdefault(template, byte_level(template)))
@@ -81,7 +81,7 @@ def test_a_rendered_text_tokenizes_to_no_more_than_its_limit(
     assert rendered.tokens == len(tokenizer(rendered.text)["input_ids"]) <= limit
 
 
-def test_the_prompt_loses_its_beginning_and_the_answer_stays_with_what_follows_it() -> None:
+def test_the_prompt_loses_its_beginning_and_keeps_the_answer_and_the_templates_end() -> None:
     chat = ChatText(tokenizer := byte_level("{{ bos_token }}" + ROLES))
     messages: list[Message] = ask("hello " * 50 + "what is two and two")
     text = chat.render(messages, "four")
@@ -103,7 +103,7 @@ def test_the_prompt_loses_its_beginning_and_the_answer_stays_with_what_follows_i
         (1, [7]),
     ],
 )
-def test_what_is_kept_at_each_limit(limit: int, kept: list[int]) -> None:
+def test_kept_tokens_at_each_limit(limit: int, kept: list[int]) -> None:
     """A BOS that the tokenizer adds, three tokens of prompt, three of answer, one after it."""
     spans = [(0, 0), (0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 7)]
     assert kept == kept_tokens(spans, (3, 6), limit, keep_first=True)

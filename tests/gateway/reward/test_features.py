@@ -27,7 +27,7 @@ def feature(name: str, answer: str, question: str = QUESTION) -> float:
 
 
 def signed(adapter: Path, folder: Path, **header: str) -> Path:
-    """The adapter with this header on its weights."""
+    """Copy the adapter with this header on its weights."""
     shutil.copytree(adapter, folder)
     save_file(load_file(adapter / ADAPTER_FILE), folder / ADAPTER_FILE, metadata={"format": "pt"} | header)
     return folder
@@ -52,12 +52,12 @@ def signed(adapter: Path, folder: Path, **header: str) -> Path:
         ("wordless", "...", "No"),
     ],
 )
-def test_each_signal_rises_with_what_it_is_named_after(name: str, more: str, less: str) -> None:
+def test_each_feature_rises_with_its_property(name: str, more: str, less: str) -> None:
     assert feature(name, more) > feature(name, less)
 
 
 def test_every_feature_is_tested() -> None:
-    cases = test_each_signal_rises_with_what_it_is_named_after.pytestmark[0].args[1]  # type: ignore[attr-defined]
+    cases = test_each_feature_rises_with_its_property.pytestmark[0].args[1]  # type: ignore[attr-defined]
     assert {name for name, _, _ in cases} == FEATURES.keys()
 
 
@@ -78,7 +78,7 @@ def test_every_feature_of_any_text_is_between_0_and_1(question: str, answer: str
     assert all(0.0 <= value <= 1.0 and math.isfinite(value) for value in extract_features(question, answer))
 
 
-def test_the_weighted_sum_ignores_what_has_no_weight() -> None:
+def test_the_weighted_sum_ignores_features_without_a_weight() -> None:
     weights = {"finished": 2.0, "placeholder": -3.0, "relevance": 9.0}
     assert weighted_sum(weights, QUESTION, GOOD) == 2.0
     assert weighted_sum(weights, QUESTION, "[Recipe]") == -1.0
@@ -122,7 +122,7 @@ def test_unknown_features_in_an_adapter_are_refused(minilm: str, adapter: Path, 
 def test_loading_an_adapter_asks_no_hub(
     minilm: str, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though its configuration names a backbone that the hub has."""
+    """Although its configuration names a backbone that the hub has."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the hub was asked")

@@ -37,7 +37,7 @@ def thread() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def test_nothing_is_loaded_before_the_start_and_everyone_gets_the_one_value(thread: ThreadPoolExecutor) -> None:
+def test_nothing_is_loaded_before_the_start_and_all_get_the_same_value(thread: ThreadPoolExecutor) -> None:
     calls: list[int] = []
 
     def load() -> str:
@@ -51,7 +51,7 @@ def test_nothing_is_loaded_before_the_start_and_everyone_gets_the_one_value(thre
     assert ([1], "value") == (calls, value.value)
 
 
-def test_a_failure_is_logged_with_its_cause_and_tried_again_after_a_pause(
+def test_a_failure_is_logged_with_its_cause_and_retried_after_a_pause(
     thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 100.0
@@ -99,7 +99,7 @@ def test_pauses_stop_growing_at_the_longest(thread: ThreadPoolExecutor, monkeypa
     assert 20 == attempts
 
 
-def test_two_threads_that_import_transformers_at_once_both_get_it() -> None:
+def test_two_threads_can_import_transformers_at_once() -> None:
     done = subprocess.run([sys.executable, "-c", _TWO_IMPORTS], capture_output=True, text=True, check=False)
     assert (0, "") == (done.returncode, done.stderr)
 

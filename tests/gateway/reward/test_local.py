@@ -1,4 +1,4 @@
-"""The scorer with a model in this process: on real MiniLM weights, and on a fake model for what those cannot show."""
+"""The scorer with a model in this process: real MiniLM weights, and a fake model for what those cannot show."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def real_settings(minilm: str, adapter: Path) -> RewardSettings:
     return RewardSettings(model=minilm, adapter=adapter, device="cpu")
 
 
-async def test_real_rewards_equal_the_models_own_whatever_shares_their_batch(real_settings: RewardSettings) -> None:
+async def test_real_rewards_equal_the_models_own_in_any_batch(real_settings: RewardSettings) -> None:
     told: list[BatchStats] = []
     scorer = build_scorer(real_settings, observe=told.append)
     assert isinstance(scorer, LocalScorer)
@@ -63,7 +63,7 @@ async def test_a_model_that_cannot_be_loaded_says_so_and_gives_no_reward(tmp_pat
     await scorer.aclose()
 
 
-async def test_without_torch_a_local_model_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_torch_a_local_model_names_the_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gateway.reward.model", None)
     scorer = LocalScorer(RewardSettings(model="some/model"))
     with pytest.raises(SettingsError, match=r"ratchet\[reward\]"):
@@ -104,7 +104,7 @@ async def test_answers_that_finish_together_share_a_batch_off_the_event_loop(mon
     await scorer.aclose()
 
 
-async def test_a_reward_that_is_no_number_fails_its_own_answer_only() -> None:
+async def test_a_reward_that_is_not_a_number_fails_its_own_answer_only() -> None:
     scorer = scorer_of(FakeModel())
     await scorer.loaded()
     items = [Conversation(ask("hi"), "a" * 12), Conversation(ask("hi"), "a" * 13), Conversation(ask("refuse me"), "a")]
@@ -118,7 +118,7 @@ async def test_a_reward_that_is_no_number_fails_its_own_answer_only() -> None:
     await scorer.aclose()
 
 
-async def test_a_cancelled_score_is_dropped_before_it_costs_anything() -> None:
+async def test_a_cancelled_score_is_dropped_before_it_runs() -> None:
     model = FakeModel()
     model.gate.clear()
     scorer = scorer_of(model)
@@ -168,7 +168,7 @@ async def test_starting_a_batch_weighs_more_on_a_gpu(device: str, tokens: int) -
     await scorer.aclose()
 
 
-def test_the_settings_choose_the_scorer_and_none_of_it_imports_torch_before_it_must() -> None:
+def test_the_settings_choose_the_scorer_and_torch_is_imported_late() -> None:
     assert build_scorer(RewardSettings()) is None
     assert isinstance(build_scorer(RewardSettings(url="http://127.0.0.1:1")), RemoteScorer)
     program = "import sys, gateway.reward.build, gateway.reward.server; assert 'torch' not in sys.modules"
@@ -181,7 +181,7 @@ async def _until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_a_model_that_fails_again_and_again_is_not_asked_until_a_probe_succeeds(
+async def test_a_model_that_fails_repeatedly_is_not_asked_until_a_probe_succeeds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(availability, "FIRST_PAUSE_S", 0.05)
@@ -212,8 +212,8 @@ async def test_a_model_that_fails_again_and_again_is_not_asked_until_a_probe_suc
 
 
 @pytest.mark.parametrize(("waited_s", "away"), [(0.05, False), (0.19, True)])
-async def test_rewards_that_races_gave_up_waiting_for_count_as_failures(waited_s: float, away: bool) -> None:
-    """A caller who leaves early says nothing about the model."""
+async def test_rewards_cancelled_at_the_timeout_count_as_failures(waited_s: float, away: bool) -> None:
+    """A caller who leaves early does not count."""
     released = threading.Event()
     model = FakeModel()
     model.gate = released
@@ -229,7 +229,7 @@ async def test_rewards_that_races_gave_up_waiting_for_count_as_failures(waited_s
     await scorer.aclose()
 
 
-async def test_answers_without_a_number_are_the_models_fault_only_where_no_answer_has_one() -> None:
+async def test_answers_without_a_number_are_the_models_fault_only_if_no_answer_has_one() -> None:
     scorer = scorer_of(FakeModel())
     await scorer.loaded()
     for _ in range(2 * availability.FAILURES_IN_A_ROW):

@@ -80,8 +80,8 @@ def test_the_reward_of_a_text_does_not_depend_on_its_batch(model: RewardModel) -
     assert len({round(reward, 3) for reward in alone}) == len(TEXTS)
 
 
-def test_rewards_are_raw_logits_as_transformers_itself_gives_them(decoder: str, decoder_model: RewardModel) -> None:
-    """Same text, same tokens, same logit as the library's own call, with no activation on top."""
+def test_rewards_are_the_raw_logits_of_transformers(decoder: str, decoder_model: RewardModel) -> None:
+    """The same text gives the same tokens and the same logit as the library's own call, without an activation."""
     pair = decoder_model.encode(ask("hi"), "hello")
     raw = AutoModelForSequenceClassification.from_pretrained(decoder).eval()
     with torch.inference_mode():
@@ -130,7 +130,7 @@ def test_too_long_a_prompt_keeps_its_end_and_the_whole_answer(model: RewardModel
     assert "a short answer" in kept
 
 
-def test_too_long_an_answer_loses_its_own_end_and_says_so(model: RewardModel) -> None:
+def test_too_long_an_answer_loses_its_own_end_and_is_marked(model: RewardModel) -> None:
     pair = model.encode(ask("hi"), "first " + "word " * 3000 + "final")
     kept = model._tokenizer.decode(pair.input_ids)
     assert pair.prompt_truncated
@@ -158,12 +158,12 @@ def test_a_conversation_that_the_template_refuses_is_a_reward_error(decoder_mode
 
 
 def test_a_failing_device_is_a_reward_error(encoder_model: RewardModel) -> None:
-    """Token ids beyond the vocabulary stand for whatever goes wrong inside torch."""
+    """Token ids beyond the vocabulary stand for any failure inside torch."""
     with pytest.raises(RewardError, match="failed on cpu"):
         encoder_model.score([EncodedPair([1] * 600)])
 
 
-def test_it_says_what_it_is(encoder_model: RewardModel, adapter: Path) -> None:
+def test_a_model_has_a_name_a_device_and_a_dtype(encoder_model: RewardModel, adapter: Path) -> None:
     assert encoder_model.name == f"model+{adapter.name}"
     assert encoder_model.device == "cpu"
     assert encoder_model.dtype == "float32"
@@ -192,7 +192,7 @@ def test_the_shipped_adapter_is_small_safetensors_over_the_wheels_minilm(shipped
 def test_the_shipped_model_ranks_a_sane_answer_above_a_bad_one(
     shipped: RewardModel, prompt: str, good: str, bad: str
 ) -> None:
-    """Shuffled, off-topic, repeating, parroting, derailed, empty of content: each as long as the good one."""
+    """Shuffled, off-topic, repetitive, parroting, derailed or empty answers, each as long as the good one."""
     better, worse = shipped.score([shipped.encode(ask(prompt), good), shipped.encode(ask(prompt), bad)])
     assert better > worse
 
@@ -232,7 +232,7 @@ def test_weights_that_are_not_safetensors_are_refused(decoder: str, tmp_path: Pa
 
 
 def test_a_model_without_a_trained_head_is_refused(minilm: str) -> None:
-    """Else random weights would be invented, and rewards would be noise."""
+    """Its weights would be random, and rewards noise."""
     with pytest.raises(SettingsError, match="no trained weights for classifier"):
         RewardModel.load(minilm)
 
@@ -260,7 +260,7 @@ def test_an_adapter_without_safetensors_is_refused(minilm: str, tmp_path: Path) 
     ("device", "dtype", "message"),
     [("abacus", "auto", "not a device"), ("cuda:99", "auto", "does not exist"), ("cpu", "int4", "none of auto")],
 )
-def test_a_device_or_dtype_that_is_not_there_is_named(decoder: str, device: str, dtype: str, message: str) -> None:
+def test_a_device_or_dtype_that_does_not_exist_is_named(decoder: str, device: str, dtype: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         RewardModel.load(decoder, device=device, dtype=dtype)
 

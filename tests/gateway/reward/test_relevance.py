@@ -24,10 +24,10 @@ def encoder_model(minilm: str, adapter: Path) -> RewardModel:
     return RewardModel.load(minilm, adapter=adapter, device="cpu")
 
 
-def test_saying_the_question_back_earns_no_more_than_a_good_answer(
+def test_repeating_the_question_earns_no_more_than_a_good_answer(
     relevant_model: RewardModel, encoder_model: RewardModel
 ) -> None:
-    """Its cosine is 1, and the reward grows by the ceiling's worth only."""
+    """Its cosine is 1, but the reward rises only to the ceiling."""
     pair = encoder_model.encode(ask("a cat on a mat"), "a cat on a mat")
     assert encoder_model.score([pair])[0] + 6.0 * CEILING == pytest.approx(relevant_model.score([pair])[0], abs=1e-4)
 

@@ -1,4 +1,4 @@
-"""Rewards from a server, on the stub: what travels together, what is broken off, and how it ends."""
+"""Rewards from a server, on the stub: batches of calls, cancellation and closing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.gateway.reward.texts import ask
 from tests.stubs.reward import RewardFault, RewardStub, reward_of
 
 
-async def test_answers_that_finish_together_travel_together_and_each_gets_its_own_reward(
+async def test_answers_that_finish_together_are_one_call_and_each_gets_its_own_reward(
     stub: RewardStub, connect: Connect
 ) -> None:
     told: list[BatchStats] = []
@@ -30,7 +30,7 @@ async def test_answers_that_finish_together_travel_together_and_each_gets_its_ow
     assert [1, 8] == [stats.entries for stats in told]
 
 
-async def test_several_calls_are_under_way_at_once_and_no_more_than_that(stub: RewardStub, connect: Connect) -> None:
+async def test_calls_in_flight_are_bounded(stub: RewardStub, connect: Connect) -> None:
     scorer = await connect(stub.url)
     await scorer.score(ask("hi"), "first")
     stub.knobs.fault, stub.knobs.fault_next = RewardFault.HANG, 100
@@ -46,7 +46,7 @@ async def test_several_calls_are_under_way_at_once_and_no_more_than_that(stub: R
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_a_call_that_nobody_waits_for_is_broken_off(stub: RewardStub, connect: Connect) -> None:
+async def test_a_call_that_nobody_waits_for_is_cancelled(stub: RewardStub, connect: Connect) -> None:
     scorer = await connect(stub.url)
     stub.knobs.fault, stub.knobs.fault_next = RewardFault.HANG, 1
     task = asyncio.create_task(scorer.score(ask("hi"), "hello"))
@@ -78,7 +78,7 @@ async def test_readiness_needs_a_healthy_server(stub: RewardStub, connect: Conne
     assert (False, "the reward server answered /health with status 503") == (readiness.ready, readiness.detail)
 
 
-async def test_text_that_json_cannot_carry_does_not_spoil_its_neighbours(stub: RewardStub, connect: Connect) -> None:
+async def test_text_that_json_cannot_carry_does_not_harm_its_neighbours(stub: RewardStub, connect: Connect) -> None:
     scorer = await connect(stub.url)
     surrogate, tools, plain = await asyncio.gather(
         scorer.score(ask("hi \ud800"), "b\udfff"),
@@ -92,7 +92,7 @@ async def test_text_that_json_cannot_carry_does_not_spoil_its_neighbours(stub: R
     assert not isinstance(plain, BaseException)
 
 
-async def test_a_scorer_that_is_closed_gives_no_reward_and_lets_nobody_hang(stub: RewardStub) -> None:
+async def test_a_closed_scorer_gives_no_reward_and_nobody_hangs(stub: RewardStub) -> None:
     scorer = RemoteScorer(RewardSettings(url=stub.url))
     stub.knobs.fault, stub.knobs.fault_next = RewardFault.HANG, 1
     running = asyncio.create_task(scorer.score(ask("hi"), "hello"))
@@ -104,7 +104,7 @@ async def test_a_scorer_that_is_closed_gives_no_reward_and_lets_nobody_hang(stub
         await scorer.score(ask("hi"), "hello")
 
 
-async def test_closing_while_the_server_is_being_met_lets_nobody_hang() -> None:
+async def test_closing_while_the_server_is_identified_leaves_nobody_hanging() -> None:
     asked = asyncio.Event()
 
     async def handle(_request: web.BaseRequest) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""What each kind of reward server is sent, and which of them is refused, tokenizer included."""
+"""Dialects of reward servers: requests in each, and servers or tokenizers that are refused."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def classify_calls(stub: RewardStub) -> list[dict[str, Any]]:
     return [orjson.loads(request.body) for request in stub.state.requests if request.path == "/classify"]
 
 
-async def test_our_own_server_is_sent_the_conversation_and_gives_raw_rewards(
-    stub: RewardStub, connect: Connect
-) -> None:
+async def test_our_own_server_gets_the_conversation_and_gives_raw_rewards(stub: RewardStub, connect: Connect) -> None:
     scorer = await connect(stub.url)
     score = await scorer.score(ask("hi"), "hello there")
     assert pytest.approx(reward_of("hello there")) == score.reward
@@ -35,7 +33,7 @@ async def test_our_own_server_is_sent_the_conversation_and_gives_raw_rewards(
 
 
 @pytest.mark.parametrize("dialect", [Dialect.VLLM, Dialect.SGLANG, Dialect.RATCHET])
-async def test_with_a_tokenizer_each_dialect_is_sent_rendered_text(
+async def test_with_a_tokenizer_each_dialect_gets_rendered_text(
     stub: RewardStub, connect: Connect, decoder: str, dialect: Dialect
 ) -> None:
     stub.knobs.dialect = dialect
@@ -92,7 +90,7 @@ async def test_until_the_tokenizer_is_loaded_there_is_no_reward(
 
 
 async def test_a_server_that_squashes_its_rewards_is_refused(stub: RewardStub, connect: Connect, decoder: str) -> None:
-    """A probability looks like a reward and orders like one, but its margins lie."""
+    """A probability orders answers like a reward, but its margins are wrong."""
     stub.knobs.dialect, stub.knobs.always_activate = Dialect.VLLM, True
     scorer = await connect(stub.url, tokenizer=decoder)
     with pytest.raises(RewardError, match="ignores use_activation"):

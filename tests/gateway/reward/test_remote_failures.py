@@ -26,7 +26,7 @@ from tests.stubs.reward import RewardFault, RewardKnobs, RewardStub, reward_of
         (RewardFault.GARBAGE, "not JSON"),
     ],
 )
-async def test_an_answer_that_makes_no_sense_is_no_reward_and_the_next_one_is(
+async def test_a_malformed_answer_gives_no_reward_and_the_next_one_does(
     stub: RewardStub, connect: Connect, fault: RewardFault, message: str
 ) -> None:
     scorer = await connect(stub.url)
@@ -46,7 +46,7 @@ async def test_rewards_in_another_order_are_refused(stub: RewardStub, connect: C
     assert ["the reward server's rewards are out of order"] * 2 == [str(result) for result in results]
 
 
-async def test_one_null_among_rewards_costs_its_own_answer(stub: RewardStub, connect: Connect) -> None:
+async def test_one_null_among_rewards_fails_its_own_answer_only(stub: RewardStub, connect: Connect) -> None:
     scorer = await connect(stub.url)
     await scorer.score(ask("hi"), "first")
     stub.knobs.fault, stub.knobs.fault_next, stub.knobs.fault_texts = RewardFault.NULL, 1, 1
@@ -73,9 +73,7 @@ async def test_a_kept_connection_that_the_server_closed_is_opened_again(stub: Re
     assert pytest.approx(reward_of("hello")) == (await scorer.score(ask("hi"), "hello")).reward
 
 
-async def test_a_connection_that_breaks_once_is_tried_once_more_and_no_more_than_that(
-    stub: RewardStub, connect: Connect
-) -> None:
+async def test_a_broken_connection_is_retried_exactly_once(stub: RewardStub, connect: Connect) -> None:
     scorer = await connect(stub.url)
     stub.knobs.fault, stub.knobs.fault_next = RewardFault.DISCONNECT, 1
     assert pytest.approx(reward_of("hello")) == (await scorer.score(ask("hi"), "hello")).reward
@@ -85,7 +83,7 @@ async def test_a_connection_that_breaks_once_is_tried_once_more_and_no_more_than
     assert 0 == stub.knobs.fault_next
 
 
-async def test_a_server_that_went_away_is_met_again_when_it_is_back_with_another_model(
+async def test_a_server_that_returns_with_another_model_is_identified_again(
     stub: RewardStub, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "IDENTIFY_PAUSE_S", 0)
@@ -101,8 +99,8 @@ async def test_a_server_that_went_away_is_met_again_when_it_is_back_with_another
     assert "stub/newer" == scorer.name
 
 
-async def test_a_server_that_refuses_its_models_name_is_met_anew_and_asked_again(connect: Connect) -> None:
-    """Also where it says 400 to that and not 404, and its connections stand."""
+async def test_a_server_that_refuses_its_models_name_is_identified_and_asked_again(connect: Connect) -> None:
+    """Also if it answers 400 instead of 404 and keeps its connections."""
     async with RewardStub(RewardKnobs(model_id="stub/old")) as stub:
         scorer = await connect(stub.url)
         await scorer.score(ask("hi"), "hello")
@@ -111,7 +109,7 @@ async def test_a_server_that_refuses_its_models_name_is_met_anew_and_asked_again
         assert "stub/newer" == scorer.name
 
 
-async def test_a_server_that_cannot_be_met_is_not_asked_by_every_answer(connect: Connect) -> None:
+async def test_a_server_that_cannot_be_identified_is_not_asked_for_every_answer(connect: Connect) -> None:
     calls = 0
 
     async def handle(_request: web.BaseRequest) -> web.StreamResponse:
@@ -146,7 +144,7 @@ async def test_a_list_of_models_that_cannot_be_parsed_is_refused(connect: Connec
             await scorer.score(ask("hi"), "hello")
 
 
-async def test_an_answer_without_end_is_cut_off(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_answer_is_cut_off(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "MAX_ANSWER_BYTES", 1000)
 
     async def handle(_request: web.BaseRequest) -> web.StreamResponse:
@@ -157,7 +155,7 @@ async def test_an_answer_without_end_is_cut_off(connect: Connect, monkeypatch: p
             await (await connect(url)).score(ask("hi"), "hello")
 
 
-async def test_an_answer_that_breaks_off_is_no_reward(connect: Connect) -> None:
+async def test_an_answer_that_breaks_off_gives_no_reward(connect: Connect) -> None:
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "1000"})
         await response.prepare(request)

@@ -23,7 +23,7 @@ def decoder_model(decoder: str) -> RewardModel:
     return RewardModel.load(decoder, device="cpu", max_length_tokens=64)
 
 
-def test_the_chat_template_renders_and_the_leading_bos_is_left_to_the_server(renderer: ChatRenderer) -> None:
+def test_the_chat_template_renders_without_the_leading_bos(renderer: ChatRenderer) -> None:
     rendered = renderer.render(ask("hi"), "hello", 64)
     assert ("<|user|>hi<|end|><|assistant|>hello<|end|>", False) == (rendered.text, rendered.truncated)
 
@@ -36,7 +36,7 @@ def test_a_text_rendered_here_is_scored_like_its_conversation(
 
 
 @pytest.mark.parametrize("answer", ["a short answer", "", "short and sweet " * 3])
-def test_what_does_not_fit_loses_the_beginning_of_its_prompt_and_keeps_its_answer(
+def test_a_long_conversation_loses_the_beginning_of_its_prompt_and_keeps_its_answer(
     renderer: ChatRenderer, decoder_model: RewardModel, answer: str
 ) -> None:
     rendered = renderer.render(ask("zebra " * 300 + "the last words"), answer, 64)

@@ -34,15 +34,13 @@ async def test_the_answer_has_vllms_shape(start: Start) -> None:
 
 
 @pytest.mark.parametrize("activation", [None, True])
-async def test_without_being_told_otherwise_rewards_are_squashed_as_vllm_does(
-    start: Start, activation: bool | None
-) -> None:
+async def test_rewards_are_squashed_by_default_as_by_vllm(start: Start, activation: bool | None) -> None:
     served = await start(FakeModel())
     response = await served.classify({"input": "one", "use_activation": activation})
     assert pytest.approx(1 / (1 + math.exp(-3))) == response.json()["data"][0]["probs"][0]
 
 
-async def test_the_squashed_and_the_raw_reward_differ_by_a_sigmoid_on_either_side_of_zero(
+async def test_the_squashed_reward_is_the_sigmoid_of_the_raw_one_on_both_sides_of_zero(
     start: Start, minilm: str, adapter: Path
 ) -> None:
     served = await start(folder=minilm, adapter=adapter, device="cpu")
@@ -64,19 +62,19 @@ async def test_the_squashed_and_the_raw_reward_differ_by_a_sigmoid_on_either_sid
         {"input": "three", "model": None, "user": "someone", "priority": 0},
     ],
 )
-async def test_a_text_or_a_conversation_can_be_given_in_each_form(start: Start, fields: dict[str, Any]) -> None:
+async def test_texts_and_conversations_are_accepted_in_each_form(start: Start, fields: dict[str, Any]) -> None:
     served = await start(FakeModel())
     assert [5.0] == await served.rewards(**fields)
 
 
-async def test_a_cut_prompt_is_told(start: Start) -> None:
+async def test_a_cut_prompt_is_marked(start: Start) -> None:
     served = await start(FakeModel())
     long = {"messages": [*turns("hi", "a")["messages"], *turns("hi", "three")["messages"]]}
     response = await served.classify(input=[long, turns("hi", "three")])
     assert [True, False] == [item["prompt_truncated"] for item in response.json()["data"]]
 
 
-async def test_a_reward_that_is_no_number_is_null_and_costs_its_neighbours_nothing(start: Start) -> None:
+async def test_a_reward_that_is_not_a_number_is_null_and_its_neighbours_are_kept(start: Start) -> None:
     served = await start(FakeModel())
     items = [turns("hi", "a" * 13), turns("hi", "one"), turns("refuse me", "one")]
     assert [None, 3.0, None] == await served.rewards(input=items)
@@ -121,8 +119,8 @@ async def test_our_client_gets_the_models_own_rewards_through_our_server(
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["body in the same segment", "in its own"])
-async def test_an_upgrade_offer_is_ignored_and_the_body_read(start: Start, apart: bool) -> None:
-    """``curl --http2`` and Java's HttpClient make one with every request."""
+async def test_an_upgrade_offer_is_ignored_and_the_body_is_read(start: Start, apart: bool) -> None:
+    """``curl --http2`` and Java's HttpClient send one with every request."""
     served = await start(FakeModel())
     url = served.http.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port)

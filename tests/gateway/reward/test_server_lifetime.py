@@ -26,7 +26,7 @@ serve(load())
 """
 
 
-async def test_a_client_that_hangs_up_takes_its_answers_along(start: Start) -> None:
+async def test_answers_of_a_client_that_hangs_up_are_dropped(start: Start) -> None:
     model = FakeModel()
     model.gate.clear()
     served = await start(model)
@@ -42,7 +42,7 @@ async def test_a_client_that_hangs_up_takes_its_answers_along(start: Start) -> N
     assert [1] == model.batches
 
 
-async def test_a_client_that_hangs_up_in_the_middle_of_its_body_is_counted_and_nothing_more(start: Start) -> None:
+async def test_a_client_that_hangs_up_within_its_body_is_only_counted(start: Start) -> None:
     served = await start(FakeModel())
     host, port = served.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
@@ -52,7 +52,7 @@ async def test_a_client_that_hangs_up_in_the_middle_of_its_body_is_counted_and_n
     await until(lambda: b'calls_total{status="499"} 1.0' in served.metrics.render(0)[0])
 
 
-async def test_while_the_model_loads_everything_says_503_and_the_reason(start: Start, tmp_path: Path) -> None:
+async def test_while_the_model_loads_every_route_answers_503_with_the_reason(start: Start, tmp_path: Path) -> None:
     served = await start(folder=str(tmp_path), loaded=False)
     with pytest.raises(SettingsError):
         await served.scorer.loaded()
@@ -66,7 +66,7 @@ async def test_while_the_model_loads_everything_says_503_and_the_reason(start: S
         assert "could not be loaded" in message
 
 
-async def test_a_server_told_to_stop_answers_what_it_began(start: Start) -> None:
+async def test_a_stopping_server_finishes_running_calls(start: Start) -> None:
     model = FakeModel()
     model.gate.clear()
     served = await start(model)

@@ -1,4 +1,4 @@
-"""What the reward server refuses, and the words and the envelope in which it does."""
+"""Refusals of the reward server: their status, message and envelope."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.gateway.reward.texts import ask
 from tests.waiting import until
 
 
-async def test_when_no_reward_can_be_had_at_all_that_is_an_error(start: Start) -> None:
+async def test_a_call_without_any_reward_is_an_error(start: Start) -> None:
     served = await start(FakeModel())
     response = await served.classify(input=["a" * 99])
     assert (500, "the reward model failed on cuda:0: OutOfMemoryError") == status_and_message(response)
@@ -53,7 +53,7 @@ async def test_a_bad_body_is_refused_in_vllms_envelope(start: Start, content: by
     assert re.search(message, error["message"])
 
 
-async def test_a_text_for_a_model_that_reads_pairs_is_refused_and_the_way_out_is_named(start: Start) -> None:
+async def test_a_text_for_a_model_that_reads_pairs_is_refused_with_advice(start: Start) -> None:
     served = await start(FakeModel(reads_text=False))
     status, message = status_and_message(await served.classify(input=["one"]))
     assert 400 == status
@@ -95,13 +95,13 @@ async def test_unknown_routes_and_methods_have_the_same_envelope(start: Start) -
     assert (405, "Method Not Allowed") == status_and_message(await served.http.get("/classify"))
 
 
-async def test_a_defect_is_a_500_without_its_trace(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_defect_is_a_500_without_its_traceback(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     served = await start(FakeModel())
     monkeypatch.setattr(wire, "parse_items", lambda _body: 1 / 0)
     assert (500, "internal error") == status_and_message(await served.classify(input="one"))
 
 
-async def test_where_a_key_is_set_callers_need_it(start: Start) -> None:
+async def test_callers_need_the_key_if_one_is_set(start: Start) -> None:
     served = await start(FakeModel(), api_key="reward-key")
     assert 401 == (await served.classify(input="one")).status_code
     assert (

@@ -1,4 +1,4 @@
-"""Several reward servers, and one that is away: who is asked, who is passed over, and what comes back."""
+"""Several reward servers: which one is asked, which one is away, and how it comes back."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def score(scorer: RemoteScorer, answer: str = "hello") -> float:
 
 
 @pytest.mark.parametrize("fault", [RewardFault.STATUS, RewardFault.NULL, RewardFault.DISCONNECT, RewardFault.GARBAGE])
-async def test_one_that_fails_costs_no_reward_and_is_passed_over(
+async def test_a_server_that_fails_costs_no_reward_and_is_not_asked(
     stubs: list[RewardStub], connect: Connect, fault: RewardFault
 ) -> None:
     scorer = await connect(both(stubs))
@@ -69,7 +69,7 @@ async def test_one_that_fails_costs_no_reward_and_is_passed_over(
     assert (scored[0] + 2, scored[1] + 2) == (sick.state.texts_scored, healthy.state.texts_scored)
 
 
-async def test_after_one_that_hangs_there_is_time_for_another(stubs: list[RewardStub], connect: Connect) -> None:
+async def test_after_a_server_that_hangs_there_is_time_for_another(stubs: list[RewardStub], connect: Connect) -> None:
     scorer = await connect(both(stubs), timeout_s=1.0)
     await score(scorer)
     stubs[0].knobs.fault, stubs[0].knobs.fault_probability = RewardFault.HANG, 1.0
@@ -78,7 +78,7 @@ async def test_after_one_that_hangs_there_is_time_for_another(stubs: list[Reward
             await asyncio.gather(*(score(scorer, f"answer {n} {m}") for m in range(2)))
 
 
-async def test_with_all_away_answers_are_refused_at_once_until_a_probe_is_answered(
+async def test_while_all_are_away_answers_are_refused_at_once_until_a_probe_succeeds(
     stub: RewardStub, connect: Connect
 ) -> None:
     scorer = await connect(stub.url, timeout_s=0.3)
@@ -98,7 +98,7 @@ async def test_with_all_away_answers_are_refused_at_once_until_a_probe_is_answer
     assert (await scorer.readiness()).ready
 
 
-async def test_a_server_that_was_never_met_is_away_too_and_found_when_it_comes(connect: Connect) -> None:
+async def test_a_server_that_never_answered_is_away_and_is_found_later(connect: Connect) -> None:
     stub = RewardStub()
     await stub.start()
     await stub.stop()
@@ -125,7 +125,7 @@ async def test_a_server_of_another_model_gives_no_rewards_beside_the_first(conne
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 @pytest.mark.parametrize("count", [1, 2, 7, 8])
-async def test_an_answer_that_the_server_refuses_costs_its_own_reward_only(
+async def test_an_answer_that_the_server_refuses_loses_its_own_reward_only(
     stub: RewardStub, connect: Connect, status: int, count: int
 ) -> None:
     scorer = await connect(stub.url)
@@ -169,7 +169,7 @@ async def test_the_search_for_refused_answers_is_bounded(stub: RewardStub, conne
 
 
 @pytest.mark.parametrize(("told", "setting", "limit"), [(32, 64, 32), (64, 64, 64), (65, 64, 64), (0, 64, 64)])
-async def test_a_text_is_cut_to_what_the_server_takes(
+async def test_a_text_is_cut_to_the_servers_limit(
     stub: RewardStub, connect: Connect, decoder: str, told: int, setting: int, limit: int
 ) -> None:
     stub.knobs.dialect, stub.knobs.max_model_len = Dialect.VLLM, told

@@ -1,4 +1,4 @@
-"""The /classify protocol: what bodies say, and which of a server's answers are believed."""
+"""The /classify protocol: encoding of requests, and checks of a server's answers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_an_answer_of_another_shape_is_refused_whole(answer: object, message: st
 
 
 @pytest.mark.parametrize("values", [None, "0.5", [], [1, 2], [None], ["0.5"], [True], [[0.5]]])
-def test_a_reward_that_is_no_number_is_refused_by_itself(values: object) -> None:
+def test_a_reward_that_is_not_a_number_is_refused_alone(values: object) -> None:
     body = orjson.dumps({"data": [{"index": 0, "probs": values}, {"index": 1, "probs": [1.5]}]})
     bad, good = wire.scores(Dialect.OURS, body, 2)
     assert isinstance(bad, RewardError)
@@ -52,7 +52,7 @@ def test_sglang_gives_a_bare_list_of_logits() -> None:
 
 
 @given(JSON)
-def test_whatever_json_a_server_gives_it_is_a_reward_or_an_error_of_ours(answer: object) -> None:
+def test_any_json_from_a_server_is_a_reward_or_an_error_of_ours(answer: object) -> None:
     for dialect in Dialect:
         try:
             scores = wire.scores(dialect, orjson.dumps(answer), 1)
@@ -62,14 +62,14 @@ def test_whatever_json_a_server_gives_it_is_a_reward_or_an_error_of_ours(answer:
 
 
 @given(JSON)
-def test_whatever_json_a_caller_sends_it_is_understood_or_refused(body: object) -> None:
+def test_any_json_from_a_caller_is_parsed_or_refused(body: object) -> None:
     for whole in (body, {"input": body}, {"messages": body}, {"input": [{"messages": [body]}]}):
         with suppress(ValueError):
             assert wire.parse_items(whole)
 
 
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=5), st.booleans())
-def test_our_servers_answer_is_read_back_by_our_client(rewards: list[float], truncated: bool) -> None:
+def test_our_client_reads_our_servers_answer(rewards: list[float], truncated: bool) -> None:
     body = wire.classification("m", [(Score(reward, truncated), 7) for reward in rewards], activated=False)
     assert [Score(reward, truncated) for reward in rewards] == wire.scores(Dialect.OURS, body, len(rewards))
 
@@ -77,12 +77,12 @@ def test_our_servers_answer_is_read_back_by_our_client(rewards: list[float], tru
 @pytest.mark.parametrize(
     ("told", "length"), [(2048, 2048), (None, None), (0, None), (-1, None), (True, None), ("2048", None)]
 )
-def test_the_longest_text_is_what_the_server_tells(told: object, length: int | None) -> None:
+def test_the_longest_text_is_the_servers_max_model_len(told: object, length: int | None) -> None:
     body = orjson.dumps({"data": [{"id": "m", "owned_by": "vllm", "max_model_len": told}]})
     assert (Dialect.VLLM, {"m": length}) == wire.served_models(body)
 
 
-def test_a_name_that_no_header_could_hold_is_no_models() -> None:
-    """It would go out with every answer."""
+def test_a_model_name_too_long_for_a_header_is_dropped() -> None:
+    """It would be sent with every answer."""
     cards = [{"id": "m" * length, "owned_by": "ratchet"} for length in (257, 256)]
     assert (Dialect.OURS, {"m" * 256: None}) == wire.served_models(orjson.dumps({"data": cards}))

@@ -1,4 +1,4 @@
-"""A gateway that sends its spans to a collector in this process."""
+"""Fixtures: a gateway that sends its spans to a collector in this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.stubs.collector import CollectorStub
 
 @pytest.fixture
 async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[CollectorStub]:
-    """The collector; the SDK sends what has ended at once."""
+    """Start a collector; the SDK sends ended spans at once."""
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
     async with CollectorStub() as stub:
         yield stub

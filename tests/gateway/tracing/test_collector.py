@@ -1,4 +1,4 @@
-"""Traces on and off: what is loaded, what is sent to whom, and that a bad collector harms nobody."""
+"""Traces on and off: imports, the collector, and a collector that fails."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ print([name for name in sys.modules if name.startswith(unwanted)])
 """
 
 
-def test_without_an_endpoint_nothing_is_loaded_and_no_part_is_wrapped() -> None:
-    """Whatever OpenTelemetry's own variables say, which are meant for whoever reads them."""
+def test_without_an_endpoint_the_sdk_is_not_loaded() -> None:
+    """OpenTelemetry's own variables, which other programs share, do not switch it on."""
     ambient = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", "OTEL_TRACES_EXPORTER": "otlp"}
     told = subprocess.run(
         [sys.executable, "-c", OFF], env=os.environ | ambient, check=True, capture_output=True, text=True
@@ -46,7 +46,7 @@ def test_without_an_endpoint_nothing_is_loaded_and_no_part_is_wrapped() -> None:
     assert ["BestOfN Journal RemoteScorer", "[]"] == told.stdout.splitlines()
 
 
-async def test_without_an_endpoint_the_backend_gets_no_trace(serve: Serve) -> None:
+async def test_without_an_endpoint_the_backend_gets_no_traceparent(serve: Serve) -> None:
     served = await serve()
     await served.chat(best_of=2, headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
     assert [False, False] == ["traceparent" in request.headers for request in served.tgi.state.requests]
@@ -55,7 +55,7 @@ async def test_without_an_endpoint_the_backend_gets_no_trace(serve: Serve) -> No
 async def test_the_frameworks_own_telemetry_stays_off(
     serve: Serve, collector: CollectorStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would send what callers write, and is turned on by variables that other programs share."""
+    """It would send callers' texts, and variables that other programs share switch it on."""
     monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "20")
@@ -66,13 +66,13 @@ async def test_the_frameworks_own_telemetry_stays_off(
     assert {"/v1/traces"} == {request.path for request in collector.state.requests}
 
 
-def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gateway.tracing", None)
     with pytest.raises(SettingsError, match=r"GATEWAY_TRACING__ENDPOINT needs ratchet\[otel\]"):
         build(settings("http://127.0.0.1:9"))
 
 
-async def test_the_service_is_called_as_opentelemetrys_variables_say(
+async def test_opentelemetrys_variables_name_the_service(
     serve: Serve, collector: CollectorStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=chat,deployment.environment.name=test")
@@ -85,10 +85,10 @@ async def test_the_service_is_called_as_opentelemetrys_variables_say(
 
 
 @pytest.mark.parametrize("fault", [CollectorFault.STATUS, CollectorFault.HANG, None])
-async def test_a_collector_that_hangs_fails_or_is_away_costs_no_request_anything(
+async def test_a_bad_collector_costs_no_request_anything(
     serve: Serve, collector: CollectorStub, fault: CollectorFault | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even when far more spans have ended than the queue holds: what has no room is dropped."""
+    """Not even if more spans end than the queue holds: those without room are dropped."""
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "8")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")
     if fault is None:
@@ -135,10 +135,10 @@ async def traced_process(
             yield
 
 
-async def test_a_hanging_collector_holds_up_the_end_of_the_process_for_a_moment_only(
+async def test_a_hanging_collector_delays_the_end_of_the_process_by_seconds_only(
     tmp_path: Path, redis_settings: RedisSettings
 ) -> None:
-    """The SDK itself would wait half a minute."""
+    """The SDK itself would wait for 30 s."""
     async with CollectorStub(CollectorKnobs(fault=CollectorFault.HANG)) as collector:
         async with traced_process(tmp_path, redis_settings, collector, delay_ms=20):
             await collector.state.until(lambda state: state.started > 0)
@@ -156,5 +156,5 @@ async def test_the_last_spans_are_sent_before_the_process_ends(tmp_path: Path, r
 
 
 def settings(endpoint: str) -> Settings:
-    """A gateway's that sends its spans there."""
+    """Return the settings of a gateway that sends its spans to the endpoint."""
     return Settings.model_validate({"reward": {"url": "http://reward"}, "tracing": {"endpoint": endpoint}})

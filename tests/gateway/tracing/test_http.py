@@ -1,4 +1,4 @@
-"""Traces across HTTP: a caller's goes on here, and ours goes on in the backend."""
+"""Traces across HTTP: a caller's continues here, and ours in the backend."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ TRACE, CALLER = "a" * 32, "b" * 16
 
 
 def traceparents(tgi: TgiStub) -> list[tuple[str, str, str]]:
-    """Trace, span and flags of the calls that came to the backend."""
+    """Return trace, span and flags of the backend's calls."""
     found = [request.headers["traceparent"].split("-") for request in tgi.state.requests]
     return [(trace, span, flags) for _, trace, span, flags in found]
 
 
-async def test_a_callers_trace_goes_on_in_ours_and_in_the_backend(
-    serve_traced: Serve, collector: CollectorStub
-) -> None:
+async def test_a_callers_trace_continues_here_and_in_the_backend(serve_traced: Serve, collector: CollectorStub) -> None:
     served = await serve_traced()
     await served.chat(best_of=3, headers={"traceparent": f"00-{TRACE}-{CALLER}-01", "tracestate": "who=caller"})
     spans = await collector.trace(TRACE)
@@ -34,7 +32,7 @@ async def test_a_callers_trace_goes_on_in_ours_and_in_the_backend(
     assert not any("tracestate" in request.headers for request in served.tgi.state.requests)
 
 
-async def test_a_caller_who_is_not_sampled_leaves_no_span_and_the_backend_knows(
+async def test_a_trace_that_is_not_sampled_has_no_span_and_the_backend_is_informed(
     serve_traced: Serve, collector: CollectorStub
 ) -> None:
     served = await serve_traced()
@@ -46,7 +44,7 @@ async def test_a_caller_who_is_not_sampled_leaves_no_span_and_the_backend_knows(
 
 
 @pytest.mark.parametrize("traceparent", ["", "nonsense", f"00-{'0' * 32}-{CALLER}-01", f"ff-{TRACE}-{CALLER}-01"])
-async def test_a_malformed_traceparent_begins_a_trace_of_our_own(
+async def test_a_malformed_traceparent_starts_a_new_trace(
     serve_traced: Serve, collector: CollectorStub, traceparent: str
 ) -> None:
     served = await serve_traced()
@@ -56,7 +54,7 @@ async def test_a_malformed_traceparent_begins_a_trace_of_our_own(
     assert TRACE not in {span.trace_id for span in spans}
 
 
-async def test_probes_and_scrapes_leave_no_span(serve_traced: Serve, collector: CollectorStub) -> None:
+async def test_probes_and_scrapes_have_no_span(serve_traced: Serve, collector: CollectorStub) -> None:
     served = await serve_traced()
     for path in ("/health/live", "/health/ready", "/metrics", "/openapi.json"):
         await served.http.get(path)
@@ -65,10 +63,8 @@ async def test_probes_and_scrapes_leave_no_span(serve_traced: Serve, collector: 
     assert ["GET /v1/models"] == [span.name for span in collector.spans]
 
 
-async def test_requests_sent_down_one_connection_at_once_have_a_trace_each(
-    serve_traced: Serve, collector: CollectorStub
-) -> None:
-    """The server begins a pipelined request within the task of the one before it."""
+async def test_pipelined_requests_have_a_trace_each(serve_traced: Serve, collector: CollectorStub) -> None:
+    """The server starts a pipelined request in the task of the one before it."""
     served = await serve_traced()
     host, port = served.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -79,7 +75,7 @@ async def test_requests_sent_down_one_connection_at_once_have_a_trace_each(
     assert await reader.read(15) == b"HTTP/1.1 200 OK"
 
 
-async def test_log_lines_name_the_trace_beside_the_request(
+async def test_log_lines_have_request_id_and_trace_id(
     serve_traced: Serve, collector: CollectorStub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configure_logging("info", "json")

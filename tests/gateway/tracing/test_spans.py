@@ -1,4 +1,4 @@
-"""The spans of a race: which there are, how they hang together, what they tell."""
+"""The spans of a race: their names, parents and attributes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def candidates(spans: list[CollectedSpan]) -> list[CollectedSpan]:
     return sorted(found, key=lambda span: int(span.attributes["ratchet.candidate.index"]))
 
 
-async def test_a_race_leaves_a_span_for_each_candidate_each_score_and_its_record(
+async def test_a_race_has_a_span_for_each_candidate_each_score_and_its_record(
     serve_traced: Serve, collector: CollectorStub
 ) -> None:
     served = await serve_traced()
@@ -55,7 +55,7 @@ async def test_a_race_leaves_a_span_for_each_candidate_each_score_and_its_record
     assert 200 == response.status_code
 
 
-async def test_spans_and_record_tell_the_same_of_a_race(
+async def test_spans_and_record_of_a_race_agree(
     serve_traced: Serve, collector: CollectorStub, redis_server: RedisServer
 ) -> None:
     served = await serve_traced()
@@ -88,7 +88,7 @@ async def test_spans_and_record_tell_the_same_of_a_race(
 
 
 @pytest.mark.parametrize("n", [1, 3])
-async def test_a_stream_leaves_the_same_spans_until_its_last_byte(
+async def test_a_stream_has_the_same_spans_until_its_last_byte(
     serve_traced: Serve, collector: CollectorStub, n: int
 ) -> None:
     served = await serve_traced(tgi=Knobs(latency_ms=30.0))
@@ -111,7 +111,7 @@ async def test_a_stream_leaves_the_same_spans_until_its_last_byte(
     assert server.ended_ns >= max(span.ended_ns for span in spans)
 
 
-async def test_a_candidate_that_is_cut_says_so(serve_traced: Serve, collector: CollectorStub) -> None:
+async def test_a_cut_candidate_is_marked(serve_traced: Serve, collector: CollectorStub) -> None:
     served = await serve_traced(tgi=Knobs(fault=Fault.HANG, fault_every=3), race={"quorum": 0.5, "quorum_after_s": 0.2})
     assert 200 == (await served.chat(best_of=3)).status_code
     spans = await collector.trace()
@@ -121,7 +121,7 @@ async def test_a_candidate_that_is_cut_says_so(serve_traced: Serve, collector: C
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_caller_who_goes_cuts_race_and_candidates(
+async def test_a_caller_who_hangs_up_cuts_race_and_candidates(
     serve_traced: Serve, collector: CollectorStub, stream: bool
 ) -> None:
     served = await serve_traced(tgi=Knobs(fault=Fault.HANG, fault_probability=1.0))
@@ -133,7 +133,7 @@ async def test_a_caller_who_goes_cuts_race_and_candidates(
     assert [True, True] == [only(spans, name).attributes["ratchet.cut"] for name in ("race", "candidate")]
 
 
-async def test_a_failure_is_told_by_its_class_alone(serve_traced: Serve, collector: CollectorStub) -> None:
+async def test_a_span_of_a_failure_has_only_the_errors_class(serve_traced: Serve, collector: CollectorStub) -> None:
     served = await serve_traced(tgi=Knobs(fault=Fault.STATUS, fault_probability=1.0))
     assert 502 == (await served.chat(best_of=2)).status_code
     spans = await collector.trace()
@@ -143,9 +143,7 @@ async def test_a_failure_is_told_by_its_class_alone(serve_traced: Serve, collect
     assert 502 == only(spans, ROUTE).attributes["http.response.status_code"]
 
 
-async def test_a_score_that_cannot_be_had_is_told_and_costs_no_answer(
-    serve_traced: Serve, collector: CollectorStub
-) -> None:
+async def test_a_failed_score_is_on_its_span_and_costs_no_answer(serve_traced: Serve, collector: CollectorStub) -> None:
     served = await serve_traced(rewards=RewardKnobs(fault=RewardFault.STATUS, fault_probability=1.0))
     assert 200 == (await served.chat(best_of=2)).status_code
     spans = await collector.trace()
@@ -154,7 +152,9 @@ async def test_a_score_that_cannot_be_had_is_told_and_costs_no_answer(
     assert ("fallback", "RewardError") == (race["ratchet.selection"], race["ratchet.scoring_error"])
 
 
-async def test_the_replica_that_took_over_is_the_one_named(serve_traced: Serve, collector: CollectorStub) -> None:
+async def test_a_candidates_span_names_the_replica_that_took_over(
+    serve_traced: Serve, collector: CollectorStub
+) -> None:
     served = await serve_traced()
     here = urlsplit(served.tgi.url)
     dead = "http://someone:pa55word@127.0.0.1:9"
@@ -179,10 +179,8 @@ async def test_feedback_is_a_request_and_a_journal_write(
     assert record.id == only(spans, "journal write").attributes["ratchet.record.id"]
 
 
-async def test_nothing_that_was_said_and_no_key_leaves_with_the_spans(
-    serve_traced: Serve, collector: CollectorStub
-) -> None:
-    """What callers, backend and reward model say, and every header and query, at every end a request can come to."""
+async def test_spans_contain_no_text_and_no_key(serve_traced: Serve, collector: CollectorStub) -> None:
+    """Texts of callers, backend and reward model, headers and queries, for every outcome of a request."""
     marker = "zyzzyva"
     served = await serve_traced(backend={"api_key": f"sk-{marker}"}, reward={"api_key": f"rk-{marker}"})
     headers = {
