@@ -133,7 +133,7 @@ def publish(run: RunDir, out: Path, number: int) -> None:
     facts = NightFacts.read(run.path)
     out.mkdir(parents=True, exist_ok=True)
     paths = {"candidates": {"__all__": {"tests": {"__all__": {"path"}}}}}
-    kept = facts.model_dump(mode="json", exclude={"samples": True, "verdict": paths})
+    kept = facts.model_dump(mode="json", by_alias=True, exclude={"samples": True, "verdict": paths})
     (out / f"headline-{number}.json").write_text(json.dumps(kept, indent=1) + "\n")
     figure = reward_curves(facts)
     if figure is not None:

@@ -60,7 +60,8 @@ def gather(night: Night, results: NightResults) -> NightFacts:
     """Return the facts of the night."""
     manifest = night.manifest
     outcome, headline = _outcome(night, results)
-    samples = _Samples.read(night, results)
+    verdict = None if results.gate is None else read_verdict(night.run)
+    samples = None if verdict is None else _Samples.read(night, results, verdict)
     return NightFacts(
         run=night.run.id,
         outcome=outcome,
@@ -77,7 +78,7 @@ def gather(night: Night, results: NightResults) -> NightFacts:
         collected=_collected(results),
         trained=_trained(results.train, night.settings.training.objective),
         measured=samples.measured() if samples is not None else None,
-        verdict=samples.verdict if samples is not None else None,
+        verdict=verdict,
         promoted=_promoted(results),
         samples=samples.side_by_side() if samples is not None else [],
         history=[_version(policy) for policy in asyncio.run(_history(night))],
@@ -177,23 +178,23 @@ class _Samples:
         night: The night.
         scored: The result of its score step.
         every: Its samples with their rewards.
+        verdict: The gate's verdict.
     """
 
-    def __init__(self, night: Night, scored: ScoreResult, every: list[PolicySamples]) -> None:
-        self._night, self._scored, self._every = night, scored, every
-        self.verdict: Verdict = read_verdict(night.run)
-        best = self.verdict.best
-        self._served = self._find("old", None, self.verdict.serving_temperature)
+    def __init__(self, night: Night, scored: ScoreResult, every: list[PolicySamples], verdict: Verdict) -> None:
+        self._night, self._scored, self._every, self._verdict = night, scored, every, verdict
+        best = verdict.best
+        self._served = self._find("old", None, verdict.serving_temperature)
         self._new = self._find("new", best.checkpoint, best.temperature)
         self._scale = scale_at(self._served.rewards_PM)
 
     @classmethod
-    def read(cls, night: Night, results: NightResults) -> _Samples | None:
-        """Read the samples; None where the gate was not reached, or too few of them remain."""
-        if results.draw is None or results.score is None or results.gate is None:
+    def read(cls, night: Night, results: NightResults, verdict: Verdict) -> _Samples | None:
+        """Read the samples; None where too few remain, because persons were forgotten since the gate decided."""
+        if results.draw is None or results.score is None:
             return None
         every = read_remaining_samples(night, results.draw, results.score)
-        return cls(night, results.score, every) if every else None
+        return cls(night, results.score, every, verdict) if every else None
 
     def _find(self, side: str, name: str | None, temperature: float) -> PolicySamples:
         return next(
@@ -219,11 +220,11 @@ class _Samples:
         """Return a dozen prompts, evenly over all, with the answers that both policies would serve."""
         count = len(self._new.samples)
         places = sorted({round(place) for place in np.linspace(0, count - 1, min(_SHOWN_PROMPTS, count))})
-        n_new = self.verdict.n_new if self.verdict.promote else self.verdict.fewer
+        n_new = self._verdict.n_new if self._verdict.promote else self._verdict.fewer
         return [
             SideBySide(
                 messages=[dict(message) for message in self._new.samples[place][0].prompt.messages],
-                old=self._pick(self._served, place, self.verdict.n_now),
+                old=self._pick(self._served, place, self._verdict.n_now),
                 new=self._pick(self._new, place, n_new),
             )
             for place in places
@@ -257,7 +258,7 @@ class _Samples:
 
     def _guardrails(self) -> list[Guardrail]:
         """Return the guardrails that the gate checked; else those of the smallest step down, for information."""
-        verdict = self.verdict
+        verdict = self._verdict
         checked = [test for test in verdict.best.tests if test.guardrails]
         if checked:
             chosen = [test for test in checked if verdict.promote and test.n == verdict.n_new]

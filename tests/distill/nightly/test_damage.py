@@ -143,6 +143,17 @@ def test_draws_and_rewards_that_are_gone_are_made_again_before_the_gate(tried: T
     assert "promoted" == NightFacts.read(tried.night.path).outcome
 
 
+def test_samples_that_are_gone_after_the_gate_do_not_hide_its_verdict(tried: Tried) -> None:
+    tried.run("--until", "gate")
+    (draws,) = (tried.folder / "draws").glob("base-*.jsonl")
+    draws.write_bytes(b"")
+    tried.run()
+    facts = NightFacts.read(tried.night.path)
+    assert ("promoted", None, []) == (facts.outcome, facts.measured, facts.samples)
+    assert facts.verdict is not None
+    assert facts.verdict.promote
+
+
 def test_attempts_that_cannot_be_read_stop_no_night(tried: Tried) -> None:
     """They only tell how long steps took."""
     tried.run("--until", "gate")

@@ -28,8 +28,7 @@ def first_night() -> NightFacts:
 
 def no_draws() -> NightFacts:
     """The measured samples are gone: persons were forgotten since the gate decided."""
-    nothing: dict[str, Any] = {"measured": None, "verdict": None, "samples": []}
-    return finished_night(promoted=False).model_copy(update=nothing)
+    return finished_night().model_copy(update={"measured": None, "samples": []})
 
 
 def with_tests(verdict: Verdict, tests: list[NonInferiorityTest], **changes: Any) -> Verdict:

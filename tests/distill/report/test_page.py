@@ -15,7 +15,7 @@ from distill.report.facts import FACTS_FILE, NightFacts, SideBySide
 from distill.report.page import HTML_FILE, render, write_report
 from distill.report.story import controls, evidence_title, finding, points
 from distill.report.words import SHOWN_CHARACTERS, count, fixed, seconds, signed, visible, wealth
-from tests.distill.report.a_night import finished_night
+from tests.distill.report.a_night import finished_night, night_without_training
 from tests.distill.report.nights import (
     HOSTILE,
     NIGHTS,
@@ -178,7 +178,7 @@ def test_numbers_on_the_page_are_those_of_the_facts() -> None:
         ("N stays 8: not enough evidence yet, about 240 more prompts would settle it", "kept"),
         ("N stays 8: 4 draws would keep the reward, but guardrails fail: length, held-out reward model", "refused"),
         ("N stays 8: 12 winners to train on, 32 are needed", "too-few"),
-        ("N stays 8: not enough evidence, about 240 more conversations are needed", "no-draws"),
+        ("N falls from 8 to 4: the best of 4 new draws beats the best of 7 old ones", "no-draws"),
     ],
 )
 def test_the_headline_is_one_sentence_that_an_operator_understands(expected: str, name: str) -> None:
@@ -193,10 +193,12 @@ def test_the_verdict_is_stated_once_in_short_and_once_with_its_numbers() -> None
     assert 1 == html.count(str(escape(night.verdict.why)))
 
 
-def test_a_night_whose_samples_are_gone_has_no_claim() -> None:
+def test_a_promoted_night_whose_samples_are_gone_still_shows_its_verdict() -> None:
     text = _Page(render(no_draws())).text
-    assert "Nothing is measured on this page" in text
-    assert "No samples were measured" in text
+    assert "the policy is unchanged" not in text
+    assert "There are no samples to show" in text
+    assert "There is enough evidence down to N′ = 4" in text
+    assert "the policy is unchanged" in _Page(render(night_without_training())).text
 
 
 def test_several_checkpoints_are_named_and_a_worse_one_is_called_worse() -> None:
