@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.errors import JournalError
-from gateway.files import sync_folder
+from gateway.files import atomic_replace, drop_drafts, sync_folder
 from gateway.journal.claim import Claim, worker_folders
 from gateway.journal.record import Record, decode
-from gateway.journal.spool import MAGIC, SEGMENT_BYTES, Frame, SpoolReader, pack, segment_path, segments
+from gateway.journal.spool import MAGIC, Frame, SpoolReader, pack, segment_path, segments
 
 Predicate = Callable[[Record], bool]
-
-_BATCH_RECORDS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +57,20 @@ def erase(spool_dir: Path, matches: Predicate) -> Erased:
 
 def _rewrite(folder: Path, matches: Predicate) -> int:
     """Replace a claimed folder's segments by one without the matching records; return how many were erased."""
-    draft = folder / "erasing"
-    draft.unlink(missing_ok=True)  # left by a killed call
-    reader = SpoolReader(folder)
+    drop_drafts(folder)  # left by a killed call
+    (folder / "erasing").unlink(missing_ok=True)  # the draft of earlier releases
     n_matching = sum(_matches(frame, matches) for frame in _frames(folder))
     if not n_matching:
         return 0
     old = segments(folder)
-    with draft.open("wb") as file:
+    new = segment_path(folder, old[-1] + 1)
+    with atomic_replace(new, durable=True) as draft, draft.open("xb") as file:
         os.fchmod(file.fileno(), 0o600)
         file.write(MAGIC)
-        while frames := reader.read(max_records=_BATCH_RECORDS, max_bytes=SEGMENT_BYTES, end=None):
-            reader.advance(frames)
-            for frame in frames:
-                if not _matches(frame, matches):
-                    file.write(pack(frame.record_id, frame.data))
-        file.flush()
-        os.fsync(file.fileno())
+        for frame in SpoolReader(folder).read_all():
+            if not _matches(frame, matches):
+                file.write(pack(frame.record_id, frame.data))
     # If this is killed from here on, a record is in two segments: readers drop the second one.
-    draft.rename(segment_path(folder, old[-1] + 1))
-    sync_folder(folder)
     for segment in old:
         segment_path(folder, segment).unlink()
     sync_folder(folder)
@@ -98,7 +90,7 @@ def _overwrite(folder: Path, matches: Predicate) -> tuple[int, int]:
         # A valid frame of the same length: a reader that lost its cursor still finds the frames after it.
         blank = pack(frame.record_id, b"\0" * len(frame.data))
         path = segment_path(folder, frame.end.segment)
-        # The gateway may have deleted the whole segment in the meantime.
+        # The gateway may delete the whole segment in the meantime.
         with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
             file.seek(frame.end.offset - len(blank))
             file.write(blank)
@@ -109,14 +101,9 @@ def _overwrite(folder: Path, matches: Predicate) -> tuple[int, int]:
 
 
 def _frames(folder: Path) -> Iterator[Frame]:
-    reader = SpoolReader(folder, from_start=True)
-    try:
-        while frames := reader.read(max_records=_BATCH_RECORDS, max_bytes=SEGMENT_BYTES, end=None):
-            reader.advance(frames)
-            reader.unacknowledged.clear()
-            yield from frames
-    except FileNotFoundError:
-        return  # the gateway has deleted the segment, which Redis has
+    # A running gateway may delete a segment in the meantime.
+    with contextlib.suppress(FileNotFoundError):
+        yield from SpoolReader(folder, from_start=True).read_all()
 
 
 def _matches(frame: Frame, matches: Predicate) -> bool:

@@ -38,12 +38,7 @@ MAX_DEPTH = 100
 
 @dataclass(slots=True)
 class CandidateRecord:
-    """One candidate. ``text`` and ``tool_calls`` are absent if it failed or if ``store`` is false.
-
-    ``error`` is the error's class name. ``tokens`` are completion tokens; ``latency_ms`` ends at the last token.
-    ``unusable`` is the reason why a finished answer is not a valid one (``gateway.types.Unusable``); such candidates
-    are never trained on. ``reasoned``: the server also gave reasoning, which is not recorded; these are not trained on.
-    """
+    """One candidate. ``text`` and ``tool_calls`` are absent if it failed or if ``store`` is false."""
 
     index: int
     seed: int
@@ -55,10 +50,10 @@ class CandidateRecord:
     reward: float | None = None
     prompt_truncated: bool = False
     cut_at_tokens: int | None = None
-    latency_ms: float | None = None
-    error: str | None = None
-    unusable: str | None = None
-    reasoned: bool | None = None
+    latency_ms: float | None = None  # until the last token
+    error: str | None = None  # name of the error's class
+    unusable: str | None = None  # why it is not a valid answer (gateway.types.Unusable); never trained on
+    reasoned: bool | None = None  # the server also gave reasoning, which is not recorded; never trained on
 
     @property
     def usable(self) -> bool:

@@ -43,29 +43,22 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class JournalStats:
-    """The journal's counters and states, for telemetry.
-
-    ``lag_*`` counts what Redis has not acknowledged yet. ``direct_records`` went to Redis from memory because the disk
-    refused them; ``lost_records`` reached neither. ``last_error`` is an error's class name, None without an error.
-    ``stream_records`` is the number of records in the stream, ``stream_share`` their share of its limit. ``full``: the
-    limit of the stream or of Redis's memory is reached, so records wait on disk.
-    ``aof``: Redis's acknowledgement means its append-only file (True) or only its memory (False).
-    """
+    """The journal's counters and states, for telemetry."""
 
     appended_records: int = 0
     commits: int = 0
     shipped_records: int = 0
-    direct_records: int = 0
-    lost_records: int = 0
+    direct_records: int = 0  # sent to Redis from memory, because the disk refused them
+    lost_records: int = 0  # neither on disk nor in Redis
     cut_bytes: int = 0
-    lag_records: int = 0
+    lag_records: int = 0  # on disk and not acknowledged by Redis yet
     lag_bytes: int = 0
     connected: bool = False
     stream_records: int = 0
-    stream_share: float = 0.0
-    full: bool = False
-    aof: bool | None = None
-    last_error: str | None = None
+    stream_share: float = 0.0  # stream_records as a share of the stream's limit
+    full: bool = False  # the limit of the stream or of Redis's memory is reached, so records wait on disk
+    aof: bool | None = None  # Redis acknowledges what its append-only file has (True), or only its memory (False)
+    last_error: str | None = None  # name of the error's class
 
 
 class _Source:

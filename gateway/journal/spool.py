@@ -14,7 +14,7 @@ import contextlib
 import os
 import struct
 import zlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -28,6 +28,7 @@ SEGMENT_BYTES = 64 * 1024 * 1024
 
 _HEADER = struct.Struct("<IIH")
 _CURSOR = "cursor"
+_BATCH_RECORDS = 256
 
 log = structlog.get_logger()
 
@@ -174,6 +175,12 @@ class SpoolReader:
                         return frames
         return frames
 
+    def read_all(self) -> Iterator[Frame]:
+        """Yield every frame up to the end of the last segment, and move after them."""
+        while frames := self.read(max_records=_BATCH_RECORDS, max_bytes=SEGMENT_BYTES, end=None):
+            self._position = frames[-1].end
+            yield from frames
+
     def advance(self, frames: list[Frame]) -> None:
         """Move after frames that were read and sent to Redis."""
         if frames:
@@ -201,13 +208,9 @@ class SpoolReader:
 
     def measure(self) -> tuple[int, int]:
         """Count records and bytes after the cursor, in a folder that nobody writes to."""
-        n_records = n_bytes = 0
-        while frames := self.read(max_records=1024, max_bytes=SEGMENT_BYTES, end=None):
-            self.advance(frames)
-            n_records += len(frames)
-            n_bytes += sum(frame.n_bytes for frame in frames)
+        sizes = [frame.n_bytes for frame in self.read_all()]
         self.rewind()
-        return n_records, n_bytes
+        return len(sizes), sum(sizes)
 
     def _frames(self, segment: int, start: int, limit: int | None) -> Generator[Frame, None, None]:
         """Yield the frames of one segment. Skip the rest of it, with a warning, after the first invalid frame."""

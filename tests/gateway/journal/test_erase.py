@@ -95,7 +95,8 @@ def test_a_second_call_erases_what_a_killed_one_left(tmp_path: Path) -> None:
     claim = Claim.new(tmp_path)
     write(claim, ALICE, BOB)
     claim.release()
-    (claim.folder / "erasing").write_bytes(MAGIC + b"from a")
+    for draft in (".00000002.seg.0123456789abcdef", "erasing"):  # this release's, earlier releases'
+        (claim.folder / draft).write_bytes(MAGIC + b"from a")
     assert Erased(1, 0) == erase(tmp_path, alices)
     assert ["lock", "00000002.seg"] == sorted((path.name for path in claim.folder.iterdir()), reverse=True)
 
