@@ -1,16 +1,16 @@
 # syntax=docker/dockerfile:1.7
-# The night and the guard (schedule, run, watch, …). CUDA comes with torch's wheels; the driver is the host's.
+# The night and the guard (schedule, run, watch, …). torch's wheels bring CUDA; the driver is the host's.
 #
 #   docker build -f docker/distill.Dockerfile --build-arg REVISION=$(git rev-parse HEAD) -t ratchet-distill .
 ARG PYTHON=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 FROM ${PYTHON} AS build
-# Where a CPU build of torch is: https://download.pytorch.org/whl/cpu. Unset, PyPI's build comes, which brings CUDA along.
+# URL of CPU builds of torch: https://download.pytorch.org/whl/cpu. Unset: PyPI's build, which brings CUDA.
 ARG PIP_EXTRA_INDEX_URL=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 RUN python -m venv /opt/ratchet
-# What the code needs, before the code: a change to it does not download this again.
+# Dependencies before the code: a change of the code does not download them again.
 COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
@@ -21,7 +21,7 @@ COPY gateway gateway
 COPY distill distill
 RUN /opt/ratchet/bin/pip install --no-deps . && /opt/ratchet/bin/pip check
 
-# What is in the image, as CycloneDX: /usr/share/sbom there.
+# List of the image's parts as CycloneDX, in /usr/share/sbom.
 FROM ${PYTHON} AS sbom
 WORKDIR /src
 COPY docker/sbom-requirements.txt ./
@@ -39,7 +39,7 @@ LABEL org.opencontainers.image.title="ratchet-distill" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.base.name="docker.io/library/python:3.11.14-slim-bookworm"
-# Numbers, so that Kubernetes sees that it is not root. What is written lies in /var/lib/ratchet, /adapters, /var/cache/huggingface and /tmp; all else may be read-only.
+# A number, so that Kubernetes sees that the user is not root. It writes only to /var/lib/ratchet, /adapters, /var/cache/huggingface and /tmp; everything else may be read-only.
 RUN groupadd --gid 10001 ratchet \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin ratchet \
     && install -d -o 10001 -g 10001 /var/lib/ratchet /var/lib/ratchet/policy /adapters /var/cache/huggingface
@@ -56,7 +56,7 @@ ENV PATH=/opt/ratchet/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOM
 USER 10001:10001
 WORKDIR /tmp
 VOLUME ["/var/lib/ratchet", "/adapters", "/var/cache/huggingface"]
-# It listens nowhere: the night tells by its exit code and its metrics.
+# It listens nowhere: the night reports by its exit code and its metrics.
 HEALTHCHECK NONE
 ENTRYPOINT ["python", "-m", "distill"]
 CMD ["schedule"]

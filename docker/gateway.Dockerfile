@@ -8,7 +8,7 @@ FROM ${PYTHON} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 RUN python -m venv /opt/ratchet
-# What the code needs, before the code: a change to it does not download this again.
+# Dependencies before the code: a change of the code does not download them again.
 COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
@@ -19,7 +19,7 @@ COPY gateway gateway
 COPY distill distill
 RUN /opt/ratchet/bin/pip install --no-deps . && /opt/ratchet/bin/pip check
 
-# What is in the image, as CycloneDX: /usr/share/sbom there.
+# List of the image's parts as CycloneDX, in /usr/share/sbom.
 FROM ${PYTHON} AS sbom
 WORKDIR /src
 COPY docker/sbom-requirements.txt ./
@@ -37,7 +37,7 @@ LABEL org.opencontainers.image.title="ratchet-gateway" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.base.name="docker.io/library/python:3.11.14-slim-bookworm"
-# Numbers, so that Kubernetes sees that it is not root. What is written lies in /var/lib/ratchet and /tmp; all else may be read-only.
+# A number, so that Kubernetes sees that the user is not root. It writes only to /var/lib/ratchet and /tmp; everything else may be read-only.
 RUN groupadd --gid 10001 ratchet \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin ratchet \
     && install -d -o 10001 -g 10001 /var/lib/ratchet /var/lib/ratchet/spool
@@ -50,7 +50,7 @@ USER 10001:10001
 WORKDIR /tmp
 VOLUME ["/var/lib/ratchet"]
 EXPOSE 8000
-# Alive, not ready: a backend or Redis that is away is no reason to restart the gateway. Balancers ask /health/ready.
+# /health/live, not ready: a backend or Redis that is away is no reason for a restart. Balancers ask /health/ready.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "/usr/local/lib/ratchet/healthcheck.py", "http://127.0.0.1:8000/health/live"]
 ENTRYPOINT ["python", "-m", "gateway"]

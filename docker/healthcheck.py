@@ -1,4 +1,4 @@
-"""A container's HEALTHCHECK: whether a URL of this container answers with 200. The slim images have no curl."""
+"""HEALTHCHECK of a container: ask a URL of the container for a 200. The slim images have no curl."""
 
 import http.client
 import sys
@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 
 def main(url: str) -> int:
-    """0 where it does, as HEALTHCHECK wants it."""
+    """Return 0 if the URL answers with 200, else 1."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=4)
     try:

@@ -1,11 +1,11 @@
-"""Have a replica that runs under serve.sh serve one more adapter: DISTILL_PROMOTION__LOAD_COMMAND of TGI and llama.cpp.
+"""Load one more adapter on a replica that runs under serve.sh: DISTILL_PROMOTION__LOAD_COMMAND of TGI and llama.cpp.
 
     python load.py URL ADAPTER [--folder /adapters] [--keep 4] [--timeout-s 840]
 
-It says what is wanted, waits until the server has been started with it, and until that server is well. The newest
-``--keep`` adapters stay: what serves, what came before it, and what a rollback may go back to. A server that ends, or
-does not become well in time, gets the adapters that it had before, and the command fails: the night ends without a
-promotion, and the fleet serves on.
+It writes the list of wanted adapters, waits until the server was restarted with them, and until it is healthy. The
+newest ``--keep`` adapters stay: the serving one and those that a rollback may return to. A server that ends, or is not
+healthy in time, gets the adapters back that it had before, and the command fails: the night ends without a promotion,
+and the fleet keeps serving.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _ANSWER_S = 5.0
 
 
 def main() -> int:
-    """Run the command; 0 once the replica serves the adapter."""
+    """Return 0 once the replica serves the adapter."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", help="the replica's base URL")
     parser.add_argument("adapter", help="name of the adapter")
     parser.add_argument("--folder", type=Path, default=Path("/adapters"), help="volume shared with the replica")
-    parser.add_argument("--keep", type=int, default=4, help="adapters that a replica serves at once, at most")
+    parser.add_argument("--keep", type=int, default=4, help="most adapters that a replica serves at once")
     parser.add_argument("--timeout-s", type=float, default=840.0, help="longest wait for the replica")
     asked = parser.parse_args()
     replica = (urlsplit(asked.url).hostname or "").partition(".")[0]
@@ -40,13 +40,13 @@ def main() -> int:
     _write(wanted, names)
     while time.monotonic() < deadline:
         served = _names(serving)
-        if served == names and _is_well(asked.url):
+        if served == names and _is_healthy(asked.url):
             return 0
         if served == [*names, "ended"]:
             break
         time.sleep(_POLL_S)
     _write(wanted, before)
-    sys.stderr.write(f"{replica} did not become well with {asked.adapter}; it gets back what it had\n")
+    sys.stderr.write(f"{replica} was not healthy with {asked.adapter}; it gets its adapters from before back\n")
     return 1
 
 
@@ -58,14 +58,14 @@ def _names(path: Path) -> list[str]:
 
 
 def _write(path: Path, names: list[str]) -> None:
-    """Replace the file at once: the other side reads it at any time."""
+    """Replace the file in one step: serve.sh may read it at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}")
     draft.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     os.replace(draft, path)
 
 
-def _is_well(url: str) -> bool:
+def _is_healthy(url: str) -> bool:
     base = url.rstrip("/").removesuffix("/v1")
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

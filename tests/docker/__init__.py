@@ -1,1 +1,1 @@
-"""The files in docker/, looked at without a container engine."""
+"""The files in docker/, tested without a container engine."""

@@ -15,7 +15,7 @@ Configured = Callable[[Mapping[str, object]], tuple[gateway_settings.Settings, d
 
 @pytest.fixture
 def configured(monkeypatch: pytest.MonkeyPatch) -> Configured:
-    """Reads the settings of both packages as a container with this environment would; unknown and bad ones raise."""
+    """Read the settings of both packages in this environment; unknown and bad ones raise."""
 
     def read(environment: Mapping[str, object]) -> tuple[gateway_settings.Settings, distill_settings.Settings]:
         for name in list(os.environ):

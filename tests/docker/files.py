@@ -1,4 +1,4 @@
-"""Readers of the files in docker/, as their tools read them."""
+"""Read the files in docker/ as their tools do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _VARIABLE = re.compile(r"\$\$|\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<rest>[^}]*)
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One line of a Dockerfile, continued lines joined: ``ENV``, and what follows it."""
+    """One instruction of a Dockerfile and its arguments, continued lines joined."""
 
     word: str
     rest: str
@@ -30,38 +30,38 @@ class Instruction:
 
 @cache
 def dockerfile(image: str) -> tuple[Instruction, ...]:
-    """The instructions of an image's Dockerfile."""
+    """Return the instructions of an image's Dockerfile."""
     text = re.sub(r"\\\n", "", (DOCKER / f"{image}.Dockerfile").read_text())
     lines = [line.partition(" ") for line in text.splitlines() if line.strip() and not line.startswith("#")]
     return tuple(Instruction(word, rest.strip()) for word, _, rest in lines)
 
 
 def final_stage(image: str) -> list[Instruction]:
-    """The stage that becomes the image."""
+    """Return the stage that becomes the image."""
     instructions = dockerfile(image)
     last = max(index for index, line in enumerate(instructions) if line.word == "FROM")
     return list(instructions[last:])
 
 
 def image_environment(image: str) -> dict[str, str]:
-    """The variables that the image sets."""
+    """Return the variables that the image sets."""
     pairs = [part for line in final_stage(image) if line.word == "ENV" for part in shlex.split(line.rest)]
     return dict(pair.split("=", 1) for pair in pairs)
 
 
 def env_file(path: Path) -> dict[str, str]:
-    """The assignments of an env file."""
+    """Return the assignments of an env file."""
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
     return dict(line.split("=", 1) for line in lines)
 
 
 def profiles() -> list[str]:
-    """The ways to start compose.yaml."""
+    """Return the profiles of compose.yaml."""
     return sorted(path.stem for path in (DOCKER / "profiles").glob("*.env"))
 
 
 def compose(profile: str) -> dict[str, Any]:
-    """compose.yaml as compose would run it: variables filled in, services of other profiles left out."""
+    """Return compose.yaml as compose runs it: variables filled in, without services of other profiles."""
     secrets = {name: value or f"{name}-of-the-test" for name, value in env_file(DOCKER / ".env.example").items()}
     known = secrets | env_file(DOCKER / "profiles" / f"{profile}.env")
     model: dict[str, Any] = _filled(yaml.safe_load((DOCKER / "compose.yaml").read_text()), known)
@@ -75,7 +75,7 @@ def compose(profile: str) -> dict[str, Any]:
 
 
 def variables_of_compose() -> set[str]:
-    """The names of the variables that compose.yaml wants filled in without having a default."""
+    """Return the variables of compose.yaml that have no default."""
     found = _VARIABLE.finditer((DOCKER / "compose.yaml").read_text())
     return {match["name"] for match in found if match["name"] and match["kind"] != "-"}
 
@@ -103,7 +103,7 @@ def _filled(value: Any, known: dict[str, str]) -> Any:
 
 @cache
 def manifests() -> tuple[dict[str, Any], ...]:
-    """Every object of the kustomization's resources."""
+    """Return every object of the kustomization's resources."""
     folder = DOCKER / "k8s"
     return tuple(
         document
@@ -120,7 +120,7 @@ def kustomization() -> dict[str, Any]:
 
 
 def config_maps() -> dict[str, dict[str, str]]:
-    """The maps that kustomize makes."""
+    """Return the config maps that kustomize makes."""
     return {
         entry["name"]: dict(pair.split("=", 1) for pair in entry["literals"])
         for entry in kustomization()["configMapGenerator"]
@@ -128,12 +128,12 @@ def config_maps() -> dict[str, dict[str, str]]:
 
 
 def of_kind(kind: str) -> dict[str, dict[str, Any]]:
-    """The manifests of a kind by their names."""
+    """Return the manifests of a kind by their names."""
     return {item["metadata"]["name"]: item for item in manifests() if item["kind"] == kind}
 
 
 def pods() -> dict[str, dict[str, Any]]:
-    """Every pod template by the name of what makes it."""
+    """Return every pod template by its owner's name."""
     found = {
         name: item["spec"]["template"] for kind in ("Deployment", "StatefulSet") for name, item in of_kind(kind).items()
     }
@@ -149,6 +149,6 @@ def dashboard() -> dict[str, Any]:
 
 @cache
 def rules() -> list[dict[str, Any]]:
-    """The groups of the alert rules."""
+    """Return the groups of the alert rules."""
     loaded: list[dict[str, Any]] = yaml.safe_load((DOCKER / "prometheus" / "rules.yaml").read_text())["groups"]
     return loaded

@@ -1,4 +1,4 @@
-"""TGI and llama.cpp get a new adapter in containers: serve.sh and load.py, with a stand-in for the server."""
+"""Loading adapters on TGI and llama.cpp in containers: serve.sh and load.py, with a fake server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Serve = Callable[..., "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Starts serve.sh, as a replica whose host is this machine."""
+    """Start serve.sh as a replica on this machine."""
     for name in (OLD, NEW):
         (tmp_path / name).mkdir()
     (tmp_path / "gguf").mkdir()
@@ -65,7 +65,7 @@ def want(folder: Path, *names: str) -> None:
 
 
 def starts(folder: Path, count: int) -> list[str]:
-    """The first ``count`` starts of the server, once it was started that often."""
+    """Return the first ``count`` starts of the server; wait for them."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         lines = (folder / "starts").read_text().splitlines() if (folder / "starts").exists() else []
@@ -79,21 +79,21 @@ def load(folder: Path, url: str, *options: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, str(_SCRIPTS / "load.py"), url, NEW, "--folder", str(folder), *options])
 
 
-def test_tgi_starts_anew_with_what_is_wanted(serve: Serve, tmp_path: Path) -> None:
+def test_tgi_restarts_with_the_wanted_adapters(serve: Serve, tmp_path: Path) -> None:
     serve("tgi", "--port", "80")
     assert ["- --port 80"] == starts(tmp_path, 1)
     want(tmp_path, OLD, NEW)
     assert f"{OLD}={tmp_path}/{OLD},{NEW}={tmp_path}/{NEW} --port 80" == starts(tmp_path, 2)[1]
 
 
-def test_llamacpp_takes_files_and_applies_none_unasked(serve: Serve, tmp_path: Path) -> None:
+def test_llamacpp_gets_files_and_applies_none_by_default(serve: Serve, tmp_path: Path) -> None:
     want(tmp_path, OLD)
     serve("llamacpp", "--port", "80")
     assert [f"- --port 80 --lora {tmp_path}/gguf/{OLD}.gguf --lora-init-without-apply"] == starts(tmp_path, 1)
 
 
 @pytest.mark.parametrize("name", ["rft-2026-11-03-missing0", "../secret", "rft-;reboot", "base"])
-def test_a_name_that_is_none_keeps_no_other_from_being_served(serve: Serve, tmp_path: Path, name: str) -> None:
+def test_an_invalid_name_does_not_keep_others_from_being_served(serve: Serve, tmp_path: Path, name: str) -> None:
     want(tmp_path, name, OLD)
     serve("tgi")
     assert [f"{OLD}={tmp_path}/{OLD}"] == starts(tmp_path, 1)
@@ -110,9 +110,7 @@ def test_sigterm_ends_server_and_script(serve: Serve, tmp_path: Path) -> None:
     assert 143 == process.wait(60)
 
 
-async def test_load_ends_once_the_replica_was_started_with_the_adapter_and_is_well(
-    serve: Serve, tmp_path: Path
-) -> None:
+async def test_load_ends_once_the_replica_serves_the_adapter_and_is_healthy(serve: Serve, tmp_path: Path) -> None:
     want(tmp_path, OLD)
     serve("tgi")
     async with TgiStub() as well:
@@ -122,7 +120,7 @@ async def test_load_ends_once_the_replica_was_started_with_the_adapter_and_is_we
     assert f"{OLD}={tmp_path}/{OLD},{NEW}={tmp_path}/{NEW}" == starts(tmp_path, 2)[1].rstrip()
 
 
-def test_a_replica_that_does_not_become_well_gets_back_what_it_had(serve: Serve, tmp_path: Path) -> None:
+def test_an_unhealthy_replica_gets_its_adapters_back(serve: Serve, tmp_path: Path) -> None:
     want(tmp_path, OLD)
     serve("tgi")
     starts(tmp_path, 1)
@@ -130,8 +128,8 @@ def test_a_replica_that_does_not_become_well_gets_back_what_it_had(serve: Serve,
     assert f"{OLD}\n" == (tmp_path / "wanted" / "localhost").read_text()
 
 
-def test_a_server_that_dies_of_an_adapter_gets_back_what_it_had_at_once(serve: Serve, tmp_path: Path) -> None:
-    """Long before load's own time is over: whatever restarts the container starts it without that adapter."""
+def test_a_server_that_dies_of_an_adapter_gets_its_adapters_back_at_once(serve: Serve, tmp_path: Path) -> None:
+    """Long before load's time-out, so that the restarted container starts without that adapter."""
     want(tmp_path, OLD)
     process = serve("tgi", "choosy")
     starts(tmp_path, 1)
@@ -141,7 +139,7 @@ def test_a_server_that_dies_of_an_adapter_gets_back_what_it_had_at_once(serve: S
 
 
 def test_only_the_newest_adapters_stay(tmp_path: Path) -> None:
-    """Each costs the server memory, and what is older no rollback goes back to."""
+    """Each costs the server memory, and no rollback returns to an older one."""
     want(tmp_path, "rft-a", "rft-b", NEW, "rft-c")
     loading = load(tmp_path, "http://localhost:9", "--keep", "3", "--timeout-s", "60")
     deadline = time.monotonic() + 60
@@ -153,5 +151,5 @@ def test_only_the_newest_adapters_stay(tmp_path: Path) -> None:
 
 
 async def _ended(process: subprocess.Popen[bytes]) -> int:
-    """Its status, without holding up the stub that it asks."""
+    """Return its exit status without blocking the stub."""
     return await asyncio.to_thread(process.wait, 60)

@@ -1,4 +1,4 @@
-"""compose.yaml, for each way to start it: what it names exists, what it sets is understood, what it opens is meant."""
+"""compose.yaml with each profile: named things exist, settings are known, and only intended ports are open."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ each_profile = pytest.mark.parametrize("profile", profiles())
 
 
 def ours(model: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The services that run this project's images."""
+    """Return the services that run this project's images."""
     return {name: service for name, service in model["services"].items() if service["image"].startswith("ratchet-")}
 
 
@@ -36,13 +36,13 @@ def image_of(service: dict[str, Any]) -> str:
 
 
 def environment(service: dict[str, Any]) -> dict[str, Any]:
-    """All that its container is started with."""
+    """Return the environment of a service's container."""
     told: dict[str, Any] = service.get("environment", {})
     return image_environment(image_of(service)) | told
 
 
 def hosts(model: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Services by the names that others reach them under."""
+    """Return the services by their host names."""
     found = dict(model["services"])
     for service in model["services"].values():
         networks = service.get("networks", {})
@@ -52,7 +52,7 @@ def hosts(model: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def ports(service: dict[str, Any]) -> set[int]:
-    """Return the port that it listens on, by its command or its image."""
+    """Return the ports that a service listens on, by its command or its image."""
     command = " ".join(map(str, service.get("command", ())))
     said = re.findall(r"--port (\d+)", command)
     if service["image"].startswith("ratchet-"):
@@ -69,8 +69,8 @@ def test_the_profiles_are_the_backends() -> None:
 
 
 @each_profile
-def test_every_variable_is_filled_in(profile: str) -> None:
-    """And what a profile says is used."""
+def test_every_variable_has_a_value(profile: str) -> None:
+    """Every variable of a profile is used."""
     said = env_file(DOCKER / "profiles" / f"{profile}.env")
     assert variables_of_compose() <= set(said) | set(env_file(DOCKER / ".env.example"))
     text = (DOCKER / "compose.yaml").read_text()
@@ -78,7 +78,7 @@ def test_every_variable_is_filled_in(profile: str) -> None:
 
 
 @each_profile
-def test_our_containers_understand_all_that_they_are_told(profile: str, configured: Configured) -> None:
+def test_our_containers_know_all_their_settings(profile: str, configured: Configured) -> None:
     for name, service in ours(compose(profile)).items():
         told = environment(service)
         assert any(key.startswith("GATEWAY_") for key in told), name
@@ -86,7 +86,7 @@ def test_our_containers_understand_all_that_they_are_told(profile: str, configur
 
 
 @each_profile
-def test_what_is_named_exists(profile: str) -> None:
+def test_named_files_volumes_and_services_exist(profile: str) -> None:
     model = compose(profile)
     for name, service in model["services"].items():
         for other in service.get("depends_on", {}):
@@ -103,8 +103,8 @@ def test_what_is_named_exists(profile: str) -> None:
 
 
 @each_profile
-def test_every_image_of_ours_is_built_by_who_runs_it(profile: str) -> None:
-    """Compose pulls what a service does not build, and nobody has published these."""
+def test_every_image_of_ours_is_built_by_its_services(profile: str) -> None:
+    """Compose pulls an image that a service does not build, and these are not published."""
     for name, service in ours(compose(profile)).items():
         assert f"docker/{image_of(service)}.Dockerfile" == service["build"]["dockerfile"], name
 
@@ -123,7 +123,7 @@ def test_addresses_lead_to_services_that_listen_there(profile: str, configured: 
 
 
 @each_profile
-def test_prometheus_asks_services_that_listen_there(profile: str) -> None:
+def test_prometheus_scrapes_services_that_listen_there(profile: str) -> None:
     model = compose(profile)
     for job in yaml.safe_load((DOCKER / "prometheus" / "prometheus.yaml").read_text())["scrape_configs"]:
         targets = [target for config in job.get("static_configs", ()) for target in config["targets"]]
@@ -134,8 +134,8 @@ def test_prometheus_asks_services_that_listen_there(profile: str) -> None:
 
 
 @each_profile
-def test_the_night_and_its_guard_share_what_they_must(profile: str) -> None:
-    """Runs and guard with each other, adapters with the backend at the same path: vLLM opens the path it is told."""
+def test_the_night_and_its_guard_share_volumes(profile: str) -> None:
+    """They share the runs, and with the backend the adapters at the same path, which vLLM opens."""
     services = compose(profile)["services"]
     nights = [service for name, service in services.items() if name.startswith(("night", "watch"))]
     assert 2 == len(nights)
@@ -147,7 +147,7 @@ def test_the_night_and_its_guard_share_what_they_must(profile: str) -> None:
 
 
 @each_profile
-def test_a_backend_that_is_restarted_for_an_adapter_goes_by_the_name_in_its_url(profile: str) -> None:
+def test_a_restarted_backends_name_is_the_one_in_its_url(profile: str) -> None:
     model = compose(profile)
     said = env_file(DOCKER / "profiles" / f"{profile}.env")
     backend = model["services"][urlsplit(said["BACKEND_URLS"]).hostname]
@@ -158,8 +158,8 @@ def test_a_backend_that_is_restarted_for_an_adapter_goes_by_the_name_in_its_url(
         assert "True" == backend["environment"]["VLLM_ALLOW_RUNTIME_LORA_UPDATING"]
 
 
-def test_all_gateways_together_stay_within_what_tgi_and_llamacpp_take() -> None:
-    """TGI refuses what is above it; llama.cpp would let it wait."""
+def test_all_gateways_together_stay_within_the_backends_capacity() -> None:
+    """TGI refuses requests above its capacity; llama.cpp queues them."""
     for profile, option in (("tgi", "--max-concurrent-requests"), ("cpu", "--parallel")):
         model = compose(profile)
         backend = model["services"]["tgi" if profile == "tgi" else "llamacpp"]
@@ -173,13 +173,13 @@ def option(command: list[str], name: str) -> str:
 
 
 def test_vllm_finishes_its_running_answers_before_it_is_killed() -> None:
-    """By default it ends them at SIGTERM with finish reason "abort"."""
+    """By default it aborts them at SIGTERM."""
     vllm = compose("vllm")["services"]["vllm"]
     grace_s = int(vllm["stop_grace_period"].removesuffix("s"))
     assert 0 < int(option(vllm["command"], "--shutdown-timeout")) <= grace_s - 5
 
 
-def test_vllm_is_told_how_its_model_writes_tool_calls() -> None:
+def test_vllm_has_a_parser_for_its_models_tool_calls() -> None:
     """Without a parser it refuses every request with tools."""
     command = compose("vllm")["services"]["vllm"]["command"]
     said = env_file(DOCKER / "profiles" / "vllm.env")
@@ -187,20 +187,20 @@ def test_vllm_is_told_how_its_model_writes_tool_calls() -> None:
     assert said["TOOL_CALL_PARSER"] == option(command, "--tool-call-parser")
 
 
-def test_vllm_takes_adapters_of_the_rank_that_is_trained() -> None:
+def test_vllm_accepts_adapters_of_the_trained_rank() -> None:
     command = compose("vllm")["services"]["vllm"]["command"]
     assert TrainingSettings().rank <= int(command[command.index("--max-lora-rank") + 1])
 
 
 @each_profile
-def test_only_the_balancer_is_open_to_the_world(profile: str) -> None:
+def test_only_the_balancer_is_open_to_other_machines(profile: str) -> None:
     for name, service in compose(profile)["services"].items():
         for port in service.get("ports", ()):
             assert name == "balancer" or port.startswith("127.0.0.1:"), port
 
 
 @each_profile
-def test_our_containers_can_do_nothing_but_their_work(profile: str) -> None:
+def test_our_containers_have_no_needless_privileges(profile: str) -> None:
     model = compose(profile)
     for name, service in ours(model).items():
         assert (True, ["ALL"], ["/tmp"]) == (service["read_only"], service["cap_drop"], service["tmpfs"]), name
@@ -223,7 +223,7 @@ def test_the_cpu_profile_asks_for_no_gpu() -> None:
     ]
 
 
-def test_the_balancer_asks_routes_that_exist() -> None:
+def test_the_balancer_uses_routes_that_exist() -> None:
     config = (DOCKER / "balancer" / "haproxy.cfg").read_text()
     gateway = compose("tgi")["services"]["gateway"]
     port = re.search(r"server-template \w+ (\d+) gateway:(\d+)", config)

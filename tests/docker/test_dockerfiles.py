@@ -1,4 +1,4 @@
-"""The Dockerfiles, as far as they can be held to their word without building them."""
+"""The Dockerfiles, as far as they can be checked without building them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ each_image = pytest.mark.parametrize("image", IMAGES)
 
 
 def pins() -> set[str]:
-    """Return the pins of constraints.txt, by normalised names."""
+    """Return the pins of constraints.txt by normalised names."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     return {_normal(line.split("==")[0]) for line in lines if "==" in line and not line.startswith("#")}
 
 
 def needed(requirements: Iterable[str]) -> set[str]:
-    """Normal names of the requirements and of all that they need in turn, as they are installed here.
+    """Return the normalised names of the requirements and of all their dependencies, as installed here.
 
-    Not of CUDA's libraries: a build of torch that brings them asks for them on one platform only.
+    Without CUDA's libraries: torch's builds depend on them on one platform only.
     """
     found: dict[str, set[str]] = {}
     waiting = [Requirement(line) for line in requirements]
@@ -54,7 +54,7 @@ def _normal(requirement: str) -> str:
 
 
 @each_image
-def test_what_is_copied_is_there_and_reaches_the_builder(image: str) -> None:
+def test_copied_files_exist_and_are_not_ignored(image: str) -> None:
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     for line in dockerfile(image):
         if line.word == "COPY" and "--from" not in line.rest:
@@ -70,17 +70,17 @@ def test_a_stage_that_is_copied_from_exists(image: str) -> None:
     assert used == stages
 
 
-def test_all_images_stand_on_one_base_named_by_its_hash() -> None:
+def test_all_images_use_one_base_pinned_by_its_hash() -> None:
     bases = {line.rest for image in IMAGES for line in dockerfile(image) if line.rest.startswith("PYTHON=")}
     assert 1 == len(bases)
     assert re.search(r"^PYTHON=python:3\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}$", bases.pop())
 
 
 @each_image
-def test_all_that_is_installed_is_pinned(image: str) -> None:
-    """The image's own line says what it needs; constraints.txt has a version of each, and of all that these need.
+def test_all_installed_packages_are_pinned(image: str) -> None:
+    """The image's own line has its requirements; constraints.txt pins them and all their dependencies.
 
-    But for CUDA's libraries: torch's own metadata has their versions (of cuda-bindings a range).
+    CUDA's libraries are excepted: torch's metadata has their versions (a range for cuda-bindings).
     """
     listing = next(line.rest for line in dockerfile(image) if line.word == "RUN" and "tomllib" in line.rest)
     program = re.search(r'python -c "(.*?)"', listing)
@@ -95,7 +95,7 @@ def test_all_that_is_installed_is_pinned(image: str) -> None:
             assert "-c constraints.txt" in install or "--no-deps" in install, install
 
 
-def test_the_tool_that_lists_an_images_parts_is_pinned_to_the_last_of_its_own() -> None:
+def test_the_sbom_tool_is_pinned_with_all_its_dependencies() -> None:
     lines = (DOCKER / "sbom-requirements.txt").read_text().splitlines()
     requirements = [line for line in lines if not line.startswith("#")]
     assert "cyclonedx-bom" in {line.split("==")[0] for line in requirements}
@@ -103,7 +103,7 @@ def test_the_tool_that_lists_an_images_parts_is_pinned_to_the_last_of_its_own() 
 
 
 @each_image
-def test_it_runs_as_a_user_that_is_not_root_and_says_what_it_is(image: str) -> None:
+def test_an_image_runs_without_root_and_has_labels(image: str) -> None:
     words = {line.word: line.rest for line in final_stage(image)}
     assert "10001:10001" == words["USER"]
     labels = set(re.findall(r"org\.opencontainers\.image\.([\w.]+)=", words["LABEL"]))
@@ -113,7 +113,7 @@ def test_it_runs_as_a_user_that_is_not_root_and_says_what_it_is(image: str) -> N
 
 @each_image
 def test_its_variables_are_settings(image: str, configured: Configured) -> None:
-    """The gateway and the reward server ask for their keys: an image that is started bare serves nobody."""
+    """The gateway and the reward server require keys: an image that is started without any serves nobody."""
     keys = {"GATEWAY_API__KEYS_FILE": "/keys", "GATEWAY_REWARD__API_KEY": "a key"}
     gateway, distill = configured(image_environment(image) | keys)
     if image == "gateway":
@@ -140,7 +140,7 @@ def test_its_command_exists(image: str) -> None:
 
 
 @pytest.mark.parametrize("image", ["gateway", "reward"])
-def test_its_health_check_asks_the_port_that_it_serves(image: str) -> None:
+def test_its_health_check_uses_the_served_port(image: str) -> None:
     words = {line.word: line.rest for line in final_stage(image)}
     script, url = json.loads(words["HEALTHCHECK"].split(" CMD ")[1])[1:]
     assert any(script in line.rest for line in final_stage(image) if line.word == "COPY")
@@ -149,7 +149,7 @@ def test_its_health_check_asks_the_port_that_it_serves(image: str) -> None:
     assert port in image_environment(image).values()
 
 
-async def test_the_health_check_is_content_with_a_200_only() -> None:
+async def test_the_health_check_accepts_only_a_200() -> None:
     async def status(url: str) -> int:
         process = await asyncio.create_subprocess_exec(sys.executable, str(DOCKER / "healthcheck.py"), url)
         return await process.wait()

@@ -1,4 +1,4 @@
-"""The manifests: valid by the API's own schemas, and true to each other, to the settings and to the exit codes."""
+"""The manifests: valid by the API's schemas, and consistent with each other, the settings and the exit codes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def containers(pod: str) -> Iterator[dict[str, Any]]:
 
 
 def environment(container: dict[str, Any]) -> dict[str, str]:
-    """All that it is started with; a secret's value is made up."""
+    """Return the environment of a container; a secret has a made-up value."""
     found = image_environment(container["image"].removeprefix("ratchet-"))
     for source in container.get("envFrom", ()):
         found |= config_maps()[source["configMapRef"]["name"]]
@@ -46,7 +46,7 @@ def environment(container: dict[str, Any]) -> dict[str, str]:
 
 
 def with_labels(labels: dict[str, str]) -> list[str]:
-    """The pods that a selector picks."""
+    """Return the pods that a selector matches."""
     return [name for name, pod in pods().items() if labels.items() <= pod["metadata"]["labels"].items()]
 
 
@@ -59,13 +59,13 @@ def named_ports(pod: str) -> dict[str, int]:
     [item for item in manifests() if not item["apiVersion"].startswith("monitoring.coreos.com/")],
     ids=lambda item: f"{item['kind']}/{item['metadata']['name']}",
 )
-def test_it_is_what_the_api_takes(manifest: dict[str, Any]) -> None:
-    """Strictly: a field that Kubernetes does not know is one that it would leave out in silence."""
+def test_every_manifest_is_valid_by_the_apis_schema(manifest: dict[str, Any]) -> None:
+    """Strictly: Kubernetes silently drops a field that it does not know."""
     kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_the_kustomization_names_every_file_and_every_image() -> None:
-    """prometheus-adapter.yaml is another chart's."""
+    """prometheus-adapter.yaml belongs to another chart."""
     files = {path.name for path in (DOCKER / "k8s").glob("*.yaml")} - {"kustomization.yaml", "prometheus-adapter.yaml"}
     assert files == set(kustomization()["resources"])
     used = {item["image"] for pod in pods() for item in containers(pod) if item["image"].startswith("ratchet-")}
@@ -74,12 +74,12 @@ def test_the_kustomization_names_every_file_and_every_image() -> None:
 
 @each_pod
 def test_no_service_becomes_a_setting(pod: str) -> None:
-    """A Service "gateway" sets GATEWAY_PORT=tcp://… in pods that do not refuse it, and no gateway would start."""
+    """A Service "gateway" sets GATEWAY_PORT=tcp://… in pods that allow it, and no gateway would start."""
     assert pods()[pod]["spec"]["enableServiceLinks"] is False
 
 
 @each_pod
-def test_our_containers_understand_all_that_they_are_told(pod: str, configured: Configured) -> None:
+def test_our_containers_know_all_their_settings(pod: str, configured: Configured) -> None:
     for container in containers(pod):
         if container["image"].startswith("ratchet-") and "command" not in container:
             configured(environment(container))
@@ -101,7 +101,7 @@ def test_addresses_lead_to_services_that_listen_there(pod: str, configured: Conf
 
 
 @each_pod
-def test_what_it_refers_to_exists(pod: str) -> None:
+def test_referenced_objects_exist(pod: str) -> None:
     spec = pods()[pod]["spec"]
     claims = set(of_kind("PersistentVolumeClaim"))
     templates = {
@@ -122,13 +122,13 @@ def test_what_it_refers_to_exists(pod: str) -> None:
                 assert secret["key"] in _SECRETS[secret["name"]]
 
 
-def test_no_secret_lies_in_the_manifests() -> None:
+def test_the_manifests_hold_no_secret() -> None:
     assert {} == of_kind("Secret")
     assert "secretGenerator" not in kustomization()
 
 
 @each_pod
-def test_our_containers_can_do_nothing_but_their_work(pod: str) -> None:
+def test_our_containers_have_no_needless_privileges(pod: str) -> None:
     for container in containers(pod):
         held = container["securityContext"]
         assert held["allowPrivilegeEscalation"] is False
@@ -148,7 +148,7 @@ def test_selectors_pick_pods_and_ports_that_exist() -> None:
         assert item["spec"]["serviceName"] in of_kind("Service"), name
 
 
-def test_network_policies_speak_of_pods_and_ports_that_exist() -> None:
+def test_network_policies_name_pods_and_ports_that_exist() -> None:
     known = {pod["metadata"]["labels"][_NAME] for pod in pods().values()}
     numbers = {port for pod in pods() for port in named_ports(pod).values()} | {53, 443}
     names = {name for pod in pods() for name in named_ports(pod)}
@@ -169,7 +169,7 @@ def _selectors(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 yield peer["podSelector"]
 
 
-def test_whoever_has_an_address_may_speak_to_it() -> None:
+def test_pods_may_connect_to_the_addresses_in_their_settings() -> None:
     """Gateways, nights and the guard reach Redis, rewards and TGI, in the policies of both ends."""
     policies = of_kind("NetworkPolicy")
     inner = policies["inner"]["spec"]
@@ -195,7 +195,7 @@ def test_the_autoscaler_asks_for_a_metric_that_is_exported() -> None:
     assert "replicas" not in of_kind("StatefulSet")["gateway"]["spec"], "the autoscaler's to say"
 
 
-def test_the_most_gateways_stay_within_what_tgi_takes() -> None:
+def test_the_autoscalers_maximum_stays_within_tgis_capacity() -> None:
     most = of_kind("HorizontalPodAutoscaler")["gateway"]["spec"]["maxReplicas"]
     tgi = of_kind("StatefulSet")["tgi"]["spec"]
     arguments = tgi["template"]["spec"]["containers"][0]["args"]
@@ -203,7 +203,7 @@ def test_the_most_gateways_stay_within_what_tgi_takes() -> None:
     assert most * int(config_maps()["gateway"]["GATEWAY_RACE__MAX_IN_FLIGHT"]) <= tgi["replicas"] * limit
 
 
-def test_the_night_is_tried_again_where_its_exit_code_says_so() -> None:
+def test_the_night_is_retried_by_its_exit_code() -> None:
     job = of_kind("CronJob")["night"]["spec"]
     assert "Forbid" == job["concurrencyPolicy"]
     given_up = job["jobTemplate"]["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
@@ -212,7 +212,7 @@ def test_the_night_is_tried_again_where_its_exit_code_says_so() -> None:
     assert set(exits.TABLE) - again == set(given_up)
 
 
-def test_prometheus_is_told_of_services_and_ports_that_exist() -> None:
+def test_prometheus_scrapes_services_and_ports_that_exist() -> None:
     for name, monitor in of_kind("ServiceMonitor").items():
         service = of_kind("Service")[name]  # a job is called what its Service is called: the alerts know it so
         wanted = monitor["spec"]["selector"]["matchLabels"]
@@ -222,5 +222,5 @@ def test_prometheus_is_told_of_services_and_ports_that_exist() -> None:
         }
 
 
-def test_the_operator_gets_the_rules_that_compose_has() -> None:
+def test_kubernetes_has_the_rules_of_compose() -> None:
     assert rules() == of_kind("PrometheusRule")["ratchet"]["spec"]["groups"]

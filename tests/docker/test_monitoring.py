@@ -1,4 +1,4 @@
-"""Dashboard and alerts ask for what is exported: every metric, every label, every job."""
+"""Dashboard and alerts use exported metrics, existing labels and jobs."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _SCRAPED = {"job", "instance"}
 
 
 def touched(metrics: object) -> None:
-    """Bring every labelled metric into being: without a child it exports no sample."""
+    """Create a child of every labelled metric: without one it exports no sample."""
     for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase) and metric._labelnames:
             metric.labels(*("x" for _ in metric._labelnames))
 
 
 def samples(text: str) -> Labels:
-    """The names of samples, each with its labels."""
+    """Return the names of samples, each with its labels."""
     found: Labels = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -82,21 +82,21 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Labels:
 
 
 @each_query
-def test_it_asks_for_what_is_exported(query: str, exported: Labels) -> None:
+def test_every_query_uses_exported_metrics(query: str, exported: Labels) -> None:
     for name, matchers in _OWN.findall(query):
         assert name in exported
         assert set(re.findall(r"(\w+)\s*[=!]", matchers)) <= exported[name] | _SCRAPED
 
 
 @each_query
-def test_it_groups_by_labels_that_are_there(query: str, exported: Labels) -> None:
+def test_every_query_groups_by_existing_labels(query: str, exported: Labels) -> None:
     there = set().union(*(exported[name] for name, _ in _OWN.findall(query))) | _SCRAPED
     for grouped in re.findall(r"\bby \(([^)]*)\)", query):
         assert {label.strip() for label in grouped.split(",")} <= there
 
 
 @each_query
-def test_a_value_that_it_picks_is_one_that_occurs(query: str) -> None:
+def test_label_values_in_queries_exist(query: str) -> None:
     jobs = {
         job["job_name"]
         for job in yaml.safe_load((DOCKER / "prometheus" / "prometheus.yaml").read_text())["scrape_configs"]
@@ -110,8 +110,8 @@ def test_a_value_that_it_picks_is_one_that_occurs(query: str) -> None:
             assert name in reward_samples()
 
 
-def test_every_metric_of_the_gateway_is_looked_at_somewhere() -> None:
-    """Or it says here why not."""
+def test_every_metric_of_the_gateway_is_used() -> None:
+    """Exceptions are listed here with their reason."""
     asked = {name for query in _QUERIES.values() for name, _ in _OWN.findall(query)}
     spare = {
         "ratchet_winner_reward",  # its distribution, for whoever wants more than the mean
@@ -126,7 +126,7 @@ def test_every_metric_of_the_gateway_is_looked_at_somewhere() -> None:
     assert unseen <= spare
 
 
-def test_no_panel_stands_on_another() -> None:
+def test_no_panels_overlap() -> None:
     ids = [panel["id"] for panel in dashboard()["panels"]]
     assert len(ids) == len(set(ids))
     taken: set[tuple[int, int]] = set()
@@ -154,6 +154,6 @@ def test_every_alert_has_its_line_in_the_guide() -> None:
     assert alerts == guide
 
 
-def test_the_spools_alarm_comes_before_a_gateway_calls_itself_unready() -> None:
+def test_the_spools_alarm_comes_before_a_gateway_is_not_ready() -> None:
     spool = next(rule for group in rules() for rule in group["rules"] if rule["alert"] == "RatchetSpoolFilling")
     assert float(spool["expr"].split(">")[1]) <= JournalSettings().max_spool_bytes / 2

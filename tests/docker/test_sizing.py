@@ -1,4 +1,4 @@
-"""The numbers that docker/README.md sizes Redis and the spool with are those of real records."""
+"""The sizes of records in docker/README.md are those of real records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOLERANCE = 0.1
 
 
 def record(n: int, answer_bytes: int, conversation_bytes: int, numbers: random.Random) -> CompletionRecord:
-    """A race as production writes it: long ids, rewards and times of many digits."""
+    """Return a record as in production: long ids, rewards and times of many digits."""
     candidates = [
         Candidate(
             index,
@@ -54,7 +54,7 @@ def record(n: int, answer_bytes: int, conversation_bytes: int, numbers: random.R
 
 
 def guide() -> tuple[int, int]:
-    """Bytes of a record, and of each of its candidates, that are not text: as the guide says it."""
+    """Return the guide's bytes of a record and of each candidate, without texts."""
     found = re.search(r"(\d,\d{3}) \+ N × \((\d+) \+ answer\) \+ conversation", (DOCKER / "README.md").read_text())
     assert found is not None
     return int(found[1].replace(",", "")), int(found[2])
@@ -63,10 +63,10 @@ def guide() -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("n", "answer", "conversation"), [(1, 500, 300), (4, 500, 300), (8, 500, 4000), (8, 2000, 300)]
 )
-async def test_a_record_weighs_what_the_guide_says(
+async def test_a_record_has_the_guides_size(
     n: int, answer: int, conversation: int, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """In Redis, by its own count; in the spool a little less."""
+    """In Redis, by its own count; in the spool it is a little smaller."""
     numbers = random.Random(7)
     journal = Journal(JournalSettings(spool_dir=tmp_path, durability="relaxed"), RedisSettings(url=redis_server.url))
     records = [record(n, answer, conversation, numbers) for _ in range(_RECORDS)]
