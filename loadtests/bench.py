@@ -24,7 +24,7 @@ from loadtests import journal, overhead, reward, tables
 from loadtests.overhead import Load, Row, compare, direct
 from loadtests.peers import its_hub, its_iaas, optillm, tensorzero
 from loadtests.peers.peer import Peer, Race
-from loadtests.stack import Surroundings, gateway, machine, surroundings
+from loadtests.stack import Surroundings, gateway, machine, quiet_logs, surroundings
 
 OUT = Path("loadtests/results/bench.json")
 PARTS = ("overhead", "peers", "reward", "journal")
@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help=words)
     parser.add_argument("--out", type=Path, default=OUT, help=f"the result, as JSON; default: {OUT}")
     options = parser.parse_args()
+    quiet_logs()
     found = measure(options)
     print(tables.render(found))
 

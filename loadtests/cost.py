@@ -29,7 +29,7 @@ from gateway.embedded.redis import RedisServer
 from loadtests.faults.proxy import TcpProxy
 from loadtests.load.plot import PANEL, panels
 from loadtests.overhead import Load, Row, compare
-from loadtests.stack import Stack, machine, stack
+from loadtests.stack import Stack, machine, quiet_logs, stack
 from loadtests.tables import render, write_result
 
 OUT = Path("loadtests/results/cost.json")
@@ -143,6 +143,7 @@ def main() -> None:
     parser.add_argument("--latency-ms", type=float, default=50.0, help="of every answer of the stub")
     parser.add_argument("--out", type=Path, default=OUT, help=f"the result, as JSON, with an SVG beside it; {OUT}")
     options = parser.parse_args()
+    quiet_logs()
     rows = uvloop.run(measure(options.seconds, options.latency_ms))
     about = {**machine(), "latency_ms": f"{options.latency_ms:g}"}
     result = {"about": about, "cost": rows}

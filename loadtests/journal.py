@@ -19,13 +19,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal
 
-import structlog
-
 from gateway.journal.record import CompletionRecord, completion_record, encode
 from gateway.journal.writer import Journal
 from gateway.settings import JournalSettings, RedisSettings
 from gateway.types import Answer, AnswerRequest, Arm, Candidate, Outcome, Plan, Selection, Timings
-from loadtests.stack import machine
+from loadtests.stack import machine, quiet_logs
 from loadtests.tables import journal as journal_table
 from loadtests.tables import titled
 
@@ -49,9 +47,12 @@ async def _measure(journal: Journal, concurrency: int, seconds: float) -> tuple[
     end = time.perf_counter() + seconds
 
     async def write() -> None:
-        while (start := time.perf_counter()) < end:
+        while True:  # at least one record each, on a slow machine too
+            start = time.perf_counter()
             await journal.append(_record(len(waits_ms)))
             waits_ms.append((time.perf_counter() - start) * 1000)
+            if time.perf_counter() >= end:
+                return
 
     start = time.perf_counter()
     await asyncio.gather(*(write() for _ in range(concurrency)))
@@ -94,7 +95,7 @@ async def run(seconds: float, *, redis: str = _NO_REDIS, folder: Path = FOLDER) 
     for number in range(n):
         encode(_record(number))
     encode_ms = (time.perf_counter() - start) / n * 1000
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    quiet_logs(logging.ERROR)
     with _new_folder(folder) as spool:
         return {"encode_ms": encode_ms, "rows": [row async for row in _rows(seconds, redis, Path(spool))]}
 

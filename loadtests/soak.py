@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import csv
-import logging
 import time
 from contextlib import aclosing
 from dataclasses import asdict, astuple, dataclass, fields
@@ -20,7 +19,6 @@ from pathlib import Path
 
 import aiohttp
 import psutil
-import structlog
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
@@ -32,7 +30,7 @@ from loadtests.growth import Allowance, Growth, growth
 from loadtests.load.plot import PANEL, panels
 from loadtests.load.summary import percentile
 from loadtests.records import StreamRecords
-from loadtests.stack import Stack, machine, stack
+from loadtests.stack import Stack, machine, quiet_logs, stack
 
 OUT = Path("loadtests/results/soak.json")
 N = 4
@@ -168,7 +166,7 @@ async def main() -> int:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT, help="JSON here, CSV and SVG beside it")
     options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    quiet_logs()
     samples: list[Sample] = []
     async with stack(latency_ms=LATENCY_MS, workers=options.workers) as running:
         per_s = await capacity_per_s(running, options.capacity_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import platform
 import re
@@ -18,6 +19,7 @@ from types import TracebackType
 from typing import Self
 
 import psutil
+import structlog
 
 from gateway.embedded.redis import RedisServer
 from gateway.processes.child import free_port
@@ -128,6 +130,11 @@ class Assembled(ABC):
     @abstractmethod
     async def _start(self) -> None:
         """Enter every part on ``_running``."""
+
+
+def quiet_logs(level: int = logging.WARNING) -> None:
+    """Drop log lines below a level: a measurement's own output is its tables."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
 
 
 def cpu_s(pid: int) -> float:

@@ -18,7 +18,7 @@ import aiohttp
 import typer
 
 from gateway.embedded.weights import minilm_folder, reward_adapter_folder
-from loadtests.stack import Surroundings, gateway, machine, surroundings
+from loadtests.stack import Surroundings, gateway, machine, quiet_logs, surroundings
 from loadtests.tables import write_result
 from tests.stubs.process import StubProcess
 from tests.tokenizers import save_chat_tokenizer
@@ -121,6 +121,7 @@ def main(
     out: Annotated[Path, typer.Option(help="The result, as JSON.")] = OUT,
 ) -> None:
     """Start the gateway COUNT times with each source of rewards."""
+    quiet_logs()
     rows = asyncio.run(run(count))
     write_result(out, {"about": machine(), "starts": rows})
     raise typer.Exit(0 if all(row["good"] == row["count"] for row in rows) else 1)

@@ -204,7 +204,8 @@ def hostile(found: Row) -> str:
     for group, title in found["groups"].items():
         outcomes = Counter(_outcome(case) for case in cases if case["group"] == group)
         words = ", ".join(f"{outcome} × {count}" for outcome, count in outcomes.most_common())
-        lines.append({"group": title, "cases": outcomes.total(), "outcomes": words})
+        if outcomes:
+            lines.append({"group": title, "cases": outcomes.total(), "outcomes": words})
     return f"{' '.join(totals)}\n\n{table(_HOSTILE, lines)}"
 
 

@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import time
 from pathlib import Path
 
-import structlog
 from rich.console import Console
 
 from loadtests import tables
 from loadtests.faults.fault_stack import SETTINGS, FaultStack
 from loadtests.faults.scenarios import SCENARIOS, Scenario
 from loadtests.faults.verdict import NORMAL_WITHIN_S, Facts, judge
-from loadtests.stack import machine
+from loadtests.stack import machine, quiet_logs
 
 OUT = Path("loadtests/results/faults.json")
 _POLL_S = 0.2
@@ -108,7 +106,7 @@ async def main() -> int:
     parser.add_argument("--pause-s", type=float, default=30.0, help="how long Redis freezes in redis-paused")
     parser.add_argument("--out", type=Path, default=OUT, help="write the result here as JSON")
     options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    quiet_logs()
     rows, left_out = [], []
     for scenario in SCENARIOS:
         if scenario.name not in options.only:

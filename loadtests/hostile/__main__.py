@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import structlog
 from rich.console import Console
 
 from loadtests import tables
@@ -29,7 +28,7 @@ from loadtests.hostile.case import Answer, Case, Kind
 from loadtests.hostile.catalogue import GROUPS, catalogue
 from loadtests.hostile.hostile_stack import SETTINGS, Canary, HostileStack, NotWell
 from loadtests.hostile.verdict import Ending, Row, checks, judge
-from loadtests.stack import machine
+from loadtests.stack import machine, quiet_logs
 
 OUT = Path("loadtests/results/hostile.json")
 ROUNDS = 2
@@ -103,7 +102,7 @@ async def main() -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="number of rounds")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    quiet_logs(logging.ERROR)
     rows, endings = await run(options.only, options.rounds)
     held = {
         f"{kind}: {what}": complaint for kind, ending in endings.items() for what, complaint in checks(ending).items()

@@ -12,14 +12,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import csv
-import logging
 import tempfile
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import structlog
 from rich.console import Console
 
 from loadtests import tables
@@ -28,7 +26,7 @@ from loadtests.load.run import Phase, run
 from loadtests.load.summary import Limits, Line, Request, broken, over_time, summarise
 from loadtests.load.target import Target, on_embedded, on_stub
 from loadtests.records import StreamRecords
-from loadtests.stack import machine
+from loadtests.stack import machine, quiet_logs
 
 OUT = Path("loadtests/results/load.json")
 _ARRIVE_S = 60.0
@@ -112,7 +110,7 @@ async def main() -> int:
     parser.add_argument("--p99-ms", type=float, help="limit for every kind of answer; default 1000, embedded 120000")
     parser.add_argument("--out", type=Path, default=OUT, help="JSON here, CSV and HTML beside it")
     options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    quiet_logs()
     embedded = options.embedded
     load = {"closed": options.users or (4 if embedded else 40), "open": options.rate or (0.2 if embedded else 25)}
     seconds = options.seconds or (180.0 if embedded else 60.0)
