@@ -103,7 +103,7 @@ class BestOfN:
     async def entered(self, plan: Plan, *, key: str | None = None) -> AsyncIterator[Entry]:
         """Wait for permits, hold them for one race, and give unused ones back at the end.
 
-        Under load N shrinks, at most to the number of answers wanted; below that the request is refused. Keys take
+        Under load N shrinks, down to the number of answers wanted; below that the request is refused. Keys take
         turns. A request that explores and cannot have all its permits at once becomes an ordinary one, because a
         measurement at a reduced N is worthless. While the scorer is unavailable, a race draws only as many candidates
         as answers are wanted: more could not be compared.

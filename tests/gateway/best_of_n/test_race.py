@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
@@ -13,7 +12,6 @@ from gateway.best_of_n.race import BestOfN
 from gateway.errors import (
     BackendFailed,
     BackendOverloaded,
-    BackendProtocolError,
     BackendUnreachable,
     DeadlineExceeded,
     InvalidRequest,
@@ -21,64 +19,9 @@ from gateway.errors import (
     RewardError,
 )
 from gateway.settings import RaceSettings
-from gateway.types import Answer, Arm, Delta, Message, Outcome, Plan, Prompt, Sampling, Score, Selection, Unusable
+from gateway.types import Answer, Selection, Unusable
 from tests.gateway.best_of_n.fakes import FakeBackend, FakeScorer, answer
-
-PROMPT = Prompt([{"role": "user", "content": "hello"}], Sampling())
-
-
-def plan(
-    n: int,
-    *,
-    n_returned: int = 1,
-    exploration: bool = False,
-    ordinary: int | None = None,
-    score_single: bool = False,
-) -> Plan:
-    return Plan(
-        n_asked=n,
-        n_ordinary=ordinary or n,
-        seed=7,
-        arm=Arm("stable", None, n),
-        policy_version=0,
-        exploration=exploration,
-        n_returned=n_returned,
-        score_single=score_single,
-    )
-
-
-def length(text: str) -> float:
-    return float(len(text))
-
-
-class Track:
-    """A race over fakes."""
-
-    def __init__(
-        self,
-        backend: FakeBackend,
-        scorer: FakeScorer | None = None,
-        *,
-        limit: int = 16,
-        max_waiting: int = 0,
-        deadline_s: float = 5.0,
-        quorum: float = 1.0,
-        quorum_after_s: float = 0.02,
-        reward_timeout_s: float = 5.0,
-    ) -> None:
-        self.backend = backend
-        self.scorer = scorer or FakeScorer(length)
-        self.permits = Permits(limit, max_waiting=max_waiting, queue_timeout_s=0.05)
-        settings = RaceSettings(deadline_s=deadline_s, quorum=quorum, quorum_after_s=quorum_after_s)
-        self.race = BestOfN(self.scorer, self.permits, settings, reward_timeout_s=reward_timeout_s)
-
-    async def run(self, n: int, **options: int | bool) -> Outcome:
-        try:
-            async with self.race.entered(plan(n, **options)) as entry:  # type: ignore[arg-type]
-                return await self.race.run(entry, PROMPT, self.backend)
-        finally:
-            await asyncio.sleep(0)  # the last task gives its permit back in a callback
-            assert self.permits.in_flight == 0
+from tests.gateway.best_of_n.track import PROMPT, Clock, SlowScorer, Track, length, plan, settled
 
 
 async def test_the_best_of_n_answers_wins() -> None:
@@ -229,12 +172,6 @@ async def test_a_single_candidate_that_needs_no_reward_is_not_flagged() -> None:
     assert (1, None) == (outcome.n_run, outcome.scoring_error)
 
 
-async def test_a_stream_in_place_of_a_race_is_flagged() -> None:
-    track = Track(FakeBackend([], deltas=PIECES), FakeScorer(length, available=False))
-    _, outcome = await drain(track, 4)
-    assert (1, "RewardUnavailable", [None]) == (outcome.n_run, outcome.scoring_error, outcome.rewards)
-
-
 async def test_a_reward_missing_for_one_costs_that_one() -> None:
     track = Track(
         FakeBackend([answer("a"), answer("bb"), answer("ccc")]),
@@ -287,39 +224,6 @@ async def test_tool_calls_are_scored_by_function_and_arguments() -> None:
     assert sorted(track.scorer.asked) == ['[{"arguments": "{}", "name": "look"}]', "a"]
 
 
-class Clock:
-    """A clock that a test advances."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    async def after(self, seconds: float, event: asyncio.Event) -> None:
-        """Advance, set the event, and let all tasks that wait for it run."""
-        self.now += seconds
-        event.set()
-        await settled()
-
-
-async def settled() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
-
-
-class SlowScorer(FakeScorer):
-    """Gives rewards once ``may_answer`` is set."""
-
-    def __init__(self) -> None:
-        super().__init__(length)
-        self.may_answer = asyncio.Event()
-
-    async def score(self, messages: Sequence[Message], answer: str) -> Score:
-        await self.may_answer.wait()
-        return await super().score(messages, answer)
-
-
 async def test_a_races_timings_are_its_phases_in_milliseconds() -> None:
     """A quarter of a second in the queue, candidates of 1 and 1.5 s, and an eighth of a second for rewards."""
     clock, scorer, gates = Clock(), SlowScorer(), {index: asyncio.Event() for index in range(2)}
@@ -346,40 +250,6 @@ async def test_a_races_timings_are_its_phases_in_milliseconds() -> None:
     found = (timings.queue_ms, timings.generate_ms, timings.score_ms, timings.total_ms)
     assert (250.0, 1500.0, 125.0, 1875.0) == found
     assert 0 == permits.in_flight
-
-
-async def test_a_streams_timings_are_its_phases_in_milliseconds() -> None:
-    clock, scorer = Clock(), SlowScorer()
-
-    class Timed(FakeBackend):
-        async def stream(self, prompt: Prompt, *, seed: int, replica: int) -> AsyncGenerator[Delta]:
-            clock.now += 1.5
-            for delta in PIECES:
-                yield delta
-
-    race = BestOfN(
-        scorer, Permits(2, max_waiting=1, queue_timeout_s=5.0), RaceSettings(), reward_timeout_s=5.0, clock=clock
-    )
-    async with race.entered(plan(1, score_single=True)) as entry:
-        entry.queue_ms = 250.0
-        live = race.stream(entry, PROMPT, Timed([]))
-        outcome = live.outcome
-        assert (0, draw_seed(7, 0)) == (outcome.candidates[0].index, outcome.candidates[0].seed)
-        assert (1, 250.0, "fake-judge") == (outcome.n_run, outcome.timings.queue_ms, outcome.reward_model)
-        assert entry.plan is outcome.plan
-
-        async def read() -> list[Delta]:
-            return [delta async for delta in live.deltas]
-
-        reading = asyncio.create_task(read())
-        await settled()
-        assert 0 == entry.unused
-        await clock.after(0.125, scorer.may_answer)
-        assert PIECES == await reading
-    timings = live.outcome.timings
-    found = (timings.queue_ms, timings.generate_ms, timings.score_ms, timings.total_ms)
-    assert (250.0, 1500.0, 125.0, 1875.0) == found
-    assert 1500.0 == live.outcome.candidates[0].latency_ms
 
 
 class RecordingPermits(Permits):
@@ -429,9 +299,6 @@ async def test_every_candidate_is_drawn_and_scored_with_the_callers_prompt() -> 
     await track.run(2)
     assert [(PROMPT, 3), (PROMPT, 3)] == track.backend.asked
     assert [PROMPT.messages, PROMPT.messages] == track.scorer.conversations
-    track = Track(FakeBackend([], deltas=PIECES))
-    await drain(track, score_single=True)
-    assert ([(PROMPT, 3)], [PROMPT.messages]) == (track.backend.asked, track.scorer.conversations)
 
 
 @pytest.mark.parametrize(("n", "options"), [(2, {}), (8, {"exploration": True, "ordinary": 2})])
@@ -478,83 +345,9 @@ async def test_a_quorum_is_rounded_up_to_whole_candidates(quorum: float, finishe
     assert (finished, finished < 4) == (outcome.n_scored, outcome.deadline_hit)
 
 
-async def drain(track: Track, n: int = 1, **options: bool) -> tuple[list[Delta], Outcome]:
-    async with track.race.entered(plan(n, **options)) as entry:
-        live = track.race.stream(entry, PROMPT, track.backend)
-        async with contextlib.aclosing(live.deltas):
-            deltas = [delta async for delta in live.deltas]
-    assert track.permits.in_flight == 0
-    return deltas, live.outcome
-
-
-async def test_a_stream_passes_through_and_is_assembled_for_the_record() -> None:
-    pieces = [Delta("Hel"), Delta("lo"), Delta(finish_reason="stop", prompt_tokens=4, completion_tokens=2)]
-    deltas, outcome = await drain(Track(FakeBackend([], deltas=pieces)))
-    assert deltas == pieces
-    assert outcome.winners[0].answer == Answer("Hello", "stop", 4, 2)
-    assert outcome.timings.generate_ms > 0
-    assert outcome.scoring_error is None
-
-
-PIECES = [Delta("Hello"), Delta(finish_reason="stop", prompt_tokens=4, completion_tokens=2)]
-
-
-async def test_a_stream_is_scored_at_its_end_while_policies_are_compared() -> None:
-    deltas, outcome = await drain(Track(FakeBackend([], deltas=PIECES)), score_single=True)
-    assert (deltas, outcome.rewards, outcome.selection) == (PIECES, [5.0], Selection.SINGLE)
-    assert outcome.timings.score_ms > 0
-
-
-async def test_a_stream_waits_for_its_reward_no_longer_than_the_timeout() -> None:
-    track = Track(FakeBackend([], deltas=PIECES), FakeScorer(lambda _: None), reward_timeout_s=0.02)
-    _, outcome = await drain(track, score_single=True)
-    assert (outcome.rewards, outcome.scoring_error, track.scorer.cancelled) == ([None], "RewardTimeout", 1)
-
-
-async def test_a_stream_without_a_finish_reason_is_a_protocol_error() -> None:
-    with pytest.raises(BackendProtocolError):
-        await drain(Track(FakeBackend([], deltas=[Delta("Hel")])))
-
-
-async def test_a_stream_over_its_deadline_ends_with_that_error() -> None:
-    track = Track(FakeBackend([]), deadline_s=0.02)
-    with pytest.raises(DeadlineExceeded):
-        await drain(track)
-    assert track.permits.in_flight == 0
-
-
-async def test_a_flood_of_deltas_meets_its_deadline_too() -> None:
-    """While deltas are always ready the task never waits, and a timeout alone never strikes."""
-
-    class Flood(FakeBackend):
-        async def stream(self, prompt: Prompt, *, seed: int, replica: int) -> AsyncGenerator[Delta]:
-            while True:
-                yield Delta("a")
-
-    track = Track(Flood([]), deadline_s=0.05)
-    with pytest.raises(DeadlineExceeded):
-        await drain(track)
-
-
-async def test_closing_a_stream_closes_the_backends_and_gives_its_permit_back() -> None:
-    track = Track(FakeBackend([], deltas=[Delta("a"), Delta("b")]))
-    async with track.race.entered(plan(1)) as entry:
-        live = track.race.stream(entry, PROMPT, track.backend)
-        await anext(live.deltas)
-        await live.deltas.aclose()
-    assert (track.backend.closed_streams, track.permits.in_flight) == (1, 0)
-
-
 async def test_an_empty_answer_is_neither_scored_nor_chosen() -> None:
     scorer = FakeScorer(lambda text: -1.0 if text else 5.0)
     track = Track(FakeBackend([answer(""), answer("no")]), scorer)
     outcome = await track.run(2)
     assert ([1], [None, -1.0]) == ([winner.index for winner in outcome.winners], outcome.rewards)
     assert [Unusable.EMPTY, None] == [each.unusable for each in outcome.candidates]
-
-
-async def test_a_streamed_answer_is_checked_for_use() -> None:
-    cut = [Delta(text="Hel"), Delta(finish_reason="length", prompt_tokens=1, completion_tokens=1)]
-    track = Track(FakeBackend([], deltas=cut))
-    _, outcome = await drain(track)
-    assert Unusable.CUT is outcome.candidates[0].unusable
