@@ -74,6 +74,6 @@ def _look_line(look: Look) -> str:
     stage = "after its promotion" if look.phase.promoted else "as canary"
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(look.excluded.items())) or "none"
     return (
-        f"trial {look.phase.trial}, {stage}: {look.verdict.words()}: {look.verdict.decision}; "
+        f"trial {look.phase.trial}, {stage}: {look.verdict.describe()}: {look.verdict.decision}; "
         f"records left out: {left_out}; {policy_line(look.policy)}"
     )

@@ -1,1 +1,1 @@
-"""From a trained adapter to traffic and back: publish, load, canary, policy, guard."""
+"""From a trained adapter to traffic and back: publish, load, weight check, canary, guard, rollback."""

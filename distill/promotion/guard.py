@@ -1,25 +1,25 @@
-"""Is the new policy, at its lower N, still as good as the old one on live traffic? Pure: records in, a verdict out.
+"""The guard's test: is the new policy, at its lower N, still as good as the old one on live traffic? Pure: no I/O.
 
-**What is compared.** During a trial both policies answer at the same time, and which conversations are whose was drawn
-by a hash, so their rewards are two random samples of one traffic. Every draw is scored then, single ones too
-(``Plan.score_single``), so N = 1 has rewards like any other. A race that explores counts by the expected best of its
-policy's N among all its draws (``gateway.expected_max``), every other race by its winner.
+**Comparison.** During a trial both policies answer at the same time, and a hash assigns conversations to them, so their
+rewards are two random samples of the same traffic. Every candidate is scored then, single ones too
+(``Plan.score_single``), so N = 1 has rewards like any other. An exploring race counts by the expected best of its
+policy's N among all its candidates (``gateway.expected_max``), every other race by its winner.
 
-**What is left out**, for either policy, since it would compare something else: races whose N the caller chose, greedy
+**Exclusions**, for either policy, of races that would compare something else: those whose N the caller chose, greedy
 ones and those that return several answers (their N is not the policy's); races that load had shrunk or a deadline cut
 (large N suffers more from both); races without rewards; a conversation that was counted already, since its later turns
-are no independent evidence; and conversations that callers did not let us store, which cannot be told apart. What the
-new policy could not answer at all counts as worse than everything.
+are not independent evidence; and conversations that callers did not let us store, which cannot be distinguished. A
+request that the new policy could not answer counts as worse than every reward.
 
-**How.** The k-th answer of the new policy meets the k-th of the old one, in order of arrival. Both rewards become
-places among the old policy's rewards of the pairs before (mid-ranks in [0, 1]), so that no scale and no outlier
-matters, and D = place of the new − place of the old lies in [−1, 1]. With the margin m two e-processes
-(``evaluation.eprocess``) run: one against "E[D] ≤ −m", which is the evidence to promote, and one against "E[D] ≥ −m",
-the evidence to roll back. At E[D] = −m the chance that a new answer beats an old one is 1/2 − m instead of 1/2. Both
-may be read after every pair; either errs with a chance of at most α in a trial's phase, however long it runs.
+**Test.** The k-th answer of the new policy is paired with the k-th of the old one, in order of arrival. Both rewards
+become ranks among the old policy's rewards of the earlier pairs (mid-ranks in [0, 1]), so that no scale and no outlier
+matters, and D = rank of the new − rank of the old lies in [−1, 1]. With the margin m two e-processes
+(``evaluation.eprocess``) run: one against "E[D] ≤ −m", the evidence to promote, and one against "E[D] ≥ −m", the
+evidence to roll back. At E[D] = −m the chance that a new answer beats an old one is 1/2 − m instead of 1/2. Both may be
+read after every pair; either errs with a chance of at most α in a trial's phase, however long it runs.
 
-Rewards of two reward models cannot be compared. Once another one scores than at the phase's beginning, no evidence can
-come any more, and the trial ends by a rollback.
+Rewards of two reward models cannot be compared. If the reward model changes during a phase, no further evidence is
+possible, and the trial ends with a rollback.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ Role = Literal["new", "old"]
 Decision = Literal["wait", "promote", "roll back", "end the watch"]
 
 FAILED = -math.inf
-"""Stands for an answer that the new policy could not give."""
+"""The reward of a request that the new policy could not answer."""
 _STRATEGY: eprocess.Strategy = "mixture"  # needs no planned end
 _STRANGERS = 20  # records in a row by another reward model: gateways restarted one by one mix the two for a while
-_MOST_WAITING = 8  # unpaired answers kept: the larger arm has many more, and pairs should be of one time
+_MOST_WAITING = 8  # unpaired answers kept: the larger arm has many more, and pairs should be close in time
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What is compared now: from one policy version on, a new and an old policy of one trial."""
+    """A comparison of a trial's new and old policy, from one policy version on."""
 
     trial: str
     version: int
@@ -64,13 +64,13 @@ class Phase:
 
     @property
     def promoted(self) -> bool:
-        """Whether the new policy is the stable one already."""
+        """True if the new policy is the stable one already."""
         return self.new.name == "stable"
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one record says: whose answer, how good, in which conversation."""
+    """A record's policy, reward and conversation."""
 
     role: Role
     value: float
@@ -79,7 +79,7 @@ class Reading:
 
 @dataclass(slots=True)
 class Evidence:
-    """What a phase has shown so far. Pairs are ``new[i]`` with ``old[i]``; None is ``FAILED``, for JSON has no −∞."""
+    """Evidence of a phase so far. Pairs are ``new[i]`` with ``old[i]``; None is ``FAILED``, for JSON has no −∞."""
 
     new: list[float | None] = field(default_factory=list)
     old: list[float | None] = field(default_factory=list)
@@ -90,22 +90,22 @@ class Evidence:
     strangers: int = 0
     """Records in a row that another reward model scored."""
     reward_change: str = ""
-    """In words how the reward model changed; empty while it has not."""
+    """How the reward model changed, in words; empty if it did not."""
 
-    def take(self, record: CompletionRecord, phase: Phase) -> None:
-        """Count a record, or why it does not count. The same record twice counts once."""
-        reading = read(record, phase)
+    def add(self, record: CompletionRecord, phase: Phase) -> None:
+        """Add a record, or count the reason for its exclusion. The same record twice counts once."""
+        reading = read_record(record, phase)
         if isinstance(reading, str):
             self.excluded[reading] += 1
             return
         if self.reward_model is None:
             self.reward_model = record.reward_model
         waiting = self.waiting[reading.role]
-        ours = record.reward_model == self.reward_model
-        self.strangers = 0 if ours else self.strangers + 1
+        same_model = record.reward_model == self.reward_model
+        self.strangers = 0 if same_model else self.strangers + 1
         if self.strangers >= _STRANGERS:
             self.reward_change = f"the reward model was {self.reward_model} and is {record.reward_model} now"
-        if not ours:
+        if not same_model:
             self.excluded["another reward model"] += 1
         elif reading.conversation in self.seen:
             self.excluded["conversation counted already"] += 1
@@ -122,21 +122,20 @@ class Evidence:
             self.old.append(self.waiting["old"].pop(0))
 
     def differences(self) -> Floats:
-        """D of each pair, in [−1, 1]: shape (pairs,)."""
+        """Return D of each pair, in [−1, 1]: shape (pairs,)."""
         before: list[float] = []
         differences = []
         for new, old in zip(self.new, self.old, strict=True):
-            differences.append(_place(before, new) - _place(before, old))
+            differences.append(_rank(before, new) - _rank(before, old))
             bisect.insort(before, _number(old))
         return np.array(differences, dtype=np.float64)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON holds it."""
         return {**asdict(self), "seen": sorted(self.seen), "excluded": dict(self.excluded)}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Evidence:
-        """Read it back.
+        """Parse what ``to_json`` returned.
 
         Raises:
             TypeError, ValueError: It has another shape.
@@ -146,8 +145,8 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the evidence says, and what follows. Evidence is in units of what is needed (1/α): 1 decides."""
+class GuardVerdict:
+    """The guard's decision and its evidence, in units of the threshold 1/α: 1 decides."""
 
     decision: Decision
     pairs: int
@@ -156,10 +155,10 @@ class Verdict:
     worse: float
     reward_change: str = ""
 
-    def words(self) -> str:
-        """For the history and the log."""
+    def describe(self) -> str:
+        """Return the evidence in words, for the history and the log."""
         if self.reward_change:
-            return f"{self.reward_change}, so what comes cannot be compared any more, after {self.pairs} pairs"
+            return f"{self.reward_change}, so later rewards cannot be compared with the first {self.pairs} pairs"
         return (
             f"{self.pairs} pairs of live answers, mean difference {self.mean_difference:+.3f} in ranks; evidence that "
             f"the new policy is good enough {self.better:.2g} of 1, that it is not {self.worse:.2g} of 1"
@@ -167,10 +166,10 @@ class Verdict:
 
 
 def phase_of(known: Sequence[Policy]) -> Phase | None:
-    """What is compared under the policy in force, and since which version.
+    """Return the comparison under the policy in force; None outside a trial.
 
     Args:
-        known: Newest first, the one in force at the front.
+        known: Policies, newest first, the one in force at the front.
     """
     current, second = known[0], known[0].second
     if current.canary is None or second is None:
@@ -186,8 +185,8 @@ def phase_of(known: Sequence[Policy]) -> Phase | None:
     return Phase(current.canary.trial, version, new, old)
 
 
-def read(record: CompletionRecord, phase: Phase) -> Reading | str:
-    """What a record says in this comparison, or why it says nothing."""
+def read_record(record: CompletionRecord, phase: Phase) -> Reading | str:
+    """Return a record's reading in this comparison, or the reason for its exclusion."""
     failed = record.arm_failed is not None
     role = _role(record, phase)
     if record.policy_version < phase.version or role is None:
@@ -214,15 +213,15 @@ def read(record: CompletionRecord, phase: Phase) -> Reading | str:
     return Reading(role, expected_max(rewards, arm.n), conversation) if len(rewards) >= arm.n else "no rewards"
 
 
-def judge(evidence: Evidence, phase: Phase, settings: PromotionSettings) -> Verdict:
-    """What the evidence says now."""
+def decide(evidence: Evidence, phase: Phase, settings: PromotionSettings) -> GuardVerdict:
+    """Return the guard's decision on the evidence so far."""
     pairs = len(evidence.new)
     if evidence.reward_change:
-        return Verdict("roll back", pairs, 0.0, 0.0, 0.0, evidence.reward_change)
+        return GuardVerdict("roll back", pairs, 0.0, 0.0, 0.0, evidence.reward_change)
     if pairs == 0:
-        return Verdict("wait", 0, 0.0, 0.0, 0.0)
+        return GuardVerdict("wait", 0, 0.0, 0.0, 0.0)
     differences, margin, alpha = evidence.differences(), settings.guard_margin, settings.guard_alpha
-    # Divided by the range, which changes no hypothesis: observations have to lie within [-1, 1].
+    # Division by the range keeps observations within [-1, 1], as e-processes need, and changes no hypothesis.
     above = (differences + margin) / (1 + margin)
     better = eprocess.run(above, alpha=alpha, strategy=_STRATEGY)
     worse = eprocess.run(-above, alpha=alpha, strategy=_STRATEGY)
@@ -233,11 +232,11 @@ def judge(evidence: Evidence, phase: Phase, settings: PromotionSettings) -> Verd
         decision = "end the watch" if pairs >= settings.watch_requests else "wait"
     elif better.crossed_at is not None and pairs >= settings.canary_requests:
         decision = "promote"
-    return Verdict(decision, pairs, float(differences.mean()), alpha * better.highest, alpha * worse.highest)
+    return GuardVerdict(decision, pairs, float(differences.mean()), alpha * better.highest, alpha * worse.highest)
 
 
 def _role(record: CompletionRecord, phase: Phase) -> Role | None:
-    """Whose answer it is, or should have been."""
+    """Return the policy that answered, or should have answered; None for a third one."""
     arm = record.arm_failed or record.arm
     if arm == phase.new.name:
         return "new"
@@ -245,7 +244,7 @@ def _role(record: CompletionRecord, phase: Phase) -> Role | None:
 
 
 def _conversation(*names: str | None) -> str:
-    """One caller's conversation, in 16 hexadecimal digits that tell of neither."""
+    """Hash a caller's conversation to 16 hexadecimal digits, which reveal neither."""
     text = "\0".join(name or "" for name in names)
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
@@ -254,8 +253,8 @@ def _number(value: float | None) -> float:
     return FAILED if value is None else value
 
 
-def _place(before: Sequence[float], value: float | None) -> float:
-    """Mid-rank of a value among those before it, in [0, 1]."""
+def _rank(before: Sequence[float], value: float | None) -> float:
+    """Return the mid-rank of a value among those before it, in [0, 1]."""
     number = _number(value)
     if not before or number == FAILED:
         return 0.5 if number != FAILED else 0.0

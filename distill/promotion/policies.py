@@ -1,8 +1,8 @@
-"""The policy's steps as documents: canary, promotion, end of the watch, rollback.
+"""Steps of a trial, each a policy document: canary, promotion, end of the watch, rollback.
 
-Each step publishes one successor of the policy in force, with its reason, and each is idempotent by what the documents
-say: a night that is resumed, or a guard that was killed between deciding and remembering, finds its step in the history
-and does nothing. A trial that is over is never begun again.
+Each step publishes one successor of the policy in force, with its reason, and is idempotent: a resumed night, or a
+guard killed between publishing and saving, finds its step in the policy's history and does nothing. A trial that is
+over never starts again.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Step = Callable[[Policy, Sequence[Policy]], Policy | None]
 async def start_canary(
     store: PolicyStore, arm: Arm, *, share: float, trial: str, reason: str, check: WeightCheck = ()
 ) -> Policy:
-    """Let ``arm`` answer a share of all conversations beside the policy in force.
+    """Let ``arm`` answer a share of all conversations, the policy in force the others.
 
-    A canary or holdback of another trial ends with this; its conversations go to the stable policy.
+    This ends a canary or holdback of another trial; its conversations go to the stable policy.
 
     Args:
         store: Where the policy is published.
         arm: Adapter, N, URLs and default temperature of the new policy.
-        share: Of all conversations, in (0, 1).
-        trial: Names this comparison for ever: the night's run and its adapter, say.
+        share: Share of all conversations, in (0, 1).
+        trial: The trial's unique name, such as the night's run and its adapter.
         reason: For the history.
-        check: What its adapter answers, by which gateways tell it from the base.
+        check: The adapter's standing weight check, which gateways repeat.
 
     Returns:
         The policy in force afterwards; one without this canary if its trial is over.
@@ -57,10 +57,10 @@ async def start_canary(
 
 
 async def promote_canary(store: PolicyStore, *, trial: str, holdback_share: float, reason: str) -> Policy:
-    """Let the canary answer all conversations, but for a share that the old policy keeps, to be compared with.
+    """Let the canary answer all conversations but a share that the old policy keeps for comparison (the holdback).
 
     Raises:
-        PromotionError: This trial's canary is not running: it never did, or was rolled back.
+        PromotionError: This trial's canary is not running: it never started, or was rolled back.
         PolicyError: Redis does not answer, or the policy is out of range.
     """
 
@@ -77,7 +77,7 @@ async def promote_canary(store: PolicyStore, *, trial: str, holdback_share: floa
 
 
 async def end_watch(store: PolicyStore, *, trial: str, reason: str) -> Policy:
-    """End the holdback: the new policy answers everything.
+    """End the holdback: the new policy answers all conversations.
 
     Raises:
         PolicyError: Redis does not answer.
@@ -92,17 +92,17 @@ async def end_watch(store: PolicyStore, *, trial: str, reason: str) -> Policy:
 
 
 async def roll_back(store: PolicyStore, *, reason: str, trial: str | None = None) -> Policy:
-    """Take back a canary, or else the newest promotion that still holds: adapter, N, URLs and temperature as before it.
+    """Roll back a canary, or else the newest promotion in force: adapter, N, URLs and temperature as before it.
 
-    N comes back with the adapter it was measured with: it never stays low for an adapter that is gone.
+    N is restored together with the adapter it was measured with, so a low N never stays without its adapter.
 
     Args:
         store: Where the policy is published.
         reason: For the history.
-        trial: Take back this trial or nothing; unset: whatever is newest.
+        trial: The trial to roll back; default: the newest.
 
     Raises:
-        PromotionError: Nothing can be taken back.
+        PromotionError: There is nothing to roll back.
         PolicyError: Redis does not answer.
     """
 
@@ -133,23 +133,23 @@ async def roll_back(store: PolicyStore, *, reason: str, trial: str | None = None
 
 
 def rolled_back(known: Sequence[Policy]) -> set[str]:
-    """Adapters whose trial was taken back, but for one that answers now: it was published again by hand.
+    """Return the adapters whose trial was rolled back, except those that serve now: they were published again by hand.
 
     Args:
-        known: Every policy that is remembered, the one in force first.
+        known: Every policy of the history, the one in force first.
     """
     undone = {policy.undoes for policy in known}
-    found = set()
+    adapters = set()
     for policy in known:
         if policy.canary is not None and policy.canary.trial in undone:
-            found.add(policy.adapter if policy.canary.holdback else policy.canary.adapter)
+            adapters.add(policy.adapter if policy.canary.holdback else policy.canary.adapter)
     now = known[0]
     serving = {now.adapter, None if now.canary is None else now.canary.adapter}
-    return {adapter for adapter in found - serving if adapter is not None}
+    return {adapter for adapter in adapters - serving if adapter is not None}
 
 
 async def known_policies(store: PolicyStore) -> list[Policy]:
-    """Every policy that is remembered, the one in force first; it is there even when Redis lost the history.
+    """Return the policy in force, then those of the history; without a history in Redis, the policy in force alone.
 
     Raises:
         PolicyError: Redis does not answer.
@@ -162,7 +162,7 @@ async def known_policies(store: PolicyStore) -> list[Policy]:
 
 
 async def _publish(store: PolicyStore, step: Step) -> Policy:
-    """Take one step from the policy in force; again from the newer one if another was published meanwhile."""
+    """Publish one step after the policy in force; retry after the newer one if another was published meanwhile."""
     for attempt in range(_ATTEMPTS):
         known = await known_policies(store)
         policy = step(known[0], known)
@@ -179,7 +179,7 @@ async def _publish(store: PolicyStore, step: Step) -> Policy:
 
 
 def _promotion(known: Iterable[Policy], trial: str | None) -> Policy | None:
-    """The newest version that promoted a canary (this trial's, if one is given) and was not undone."""
+    """Return the newest version that promoted a canary (of this trial, if given) and was not undone."""
     undone = set()
     for policy in known:
         undone.add(policy.undoes)

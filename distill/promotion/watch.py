@@ -1,8 +1,8 @@
-"""The guard at work: follows the journal, counts, and takes the policy's next step when the evidence is there.
+"""The running guard: read the journal, gather evidence, and publish the policy's next step when it suffices.
 
-All it knows is one file, replaced as a whole: how far it has read and what it has counted. Killed at any moment, it
-goes on from there: a batch is counted and its place remembered in one write, so nothing counts twice; a step that was
-decided but not taken is decided again from the same counts, and one that was taken is found in the policy's history.
+Its state is one file, replaced atomically: the position in the journal and the evidence. A guard killed at any moment
+continues from there: evidence and position are saved in one write, so nothing counts twice; a step that was decided but
+not published is decided again from the same evidence, and one that was published is found in the policy's history.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from distill.errors import AnotherNight, DataError, NightError
 from distill.promotion import policies
-from distill.promotion.guard import Evidence, Phase, Verdict, judge, phase_of
+from distill.promotion.guard import Evidence, GuardVerdict, Phase, decide, phase_of
 from distill.promotion.reward_identity import RewardIdentity, same_identity
 from distill.settings import PromotionSettings
 from gateway.errors import GatewayError, JournalError
@@ -30,8 +30,8 @@ from gateway.journal.record import CompletionRecord, decode
 from gateway.journal.stream import START, StreamTail, entry_id_at, entry_order
 from gateway.policy import Policy, PolicyStore
 
-_CLOCKS_DIFFER = timedelta(minutes=5)  # between who published a policy and Redis: read from so long before
-_AGAIN_S = 5.0
+_CLOCKS_DIFFER = timedelta(minutes=5)  # the publisher's clock may be ahead of Redis's: reading starts so much earlier
+_RETRY_S = 5.0
 _PAUSE_S = 1.0
 
 log = structlog.get_logger()
@@ -39,17 +39,16 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One look at the evidence: what was compared (None: nothing is), what it said, and the policy after it."""
+    """One look at the evidence: the comparison (None outside a trial), the verdict, and the policy afterwards."""
 
     phase: Phase | None
-    verdict: Verdict | None
+    verdict: GuardVerdict | None
     policy: Policy
     excluded: Mapping[str, int]
-    """Records that were not compared, by reason."""
+    """The numbers of excluded records, by reason."""
 
     @property
     def rolled_back(self) -> bool:
-        """Whether the new policy was taken back."""
         return self.verdict is not None and self.verdict.decision == "roll back"
 
 
@@ -59,17 +58,17 @@ class _State:
     phase: dict[str, Any] | None = None
     evidence: Evidence = field(default_factory=Evidence)
     reward_identity: Any = None
-    """What the reward model did when the phase began (``reward_identity``); None until that is known."""
+    """The reward model's identity when the phase began (``reward_identity``); None until it is known."""
 
 
 class Watch:
-    """Guards the trial under way. One at a time for a file of counts.
+    """Guards the running trial; only one process may use a state file.
 
     Args:
         store: The policy; started and closed by the caller.
         tail: The journal.
         settings: Margins, shares and the file.
-        reward: What the reward model does; closed by the caller. None: it goes by its name alone.
+        reward: Observes the reward model's identity; closed by the caller. None: only its name is compared.
     """
 
     def __init__(
@@ -82,11 +81,11 @@ class Watch:
         self._file = settings.guard_file
 
     async def once(self) -> Look:
-        """Read all there is now, then act on it.
+        """Read the journal up to its end and act on the evidence.
 
         Raises:
             GatewayError: Redis does not answer.
-            DistillError: The file of counts is damaged or in use, or a step cannot be taken.
+            DistillError: The state file is damaged or in use, or a step cannot be published.
         """
         with self._alone():
             while True:
@@ -95,10 +94,10 @@ class Watch:
                     return look
 
     async def forever(self, stop: asyncio.Event) -> None:
-        """Look again and again until ``stop``; trouble with Redis is logged and waited out.
+        """Repeat until ``stop`` is set; failures of Redis are logged and retried.
 
         Raises:
-            DistillError: The file of counts is damaged or in use, or a step cannot be taken.
+            DistillError: The state file is damaged or in use, or a step cannot be published.
         """
         with self._alone():
             while not stop.is_set():
@@ -107,12 +106,12 @@ class Watch:
                     pause_s = 0.0 if more else _PAUSE_S
                 except GatewayError as error:
                     log.warning("guard_waits", error=error.message)
-                    pause_s = _AGAIN_S
+                    pause_s = _RETRY_S
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), pause_s)
 
     async def _step(self) -> tuple[Look, bool]:
-        """Count one batch and act; whether there is more to count now."""
+        """Read one batch and act; the second value is True if there may be more to read."""
         known = await policies.known_policies(self._store)
         phase = phase_of(known)
         if phase is None:
@@ -123,17 +122,17 @@ class Watch:
             state.after = entry.entry_id
             record = _completion(entry.data)
             if record is not None:
-                state.evidence.take(record, phase)
-        looked = await self._look_at_reward_model(state)
-        if entries or looked:
+                state.evidence.add(record, phase)
+        changed = await self._observe_reward_model(state)
+        if entries or changed:
             self._save(state)
-        verdict = judge(state.evidence, phase, self._settings)
+        verdict = decide(state.evidence, phase, self._settings)
         policy = await self._act(phase, verdict, known[0])
         acted = policy.version != known[0].version
         return Look(phase, verdict, policy, state.evidence.excluded), bool(entries) or acted
 
-    async def _look_at_reward_model(self, state: _State) -> bool:
-        """Note what the reward model does, or that it does something else by now; whether there is news to save."""
+    async def _observe_reward_model(self, state: _State) -> bool:
+        """Note the reward model's identity, or its change; return True if the state must be saved."""
         now = None if self._reward is None else await self._reward.observe()
         if now is None:
             return False
@@ -145,9 +144,9 @@ class Watch:
         state.evidence.reward_change = "the reward model behind the same name gives other rewards now"
         return True
 
-    async def _act(self, phase: Phase, verdict: Verdict, current: Policy) -> Policy:
-        """Take the step that follows from the verdict."""
-        store, words = self._store, verdict.words()
+    async def _act(self, phase: Phase, verdict: GuardVerdict, current: Policy) -> Policy:
+        """Publish the step that follows from the verdict."""
+        store, words = self._store, verdict.describe()
         match verdict.decision:
             case "wait":
                 return current
@@ -172,7 +171,7 @@ class Watch:
         return policy
 
     def _state(self, phase: Phase, known: list[Policy]) -> _State:
-        """What was counted of this phase; of a new one nothing yet, from its first version on."""
+        """Return the saved state of this phase; for a new phase, an empty one that starts at its first version."""
         state = self._load()
         named = _as_json(phase)
         if state.phase == named:
@@ -188,7 +187,7 @@ class Watch:
         except FileNotFoundError:
             return _State()
         except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{self._file} is damaged: move it away, and the trial is counted anew") from error
+            raise DataError(f"{self._file} is damaged: move it away, and the trial's evidence is read again") from error
         except OSError as error:
             raise NightError(f"{self._file} cannot be read: {error.strerror}") from error
 
@@ -206,7 +205,7 @@ class Watch:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Two guards with one file would each count half."""
+        """Lock the state file: two guards with one file would each read half of the journal."""
         path: Path = self._file.with_name(f"{self._file.name}.lock")
         lock = FileLock(path, timeout=0)
         try:
@@ -223,7 +222,7 @@ class Watch:
 
 
 def _completion(data: bytes) -> CompletionRecord | None:
-    """The record, if it is a completion that can be read; what cannot is the collector's to report."""
+    """Return the record if it is a readable completion; unreadable records are the collector's to report."""
     try:
         record = decode(data)
     except JournalError:
@@ -232,6 +231,6 @@ def _completion(data: bytes) -> CompletionRecord | None:
 
 
 def _as_json(phase: Phase) -> dict[str, Any]:
-    """The phase as the file gives it back."""
+    """Return the phase in the form in which it is read from the file."""
     document: dict[str, Any] = orjson.loads(orjson.dumps(asdict(phase)))
     return document

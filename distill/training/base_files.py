@@ -1,4 +1,4 @@
-"""Which weights lie in a base model's folder: a digest of its files that takes a moment however large they are."""
+"""A digest of a base model's files that is computed in a moment, however large they are."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _TEXTS = (".json", ".jinja", ".txt", ".model")
 
 
 def base_digest(model: str) -> str:
-    """Digest of a base model's files: weights, configuration, tokenizer and chat template.
+    """Return a digest of a base model's files: weights, configuration, tokenizer and chat template.
 
-    Of weights 64 pieces, evenly over each file, are read beside its size: training changes them all.
+    Of each file of weights the size and 64 evenly spaced pieces are hashed: training changes all of them.
 
     Args:
-        model: A folder or hub id, as DISTILL_TRAINING__MODEL; empty is the embedded one.
+        model: A folder or hub id, as in DISTILL_TRAINING__MODEL; empty: the embedded one.
 
     Returns:
         Hexadecimal digits; empty for the embedded model, and for one that is not on this machine yet.

@@ -1,4 +1,4 @@
-"""What watches a run: which checkpoints are written and kept, a clean stop, and who is told how far it is."""
+"""Callbacks of a training: write and discard checkpoints, stop on SIGTERM, report progress."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from transformers import TrainerCallback
 from distill.training.checkpoints import discard, kept_steps, sealed
 
 RESUME_EVERY_S = 300.0
-"""Between the kept checkpoints, a passing one this often: a killed run loses no more than that."""
+"""Time between temporary checkpoints, the most that a killed run loses."""
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How far a run is, after one optimizer step."""
+    """Progress of a run after an optimizer step."""
 
     done: int
     total: int
@@ -40,12 +40,12 @@ Progress = Callable[[Step], None]
 
 
 class Checkpoints(TrainerCallback):  # type: ignore[misc]
-    """Saves evenly over the run and now and then between; of the latter only the newest stays.
+    """Saves kept checkpoints evenly over the run and temporary ones in between, of which only the newest stays.
 
     Args:
-        folder: Where the Trainer writes checkpoints.
-        count: How many stay in the end.
-        every_s: Seconds between passing checkpoints.
+        folder: The Trainer's folder of checkpoints.
+        count: The number of kept checkpoints.
+        every_s: Seconds between temporary checkpoints.
     """
 
     def __init__(self, folder: Path, count: int, every_s: float) -> None:
@@ -55,20 +55,19 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         self._saved_at = monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Ask for a checkpoint where one is due."""
-        due = agreed(monotonic() - self._saved_at >= self._every_s)
+        due = any_device(monotonic() - self._saved_at >= self._every_s)
         if due or state.global_step in kept_steps(state.max_steps, self._count):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Forget the passing checkpoints before this one."""
+        """Discard the temporary checkpoints before this one."""
         self._saved_at = monotonic()
         if PartialState().is_main_process:
             discard(self._folder, {*kept_steps(state.max_steps, self._count), *list(sealed(self._folder))[-1:]})
 
 
 class StopOnSignal(TrainerCallback):  # type: ignore[misc]
-    """On SIGTERM the step is finished, a checkpoint written, and the run left; ``stopped`` tells that it was."""
+    """On SIGTERM, finishes the step, saves a checkpoint, stops the run and sets ``stopped``."""
 
     def __init__(self) -> None:
         self.stopped = False
@@ -90,26 +89,26 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Save and stop, on all devices at the same step."""
-        if agreed(self._asked) and state.global_step < state.max_steps:
+        if any_device(self._asked) and state.global_step < state.max_steps:
             self.stopped = control.should_save = control.should_training_stop = True
             _log.info("training_stops", step=state.global_step, steps=state.max_steps)
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
-    """Tells of every step, on the first device only."""
+    """Reports every step, on the first device only."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **parts: Any) -> None:
-        """Pass on a step's loss; the summary at the end has none."""
+        # The summary at the end has no loss.
         if PartialState().is_main_process and "loss" in logs:
             tokens = int(state.num_input_tokens_seen)
             self._progress(Step(state.global_step, state.max_steps, logs["loss"], logs.get("grad_norm", 0.0), tokens))
 
 
-def agreed(flag: bool) -> bool:
-    """Whether any device says so: what is collective must be begun by all of them at once."""
+def any_device(flag: bool) -> bool:
+    """Return True on all devices if the flag is set on any: all of them must start a collective operation together."""
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return flag
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

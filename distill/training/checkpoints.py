@@ -1,7 +1,7 @@
-"""Checkpoint folders: which of them are whole, which are kept, and where a run goes on.
+"""Checkpoint folders: seal, find and discard them.
 
-A folder is whole once it is sealed: a small file, written last and only when everything before it is on disk. One
-that a kill left without its seal is never read again.
+A folder is complete once it has its seal: a small file, written after everything else is on disk. A folder without a
+seal, left by a killed run, is never read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """What a whole checkpoint says of itself."""
+    """Facts of a complete checkpoint: its step of all ``steps``, tokens read and seconds spent so far."""
 
     step: int
     steps: int
@@ -30,18 +30,18 @@ class Seal:
 
 
 def kept_steps(steps: int, checkpoints: int) -> list[int]:
-    """Steps whose checkpoints stay, evenly over the run; the last step is one of them."""
+    """Return the steps whose checkpoints are kept, evenly over the run, the last one included."""
     count = min(checkpoints, steps)
     return [-(-steps * k // count) for k in range(1, count + 1)]
 
 
 def seal(output_dir: str, state: Any, base: str, seconds: float) -> None:
-    """Put the checkpoint of the state's step on disk for sure, and say that it is whole.
+    """Sync the checkpoint of the state's step to disk, then seal it.
 
     Args:
         output_dir: The Trainer's.
         state: The Trainer's, at the step whose checkpoint was just written.
-        base: What the adapter calls its base model, instead of this machine's path to it.
+        base: The base's name for the adapter's configuration, in place of this machine's path.
         seconds: Time spent on the training so far.
     """
     folder = Path(output_dir) / f"checkpoint-{state.global_step}"
@@ -49,7 +49,7 @@ def seal(output_dir: str, state: Any, base: str, seconds: float) -> None:
     config = folder / "adapter_config.json"
     facts = json.loads(config.read_text(encoding="utf-8"))
     config.write_text(json.dumps(facts | {"base_model_name_or_path": base}, indent=2, sort_keys=True), encoding="utf-8")
-    (folder / "adapter_model.safetensors").chmod(0o644)  # whoever trains is seldom the user who serves
+    (folder / "adapter_model.safetensors").chmod(0o644)  # training and serving are often different users
     for file in folder.rglob("*"):
         if file.is_file():
             sync_file(file)
@@ -60,7 +60,7 @@ def seal(output_dir: str, state: Any, base: str, seconds: float) -> None:
 
 
 def sealed(folder: Path) -> dict[int, Path]:
-    """Whole checkpoints by step, ascending."""
+    """Return the complete checkpoints by step, ascending."""
     found = {
         int(match[1]): path
         for path in folder.glob("checkpoint-*")
@@ -70,15 +70,14 @@ def sealed(folder: Path) -> dict[int, Path]:
 
 
 def read_seal(folder: Path) -> Seal:
-    """What the whole checkpoint says of itself."""
     return Seal(**json.loads((folder / SEAL_FILE).read_text(encoding="utf-8")))
 
 
 def discard(folder: Path, keep: set[int]) -> None:
-    """Remove every checkpoint of other steps, and the remains of half-written ones."""
+    """Remove every checkpoint of other steps, and incomplete ones."""
     for path in folder.glob("checkpoint-*"):
         match = _NAME.fullmatch(path.name)
         if match and not (int(match[1]) in keep and (path / SEAL_FILE).is_file()):
-            # The seal goes first: a removal cut short must not leave a folder that looks whole.
+            # The seal goes first: an interrupted removal must not leave a folder that looks complete.
             (path / SEAL_FILE).unlink(missing_ok=True)
             shutil.rmtree(path)

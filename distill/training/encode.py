@@ -1,7 +1,4 @@
-"""Examples as the token ids that serving sees: the served prompt, then the answer as it was drawn after it.
-
-Done once, before training.
-"""
+"""Encode examples, once before training, to the token ids of serving: the served prompt, then the drawn answer."""
 
 from __future__ import annotations
 
@@ -18,11 +15,11 @@ from distill.training.objectives import rejected
 from gateway.types import JsonObject
 
 IGNORED = -100
-"""Label of a token that carries no loss."""
+"""Label of a token without loss."""
 
 
 class LeftOut(StrEnum):
-    """Why a curated example did not train after all."""
+    """Reasons why a curated example is not trained on."""
 
     TOO_LONG = "too_long"
     NO_LOSER = "no_loser"
@@ -31,7 +28,7 @@ class LeftOut(StrEnum):
 
 @dataclass(slots=True)
 class Encoded:
-    """Rows in the columns that TRL's trainers read, and what was left out under which reason.
+    """Rows in the columns of TRL's trainers, and the numbers of examples left out by reason.
 
     A winner's row holds ``input_ids`` and ``labels``; a pair's ``prompt_ids``, ``chosen_ids``, ``rejected_ids``.
     """
@@ -41,7 +38,7 @@ class Encoded:
     longest_tokens: int = 0
 
     def add(self, length: int, limit: int, **row: list[int]) -> None:
-        """Take the row, or count it as too long."""
+        """Add the row, or count it as too long."""
         if length > limit:
             self.left_out[LeftOut.TOO_LONG] += 1
             return
@@ -50,7 +47,7 @@ class Encoded:
 
 
 def encode_winners(tokenizer: Any, examples: Sequence[Example], max_length_tokens: int) -> Encoded:
-    """Rows for SFT: loss on the winner and its end-of-turn token, none on the conversation before it."""
+    """Encode rows for SFT: loss on the winner and its end-of-turn token, none on the conversation before it."""
     encoded = Encoded()
     for example in examples:
         try:
@@ -64,7 +61,7 @@ def encode_winners(tokenizer: Any, examples: Sequence[Example], max_length_token
 
 
 def encode_pairs(tokenizer: Any, examples: Sequence[Example], max_length_tokens: int) -> Encoded:
-    """Rows for DPO and its kin: the winner against the answer that ``objectives.rejected`` names."""
+    """Encode rows for DPO and IPO: the winner and the answer that ``objectives.rejected`` selects."""
     encoded = Encoded()
     for example in examples:
         loser = rejected(example)
@@ -83,14 +80,14 @@ def encode_pairs(tokenizer: Any, examples: Sequence[Example], max_length_tokens:
 
 
 def encode_turn(tokenizer: Any, messages: Sequence[JsonObject], answer: str) -> tuple[list[int], list[int]]:
-    """Token ids of the conversation up to the assistant's opening, and of the answer with its end-of-turn token.
+    """Return token ids of the conversation up to the assistant's opening, and of the answer with its end-of-turn token.
 
-    The prompt is what the backend renders, and the answer follows it as the model wrote it: a template that writes
-    answers anew (an empty think block, no spaces at the ends) has no say in what is learned. From the template comes
-    only the end of the turn; what it writes after that (a newline, mostly) is cut off, for the backend stops before it.
+    The prompt is rendered as the backend renders it, and the answer follows as the model wrote it: templates that
+    change answers (an empty think block, no spaces at the ends) do not affect training. Only the end of the turn comes
+    from the template; what it writes after that (usually a newline) is removed, because the backend stops before it.
 
     Raises:
-        ValueError: The template does not write the answer, or it cannot be tokenized after the prompt.
+        ValueError: The template does not write the answer, or the answer cannot be tokenized after the prompt.
     """
     prompt_text = _render(tokenizer, messages, opening=True)
     _, mark, end = _render(tokenizer, [*messages, {"role": "assistant", "content": _MARK}], opening=False).rpartition(
@@ -105,11 +102,11 @@ def encode_turn(tokenizer: Any, messages: Sequence[JsonObject], answer: str) -> 
 
 
 def _ids_after(tokenizer: Any, prompt: list[int], prompt_text: str, text: str) -> list[int]:
-    """Token ids of a text that follows a prompt whose tokens are fixed.
+    """Return token ids of a text that follows a prompt whose tokens are fixed.
 
-    Both are tokenized as one: alone, a text gets a space before it from SentencePiece's kind. Where a token would span
-    the seam (a prompt that ends with a space), serving has the prompt's own token there; then the text is tokenized
-    after a special token, which no other token spans.
+    Prompt and text are tokenized together, because SentencePiece adds a space before a text alone. Where a token would
+    span the boundary (a prompt that ends with a space), serving keeps the prompt's own token; then the text is
+    tokenized after a special token, which no other token spans.
     """
     whole = _ids(tokenizer, prompt_text + text)
     if whole[: len(prompt)] == prompt:
@@ -121,7 +118,7 @@ def _ids_after(tokenizer: Any, prompt: list[int], prompt_text: str, text: str) -
     return alone
 
 
-_MARK = "\ue000"  # of the private use area: stands for the answer
+_MARK = "\ue000"  # a private use character in place of the answer
 _REFUSALS = (TemplateError, TypeError, ValueError, KeyError)
 
 

@@ -1,8 +1,8 @@
-"""The language-model head for training: log-probabilities of answer tokens only, their gradient made in the same pass.
+"""The language-model head for training: log-probabilities of answer tokens only, with the gradient in the same pass.
 
-SmolLM2's vocabulary is as wide as 28 of its 135 million weights. TRL's own head scores every position on a CPU, the
-prompt's too, and multiplies once more in the backward pass. Here the logits of a slice of answer tokens become their
-gradient in place, so that each token costs two products, and no more logits than a slice's are ever held.
+SmolLM2's head has 28 of its 135 million weights. On a CPU TRL's own head scores every position, the prompt's too, and
+multiplies once more in the backward pass. Here the gradient is computed from the logits of a slice of answer tokens in
+the forward pass, so that each token costs two products, and only one slice's logits are in memory.
 
 Shapes: N answer tokens, H hidden size, V vocabulary, B rows, T positions.
 """
@@ -20,13 +20,13 @@ from trl.trainer.utils import FusedCausalLMOutput
 from distill.training.encode import IGNORED
 
 SLICE_TOKENS = 256
-"""Answer tokens whose logits are held at once."""
+"""Answer tokens whose logits are in memory at once."""
 
 
 class AnswerLogProbs(torch.autograd.Function):
-    """Log-probability, entropy and mean logit of each answer token; only the first is differentiable, towards hidden.
+    """Log-probability, entropy and mean logit of each answer token; only the first is differentiable, by hidden.
 
-    A token's log-probability depends on its own hidden state alone, so its gradient is known in the forward pass but
+    A token's log-probability depends on its own hidden state alone, so its gradient is known in the forward pass except
     for a factor: d log p(y) / d hidden = W[y] − Σ_v p(v) · W[v].
     """
 
@@ -70,7 +70,6 @@ class AnswerLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """Scale each token's gradient by what comes from above."""
         (gradient_NH,) = ctx.saved_tensors
         return gradient_NH * grads[0][:, None].to(gradient_NH.dtype), None, None
 
@@ -79,8 +78,8 @@ def score_answers_only(model: Any) -> None:
     """Make ``model(…, labels=…, fused_lm_head=True)``, which TRL's trainers call, score labelled positions only.
 
     Args:
-        model: A causal language model whose head is frozen, TRL's own fused head already added to it. Rows are padded
-            on the right, so that no real token ever sees padding: the padding mask is dropped, which is faster.
+        model: A causal language model with a frozen head, TRL's own fused head already added to it. Rows are padded on
+            the right, so no real token attends to padding: the padding mask is dropped, which is faster.
     """
     with_logits = model.forward
 
@@ -91,7 +90,7 @@ def score_answers_only(model: Any) -> None:
         hidden_BTH = self.base_model(*args, **kwargs | {"use_cache": False}).last_hidden_state[:, :-1]
         targets_BT = labels[:, 1:]
         weight_VH = self.get_output_embeddings().weight
-        if isinstance(weight_VH, DTensor):  # a shard of it, under FSDP
+        if isinstance(weight_VH, DTensor):  # a shard, under FSDP
             weight_VH = weight_VH.full_tensor()
         mask_BT = targets_BT != IGNORED
         scored = AnswerLogProbs.apply(hidden_BTH[mask_BT], weight_VH, targets_BT[mask_BT])  # type: ignore[no-untyped-call]

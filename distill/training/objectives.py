@@ -1,4 +1,4 @@
-"""What a night teaches from its races: whom the winner is set against, how hard, and what earlier nights add."""
+"""Training objectives: rejected answers, IPO's β and replay of earlier nights' examples."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from distill.dataset.example import Example, ScoredAnswer
 from distill.errors import TrainingError
 
 MANY_DRAWS = 16
-"""From this many draws on the minimum is an outlier, and no fair rejected answer (2502.16825)."""
+"""From this many candidates on the minimum is an outlier, and not a fair rejected answer (2502.16825)."""
 
 
 def with_replay(fresh: Sequence[Example], earlier: Sequence[Example], share: float, seed: int) -> list[Example]:
-    """Tonight's examples and a random choice of earlier nights', the same for the same seed.
+    """Return tonight's examples and a random choice of earlier nights', the same for the same seed.
 
-    Conversations that are among tonight's already are not repeated: the newer winner stands.
+    Conversations that are among tonight's are not repeated: the newer winner stays.
 
     Args:
-        fresh: Tonight's examples; all of them are taken.
+        fresh: Tonight's examples; all of them are used.
         earlier: Earlier nights' examples.
-        share: Largest share of the result that earlier ones may take, in [0, 1).
-        seed: Decides the choice.
+        share: Largest share of earlier examples in the result, in [0, 1).
+        seed: Of the random choice.
     """
     known = {example.key for example in fresh}
     candidates = {example.record_id: example for example in earlier if example.key not in known}
@@ -33,9 +33,9 @@ def with_replay(fresh: Sequence[Example], earlier: Sequence[Example], share: flo
 
 
 def rejected(example: Example) -> ScoredAnswer | None:
-    """The answer that the winner is set against, or None where it beat nothing.
+    """Return the answer that the winner is compared with, or None if it has no losers.
 
-    The worst; of many draws the one whose reward is nearest to two standard deviations below the race's mean.
+    The worst; of many candidates the one whose reward is nearest to two standard deviations below the race's mean.
     """
     if not example.losers:
         return None
@@ -47,7 +47,7 @@ def rejected(example: Example) -> ScoredAnswer | None:
 
 
 def ipo_beta(examples: Sequence[Example]) -> float:
-    """The β at which TRL's IPO asks for the margin that best-of-n really has over worst-of-n.
+    """Return the β at which TRL's IPO aims at the margin that best-of-n has over worst-of-n.
 
     TRL averages log-probabilities over an answer's tokens and pulls the average's margin to 1 / (2β). For whole
     answers the margin of best-of-n is (n − 1) · (1 + 1/2 + … + 1/(n − 1)) nats, so β = tokens / (2 · margin).
@@ -59,7 +59,7 @@ def ipo_beta(examples: Sequence[Example]) -> float:
     """
     contested = [example for example in examples if example.losers]
     if not contested:
-        raise TrainingError("no example has a rejected answer: only the objective sft can learn from these")
+        raise TrainingError("no example has a rejected answer: only the objective sft can train on these")
     n = round(median(len(example.losers) + 1 for example in contested))
     tokens = fmean(max(1, example.winner.tokens) for example in contested)
     margin_nats = (n - 1) * sum(1 / k for k in range(1, n))

@@ -1,7 +1,7 @@
-"""TRL's trainers, one optimizer step a batch: split by length into micro-batches that fit, and halved when they do not.
+"""TRL's trainers with one optimizer step a batch, split by length into micro-batches that fit into memory.
 
-The data loader gives all examples of a step at once, so how they are split never changes which examples a step sees,
-nor (rounding apart) what it computes: memory decides the split, not the result. Resuming needs no accumulation state.
+The data loader gives all examples of a step at once, so the split changes neither a step's examples nor, apart from
+rounding, its result. Micro-batches are halved when memory runs out. Resuming needs no accumulation state.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _log = structlog.get_logger()
 
 
 class _Stepwise:
-    """What both trainers share: micro-batches, out-of-memory, numbers that are none, checkpoints sealed when whole."""
+    """The common part of both trainers: micro-batches, out-of-memory, non-finite numbers, sealed checkpoints."""
 
     micro_batch_tokens: int
     rows_per_example: int
@@ -49,19 +49,19 @@ class _Stepwise:
     args: Any
 
     def training_step(self, model: Any, inputs: Inputs, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward over the whole batch of a step.
+        """Run forward and backward over the whole batch of a step.
 
         Raises:
-            TrainingError: There is no memory even for one example, or the loss is no finite number.
+            TrainingError: There is no memory even for one example, or the loss is not finite.
         """
         while True:
-            micro_batches = self._agreed(split(inputs, self.micro_batch_tokens, self.rows_per_example))
+            micro_batches = self._same_count(split(inputs, self.micro_batch_tokens, self.rows_per_example))
             try:
                 loss = self._accumulate(model, inputs, micro_batches, num_items_in_batch)
                 break
             except (RuntimeError, MemoryError) as error:
                 self._make_room(error, micro_batches)
-            # Out here the exception, which holds on to the failed pass's tensors, is gone.
+            # Outside "except": the exception keeps the failed pass's tensors alive.
             model.zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -83,7 +83,7 @@ class _Stepwise:
         return torch.stack(losses).sum()
 
     def _make_room(self, error: Exception, parts: list[list[int]]) -> None:
-        """Halve the micro-batch, or say why that does not help."""
+        """Halve the micro-batch, or raise why that does not help."""
         if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error)):
             raise error
         if self.accelerator.num_processes > 1:
@@ -98,8 +98,8 @@ class _Stepwise:
             "training_out_of_memory", step=self.state.global_step + 1, micro_batch_tokens=self.micro_batch_tokens
         )
 
-    def _agreed(self, parts: list[list[int]]) -> list[list[int]]:
-        """The same number of parts on every device, since each pass through the model may be a collective one."""
+    def _same_count(self, parts: list[list[int]]) -> list[list[int]]:
+        """Split into the same number of parts on every device, because a pass may be a collective operation."""
         if self.accelerator.num_processes == 1:
             return parts
         count = int(self.accelerator.gather(torch.tensor([len(parts)], device=self.accelerator.device)).max())
@@ -107,7 +107,7 @@ class _Stepwise:
         return [[order[place] for place in share.tolist()] for share in torch.arange(len(order)).tensor_split(count)]
 
     def _flattens(self) -> bool:
-        """Whether flash attention keeps the examples of one long row apart, so that nothing is padded."""
+        """Return True if flash attention separates the examples of one long row, so that nothing is padded."""
         attention = str(self.model.config._attn_implementation)
         return self.rows_per_example == 1 and attention.startswith("flash")
 
@@ -118,7 +118,7 @@ class _Stepwise:
         return norm
 
     def create_model_card(self, *args: Any, **options: Any) -> None:
-        """No card: the night's report tells more, and says nothing of a hub."""
+        """Write no card: the night's report replaces it."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
@@ -154,12 +154,12 @@ class PairsTrainer(_Stepwise, DPOTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: Inputs, return_outputs: Literal[False] = False, num_items_in_batch: Any = None
     ) -> Any:
-        """TRL's loss is a mean over the pairs it sees: a micro-batch counts by its share of the step's pairs."""
+        """Weight TRL's loss, a mean over the pairs of a micro-batch, by its share of the step's pairs."""
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch) * self.micro_share
 
 
 def lora(settings: TrainingSettings) -> LoraConfig:
-    """LoRA on every linear layer but the head."""
+    """Return the configuration of a LoRA on every linear layer but the head."""
     return LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
     )
@@ -168,12 +168,12 @@ def lora(settings: TrainingSettings) -> LoraConfig:
 def trainer_for(
     base: Base, rows: Any, settings: TrainingSettings, *, output_dir: str, beta: float, callbacks: list[Any]
 ) -> Any:
-    """The trainer of the objective, ready to train.
+    """Build the trainer of the objective.
 
     Args:
-        base: Model and tokenizer; the model is wrapped in its adapter.
+        base: Model and tokenizer; the adapter is added to the model.
         rows: A ``datasets.Dataset`` in the columns of ``encode``.
-        settings: How to train.
+        settings: The hyperparameters.
         output_dir: Folder of the checkpoints.
         beta: IPO's.
         callbacks: The Trainer's.
@@ -188,7 +188,7 @@ def trainer_for(
     else:
         both = settings.objective == "sft+ipo"
         losses = {"loss_type": ["sft", "ipo"], "beta": beta} if both else {"loss_type": ["sigmoid"], "beta": BETA_DPO}
-        # The base's log-probabilities never change: computed once instead of in every epoch.
+        # The base's log-probabilities never change, so they are computed once.
         reference = {"precompute_ref_log_probs": True, "precompute_ref_batch_size": REFERENCE_BATCH}
         trainer = PairsTrainer(args=DPOConfig(**common, **losses, **reference), **options)
     trainer.remove_callback(PrinterCallback)
@@ -201,13 +201,13 @@ def trainer_for(
 
 
 def split(inputs: Inputs, budget_tokens: int, rows_per_example: int = 1) -> list[list[int]]:
-    """Examples of a batch by length, in groups whose padded tokens fit the budget; an example alone may exceed it."""
+    """Group a batch's examples by length so that padded tokens fit the budget; a single example may exceed it."""
     lengths = inputs["attention_mask"].sum(dim=1)
     examples = len(lengths) // rows_per_example
     longest = lengths.view(rows_per_example, examples).amax(dim=0).tolist()
     groups: list[list[int]] = []
     for place in sorted(range(examples), key=lambda place: -longest[place]):
-        # Longest first: the group's first member sets its width, and a batch that cannot fit fails at once.
+        # Longest first: a group's first member sets its width, and a batch that cannot fit fails at once.
         width = longest[groups[-1][0]] if groups else 0
         if groups and width * (len(groups[-1]) + 1) * rows_per_example <= budget_tokens:
             groups[-1].append(place)
@@ -217,7 +217,7 @@ def split(inputs: Inputs, budget_tokens: int, rows_per_example: int = 1) -> list
 
 
 def rows(inputs: Inputs, examples: list[int], rows_per_example: int = 1) -> Inputs:
-    """The examples' rows of a batch, cut to the longest of them."""
+    """Return the examples' rows of a batch, cut to the longest of them."""
     batch = len(inputs["attention_mask"])
     offsets = range(0, batch, batch // rows_per_example)
     picked = torch.tensor([offset + place for offset in offsets for place in examples])
@@ -229,11 +229,11 @@ def rows(inputs: Inputs, examples: list[int], rows_per_example: int = 1) -> Inpu
 
 
 def flattened(inputs: Inputs) -> Inputs:
-    """The rows end to end as one, positions starting anew, which flash attention reads as separate sequences."""
+    """Join the rows into one, each with its own positions, which flash attention reads as separate sequences."""
     real = inputs["attention_mask"].bool()
     lengths = real.sum(dim=1)
     labels = inputs["labels"].clone()
-    labels[:, 0] = IGNORED  # a row's first token is not foretold by the row before it
+    labels[:, 0] = IGNORED  # a row's first token is not predicted from the row before it
     ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
     longest = int(lengths.max())
     return {
@@ -248,7 +248,7 @@ def flattened(inputs: Inputs) -> Inputs:
 
 
 def _arguments(settings: TrainingSettings, output_dir: str, world: int) -> dict[str, Any]:
-    """What both of TRL's configurations are given."""
+    """Return the arguments that both of TRL's configurations share."""
     if settings.batch_examples % world:
         raise TrainingError(f"batch_examples {settings.batch_examples} is not a multiple of {world} devices")
     cuda = torch.cuda.is_available()
@@ -264,7 +264,7 @@ def _arguments(settings: TrainingSettings, output_dir: str, world: int) -> dict[
         "optim": "adamw_torch_fused",
         "bf16": cuda,
         "use_cpu": not cuda,
-        # Recomputing activations costs a third of the speed; with micro-batches there is memory for them.
+        # Recomputing activations costs a third of the speed; micro-batches leave memory for them.
         "gradient_checkpointing": False,
         "max_length": None,
         "logging_steps": 1,

@@ -1,4 +1,4 @@
-"""One training of the policy, from examples to checkpoints: always from the base, resumable at every step."""
+"""Train the policy from examples to checkpoints: always from the base, resumable at every step."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a finished training leaves.
+    """The result of a finished training.
 
     ``checkpoints`` are PEFT adapter folders, ascending by step. ``tokens`` are those read, prompts included, over all
-    epochs; ``seconds`` count from the loaded base on, and over all processes that it took, lost steps apart.
-    ``losses`` and ``gradient_norms`` hold one value a step.
+    epochs; ``seconds`` are those after loading the base, over all resumed processes, without lost steps. ``losses`` and
+    ``gradient_norms`` hold one value a step.
     """
 
     checkpoints: tuple[Path, ...]
@@ -75,23 +75,23 @@ def train(
     resume: bool = True,
     on_progress: Progress = lambda step: None,
 ) -> Trained:
-    """Teach the base its winners and leave checkpoints in ``out``.
+    """Train the base on winners and write checkpoints to ``out``.
 
-    Run again after whatever ended it: a finished training is returned as it was, a broken-off one goes on from its
-    last whole checkpoint to the same weights. On SIGTERM a checkpoint is written and the process leaves with status
-    143. Under ``accelerate launch`` every process calls this, and the first one writes.
+    A second call returns a finished training as it was; an interrupted one continues from its last complete checkpoint
+    to the same weights. On SIGTERM a checkpoint is written and the process exits with status 143. Under ``accelerate
+    launch`` every process calls this, and the first one writes.
 
     Args:
         examples: Tonight's winners.
-        replay: Earlier nights' winners, of which ``settings.replay_share`` says how many may join.
-        settings: How to train.
-        out: Folder of this training alone.
-        resume: False throws away what is in ``out`` and starts from the base.
-        on_progress: Told after every optimizer step.
+        replay: Earlier nights' winners, up to ``settings.replay_share`` of all.
+        settings: The hyperparameters.
+        out: A folder for this training alone.
+        resume: False discards the contents of ``out`` and starts from the base.
+        on_progress: Called after every optimizer step.
 
     Raises:
-        TrainingError: Nothing to learn from, a base that does not load, other data or settings in ``out``, no memory
-            even for one example, or a loss that is no number.
+        TrainingError: There are no examples, the base does not load, ``out`` holds a training with other data or
+            settings, there is no memory even for one example, or the loss is not finite.
     """
     chosen = with_replay(examples, replay, settings.replay_share, settings.seed)
     finished = _prepare(out, {"settings": settings.model_dump(), "data": content_hash(chosen)}, resume)
@@ -124,7 +124,7 @@ def train(
 
 
 def _prepare(out: Path, plan: dict[str, Any], resume: bool) -> Trained | None:
-    """The finished training in ``out``, if it is this one; else a folder that this one may go on in."""
+    """Return the finished training in ``out``; None after preparing the folder for an unfinished or a new one."""
     fingerprint = hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()
     first = PartialState(cpu=not torch.cuda.is_available()).is_main_process
     out.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def _prepare(out: Path, plan: dict[str, Any], resume: bool) -> Trained | None:
         if before["fingerprint"] != fingerprint:
             changed = [name for name in plan if before.get(name) != json.loads(json.dumps(plan[name], default=str))]
             raise TrainingError(
-                f"{out} holds a training with other {' and '.join(changed)}: choose another folder, or start over"
+                f"{out} holds a training with other {' and '.join(changed)}: choose another folder, or start again"
             )
         if result_file.exists():
             return _read(result_file, out)
@@ -190,13 +190,13 @@ def _read(file: Path, out: Path) -> Trained:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that was held: of the GPU where there is one, else of this process."""
+    """Return the peak memory of the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def versions() -> dict[str, str]:
-    """Versions that decide what comes out."""
+    """Return the versions that affect the result."""
     packages = ("torch", "transformers", "trl", "peft", "accelerate")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}

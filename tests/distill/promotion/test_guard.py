@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from distill.evaluation import eprocess
-from distill.promotion.guard import FAILED, Evidence, Phase, Reading, Verdict, judge, phase_of, read
+from distill.promotion.guard import FAILED, Evidence, GuardVerdict, Phase, Reading, decide, phase_of, read_record
 from distill.settings import PromotionSettings
 from gateway.policy import Canary, Policy
 from gateway.types import Arm, Selection
@@ -23,7 +23,7 @@ PROMOTED = Phase("night-1", 3, replace(NEW, name="stable"), replace(OLD, name="h
 def reading(
     rewards: list[float | None], arm: Arm = OLD, phase: Phase = CANARY, **fields: Any
 ) -> tuple[str, float] | str:
-    found = read(record(rewards, arm, **fields), phase)
+    found = read_record(record(rewards, arm, **fields), phase)
     return found if isinstance(found, str) else (found.role, found.value)
 
 
@@ -49,7 +49,7 @@ def test_what_the_new_policy_could_not_answer_counts_as_worse_than_everything() 
     """The stable one answered in its place; a holdback that could not says nothing of the new one."""
     assert ("new", FAILED) == reading([1.0, 2.0, 3.0, 4.0], OLD, arm_failed="canary")
     failed = record([1.0], PROMOTED.new, arm_failed="holdback")
-    assert "the old policy could not answer" == read(failed, PROMOTED)
+    assert "the old policy could not answer" == read_record(failed, PROMOTED)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_without_rewards_there_is_nothing_to_compare() -> None:
 def test_answers_are_paired_in_the_order_of_their_arrival() -> None:
     evidence = Evidence()
     for rewards, arm in [([1.0] * 4, OLD), ([2.0] * 4, OLD), ([8.0], NEW), ([9.0], NEW), ([7.0], NEW)]:
-        evidence.take(record(rewards, arm), CANARY)
+        evidence.add(record(rewards, arm), CANARY)
     assert ([8.0, 9.0], [1.0, 2.0]) == (evidence.new, evidence.old)
     assert {"new": [7.0], "old": []} == evidence.waiting
 
@@ -89,21 +89,21 @@ def test_a_record_delivered_twice_and_a_conversation_that_goes_on_count_once() -
     evidence = Evidence()
     again = record([1.0] * 4, question="hello")
     for one in (again, again, record([3.0] * 4, question="hello"), record([3.0] * 4, question=" HELLO ")):
-        evidence.take(one, CANARY)
+        evidence.add(one, CANARY)
     assert ([1.0], 3) == (evidence.waiting["old"], evidence.excluded["conversation counted already"])
 
 
 def test_the_larger_arm_does_not_pile_up() -> None:
     evidence = Evidence()
     for _ in range(100):
-        evidence.take(record([1.0] * 4), CANARY)
+        evidence.add(record([1.0] * 4), CANARY)
     assert (8, 92) == (len(evidence.waiting["old"]), evidence.excluded["no partner"])
 
 
 def test_another_reward_model_is_another_scale() -> None:
     evidence = Evidence()
-    evidence.take(record([1.0] * 4), CANARY)
-    evidence.take(record([100.0] * 4, reward_model="newer"), CANARY)
+    evidence.add(record([1.0] * 4), CANARY)
+    evidence.add(record([100.0] * 4, reward_model="newer"), CANARY)
     assert ([1.0], 1) == (evidence.waiting["old"], evidence.excluded["another reward model"])
 
 
@@ -112,22 +112,22 @@ def test_a_reward_model_that_stays_another_one_ends_the_trial(strangers: int, de
     """No evidence could come any more; the reason names both, and is remembered with the counts."""
     evidence = Evidence()
     for one in [record([1.0] * 4), *(record([9.0] * 4, reward_model="newer") for _ in range(strangers))]:
-        evidence.take(one, CANARY)
+        evidence.add(one, CANARY)
     evidence = Evidence.from_json(orjson.loads(orjson.dumps(evidence.to_json())))
-    verdict = judge(evidence, CANARY, SETTINGS)
+    verdict = decide(evidence, CANARY, SETTINGS)
     assert decision == verdict.decision
-    words = "the reward model was judge and is newer now, so what comes cannot be compared any more, after 0 pairs"
-    assert (words == verdict.words()) == (decision == "roll back")
+    words = "the reward model was judge and is newer now, so later rewards cannot be compared with the first 0 pairs"
+    assert (words == verdict.describe()) == (decision == "roll back")
 
 
 def test_two_reward_models_in_turns_end_no_trial() -> None:
     """Gateways are restarted one after another; what the first model scores in between is still evidence."""
     evidence = Evidence()
     for _ in range(3):
-        evidence.take(record([1.0] * 4), CANARY)
+        evidence.add(record([1.0] * 4), CANARY)
         for _ in range(19):
-            evidence.take(record([9.0] * 4, reward_model="newer"), CANARY)
-    assert "wait" == judge(evidence, CANARY, SETTINGS).decision
+            evidence.add(record([9.0] * 4, reward_model="newer"), CANARY)
+    assert "wait" == decide(evidence, CANARY, SETTINGS).decision
 
 
 def test_counts_of_a_release_without_this_are_read() -> None:
@@ -146,8 +146,8 @@ def test_differences_are_of_ranks_among_what_the_old_policy_gave_before() -> Non
 def test_evidence_survives_being_written_down() -> None:
     evidence = Evidence()
     for rewards, arm, fields in [([1.0] * 4, OLD, {}), ([8.0], NEW, {}), ([1.0] * 4, OLD, {"arm_failed": "canary"})]:
-        evidence.take(record(rewards, arm, **fields), CANARY)  # type: ignore[arg-type]
-    evidence.take(record([1.0] * 4, store=False), CANARY)
+        evidence.add(record(rewards, arm, **fields), CANARY)  # type: ignore[arg-type]
+    evidence.add(record([1.0] * 4, store=False), CANARY)
     assert evidence == Evidence.from_json(orjson.loads(orjson.dumps(evidence.to_json())))
 
 
@@ -160,11 +160,11 @@ def drawn(shift: float, pairs: int, seed: int, failing: float = 0.0) -> Evidence
 
 
 def decisions(shift: float, pairs: int, phase: Phase = CANARY, **fields: float) -> list[str]:
-    return [judge(drawn(shift, pairs, seed, **fields), phase, SETTINGS).decision for seed in range(60)]
+    return [decide(drawn(shift, pairs, seed, **fields), phase, SETTINGS).decision for seed in range(60)]
 
 
 def test_before_there_is_evidence_it_waits() -> None:
-    assert "wait" == judge(Evidence(), CANARY, SETTINGS).decision
+    assert "wait" == decide(Evidence(), CANARY, SETTINGS).decision
     assert {"wait"} == set(decisions(0.5, 49))
 
 
@@ -200,7 +200,7 @@ def test_after_the_promotion_it_watches_to_the_end_or_rolls_back() -> None:
 
 
 def test_the_verdict_is_told_in_numbers() -> None:
-    words = judge(drawn(-1.0, 100, 0), CANARY, SETTINGS).words()
+    words = decide(drawn(-1.0, 100, 0), CANARY, SETTINGS).describe()
     assert all(part in words for part in ("100 pairs", "mean difference -0.", "of 1"))
 
 
@@ -224,7 +224,7 @@ def test_in_the_holdback_phase_the_stable_policy_is_the_new_one() -> None:
 
 
 def test_a_reading_names_no_caller() -> None:
-    found = read(record([2.5], NEW), CANARY)
+    found = read_record(record([2.5], NEW), CANARY)
     assert isinstance(found, Reading)
     assert 16 == len(found.conversation)
 
@@ -234,7 +234,7 @@ def test_the_evidence_is_that_of_two_e_processes_in_units_of_what_is_needed() ->
     settings = PromotionSettings(guard_margin=0.25, guard_alpha=0.1)
     evidence = drawn(0.2, 60, 5)
     above = (evidence.differences() + 0.25) / 1.25
-    verdict = judge(evidence, CANARY, settings)
+    verdict = decide(evidence, CANARY, settings)
     processes = [eprocess.run(x, alpha=0.1, strategy="mixture") for x in (above, -above)]
     assert [pytest.approx(0.1 * each.highest) for each in processes] == [verdict.better, verdict.worse]
     assert pytest.approx(evidence.differences().mean()) == verdict.mean_difference
@@ -242,13 +242,13 @@ def test_the_evidence_is_that_of_two_e_processes_in_units_of_what_is_needed() ->
 
 
 def test_without_a_pair_there_is_no_evidence() -> None:
-    assert judge(Evidence(), CANARY, SETTINGS) == Verdict("wait", 0, 0.0, 0.0, 0.0)
+    assert decide(Evidence(), CANARY, SETTINGS) == GuardVerdict("wait", 0, 0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(("pairs", "decision"), [(49, "wait"), (50, "promote"), (51, "promote")])
 def test_a_promotion_needs_its_number_of_pairs(pairs: int, decision: str) -> None:
     """However clear the evidence is before."""
-    assert decision == judge(drawn(3.0, pairs, 0), CANARY, SETTINGS).decision
+    assert decision == decide(drawn(3.0, pairs, 0), CANARY, SETTINGS).decision
 
 
 @pytest.mark.parametrize(
