@@ -1,10 +1,9 @@
-"""The journal's archive: Parquet, a folder a day, one row for each record id, readable by anything that reads Parquet.
+"""Reader of the journal's archive: Parquet, a folder a day, one row for each record id.
 
     archive/day=2026-11-22/part-00000.parquet
     archive/_quarantine/<hash>.json             records that this version cannot read, as they came
 
-Parts only ever appear or are replaced as a whole, so whoever reads them sees each row once, at any moment.
-``archive_writer`` writes; here is what reads.
+Parts are added or replaced atomically, so a reader sees each row once, at any moment.
 """
 
 from __future__ import annotations
@@ -27,33 +26,33 @@ _NEEDED = {"id", "kind", "record"}
 
 
 class Archive:
-    """All records ever collected.
+    """All collected records.
 
     Args:
-        folder: Where it is; an absent folder is an empty archive.
+        folder: The archive's folder; a missing one is an empty archive.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def completions(self) -> Iterator[CompletionRecord]:
-        """Every completion, oldest day first.
+        """Yield every completion, oldest day first.
 
         Raises:
-            DataError: A part cannot be read; it is named.
+            DataError: A part cannot be read.
         """
         return (record for record in self._records("completion") if isinstance(record, CompletionRecord))
 
     def feedback(self) -> Iterator[FeedbackRecord]:
-        """Every feedback, oldest day first.
+        """Yield every feedback, oldest day first.
 
         Raises:
-            DataError: A part cannot be read; it is named.
+            DataError: A part cannot be read.
         """
         return (record for record in self._records("feedback") if isinstance(record, FeedbackRecord))
 
     def parts(self, day: str = "*") -> list[Path]:
-        """The Parquet files, of one day (``2026-11-22``) or of all."""
+        """Return the Parquet files, of one day (``2026-11-22``) or of all."""
         return sorted(self.folder.glob(f"day={day}/part-*.parquet"))
 
     def count(self) -> int:
@@ -79,7 +78,7 @@ class Archive:
 
 @contextlib.contextmanager
 def open_part(path: Path) -> Iterator[Any]:
-    """The file as a ``pyarrow.parquet.ParquetFile`` that checks its checksums.
+    """Open the file as a ``pyarrow.parquet.ParquetFile`` that verifies checksums.
 
     Raises:
         DataError: It cannot be read, or a newer version wrote it.
@@ -89,7 +88,7 @@ def open_part(path: Path) -> Iterator[Any]:
     try:
         version = (part.schema_arrow.metadata or {}).get(VERSION_KEY, b"").decode("ascii", "replace")
         if not version.isdecimal():
-            raise DataError(f"{path} is no part of a journal archive: move it out of the archive's folder")
+            raise DataError(f"{path} is not a part of a journal archive: move it out of the archive's folder")
         if int(version) > SCHEMA_VERSION:
             raise DataError(f"{path} was written by a newer version (archive schema {version}): use that one")
         with readable(path):
@@ -102,7 +101,7 @@ def open_part(path: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turns what Arrow says of a broken file into what an operator can do about it."""
+    """Translate Arrow's errors for a damaged file into a ``DataError`` with advice."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -113,7 +112,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def _next_texts(path: Path, batches: Iterator[Any], kind: str) -> list[Record] | None:
-    """The next batch's records of one kind; None after the last batch."""
+    """Return the next batch's records of one kind; None after the last batch."""
     with readable(path):
         batch = next(batches, None)
         if batch is None:
@@ -124,4 +123,4 @@ def _next_texts(path: Path, batches: Iterator[Any], kind: str) -> list[Record] |
             decode(text.encode()) for found, text in zip(rows["kind"], rows["record"], strict=True) if found == kind
         ]
     except JournalError as error:
-        raise DataError(f"{path} holds a row that is no record: {error}") from error
+        raise DataError(f"{path} holds a row that is not a record: {error}") from error

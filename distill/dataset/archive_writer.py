@@ -1,9 +1,9 @@
-"""Writes the archive: one writer at a time, exactly one row for each record id, whatever kills it.
+"""Writer of the archive: one at a time, exactly one row for each record id, even if it is killed at any moment.
 
-A record's day is its own (from its ``time_ms``), so a second copy, however late, meets the first one's id in that
-day's folder. New rows go into the day's last part: old rows and new ones are written to a temporary file, synced, and
-renamed over it, until the part is full. So there is never a moment with a row twice or a row lost, few small files are
-ever made, and none has to be merged later; the price is that a row is rewritten a few times on its first night.
+A record's day is its own (from its ``time_ms``), so a second copy, however late, is found by its id in that day's
+folder. New rows go into the day's last part until it is full: old and new rows are written to a temporary file, synced,
+and renamed over the part. So no row is ever duplicated or lost, and there are few small files to merge; in return a row
+is rewritten a few times on its first night.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from distill.errors import DataError, NightError
 from gateway.errors import JournalError
 from gateway.files import sync_folder, write_atomically
 
-PART_BYTES = 64 * 1024 * 1024  # uncompressed; a full part is left alone for ever
+PART_BYTES = 64 * 1024 * 1024  # uncompressed; a full part is never rewritten
 _ROW_GROUP_ROWS = 4096
 CLOCK_WRONG = timedelta(days=7)
-"""A record's time and that of its collection differ by more only if a clock was wrong: spools empty within days."""
+"""Spools empty within days: a larger difference between a record's time and its collection means a wrong clock."""
 _REMEMBERED_DAYS = 3  # days whose ids are kept in memory, about 100 bytes a record
-# Least and greatest value are noted of what one filters by; of texts they would be whole texts, twice.
+# Least and greatest value of columns that readers filter by; of texts they would be whole texts, twice.
 _STATISTICS = ["id", "kind", "time", "conversation_key", "policy_version", "adapter", "selection", "completion_id"]
 _DICTIONARY = ["kind", "key_id", "model", "adapter", "arm", "reward_model", "selection"]
 
@@ -43,9 +43,9 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """The result of adding records: new rows by kind, ids that had a row already, files of unreadable records.
+    """The result of adding records: new rows by kind, duplicates of existing rows, files of unreadable records.
 
-    ``oldest_ms`` is when the oldest readable record was made, by its gateway's clock (since the epoch).
+    ``oldest_ms`` is the time of the oldest readable record, by its gateway's clock (since the epoch).
     """
 
     completions: int
@@ -57,7 +57,7 @@ class Added:
 
 @contextlib.contextmanager
 def writing(archive: Archive, *, part_bytes: int = PART_BYTES) -> Iterator[ArchiveWriter]:
-    """Hold the archive for writing. The kernel lets go of it when this process ends, however it ends.
+    """Lock the archive for writing. The kernel releases the lock when this process ends.
 
     Raises:
         NightError: Another process holds it.
@@ -79,21 +79,21 @@ def writing(archive: Archive, *, part_bytes: int = PART_BYTES) -> Iterator[Archi
 
 
 class ArchiveWriter:
-    """Adds records to an archive that this process holds: see ``writing``."""
+    """Adds records to an archive that this process has locked (``writing``)."""
 
     def __init__(self, archive: Archive, part_bytes: int) -> None:
         self._archive = archive
         self._part_bytes = part_bytes
         self._known: OrderedDict[str, set[str]] = OrderedDict()  # day → ids in its parts
         self.damaged: dict[Path, DataError] = {}
-        """Parts that cannot be read. Records are added beside them; copies of what they hold get a second row."""
+        """Unreadable parts. New records go into other parts; copies of records in a damaged part get a second row."""
         with _writable(archive.folder):
-            # What a killed writer left half-written; nothing refers to it.
+            # Temporary files of a killed writer.
             for leftover in [*archive.folder.glob("day=*/.part-*"), *archive.folder.glob("_quarantine/.*")]:
                 leftover.unlink()
 
     def identity(self) -> str:
-        """A name of this archive's own, the same for ever."""
+        """Return the archive's unique, permanent name; created at the first call."""
         path = self._archive.folder / ".identity"
         with _writable(self._archive.folder):
             if not path.exists():
@@ -101,14 +101,14 @@ class ArchiveWriter:
             return path.read_text()
 
     def add(self, payloads: Sequence[bytes], collected: datetime | None = None) -> Added:
-        """Make these records rows, once each. When this returns they are on disk for sure.
+        """Add a row for each record without one, synced to disk.
 
         Args:
-            payloads: Records as the journal encodes them; unreadable ones are kept as they are, in quarantine.
-            collected: When they were collected, by Redis's clock.
+            payloads: Records as the journal encodes them; unreadable ones go to the quarantine unchanged.
+            collected: Time of collection, by Redis's clock.
 
         Raises:
-            DataError: The disk takes no more. Some of the records may have become rows: adding them all again is right.
+            DataError: The disk is full or cannot be written. Some records may have become rows: add them all again.
         """
         unreadable = set()
         days: defaultdict[str, dict[str, Row]] = defaultdict(dict)
@@ -138,7 +138,7 @@ class ArchiveWriter:
         return Added(kinds["completion"], kinds["feedback"], duplicates, tuple(sorted(unreadable)), oldest_ms)
 
     def keep(self, path: Path, kept: pa.Table) -> None:
-        """Replace a part by those of its rows that stay; without any, by nothing.
+        """Replace a part by those of its rows that stay; remove it if none do.
 
         Raises:
             DataError: The folder cannot be written.
@@ -152,13 +152,13 @@ class ArchiveWriter:
                 sync_folder(path.parent)
 
     def drop_before(self, day: str, today: str) -> int:
-        """Remove every part of earlier days, and what came into quarantine before it. Returns how many rows went.
+        """Remove every part and quarantined record of earlier days; return the number of removed rows.
 
         A part stays as long as it holds a record whose gateway's clock was wrong and that was collected later.
 
         Args:
             day: The first day that is kept, as ``2026-11-22``.
-            today: The day it is; records of later days came from a gateway whose clock was ahead.
+            today: The current day; records of later days came from a gateway whose clock was ahead.
 
         Raises:
             DataError: A part cannot be read, or the folder cannot be written.
@@ -184,7 +184,7 @@ class ArchiveWriter:
         return rows
 
     def _ids(self, day: str) -> set[str]:
-        """Ids that have a row in this day; read from its parts' id columns once."""
+        """Return the ids with a row in this day, read from its parts' id columns once."""
         if day not in self._known:
             ids: set[str] = set()
             for path in self._archive.parts(day):
@@ -220,7 +220,7 @@ class ArchiveWriter:
             write_atomically(folder / f"part-{number:05d}.parquet", _parquet(rows))
 
     def _reads_whole(self, path: Path) -> bool:
-        """Whether the part can be read to its end; one that cannot is noted as damaged."""
+        """Return True if the part can be read to its end; else note it as damaged."""
         try:
             with open_part(path) as part, readable(path):
                 for _ in part.iter_batches():
@@ -230,7 +230,7 @@ class ArchiveWriter:
         return path not in self.damaged
 
     def _quarantine(self, data: bytes, problem: str) -> Path:
-        """Keep an unreadable record; the same bytes again make no second file."""
+        """Write an unreadable record to a file named by its hash, once."""
         name = hashlib.sha256(data).hexdigest()[:32]
         path = self._archive.folder / "_quarantine" / f"{name}.json"
         with _writable(self._archive.folder):
@@ -257,7 +257,7 @@ def _parquet(rows: pa.Table) -> bytes:
 
 
 def _days(path: Path) -> list[str]:
-    """The day of each row's age: the record's own, or that of its collection where the two cannot both be right.
+    """Return the day of each row: the record's own, or that of its collection if a clock was wrong.
 
     Raises:
         DataError: The part cannot be read.
@@ -275,13 +275,13 @@ def _days(path: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _writable(folder: Path) -> Iterator[None]:
-    """Turns what the system says of a write into what an operator can do about it."""
+    """Translate errors of writing into a ``DataError`` with advice."""
     try:
         yield
     except OSError as error:
         why = error.strerror or type(error).__name__
-        hint = "free space" if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} else "mend that"
+        hint = "free space" if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} else "fix this"
         raise DataError(
-            f"the archive {folder} cannot be written ({why}); nothing is lost, Redis keeps what is not archived: "
+            f"the archive {folder} cannot be written ({why}); nothing is lost, Redis keeps unarchived records: "
             f"{hint} and run `python -m distill collect` again"
         ) from error

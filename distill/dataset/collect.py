@@ -1,7 +1,7 @@
-"""From the journal's stream to the archive: what is on disk is acknowledged, what is acknowledged leaves Redis.
+"""Collect the journal's stream into the archive: archive records, acknowledge them, then trim them from Redis.
 
-Killed at any point, the next pass goes on: a record archived but not acknowledged is delivered again and found to have
-its row. The consumer is named after the archive, so what a killed pass had taken comes back to the next one at once.
+A pass killed at any point is continued by the next one: a record archived but not acknowledged is delivered again, and
+found as a duplicate. The consumer is named after the archive, so the next pass gets a killed one's records at once.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from gateway.settings import RedisSettings
 
 GROUP = "night"
 CLOCKS_APART = timedelta(hours=1)
-"""Largest difference between this machine's clock and Redis's with which records may expire."""
+"""Largest difference between this machine's clock and Redis's at which records may expire."""
 QUIET = timedelta(days=7)
-"""Longest time without a record after which the clock is still trusted."""
+"""Longest time without a record at which the clock is still trusted."""
 LOST = "{} records left Redis before they were archived: they are lost"
 _POLL_S = 0.2
-_REFILL_S = 6.0  # a gateway that was refused tries again within five
+_REFILL_S = 6.0  # a gateway whose write was refused retries within five
 _LONGEST_REFILLING_MS = 15 * 60_000
 _CONSUMER = "archive-"
 _SEEN_S = 7 * 86_400.0
@@ -42,12 +42,11 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Collected:
-    """What one pass did.
+    """The result of a pass.
 
-    ``duplicates`` were delivered again and have their row; ``unreadable`` names the files that keep what no version up
-    to this one can read; ``trimmed`` entries left Redis; ``expired`` rows and entries were older than is kept.
-    ``lost`` entries had left the stream before this or any earlier pass had archived them. ``warnings`` are what an
-    operator should know beside that, one sentence each.
+    ``duplicates`` were delivered again and have a row already; ``unreadable`` are the files of records that this
+    version cannot read; ``trimmed`` entries left Redis; ``expired`` rows and entries were older than is kept. ``lost``
+    entries left the stream before any pass archived them. ``warnings`` for the operator are sentences.
     """
 
     completions: int = 0
@@ -61,7 +60,6 @@ class Collected:
 
     @property
     def collected(self) -> int:
-        """New rows."""
         return self.completions + self.feedback
 
 
@@ -76,31 +74,31 @@ async def collect(
     trust_clock: bool = False,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Collected:
-    """Archive what the stream holds now, acknowledge it, trim Redis by it, and let go of what is too old to keep.
+    """Archive the stream's records, acknowledge and trim them, and remove records that are too old to keep.
 
-    Ends once everything that was in the stream at the start has been seen; what comes meanwhile is for the next pass.
-    Where the stream was full, gateways' spools hold older records, which fill it again: it goes on until all that comes
-    was recorded after the start, or a quarter of an hour has passed (a gateway's clock may be late).
-    Needs no memory of Redis but what it frees: each batch is trimmed once it is acknowledged.
+    The pass ends after the newest record at its start; later records are for the next pass. If the stream was full,
+    gateways' spools refill it with older records: the pass then goes on until new records were made after its start, or
+    for a quarter of an hour (a gateway's clock may be late). It needs no additional memory in Redis: each batch is
+    trimmed once it is acknowledged.
 
     Args:
-        redis: Where the journal's stream is.
-        settings: Where the archive is.
+        redis: Settings of the journal's Redis.
+        settings: Settings of the archive.
         wait_s: How long to wait while another process collects into the same archive.
         batch_records: Most records of one read.
-        flush_bytes: Records are archived once so many bytes of them wait in memory.
+        flush_bytes: Size of the records in memory at which they are archived.
         on_archived: Called after each write with the counts so far.
         trust_clock: Expire old records although the clocks disagree or nothing was recorded for long.
         now: This machine's clock.
 
     Raises:
-        DataError: The archive cannot be written: nothing unarchived was acknowledged. Or a part of it cannot be read,
-            which is told once everything else is done. Mend it and run again.
+        DataError: The archive cannot be written: nothing unarchived was acknowledged. Or a part of it cannot be read;
+            this is raised at the end of the pass. Repair it and run again.
         NightError: Redis does not answer, or another process collects for too long. Run again later.
         SettingsError: GATEWAY_REDIS__URL leads to a Redis Cluster or a Sentinel.
     """
     archive = Archive(settings.archive_dir)
-    # One thread, and it ends before the archive is let go of: a cancelled pass never writes behind the next one's back.
+    # One thread, which ends before the lock is released: a cancelled pass never writes while the next one does.
     async with _writer(archive, wait_s) as writer:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="archive") as thread:
             reader = JournalReader(
@@ -115,13 +113,13 @@ async def collect(
                 with _redis_in_words(done):
                     await reader.start()
                     start = await reader.place()
-                    done.trimmed = await reader.trim()  # a killed pass may have left what it acknowledged
+                    done.trimmed = await reader.trim()  # a killed pass may not have trimmed what it acknowledged
                     began_ms = await reader.clock_ms()
                     more = True
                     while more:
                         full = await reader.full(redis.stream_max_records)
                         oldest_ms = await _drain(reader, writer, thread, done, flush_bytes, on_archived)
-                        # Nothing new came where another group holds the stream full.
+                        # No record is new if the stream is full because of another group.
                         from_spools = oldest_ms is not None and oldest_ms < began_ms
                         in_time = await reader.clock_ms() < began_ms + _LONGEST_REFILLING_MS
                         more = full and from_spools and in_time
@@ -139,7 +137,7 @@ async def collect(
     for warning in done.warnings:
         log.warning("collect_warning", problem=warning)
     for error in writer.damaged.values():
-        raise DataError(f"{error} (what came meanwhile is archived beside it: {done.collected} records)")
+        raise DataError(f"{error} (the {done.collected} records of this pass are archived in other parts)")
     return done
 
 
@@ -151,7 +149,7 @@ async def _drain(
     flush_bytes: int,
     on_archived: Callable[[Collected], None],
 ) -> int | None:
-    """Archive and acknowledge what the stream holds now; return when its oldest record was made (ms, epoch)."""
+    """Archive and acknowledge the stream's records; return the time of the oldest (ms since the epoch)."""
     end = await reader.newest()
     collected = datetime.fromtimestamp(await reader.clock_ms() / 1000, UTC)
     oldest_ms: int | None = None
@@ -160,7 +158,7 @@ async def _drain(
     while more:
         deliveries = await reader.read()
         more = any(delivery.order <= end for delivery in deliveries)
-        # What waited so long that it counts as a dead reader's is delivered again: high time to acknowledge it.
+        # A record that is redelivered, as if its reader were dead, must be acknowledged soon.
         overdue = any(delivery.entry_id in waiting for delivery in deliveries)
         waiting |= {delivery.entry_id: delivery for delivery in deliveries}
         n_bytes = sum(len(delivery.data) for delivery in waiting.values())
@@ -180,7 +178,7 @@ async def _drain(
 
 
 async def _filled_again(reader: JournalReader, max_records: int) -> bool:
-    """Wait until the stream is full again; False if it is not within the time in which gateways try again."""
+    """Wait until the stream is full again; return False if it is not within the time of the gateways' retries."""
     deadline = asyncio.get_running_loop().time() + _REFILL_S
     while not await reader.full(max_records):
         if asyncio.get_running_loop().time() >= deadline:
@@ -190,11 +188,11 @@ async def _filled_again(reader: JournalReader, max_records: int) -> bool:
 
 
 async def _warnings(reader: JournalReader) -> tuple[str, ...]:
-    """Say who else keeps Redis from being trimmed, or takes a share of the records."""
+    """Return warnings about other readers that keep records in Redis or take a share of them."""
     now_ms = await reader.clock_ms()
     held = [
-        f"the consumer group {each.group} has not acknowledged what came {(now_ms - each.since_ms) / 3.6e6:.1f} hours "
-        "ago, so Redis keeps it: if nobody reads with this group any more, remove it (XGROUP DESTROY)"
+        f"the consumer group {each.group} has not acknowledged records of {(now_ms - each.since_ms) / 3.6e6:.1f} hours "
+        "ago, so Redis keeps them: if the group is not in use any more, remove it (XGROUP DESTROY)"
         for each in await reader.held_back()
     ]
     others = [
@@ -215,7 +213,7 @@ async def _expire(
     trust_clock: bool,
     now: datetime,
 ) -> None:
-    """Let go of what is older than ``keep_days``, unless the clocks give reason to doubt that it is."""
+    """Remove records older than ``keep_days``, unless the clocks are in doubt."""
     redis_now = datetime.fromtimestamp(await reader.clock_ms() / 1000, UTC)
     newest_ms = (await reader.newest())[0]
     newest = datetime.fromtimestamp(newest_ms / 1000, UTC) if newest_ms else None
@@ -225,24 +223,24 @@ async def _expire(
         return
     oldest = redis_now - timedelta(days=keep_days)
     done.expired = await reader.drop_before(int(oldest.timestamp() * 1000))
-    # Whole days: the day on which a record becomes too old is the last that it is kept.
+    # Whole days: a record is kept up to the end of the day on which it becomes too old.
     days = oldest.date().isoformat(), redis_now.date().isoformat()
     done.expired += await asyncio.get_running_loop().run_in_executor(thread, writer.drop_before, *days)
 
 
 def clock_doubt(now: datetime, redis_now: datetime, newest: datetime | None) -> str | None:
-    """Return why no record's age can be trusted, or None if it can.
+    """Return why records' ages cannot be trusted, or None if they can.
 
     Args:
         now: By this machine's clock.
         redis_now: By Redis's clock.
-        newest: When the newest record came to Redis, by Redis's clock; None for a stream that has had none.
+        newest: Time of the stream's newest record, by Redis's clock; None if it never had a record.
     """
     apart = abs(now - redis_now)
     if apart > CLOCKS_APART:
         return (
             f"this machine's clock ({now:%Y-%m-%d %H:%M} UTC) and Redis's ({redis_now:%Y-%m-%d %H:%M} UTC) are "
-            f"{_duration(apart)} apart; set them right"
+            f"{_duration(apart)} apart; correct them"
         )
     if newest is not None and redis_now - newest > QUIET:
         return (
@@ -279,6 +277,6 @@ def _redis_in_words(done: Collected) -> Iterator[None]:
         yield
     except JournalError as error:
         raise NightError(
-            f"{error.message}; {done.collected} records were archived before that and the rest waits in Redis: "
+            f"{error.message}; {done.collected} records were archived before that, the others are still in Redis: "
             "run `python -m distill collect` again once it answers"
         ) from error

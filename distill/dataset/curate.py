@@ -1,7 +1,7 @@
-"""What may train, what is held out, and of every record that is neither, the one reason why. Pure: no I/O.
+"""Curate records into examples, held-out prompts and exclusions with one reason each. Pure: no I/O.
 
-A record's reason is the first of ``Reason`` that holds, in the order in which they stand there. Reasons up to
-``NO_USER_TEXT`` keep a conversation from measuring, too. Which records come first in the input never matters.
+A record's reason is the first of ``Reason`` that holds, in their order there. Reasons up to ``NO_USER_TEXT`` exclude a
+conversation from the held-out prompts, too. The order of the input does not matter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gateway.types import JsonObject, Selection
 
 
 class Reason(StrEnum):
-    """Why a record neither trains nor adds a held-out prompt, in words for a table."""
+    """Reasons why a record neither trains nor adds a held-out prompt, in words for a table."""
 
     REPEATED = "the same record again"
     NOT_STORED = "the caller asked not to store it"
@@ -55,7 +55,7 @@ class Curated:
     """The curated set. ``total == len(examples) + len(held_out) + sum(excluded.values())``.
 
     ``examples`` ascend by time. ``held_out`` ascend by key, which is a hash: the first k of them are a random sample,
-    much the same one every night. ``excluded`` has every reason, in order, with 0 where none was.
+    almost the same every night. ``excluded`` has every reason, in order, with 0 for those that no record has.
     """
 
     examples: list[Example]
@@ -65,7 +65,7 @@ class Curated:
 
     @property
     def reward_models(self) -> dict[str, int]:
-        """How many examples each reward model chose, by its name; the one that chose the newest example comes last."""
+        """The number of examples that each reward model chose; the model of the newest example comes last."""
         newest_first = dict.fromkeys(example.reward_model or "(unknown)" for example in reversed(self.examples))
         counts = Counter(example.reward_model or "(unknown)" for example in self.examples)
         return {name: counts[name] for name in reversed(newest_first)}
@@ -73,7 +73,7 @@ class Curated:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a held-out conversation was first seen."""
+    """The oldest record of a held-out conversation."""
 
     time_ms: int
     record_id: str
@@ -91,11 +91,10 @@ def curate(
     """Sort records into examples, held-out prompts and exclusions.
 
     Args:
-        completions: Races, in any order; only what is kept of them stays in memory. Of one id there is one record,
-            however often it comes.
-        feedback: What callers said of them.
-        settings: The share held out, and what an example must be.
-        rolled_back: Adapters that were taken back: what they drew must not train the next one.
+        completions: Races, in any order; only examples stay in memory. A repeated id counts once.
+        feedback: Callers' ratings of them.
+        settings: The held-out share and the conditions for examples.
+        rolled_back: Adapters that were rolled back: their answers must not train the next one.
         on_record: Called after each completion, for a progress bar.
     """
     disliked = {each.completion_id for each in feedback if each.rating < 0}
@@ -112,7 +111,7 @@ def curate(
             if is_held_out(key, settings.held_out_share):
                 place = _Place(record.time_ms, record.id, messages)
                 other = held_out.get(key)
-                # The oldest stays: what was drawn on it in earlier nights can be used again.
+                # The oldest stays, so that its samples of earlier nights can be reused.
                 held_out[key] = place if other is None else min(place, other, key=lambda p: (p.time_ms, p.record_id))
                 reason = None if other is None else Reason.HELD_OUT_REPEAT
             else:
@@ -134,7 +133,7 @@ def curate(
 
 
 def unfit(record: CompletionRecord) -> Reason | None:
-    """Why a record's conversation can neither train nor measure; None if it can."""
+    """Return why a record's conversation can neither train nor measure; None if it can."""
     messages, sampling = record.messages, record.sampling
     if not record.store or messages is None:
         return Reason.NOT_STORED
@@ -155,11 +154,11 @@ def unfit(record: CompletionRecord) -> Reason | None:
 def example(
     record: CompletionRecord, key: str, settings: DatasetSettings, *, disliked: bool, rolled_back: bool = False
 ) -> Example | Reason:
-    """The example that a fit record of a conversation not held out makes, or why it makes none."""
+    """Build the example of a fit record whose conversation is not held out, or return why there is none."""
     winner = first_winner(record)
     if rolled_back and not disliked:
         return Reason.ROLLED_BACK
-    # What is not what was asked for never trains, and its reward is no measure of what is.
+    # An answer that breaks the request's contract never trains, and its reward is no measure for others.
     scored = [
         candidate
         for candidate in record.candidates
@@ -194,12 +193,12 @@ def example(
 def _no_contest(
     record: CompletionRecord, scored: list[CandidateRecord], winner: CandidateRecord | None, *, disliked: bool
 ) -> Reason | None:
-    """Why a race cannot teach, before anyone looks at its scores; None if it can, and then there is a winner."""
+    """Return why a race cannot train whatever its rewards; None if it can, and then there is a winner."""
     if disliked:
         return Reason.NEGATIVE_FEEDBACK
     if record.selection is Selection.SINGLE:
         return Reason.SINGLE
-    # A winner without a score was not chosen by one, whatever the record says.
+    # A winner without a reward was not chosen by reward, whatever the record says.
     if record.selection is not Selection.SCORED or winner is None or winner not in scored:
         return Reason.FALLBACK
     if record.n_run < 2:
@@ -212,7 +211,7 @@ def _no_contest(
 
 
 def _mean_and_sd(rewards: list[float]) -> tuple[float, float]:
-    """Mean and population standard deviation; 0 for the latter where the scores are equal or beyond all reason."""
+    """Return mean and population standard deviation; the latter is 0 if the rewards are equal or overflow."""
     if max(rewards) == min(rewards):
         return rewards[0], 0.0
     try:
@@ -228,7 +227,7 @@ def _answer(candidate: CandidateRecord) -> ScoredAnswer:
 
 
 def _losers(candidates: list[CandidateRecord], winner: ScoredAnswer) -> tuple[ScoredAnswer, ...]:
-    """Distinct non-empty texts, none of them the winner's, ascending by reward; of equal texts the highest reward."""
+    """Return distinct non-empty texts other than the winner's, ascending by reward; the highest of equal texts."""
     ascending = sorted(
         (_answer(candidate) for candidate in candidates), key=lambda answer: (answer.reward, answer.text)
     )
@@ -248,7 +247,7 @@ def _drop_earlier_reward_models(candidates: dict[str, list[Example]], excluded: 
 def _distinct(
     held_out: dict[str, _Place], threshold: float, excluded: Counter[Reason]
 ) -> tuple[list[HeldOutPrompt], NearDuplicates]:
-    """Held-out prompts, near-duplicates joined to the oldest of them; and an index of them all."""
+    """Return held-out prompts, without near-duplicates of older ones, and an index of them all."""
     measured = NearDuplicates(threshold)
     kept = []
     for key, place in sorted(held_out.items(), key=lambda item: (item[1].time_ms, item[1].record_id)):
@@ -264,7 +263,7 @@ def _distinct(
 def _thinned(
     candidates: dict[str, list[Example]], measured: NearDuplicates, settings: DatasetSettings, excluded: Counter[Reason]
 ) -> list[Example]:
-    """Examples away from everything held out, so many a prompt and in all at most, the newest; ascending by time."""
+    """Return the newest examples, unlike every held-out prompt, up to the limits a prompt and in all, by time."""
     trained = NearDuplicates(settings.near_duplicate)
     kept: list[Example] = []
     newest_first = [sorted(group, key=_age, reverse=True) for group in candidates.values() if group]
@@ -282,10 +281,6 @@ def _thinned(
     excluded[Reason.TRAINING_CAP] += len(kept[settings.max_examples :])
     kept = kept[: settings.max_examples]
     return sorted(kept, key=_age)
-
-
-def _rank(answer: ScoredAnswer) -> tuple[float, str, int]:
-    return answer.reward, answer.text, answer.tokens
 
 
 def _age(found: Example) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Which prompts are nearly the same: MinHash over shingles of words, with seeds that never change.
+"""Near-duplicate prompts, found by MinHash over shingles of words, with seeds that never change.
 
 Source: Broder, "On the resemblance and containment of documents" (1997); MinHash and its index are datasketch's.
 """
@@ -15,22 +15,22 @@ _PERMUTATIONS = 128
 _SEED = 1
 _SHINGLE_WORDS = 3
 _RECALL = 0.99
-# A word is a run of letters and digits; where a script sets no spaces, each character is one.
+# A word is a run of letters and digits; in scripts without spaces, each character is one.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]")
 
 
 def shingles(text: str) -> frozenset[tuple[str, ...]]:
-    """Every run of three words, whatever the case, spacing and Unicode form; of a shorter text, all its words."""
+    """Return every run of three words, independent of case, spacing and Unicode form; of shorter texts all words."""
     words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     last = max(1, len(words) - _SHINGLE_WORDS + 1)
     return frozenset(tuple(words[start : start + _SHINGLE_WORDS]) for start in range(last))
 
 
 class NearDuplicates:
-    """Remembers texts, and tells whether another is nearly one of them.
+    """An index of texts that finds near-duplicates.
 
     Args:
-        threshold: Estimated Jaccard similarity of two texts' shingles from which they count as the same, in (0, 1].
+        threshold: Least estimated Jaccard similarity of near-duplicates' shingles, in (0, 1].
     """
 
     def __init__(self, threshold: float) -> None:
@@ -39,18 +39,17 @@ class NearDuplicates:
         self._sketches: list[MinHash] = []
 
     def add(self, text: str) -> None:
-        """Remember a text."""
         sketch = _sketch(text)
         self._index.insert(len(self._sketches), sketch)
         self._sketches.append(sketch)
 
     def has(self, text: str) -> bool:
-        """Whether a remembered text is nearly this one."""
+        """Return True if the index has a near-duplicate of the text."""
         sketch = _sketch(text)
         return any(sketch.jaccard(self._sketches[found]) >= self._threshold for found in self._index.query(sketch))
 
 
-@functools.lru_cache(maxsize=2)  # whoever asks for a text mostly adds it next
+@functools.lru_cache(maxsize=2)  # callers usually add a text after looking it up
 def _sketch(text: str) -> MinHash:
     sketch = MinHash(num_perm=_PERMUTATIONS, seed=_SEED)
     sketch.update_batch([" ".join(shingle).encode("utf-8", "replace") for shingle in sorted(shingles(text))])
@@ -58,7 +57,7 @@ def _sketch(text: str) -> MinHash:
 
 
 def _bands(threshold: float) -> tuple[int, int]:
-    """Bands and rows a band: the most selective index that still finds 99 % of pairs right at the threshold."""
+    """Return bands and rows a band of the most selective index that finds 99 % of pairs at the threshold."""
     for rows in range(_PERMUTATIONS // 2, 1, -1):
         bands = _PERMUTATIONS // rows
         if 1 - (1 - threshold**rows) ** bands >= _RECALL:

@@ -1,4 +1,4 @@
-"""What training learns from: one race whose winner may teach, with the answers it beat."""
+"""Curated data: examples for training, and held-out prompts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gateway.types import JsonObject
 
 @dataclass(frozen=True, slots=True)
 class ScoredAnswer:
-    """One finished draw of a race, with its reward."""
+    """A finished candidate of a race, with its reward."""
 
     text: str
     reward: float
@@ -18,11 +18,11 @@ class ScoredAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One curated race: what the model is taught to say after ``messages``, and what it said less well.
+    """A curated race: the answer to ``messages`` that the model is trained on, and the answers it beat.
 
     ``key`` is ``split.conversation_key(messages)``. ``losers`` ascend by reward, none equals the winner's text.
     ``margin_sd`` is (winner − mean) over the race's standard deviation of rewards. ``reward_model`` is the name of the
-    model that gave them; earlier releases did not keep it.
+    model that gave them; earlier releases did not store it.
     """
 
     key: str
@@ -38,7 +38,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class HeldOutPrompt:
-    """One conversation that measures and never trains. ``key`` is ``split.conversation_key(messages)``."""
+    """A conversation that measures and never trains. ``key`` is ``split.conversation_key(messages)``."""
 
     key: str
     messages: list[JsonObject]

@@ -1,4 +1,4 @@
-"""Examples and held-out prompts as JSON lines, and one hash that names a curated set."""
+"""Files of examples and held-out prompts as JSON lines, and the hash of a curated set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T", Example, HeldOutPrompt)
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
-    """Write examples, one a line, as a whole or not at all.
+    """Write examples atomically, one a line.
 
     Raises:
         DataError: The file cannot be written.
@@ -33,13 +33,13 @@ def read_examples(path: Path) -> list[Example]:
     """Read what ``write_examples`` wrote.
 
     Raises:
-        DataError: The file is missing, or names the line that is no example.
+        DataError: The file is missing, or a line is not an example.
     """
     return _read(path, _EXAMPLE)
 
 
 def write_held_out(path: Path, prompts: Iterable[HeldOutPrompt]) -> None:
-    """Write held-out prompts, one a line, as a whole or not at all.
+    """Write held-out prompts atomically, one a line.
 
     Raises:
         DataError: The file cannot be written.
@@ -51,13 +51,13 @@ def read_held_out(path: Path) -> list[HeldOutPrompt]:
     """Read what ``write_held_out`` wrote.
 
     Raises:
-        DataError: The file is missing, or names the line that is no held-out prompt.
+        DataError: The file is missing, or a line is not a held-out prompt.
     """
     return _read(path, _HELD_OUT)
 
 
 def content_hash(examples: Sequence[Example], held_out: Sequence[HeldOutPrompt] = ()) -> str:
-    """What a manifest calls this set: equal for equal sets in whatever order.
+    """Return the set's hash for the manifest, independent of the order.
 
     Returns:
         64 hexadecimal digits.
@@ -68,7 +68,7 @@ def content_hash(examples: Sequence[Example], held_out: Sequence[HeldOutPrompt] 
 
 
 def _content(item: Example | HeldOutPrompt) -> bytes:
-    """What is hashed; of an example that an earlier release wrote the same as that release hashed."""
+    """Return the bytes to hash; for an example without a reward model, those that earlier releases hashed."""
     if isinstance(item, Example) and item.reward_model is None:
         return orjson.dumps({name: value for name, value in asdict(item).items() if name != "reward_model"})
     return orjson.dumps(item)
@@ -94,7 +94,7 @@ def _read(path: Path, adapter: TypeAdapter[T]) -> list[T]:
         try:
             found.append(adapter.validate_json(line))
         except ValidationError as error:
-            # From None: pydantic's message quotes the text.
+            # "from None": pydantic's message quotes the text.
             problem = error.errors(include_url=False, include_input=False)[0]["type"]
-            raise DataError(f"{path}, line {number}: not what was written there ({problem})") from None
+            raise DataError(f"{path}, line {number}: malformed ({problem})") from None
     return found

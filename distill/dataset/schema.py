@@ -1,7 +1,7 @@
-"""What a row of the archive is: a record's useful facts as typed columns, and the record itself as it was written.
+"""Schema of the archive's rows: a record's useful facts as typed columns, and the record itself as it was written.
 
-Nothing is read back from the typed columns but ids and kinds: they are for whoever asks DuckDB, pandas or ``datasets``.
-A later schema may add columns and raise ``SCHEMA_VERSION``; the ``record`` column stays what it is.
+Of the typed columns we read only ids and kinds; the others are for queries with DuckDB, pandas or ``datasets``. A later
+schema may add columns and raise ``SCHEMA_VERSION``; the ``record`` column never changes.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _MISFIT = (pa.ArrowException, ValueError, OverflowError)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row on its way into the archive. ``day`` is the record's own (UTC), so a late record finds its twin."""
+    """A row to be archived. ``day`` is the record's own (UTC), so that a late copy is found as a duplicate."""
 
     id: str
     kind: str
@@ -84,15 +84,15 @@ class Row:
 
 
 def row_of(data: bytes, collected: datetime | None = None) -> Row:
-    """The archive's row of one record.
+    """Build the archive's row of one record.
 
     Args:
         data: The record as the journal encoded it.
-        collected: When it was collected, by Redis's clock.
+        collected: Time of collection, by Redis's clock.
 
     Raises:
         JournalError: The bytes are not a record.
-        DataError: They are one, from no year that a calendar has.
+        DataError: The record's time is outside the calendar.
     """
     record = decode(data)
     try:
@@ -103,7 +103,7 @@ def row_of(data: bytes, collected: datetime | None = None) -> Row:
 
 
 def table_of(rows: Sequence[Row]) -> tuple[pa.Table, list[Row]]:
-    """Rows as one Arrow table of ``SCHEMA``, and the rows that fit no column (a number beyond 64 bits, say)."""
+    """Build an Arrow table of ``SCHEMA``; also return the rows that do not fit (numbers beyond 64 bits, …)."""
     try:
         return _table(rows), []
     except _MISFIT:
@@ -112,7 +112,7 @@ def table_of(rows: Sequence[Row]) -> tuple[pa.Table, list[Row]]:
 
 
 def first_winner(record: CompletionRecord) -> CandidateRecord | None:
-    """The candidate whose answer the caller got first, if the record has it."""
+    """Return the candidate whose answer the caller got first, if the record has it."""
     by_index = {candidate.index: candidate for candidate in record.candidates}
     return by_index.get(record.winners[0]) if record.winners else None
 

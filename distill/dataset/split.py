@@ -1,6 +1,6 @@
-"""Which conversations are held out: decided by a hash of the first user message, so for ever and without a list.
+"""Split of conversations into training and held-out, by a hash of the first user message: permanent, without a list.
 
-Everything that begins alike falls on one side: all draws of a prompt, and all conversations that grew from it.
+Conversations with the same beginning are on the same side: all races of a prompt, and its continuations.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _SALT = b"ratchet held-out split, version 1"
 
 
 def first_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Text of the first user message, its text parts joined; empty when there is none."""
+    """Return the text of the first user message, its text parts joined; empty if there is none."""
     content = next((message.get("content") for message in messages if message.get("role") == "user"), None)
     if isinstance(content, str):
         return content
@@ -23,7 +23,7 @@ def first_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def conversation_key(messages: Sequence[Mapping[str, Any]]) -> str:
-    """What conversations with the same first user message share, whatever its case, spacing or Unicode form.
+    """Return the key of conversations with the same first user message, independent of case, spacing and Unicode form.
 
     Returns:
         32 hexadecimal digits.
@@ -33,9 +33,9 @@ def conversation_key(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Whether conversations of this key measure and never train.
+    """Return True if conversations of this key measure and never train.
 
-    Raising the share only moves keys from training to held-out, never back.
+    A larger share moves keys from training to held-out, never back.
 
     Args:
         key: From ``conversation_key``.

@@ -1,1 +1,1 @@
-"""Trains the reward model from people's preferences and spoiled answers."""
+"""Training of the reward model, from human preferences and spoiled answers."""

@@ -1,4 +1,4 @@
-"""How well a reward model ranks: on human pairs by source and by length, and on spoiled answers by kind."""
+"""Accuracy of a reward model: on human pairs by source and by length, and on spoiled answers by kind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share of ``n`` comparisons ranked right, with its 95 % interval."""
+    """The share of ``n`` comparisons that are ranked right, with its 95 % interval."""
 
     value: float
     low: float
@@ -29,7 +29,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class ScoredPair:
     """A human pair and the rewards of its two answers."""
 
     pair: Preference
@@ -38,12 +38,12 @@ class Judged:
 
     @property
     def right(self) -> float:
-        """1 when ranked as people did, 0 when not, one half for a tie."""
+        """1 if the rewards rank as people did, 0 if not, one half for a tie."""
         return (float(np.sign(self.chosen - self.rejected)) + 1) / 2
 
 
 def wilson(right: float, n: int) -> Share:
-    """Wilson's score interval of ``right`` out of ``n``."""
+    """Return ``right`` out of ``n`` with Wilson's score interval."""
     if n == 0:
         return Share(float("nan"), 0.0, 1.0, 0)
     share = right / n
@@ -52,40 +52,41 @@ def wilson(right: float, n: int) -> Share:
     return Share(share, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
-def length_balanced(judged: Sequence[Judged], *, resamples: int = 2000, seed: int = 0) -> Share:
-    """Mean of the accuracy where the better answer is the longer one and where it is the shorter one.
+def length_balanced(pairs: Sequence[ScoredPair], *, resamples: int = 2000, seed: int = 0) -> Share:
+    """Average the accuracies on pairs whose better answer is longer and on pairs whose better answer is shorter.
 
-    A length detector has exactly one half. The interval is a bootstrap over prompts, because pairs share them.
+    A model that rewards length alone has exactly one half. The interval is a bootstrap over prompts, as pairs share
+    them.
     """
     prompts: dict[object, int] = {}
-    for item in judged:
+    for item in pairs:
         prompts.setdefault(item.pair.prompt, len(prompts))
     # P prompts × (longer better, shorter better) × (right, all)
     counts_P22 = np.zeros((len(prompts), 2, 2))
-    for item in judged:
+    for item in pairs:
         cell = counts_P22[prompts[item.pair.prompt], 0 if item.pair.longer_is_better else 1]
         cell += (item.right, 1.0)
     drawn = np.random.default_rng(seed).multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), resamples)
     values = _balanced(np.tensordot(drawn, counts_P22, axes=1))
     low, high = np.nanquantile(values, (0.025, 0.975))
-    return Share(float(_balanced(counts_P22.sum(axis=0)[None])[0]), float(low), float(high), len(judged))
+    return Share(float(_balanced(counts_P22.sum(axis=0)[None])[0]), float(low), float(high), len(pairs))
 
 
-def by_length(judged: Sequence[Judged]) -> dict[str, Share]:
-    """Accuracy where the better answer is the longer one, and where it is the shorter one."""
+def by_length(pairs: Sequence[ScoredPair]) -> dict[str, Share]:
+    """Return the accuracies on pairs whose better answer is longer, and on pairs whose better answer is shorter."""
     sides = {"longer": True, "shorter": False}
-    return {name: _share([j for j in judged if j.pair.longer_is_better is side]) for name, side in sides.items()}
+    return {name: _share([j for j in pairs if j.pair.longer_is_better is side]) for name, side in sides.items()}
 
 
-def human_report(judged: Sequence[Judged]) -> dict[str, Any]:
-    """Every accuracy on human pairs, as JSON-ready facts."""
-    sources: dict[str, list[Judged]] = defaultdict(list)
-    for item in judged:
+def human_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
+    """Return all accuracies on human pairs as a JSON-ready document."""
+    sources: dict[str, list[ScoredPair]] = defaultdict(list)
+    for item in pairs:
         sources[item.pair.source].append(item)
     return {
-        "length_balanced": asdict(length_balanced(judged)),
-        "all": asdict(_share(judged)),
-        **{f"better_is_{name}": asdict(share) for name, share in by_length(judged).items()},
+        "length_balanced": asdict(length_balanced(pairs)),
+        "all": asdict(_share(pairs)),
+        **{f"better_is_{name}": asdict(share) for name, share in by_length(pairs).items()},
         "by_source": {
             source: {
                 "all": asdict(_share(rows)),
@@ -97,7 +98,7 @@ def human_report(judged: Sequence[Judged]) -> dict[str, Any]:
 
 
 def robustness_report(groups: Sequence[Group], rewards: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Share of spoiled answers ranked below the good one, by kind.
+    """Return the shares of spoiled answers ranked below the good one, by kind.
 
     Args:
         groups: Good answers with their spoiled versions.
@@ -114,12 +115,12 @@ def robustness_report(groups: Sequence[Group], rewards: Sequence[Sequence[float]
     }
 
 
-def _share(judged: Sequence[Judged]) -> Share:
-    return wilson(sum(item.right for item in judged), len(judged))
+def _share(pairs: Sequence[ScoredPair]) -> Share:
+    return wilson(sum(item.right for item in pairs), len(pairs))
 
 
 def _balanced(counts_R22: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Mean over the two sides of right / all, for each of R rows; a side without pairs leaves the other alone."""
+    """Average right / all over the two sides, for each of R rows; a side without pairs is ignored."""
     with np.errstate(invalid="ignore"):
         shares_R2 = counts_R22[..., 0] / counts_R22[..., 1]
     means: np.ndarray[Any, np.dtype[np.float64]] = np.nanmean(shares_R2, axis=-1)

@@ -1,8 +1,8 @@
-"""What callers thought of answers, as preference pairs for the reward model.
+"""Preference pairs for the reward model, from callers' ratings.
 
-The surest pair is an answer that was liked and one that was disliked after the same conversation. Where there is no
-such couple, a rated answer is set against the race that it came from: a liked one above the draw with the least reward,
-a disliked one below the runner-up, which nobody has complained about.
+The best pair is a liked and a disliked answer to the same conversation. Without one, a rated answer is paired with a
+candidate of its own race: a liked one above the candidate with the lowest reward, a disliked one below the runner-up,
+which has no complaint.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ SOURCE = "feedback"
 
 
 def feedback_pairs(completions: Iterable[CompletionRecord], feedback: Iterable[FeedbackRecord]) -> list[Preference]:
-    """Pairs from rated completions; several ratings of one are averaged, and a mean of 0 says nothing.
+    """Return pairs from rated completions; several ratings of one are averaged, and a mean of 0 is ignored.
 
-    Records without content, answers without text and conversations with parts that are no text are passed over.
+    Records without content, answers without text and conversations with other parts than text are skipped.
 
     Args:
         completions: The journal's races.
@@ -66,7 +66,7 @@ def _conversation(record: CompletionRecord) -> Conversation | None:
 
 
 def _texts(record: CompletionRecord) -> list[str]:
-    """The returned answer first, then the other texts by falling reward; empty where none was returned as text."""
+    """Return the returned answer, then the other texts by descending reward; empty if none was returned as text."""
     if not record.winners:
         return []
     by_index = {candidate.index: candidate for candidate in record.candidates}

@@ -1,10 +1,10 @@
 """Train a reward model from preference pairs: LoRA and a head over a small encoder or decoder, Bradley–Terry loss.
 
-Beside them stand weights of plain signals of the text (``distill.reward_training.features``). A small backbone learns a
-thousand human pairs by heart and nothing from them, so by default they teach the signals alone, and LoRA learns to
-tell good answers from spoiled ones.
+The weights of text features (``distill.reward_training.features``) are added to its logit. A small backbone overfits a
+thousand human pairs, so by default they train the feature weights alone, and LoRA is trained to distinguish good
+answers from spoiled ones.
 
-A plain loop and not TRL's RewardTrainer, which takes a chat template and one (chosen, rejected) couple a row: here the
+A plain loop and not TRL's RewardTrainer, which takes a chat template and one (chosen, rejected) pair a row: here the
 backbone reads prompt and answer as a pair, and all answers to one prompt share a batch, so that each is encoded once
 however often it is compared (half the time on two cores).
 
@@ -40,7 +40,7 @@ SLICE_TEXTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides what comes out, data apart."""
+    """All hyperparameters; metrics.json stores them by these names."""
 
     epochs: int = 1
     learning_rate: float = 1e-3
@@ -57,7 +57,7 @@ class Recipe:
 
 
 Progress = Callable[[int, int, float], None]
-"""Called after each step with steps done, steps in all, and the step's loss."""
+"""Called after each step with the steps done, all steps, and the step's loss."""
 
 
 def train(
@@ -67,14 +67,14 @@ def train(
     recipe: Recipe,
     progress: Progress = lambda done, total, loss: None,
 ) -> RewardModel:
-    """A reward model over ``base``, trained on human pairs and on spoiled versions of good answers.
+    """Train a reward model over ``base`` on human pairs and on spoiled versions of good answers.
 
     Args:
-        base: Folder of the backbone; its weights stay as they are.
-        pairs: Human preferences to learn.
+        base: Folder of the backbone; its weights do not change.
+        pairs: Human preferences.
         answers: Coherent answers to spoil, (prompt, text); the pairs' own preferred answers are added.
-        recipe: How to train. Same recipe, data and machine: same weights.
-        progress: Told after every step.
+        recipe: The hyperparameters. Same recipe, data and machine: same weights.
+        progress: Called after every step.
     """
     random.seed(recipe.seed)
     torch.manual_seed(recipe.seed)
@@ -109,18 +109,18 @@ def save(
     base_name: str,
     *,
     name: str = "",
-    signals: Mapping[str, float] | None = None,
+    features: Mapping[str, float] | None = None,
     lora_share: float = 1.0,
 ) -> None:
-    """Write the adapter: LoRA and head as safetensors in float16, half the size; name and signals in their header.
+    """Write the adapter: LoRA and head as float16 safetensors, half the size; name and feature weights in the header.
 
     Args:
-        reward: What ``train`` returned.
+        reward: The trained model.
         folder: An existing folder.
-        base_name: The backbone it belongs to, as the configuration names it.
-        name: What backbone and adapter are called together; by their folders when empty.
-        signals: How much each signal of the text counts.
-        lora_share: What the head's logit is multiplied by, beside the signals.
+        base_name: The backbone's name in the configuration.
+        name: The name of backbone and adapter together; empty: from their folders.
+        features: The weight of each text feature.
+        lora_share: The factor of the head's logit in the sum with the features.
     """
     with tempfile.TemporaryDirectory(dir=folder) as written:
         reward.module.save_pretrained(written, safe_serialization=True)
@@ -130,15 +130,15 @@ def save(
         if key.split(".")[-2] in HEADS:
             weights[key] = tensor * lora_share
     header = {"format": "pt"} | ({NAME_KEY: name} if name else {})
-    header |= {FEATURES_KEY: json.dumps(dict(signals))} if signals else {}
+    header |= {FEATURES_KEY: json.dumps(dict(features))} if features else {}
     save_file(weights, folder / ADAPTER_FILE, metadata=header)
-    (folder / ADAPTER_FILE).chmod(0o644)  # whoever trains is seldom the user who serves
+    (folder / ADAPTER_FILE).chmod(0o644)  # training and serving are often different users
     config["base_model_name_or_path"] = base_name
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def score_groups(reward: RewardModel, groups: Sequence[Group], *, batch_tokens: int = 8192) -> list[list[float]]:
-    """Rewards of every text of every group, in order."""
+    """Return the rewards of every text of every group, in order."""
     encoded = [(g, t, reward.encode(group.messages, text)) for g, group in enumerate(groups)
                for t, text in enumerate(group.texts)]  # fmt: skip
     encoded.sort(key=lambda item: item[2].length)
@@ -151,7 +151,7 @@ def score_groups(reward: RewardModel, groups: Sequence[Group], *, batch_tokens: 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Encoded texts, and which of them should be above which."""
+    """Encoded texts and their comparisons."""
 
     texts: list[EncodedPair]
     better: list[int]
@@ -164,7 +164,7 @@ class _Batch:
         return sum(self.weights)
 
     def loss(self, reward: RewardModel) -> torch.Tensor:
-        """Weighted sum of −(1 − ε) log σ(m) − ε log σ(−m), where m = r_better − r_worse and ε is the label's doubt."""
+        """Sum w · (−(1 − ε) log σ(m) − ε log σ(−m)), where m = r_better − r_worse and ε is the label's doubt."""
         rewards = self._rewards(reward)
         margins = rewards[self.better] - rewards[self.worse]
         weights = torch.tensor(self.weights, device=margins.device)
@@ -173,7 +173,7 @@ class _Batch:
         return -(weights * ((1 - doubts) * logsigmoid(margins) + doubts * logsigmoid(-margins))).sum()
 
     def _rewards(self, reward: RewardModel) -> torch.Tensor:
-        """Rewards in the texts' order, computed a few texts of like length at a time: an eighth less padding."""
+        """Return rewards in the texts' order, computed for a few texts of similar length at a time: less padding."""
         order = sorted(range(len(self.texts)), key=lambda place: self.texts[place].length)
         slices = [order[start : start + SLICE_TEXTS] for start in range(0, len(order), SLICE_TEXTS)]
         rewards = torch.cat([reward.logits([self.texts[place] for place in part]) for part in slices])
@@ -184,7 +184,7 @@ def _adapted(base: str, recipe: Recipe) -> Any:
     if not Path(base, "config.json").is_file():
         raise DataError(f"base model folder {base} does not exist or has no config.json")
     config = AutoConfig.from_pretrained(base, num_labels=1)
-    with quiet_transformers():  # that the head is new is no news here
+    with quiet_transformers():  # it warns that the head is new
         model = AutoModelForSequenceClassification.from_pretrained(base, config=config, use_safetensors=True)
     return get_peft_model(
         model,
@@ -198,7 +198,7 @@ def _adapted(base: str, recipe: Recipe) -> Any:
 
 
 def _parameter_groups(model: torch.nn.Module, peak: float) -> list[dict[str, Any]]:
-    """LoRA at the peak rate; the head, which starts from nothing, at a multiple of it."""
+    """Return LoRA's parameters at the peak rate, and those of the head, which is new, at a multiple of it."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     head = [parameter for name, parameter in trained if "modules_to_save" in name]
     lora = [parameter for name, parameter in trained if "modules_to_save" not in name]
@@ -206,9 +206,9 @@ def _parameter_groups(model: torch.nn.Module, peak: float) -> list[dict[str, Any
 
 
 def _linear_layers(model: torch.nn.Module, first_layer: int) -> list[str]:
-    """Every linear map from ``first_layer`` on, and those above all layers (a pooler); never the head itself.
+    """Return every linear layer from ``first_layer`` on, and those above all layers (a pooler), without the head.
 
-    What lies below is not differentiated at all, which halves the time on a CPU.
+    Lower layers need no gradient, which halves the time on a CPU.
     """
     names = []
     for name, module in model.named_modules():
@@ -221,7 +221,7 @@ def _linear_layers(model: torch.nn.Module, first_layer: int) -> list[str]:
 def _epoch(
     reward: RewardModel, pairs: Sequence[Preference], answers: Sequence[Source], recipe: Recipe, epoch: int
 ) -> list[_Batch]:
-    """One epoch's batches: the human pairs again, and freshly spoiled answers."""
+    """Return an epoch's batches: the human pairs, and newly spoiled answers."""
     seed = recipe.seed * 1000 + epoch
     good = list({(pair.prompt, pair.chosen): None for pair in pairs}) + list(answers)
     groups = human_groups(pairs, recipe.human_doubt, recipe.human_weight) if recipe.human_weight else []
@@ -251,7 +251,7 @@ def _batched(chunk: Sequence[tuple[Group, list[EncodedPair]]]) -> _Batch:
 
 
 def _chunks(items: Sequence[Any], batch_tokens: int, texts: Callable[[Any], list[EncodedPair]]) -> Iterator[list[Any]]:
-    """Consecutive items whose texts, padded to the longest, stay within the budget; an item is never split."""
+    """Yield consecutive items whose texts, padded to the longest, fit the budget; an item is never split."""
     chunk: list[Any] = []
     count = width = 0
     for item in items:
@@ -267,7 +267,7 @@ def _chunks(items: Sequence[Any], batch_tokens: int, texts: Callable[[Any], list
 
 
 def _schedule(share_done: float, warm_up: float = 0.06) -> float:
-    """Learning rate as a share of its peak: a linear rise, then half a cosine."""
+    """Return the learning rate as a share of its peak: a linear rise, then half a cosine."""
     return (
         share_done / warm_up if share_done < warm_up else 0.5 * (1 + cos(pi * (share_done - warm_up) / (1 - warm_up)))
     )

@@ -1,4 +1,4 @@
-"""Preference pairs from a file, grouped by prompt and split so that no prompt (nor a near copy) is on both sides."""
+"""Preference pairs: read them, group them by prompt, and split them so that no prompt or near copy is on both sides."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class _AnswerRow(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """One judgement: of two answers to a prompt, which one people preferred."""
+    """A human preference between two answers to a prompt."""
 
     prompt: Conversation
     chosen: str
@@ -57,7 +57,7 @@ class Preference:
 
     @property
     def longer_is_better(self) -> bool:
-        """Whether the preferred answer is the longer one, in characters."""
+        """True if the preferred answer is the longer one, in characters."""
         return len(self.chosen) > len(self.rejected)
 
 
@@ -65,7 +65,7 @@ class Preference:
 class Comparison:
     """``texts[better]`` should be rewarded above ``texts[worse]``; ``kind`` names a source or a corruption.
 
-    ``doubt`` is the share of such labels that one expects to be wrong.
+    ``doubt`` is the expected share of wrong labels.
     """
 
     better: int
@@ -77,14 +77,14 @@ class Comparison:
 
 @dataclass(slots=True)
 class Group:
-    """Several answers to one prompt and how they compare: each text is encoded once, however often it is compared."""
+    """Answers to one prompt and their comparisons: each text is encoded once, however often it is compared."""
 
     prompt: Conversation
     texts: list[str] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
 
     def compare(self, better: str, worse: str, kind: str, weight: float = 1.0, doubt: float = 0.0) -> None:
-        """Add a comparison, and its texts where they are new."""
+        """Add a comparison, and its texts if they are new."""
         for text in (better, worse):
             if text not in self.texts:
                 self.texts.append(text)
@@ -97,7 +97,7 @@ class Group:
 
 
 def read_preferences(path: Path) -> list[Preference]:
-    """Every pair of a JSON Lines file.
+    """Read every pair of a JSON Lines file.
 
     Raises:
         DataError: The file cannot be read, is empty, or has a bad row; rows are named by line number, never quoted.
@@ -115,7 +115,7 @@ def read_preferences(path: Path) -> list[Preference]:
 
 
 def read_answers(path: Path) -> list[tuple[Conversation, str]]:
-    """Coherent answers, (prompt, text), from a JSON Lines file of ``{"prompt": [message, …], "text": …}``.
+    """Read coherent answers, (prompt, text), from a JSON Lines file of ``{"prompt": [message, …], "text": …}``.
 
     Raises:
         DataError: As ``read_preferences``.
@@ -125,10 +125,10 @@ def read_answers(path: Path) -> list[tuple[Conversation, str]]:
 
 
 def folds(prompts: Iterable[Conversation], n_folds: int) -> dict[Conversation, int]:
-    """A fold for each prompt, by a hash of its text; near copies share the fold of their group's first member.
+    """Assign a fold to each prompt by a hash of its text; near copies share the fold of their group's first member.
 
-    Two prompts are near copies when most of the smaller one's word shingles are in the other: a split that has them
-    on both sides flatters, since the model has seen the question.
+    Two prompts are near copies if most of the smaller one's word shingles are in the other: with them on both sides, a
+    split would overestimate the accuracy, since the model has seen the question.
     """
     distinct = sorted(set(prompts))
     parent = list(range(len(distinct)))
@@ -155,10 +155,10 @@ def folds(prompts: Iterable[Conversation], n_folds: int) -> dict[Conversation, i
 
 
 def human_groups(pairs: Sequence[Preference], doubt: float = 0.0, weight: float = 1.0) -> list[Group]:
-    """Pairs by prompt, weighted so that within each source the longer answer wins half of the weight.
+    """Group pairs by prompt, weighted so that within each source the longer answer wins half of the weight.
 
-    Otherwise the cheapest thing to learn is the length that each source happens to prefer. ``doubt`` keeps a small
-    model from learning by heart the labels that people themselves would not agree on; ``weight`` multiplies all.
+    Otherwise the model would learn the length that each source prefers. ``doubt`` keeps a small model from overfitting
+    labels on which people disagree; ``weight`` multiplies all weights.
     """
     counts: dict[tuple[str, bool], int] = defaultdict(int)
     for pair in pairs:

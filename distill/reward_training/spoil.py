@@ -1,8 +1,8 @@
-"""Comparisons made by spoiling good answers, each matched in length so that length tells nothing.
+"""Comparisons of good answers with spoiled versions of similar length, so that length does not predict the better one.
 
-Human pairs are few and their answers fluent; the draws of a small language model fail in plainer ways. These teach a
-reward model what those ways look like. Two kinds change the length on purpose, one each way and equally often:
-``padded`` (longer is worse) and ``halved`` (shorter is worse).
+Human pairs are few and their answers fluent; answers of a small language model fail in simpler ways. Spoiled answers
+teach a reward model those failures. Two kinds change the length on purpose, one each way and equally often: ``padded``
+(longer is worse) and ``halved`` (shorter is worse).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Source = tuple[Conversation, str]
 
 @dataclass(frozen=True, slots=True)
 class _Corpus:
-    """Good answers, with what each corruption looks up in them."""
+    """Good answers, and the indexes that corruptions use."""
 
     answers: Sequence[Source]
     by_word: dict[str, list[int]]  # content word of a prompt → answers to prompts that have it
@@ -57,11 +57,11 @@ class _Corpus:
 
 
 def auxiliary_groups(answers: Sequence[Source], *, per_answer: int, seed: int) -> list[Group]:
-    """One group for each usable answer: the answer above ``per_answer`` spoiled versions of it, of different kinds.
+    """Return a group for each usable answer: the answer above ``per_answer`` spoiled versions of different kinds.
 
     Args:
-        answers: Coherent answers, (prompt, text). Only they and their prompts are used, so that a fold stays a fold.
-        per_answer: How many kinds of spoiling each answer meets.
+        answers: Coherent answers, (prompt, text). Only they and their prompts are used, so folds stay separate.
+        per_answer: Number of spoiled versions of each answer.
         seed: Same seed and answers, same groups.
     """
     rng = random.Random(seed)
@@ -86,9 +86,9 @@ def auxiliary_groups(answers: Sequence[Source], *, per_answer: int, seed: int) -
 
 
 def trimmed(text: str, max_words: int = MAX_WORDS) -> str:
-    """``text`` up to its last sentence end within ``max_words``, so that a good answer never stops in mid-sentence.
+    """Cut ``text`` at its last sentence end within ``max_words``.
 
-    Without a sentence end in its second half (lists, code) it stays as it is, up to ``max_words``.
+    Without a sentence end in the second half (lists, code), cut it at ``max_words``.
     """
     head = _first_words(text, max_words)
     if len(head) == len(text.strip()) and head.endswith(SENTENCE_ENDS):
@@ -98,7 +98,7 @@ def trimmed(text: str, max_words: int = MAX_WORDS) -> str:
 
 
 def shuffled(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random) -> tuple[str, str]:
-    """The answer's words in another order."""
+    """Shuffle the answer's words."""
     words = good.split()
     if rng.random() < 0.5:  # in short runs, which keeps phrases and breaks sentences
         size = rng.randint(2, 4)
@@ -110,13 +110,13 @@ def shuffled(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Rando
 
 
 def muddled(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random) -> tuple[str, str]:
-    """A share of the words replaced by words from other answers."""
+    """Replace a share of the words by words of other answers."""
     share = rng.uniform(0.2, 0.6)
     return good, " ".join(rng.choice(corpus.words) if rng.random() < share else word for word in good.split())
 
 
 def babbled(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random) -> tuple[str, str]:
-    """Fluent for a few words, then off to something else, again and again: how a hot sampler rambles."""
+    """Change the topic every few words, like samples at a high temperature."""
     pieces: list[str] = _first_words(good, rng.randint(2, 8)).split()
     while len(pieces) < len(good.split()):
         start = rng.randrange(len(corpus.words))
@@ -125,13 +125,13 @@ def babbled(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random
 
 
 def off_topic(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random) -> tuple[str, str] | None:
-    """A whole answer of the same length to another prompt."""
+    """Use a whole answer of the same length to another prompt."""
     sample = rng.sample(range(len(corpus.answers)), min(60, len(corpus.answers)))
     return _of_same_length(prompt, good, sample, corpus)
 
 
 def near_topic(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random) -> tuple[str, str] | None:
-    """A whole answer of the same length to a prompt that shares rare words with this one: a harder off-topic."""
+    """Use a whole answer of the same length to a prompt that shares rare words with this one: a harder off-topic."""
     shared: dict[int, float] = defaultdict(float)
     for word in _content_words(prompt):
         holders = corpus.by_word.get(word, [])
@@ -142,7 +142,7 @@ def near_topic(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Ran
 
 
 def drifted(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random) -> tuple[str, str] | None:
-    """Begins as the answer and goes on as the answer to another prompt."""
+    """Continue the beginning of the answer with an answer to another prompt."""
     other = off_topic(prompt, good, corpus, rng)
     if other is None:
         return None
@@ -152,7 +152,7 @@ def drifted(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random
 
 
 def repeated(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random) -> tuple[str, str]:
-    """Gets stuck: a sentence or a phrase comes again and again until the length is reached."""
+    """Repeat a phrase of the answer until its length is reached."""
     words = good.split()
     lead = rng.randint(0, len(words) // 2)
     size = min(rng.choice((2, 3, 5, 8, 12, 16)), max(2, (len(words) - lead) // 2))
@@ -164,7 +164,7 @@ def repeated(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Rando
 
 
 def cut(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random) -> tuple[str, str] | None:
-    """Stops in the middle of a sentence; the better one of the same length ends where a sentence ends."""
+    """Stop in the middle of a sentence; the better version of the same length ends with a sentence."""
     ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$)", good)]
     if not ends:
         return None
@@ -181,7 +181,7 @@ def cut(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random) ->
 
 
 def parroted(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random) -> tuple[str, str]:
-    """Says the question back, dressed up and repeated to the answer's length."""
+    """Repeat the question, after an opening phrase, to the answer's length."""
     question = prompt[-1][1].split()
     openings = ("You asked:", "The question is:", "", "", "So, you want to know:", "I understand that you said:")
     spoiled = rng.choice(openings).split()
@@ -191,7 +191,7 @@ def parroted(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Rando
 
 
 def stuffed(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random) -> tuple[str, str]:
-    """As long as the answer, but nothing of it: filler alone, sometimes after the question said back."""
+    """Use filler alone to the answer's length, sometimes after a copy of the question."""
     spoiled = prompt[-1][1].split()[: len(good.split()) // 2] if rng.random() < 0.4 else []
     while len(spoiled) < len(good.split()):
         spoiled += rng.choice(FILLER).split()
@@ -199,7 +199,7 @@ def stuffed(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random
 
 
 def padded(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random) -> tuple[str, str]:
-    """The same answer with filler or the question around it: longer, and worse for it."""
+    """Add filler or the question to the answer: longer and worse."""
     filler = " ".join(rng.sample(FILLER, rng.randint(1, 4)))
     question = prompt[-1][1]
     forms = (f"{good} {filler}", f"{filler} {good}", f"{question} {good}", f"{good} {question}", f"{good} {good}")
@@ -207,14 +207,14 @@ def padded(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random)
 
 
 def halved(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random) -> tuple[str, str]:
-    """The same answer broken off early: shorter, and worse for it."""
+    """Cut the answer early: shorter and worse."""
     words = len(good.split())
     return good, _first_words(good, max(3, int(words * rng.uniform(0.3, 0.8)))).rstrip(".!?,;:")
 
 
 Spoil = Callable[[Conversation, str, _Corpus, random.Random], tuple[str, str] | None]
-# How often each kind is met, by how hard it is to learn: word salad is seen at once, a fluent answer to a similar
-# question is what people's own hard pairs are made of.
+# Weights of the kinds by their difficulty: shuffled words are easy to detect, a fluent answer to a similar question is
+# as hard as human pairs.
 KINDS: dict[str, tuple[Spoil, float]] = {
     "shuffled": (shuffled, 1.0),
     "muddled": (muddled, 0.7),
@@ -234,7 +234,7 @@ KINDS: dict[str, tuple[Spoil, float]] = {
 def _of_same_length(
     prompt: Conversation, good: str, candidates: Sequence[int], corpus: _Corpus
 ) -> tuple[str, str] | None:
-    """The first candidate of the good answer's length; a longer one is trimmed, and both with it, to sentence ends."""
+    """Return the good answer with the first candidate of similar length; longer ones are trimmed to a sentence."""
     wanted = len(good.split())
     for index in candidates:
         other_prompt, other = corpus.answers[index]
@@ -247,13 +247,13 @@ def _of_same_length(
 
 
 def _finished(words: Sequence[str], rng: random.Random) -> str:
-    """The words as a text, often with a full stop: else a missing one would tell every spoiled answer."""
+    """Join the words, often with a full stop: otherwise its absence would mark every spoiled answer."""
     text = " ".join(words)
     return f"{text.rstrip('.!?,;:')}." if rng.random() < 0.7 else text
 
 
 def _first_words(text: str, count: int) -> str:
-    """The first words with their own spacing, line breaks and all."""
+    """Return the first words with their spacing and line breaks."""
     ends = [match.end() for match in re.finditer(r"\S+", text)]
     return text[: ends[min(count, len(ends)) - 1]].strip() if count > 0 and ends else ""
 

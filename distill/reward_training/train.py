@@ -1,4 +1,4 @@
-"""One training of a reward model, from files to files: read, split by prompt, train, save, reload, measure."""
+"""Train a reward model from files to files: read, split by prompt, train, save, reload, measure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from distill.errors import DataError
-from distill.reward_training.accuracy import Judged, human_report, robustness_report
+from distill.reward_training.accuracy import ScoredPair, human_report, robustness_report
 from distill.reward_training.features import fit_weights
 from distill.reward_training.model import Progress, Recipe, save, score_groups, train
 from distill.reward_training.preferences import Preference, folds, human_groups, read_answers, read_preferences
@@ -25,18 +25,18 @@ from gateway.files import write_atomically
 from gateway.reward.model import RewardModel
 
 METRICS_FILE = "metrics.json"
-MAX_MEASURED = 60  # answers that are spoiled in every way: intervals are narrow enough, and a dozen weights settled
-MAX_LENGTH_TOKENS = 512  # as served: signals cost nothing by length
+MAX_MEASURED = 60  # answers spoiled in every way: enough for narrow intervals and a dozen weights
+MAX_LENGTH_TOKENS = 512  # as served: the cost of features hardly depends on length
 
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """Pairs and answers, each on one side by its prompt: what is learned from, and what only measures."""
+    """Pairs and answers, split by prompt into those for training and those for measuring only."""
 
-    learned: list[Preference]
-    unseen: list[Preference]
-    learned_answers: list[Source]
-    unseen_answers: list[Source]
+    train: list[Preference]
+    test: list[Preference]
+    train_answers: list[Source]
+    test_answers: list[Source]
 
 
 def run(
@@ -55,8 +55,8 @@ def run(
 ) -> dict[str, Any]:
     """Train on all folds but one, write adapter and metrics to ``out``, and return the metrics.
 
-    Nothing is left in ``out`` when it is stopped or fails before the end. What is measured is what was written: the
-    adapter is loaded again as the gateway loads it.
+    A run that stops or fails before the end leaves nothing in ``out``. The written adapter is measured: it is loaded
+    again as the gateway loads it.
 
     Raises:
         DataError: A file is bad, or a fold is empty.
@@ -64,10 +64,10 @@ def run(
     """
     started = monotonic()
     data = _split([*read_preferences(pairs_file), *feedback], answers_file, n_folds, held_out)
-    if not data.learned or not data.unseen:
+    if not data.train or not data.test:
         raise DataError(f"{pairs_file}: too few prompts for fold {held_out} of {n_folds}: one side is empty")
-    reward = train(str(base), data.learned, data.learned_answers, recipe, progress)
-    weights = _signal_weights(reward, base, data.learned, data.learned_answers, recipe) if recipe.signals else {}
+    reward = train(str(base), data.train, data.train_answers, recipe, progress)
+    weights = _feature_weights(reward, base, data.train, data.train_answers, recipe) if recipe.signals else {}
     trained_s = monotonic() - started
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as unfinished:
@@ -76,7 +76,7 @@ def run(
             Path(unfinished),
             base_name,
             name=name,
-            signals=weights,
+            features=weights,
             lora_share=recipe.lora_share if recipe.signals else 1.0,
         )
         served = RewardModel.load(str(base), adapter=Path(unfinished))
@@ -89,11 +89,11 @@ def run(
             "data": {
                 "pairs_sha256": _sha256(pairs_file),
                 "answers_sha256": _sha256(answers_file) if answers_file else None,
-                "trained_on": dict(Counter(pair.source for pair in data.learned)),
+                "trained_on": dict(Counter(pair.source for pair in data.train)),
             },
             "signals": weights,
-            "human": measure_human(served, data.unseen),
-            "spoiled": measure_spoiled(served, data.unseen, data.unseen_answers, recipe.seed),
+            "human": measure_human(served, data.test),
+            "spoiled": measure_spoiled(served, data.test, data.test_answers, recipe.seed),
             "torch": torch.__version__,
             "trained_s": round(trained_s, 1),
             "measured_s": round(monotonic() - started - trained_s, 1),
@@ -113,17 +113,17 @@ def _split(pairs: Sequence[Preference], answers_file: Path | None, n_folds: int,
     answers = [(prompt, trimmed(text)) for prompt, text in (read_answers(answers_file) if answers_file else [])]
     fold = folds([pair.prompt for pair in pairs] + [prompt for prompt, _ in answers], n_folds)
     return _Split(
-        learned=[pair for pair in pairs if fold[pair.prompt] != held_out],
-        unseen=[pair for pair in pairs if fold[pair.prompt] == held_out],
-        learned_answers=[item for item in answers if fold[item[0]] != held_out],
-        unseen_answers=[item for item in answers if fold[item[0]] == held_out],
+        train=[pair for pair in pairs if fold[pair.prompt] != held_out],
+        test=[pair for pair in pairs if fold[pair.prompt] == held_out],
+        train_answers=[item for item in answers if fold[item[0]] != held_out],
+        test_answers=[item for item in answers if fold[item[0]] == held_out],
     )
 
 
-def _signal_weights(
+def _feature_weights(
     reward: RewardModel, base: Path, pairs: Sequence[Preference], answers: Sequence[Source], recipe: Recipe
 ) -> dict[str, float]:
-    """Fitted on the pairs and on spoiled answers, read as they will be when served."""
+    """Fit the feature weights on the pairs and on spoiled answers, encoded as in serving."""
     reader = RewardModel(reward.module, reward.tokenizer, name=reward.name, max_length_tokens=MAX_LENGTH_TOKENS)
     good = list(answers) or list({(pair.prompt, pair.chosen): None for pair in pairs})
     spoiled = auxiliary_groups(good, per_answer=len(KINDS), seed=recipe.seed)
@@ -132,7 +132,7 @@ def _signal_weights(
 
 
 def measure_human(reward: RewardModel, pairs: Sequence[Preference]) -> dict[str, Any]:
-    """Accuracy on human pairs."""
+    """Measure the accuracy on human pairs."""
     groups = human_groups(pairs)
     rewards = {
         (group.prompt, text): value
@@ -140,14 +140,14 @@ def measure_human(reward: RewardModel, pairs: Sequence[Preference]) -> dict[str,
         for text, value in zip(group.texts, values, strict=True)
     }
     return human_report(
-        [Judged(pair, rewards[pair.prompt, pair.chosen], rewards[pair.prompt, pair.rejected]) for pair in pairs]
+        [ScoredPair(pair, rewards[pair.prompt, pair.chosen], rewards[pair.prompt, pair.rejected]) for pair in pairs]
     )
 
 
 def measure_spoiled(
     reward: RewardModel, pairs: Sequence[Preference], answers: Sequence[Source], seed: int
 ) -> dict[str, Any]:
-    """Share of spoiled answers ranked below the good one: model draws where there are any, else people's choices."""
+    """Measure the share of spoiled answers ranked below the good one, made from ``answers`` or else from the pairs."""
     good = list(answers) or list({(pair.prompt, pair.chosen): None for pair in pairs})
     groups = auxiliary_groups(good, per_answer=len(KINDS), seed=seed + 1)
     sample = random.Random(seed).sample(groups, min(MAX_MEASURED, len(groups)))

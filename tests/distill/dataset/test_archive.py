@@ -231,7 +231,7 @@ def test_a_row_that_holds_no_record_is_an_error(archive: Archive) -> None:
     rows = pq.read_table(path, partitioning=None)
     column = pa.array(["{}"])
     pq.write_table(rows.set_column(rows.schema.get_field_index("record"), "record", column), path)
-    with pytest.raises(DataError, match="holds a row that is no record"):
+    with pytest.raises(DataError, match="holds a row that is not a record"):
         list(archive.completions())
 
 
@@ -282,7 +282,7 @@ def test_a_full_disk_is_an_error_that_leaves_the_archive_as_it_was(archive: Arch
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with (
-        pytest.raises(DataError, match=r"cannot be written.*mend that"),
+        pytest.raises(DataError, match=r"cannot be written.*fix this"),
         writing(Archive(tmp_path / "file" / "archive")),
     ):
         pass

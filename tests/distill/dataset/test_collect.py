@@ -153,7 +153,7 @@ async def test_another_group_that_has_not_read_keeps_its_records(
         done = await collect(redis_settings, dataset)
         assert (5, 0, 5) == (done.completions, done.trimmed, client.xlen(STREAM))
         (warning,) = done.warnings
-        assert "the consumer group audit has not acknowledged what came 0.0 hours ago" in warning
+        assert "the consumer group audit has not acknowledged records of 0.0 hours ago" in warning
         client.xreadgroup("audit", "one", {STREAM: ">"}, noack=True)
         assert Collected(trimmed=5) == await collect(redis_settings, dataset)
 
@@ -464,7 +464,9 @@ async def test_a_damaged_part_is_told_and_keeps_no_record_in_redis(
         part.write_bytes(damage(whole))
         for name in ("new", "newer"):
             publish(client, redis_settings, [race(name)])
-            with pytest.raises(DataError, match=f"{part} cannot be read.*is archived beside it: 1 records"):
+            with pytest.raises(
+                DataError, match=f"{part} cannot be read.*the 1 records of this pass are archived in other parts"
+            ):
                 await collect(redis_settings, dataset)
             assert (0, 0) == (pending(client), client.xlen(STREAM))
         part.write_bytes(whole)

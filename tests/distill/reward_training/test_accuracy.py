@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from distill.reward_training.accuracy import Judged, by_length, human_report, length_balanced, robustness_report, wilson
+from distill.reward_training.accuracy import (
+    ScoredPair,
+    by_length,
+    human_report,
+    length_balanced,
+    robustness_report,
+    wilson,
+)
 from distill.reward_training.preferences import Group, Preference
 
 
-def judged(prompt: str, *, longer_is_better: bool, right: bool, source: str = "s") -> Judged:
+def judged(prompt: str, *, longer_is_better: bool, right: bool, source: str = "s") -> ScoredPair:
     texts = ("a longer answer", "short") if longer_is_better else ("short", "a longer answer")
-    return Judged(Preference((("user", prompt),), *texts, source, "l"), 1.0 if right else 0.0, 0.5)
+    return ScoredPair(Preference((("user", prompt),), *texts, source, "l"), 1.0 if right else 0.0, 0.5)
 
 
 def test_a_length_detector_has_one_half_whatever_the_mix() -> None:
@@ -40,7 +47,7 @@ def test_the_interval_holds_the_value_and_is_wider_when_pairs_share_prompts() ->
 
 
 def test_a_tie_is_half_right() -> None:
-    item = Judged(Preference((("user", "q"),), "a", "b", "s", "l"), 0.3, 0.3)
+    item = ScoredPair(Preference((("user", "q"),), "a", "b", "s", "l"), 0.3, 0.3)
     assert item.right == 0.5
 
 
