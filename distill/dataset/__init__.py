@@ -1,1 +1,1 @@
-"""What the night learns from: the journal archived, curated with a reason for every exclusion, and split for ever."""
+"""Data of the night: the journal archived, curated with a reason for every exclusion, and split permanently."""

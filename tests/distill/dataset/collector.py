@@ -1,4 +1,4 @@
-"""A collecting process of its own that kills itself (-9) at one point of its work.
+"""A separate collecting process that kills itself (-9) at one point of its work.
 
 python -m tests.distill.dataset.collector ARCHIVE REDIS_URL POINT TIMES
 
@@ -33,7 +33,7 @@ POINTS: dict[str, tuple[Any, str]] = {
 
 
 def arm(owner: Any, name: str, *, after: bool, times: int) -> None:
-    """Have the call kill this process at its ``times``-th time, before or after it does its work."""
+    """Kill this process at the call's ``times``-th execution, before or after its work."""
     original: Callable[..., Any] = getattr(owner, name)
     left = times
 
@@ -67,7 +67,7 @@ def arm(owner: Any, name: str, *, after: bool, times: int) -> None:
 
 
 def main(archive: str, url: str, point: str, times: str) -> None:
-    """Collect, and die where asked."""
+    """Collect, and die at the given point."""
     if point != "never":
         when, _, what = point.partition(" ")
         arm(*POINTS[what], after=when == "after", times=int(times))

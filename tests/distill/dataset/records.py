@@ -23,7 +23,7 @@ def user(text: str) -> list[JsonObject]:
 
 
 def candidate(index: int, reward: float | None, **changes: Any) -> CandidateRecord:
-    """A finished draw."""
+    """A finished candidate."""
     text = f"answer {index}"
     plain = CandidateRecord(index, seed=index, text=text, finish_reason="stop", tokens=3, reward=reward)
     return replace(plain, **changes)
@@ -73,18 +73,18 @@ def race(
 
 
 def rated(completion_id: str, rating: float, id: str = "feedback-1", time_ms: int = NOON) -> FeedbackRecord:
-    """What a caller thought of an answer."""
+    """A caller's rating of an answer."""
     return FeedbackRecord(id, completion_id, rating, "so so", time_ms, "4f2a")
 
 
 def races(count: int, *, days: int = 1, start: int = 0) -> list[CompletionRecord]:
-    """Races spread over days, each with an id and a prompt of its own."""
+    """Races spread over days, each with its own id and prompt."""
     numbers = range(start, start + count)
     return [race(f"chatcmpl-{n}", prompt=f"question {n}", time_ms=NOON + (n % days) * DAY_MS + n) for n in numbers]
 
 
 def publish(client: redis.Redis, settings: RedisSettings, records: Sequence[Record | bytes]) -> None:
-    """Put records (or bytes that are none) into the stream as the journal does."""
+    """Add records (or other bytes) to the stream as the journal does."""
     with client.pipeline(transaction=False) as pipeline:
         for record in records:
             data = record if isinstance(record, bytes) else encode(record)

@@ -1,4 +1,4 @@
-"""The archive: what it holds, who can read it, and what it says when it cannot be read."""
+"""The archive: its contents, its readers, and its errors."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ SPOILED = (
     value=SPOILED,
     junk=st.binary(max_size=20),
 )
-def test_whatever_the_stream_holds_becomes_a_row_or_is_kept_aside(names: set[str], value: object, junk: bytes) -> None:
-    """A spoiled record and plain junk never keep the good one beside them from its row, and none of them is lost."""
+def test_every_entry_becomes_a_row_or_goes_to_the_quarantine(names: set[str], value: object, junk: bytes) -> None:
+    """A bad record and junk never prevent the row of a good record in the same batch, and none of them is lost."""
     spoiled = orjson.loads(encode(race("chatcmpl-0"))) | dict.fromkeys(names - {"id"}, value)
     payloads = [json.dumps(spoiled).encode(), junk, encode(race("chatcmpl-1"))]
     with tempfile.TemporaryDirectory() as folder:
@@ -57,8 +57,8 @@ def test_whatever_the_stream_holds_becomes_a_row_or_is_kept_aside(names: set[str
     assert added.completions >= 1
 
 
-def test_what_goes_in_comes_out_whole(archive: Archive) -> None:
-    """Every field of every record survives, whatever day it is of."""
+def test_records_are_read_as_they_were_written(archive: Archive) -> None:
+    """Every field of every record is read back, for any day."""
     records = [race("chatcmpl-0", metadata={"ü": [1, None]}, user="me"), race("chatcmpl-1", time_ms=NOON + DAY_MS)]
     feedback = rated("chatcmpl-0", -1.0)
 
@@ -75,7 +75,7 @@ def test_an_absent_folder_is_an_empty_archive(archive: Archive) -> None:
     assert 0 == archive.count()
 
 
-def test_one_row_for_each_id_however_often_it_comes(archive: Archive) -> None:
+def test_a_repeated_id_has_one_row(archive: Archive) -> None:
     """In one batch, in a later one, and from a later writer."""
     records = races(6, days=2)
     with writing(archive) as writer:
@@ -85,8 +85,8 @@ def test_one_row_for_each_id_however_often_it_comes(archive: Archive) -> None:
     assert 7 == archive.count()
 
 
-def test_a_record_of_a_long_past_day_finds_its_twin(archive: Archive) -> None:
-    """Ids of few days are kept in memory; of the others the files are read again."""
+def test_a_copy_of_an_old_record_is_found_as_a_duplicate(archive: Archive) -> None:
+    """Ids of a few days are kept in memory; for other days the files are read again."""
     records = races(10, days=10)
     with writing(archive) as writer:
         for record in [*records, *records]:
@@ -94,7 +94,7 @@ def test_a_record_of_a_long_past_day_finds_its_twin(archive: Archive) -> None:
     assert 10 == archive.count()
 
 
-def test_parts_fill_up_and_full_ones_are_left_alone(archive: Archive) -> None:
+def test_parts_are_filled_and_full_ones_are_not_rewritten(archive: Archive) -> None:
     """Small batches share a part until it is full; no day gets a file for each batch."""
     for record in races(20):
         add(archive, [record], part_bytes=20_000)
@@ -108,7 +108,7 @@ def test_parts_fill_up_and_full_ones_are_left_alone(archive: Archive) -> None:
 
 
 def test_pandas_duckdb_and_datasets_read_it(archive: Archive, tmp_path: Path) -> None:
-    """Each opens the folder by its own ordinary means and finds typed columns."""
+    """Each opens the folder with its usual function and finds typed columns."""
     winner = candidate(1, 2.0, text="because of scattering")
     add(archive, [race("a", candidates=[candidate(0, 1.0), winner]), rated("a", -1.0), *races(3, days=2)])
     (archive.folder / "_quarantine").mkdir()
@@ -143,7 +143,7 @@ def test_files_are_zstd_and_carry_their_schema_version(archive: Archive) -> None
 
 
 def test_a_record_without_content_has_a_row_too(archive: Archive) -> None:
-    """``store: false`` leaves counts and scores; parts of a message that are no text are left to the JSON."""
+    """``store: false`` leaves counts and rewards; message parts other than text are only in the JSON."""
     bare = race("bare", store=False, messages=None, winners=[])
     parts = race("parts", messages=[{"role": "user", "content": [{"type": "text", "text": "look"}]}])
     add(archive, [bare, parts])
@@ -162,8 +162,8 @@ def test_a_record_without_content_has_a_row_too(archive: Archive) -> None:
     ],
     ids=["empty", "no JSON", "no fields", "no such year", "too large a number", "half a character"],
 )
-def test_an_unreadable_record_is_kept_as_it_came(archive: Archive, bad: bytes) -> None:
-    """It stops nothing, and coming again makes no second file."""
+def test_an_unreadable_record_is_kept_unchanged(archive: Archive, bad: bytes) -> None:
+    """It stops nothing, and a copy of it makes no second file."""
     for n in range(2):
         added = add(archive, [bad, race(f"chatcmpl-{n}")])
         assert 1 == added.completions
@@ -174,8 +174,8 @@ def test_an_unreadable_record_is_kept_as_it_came(archive: Archive, bad: bytes) -
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "nonsense", "renamed"])
-def test_a_damaged_part_is_named_and_never_passed_over(archive: Archive, damage: str) -> None:
-    """Reading, counting and writing say which file it is and what to do; once it is moved away all goes on."""
+def test_a_damaged_part_is_named_and_never_skipped(archive: Archive, damage: str) -> None:
+    """Reading, counting and writing name the file and the remedy; without the file all of them work again."""
     add(archive, [*races(50), rated("chatcmpl-1", 1.0)])
     path = archive.parts()[0]
     content = path.read_bytes()
@@ -213,7 +213,7 @@ def test_a_flipped_bit_in_the_text_is_noticed(archive: Archive) -> None:
         list(archive.completions())
 
 
-def test_a_newer_versions_part_and_a_strangers_are_refused(archive: Archive) -> None:
+def test_parts_of_newer_versions_and_foreign_files_are_refused(archive: Archive) -> None:
     add(archive, [race()])
     path = archive.parts()[0]
     rows = pq.read_table(path)
@@ -221,7 +221,7 @@ def test_a_newer_versions_part_and_a_strangers_are_refused(archive: Archive) -> 
     with pytest.raises(DataError, match="written by a newer version"):
         list(archive.completions())
     pq.write_table(pa.table({"a": [1]}), path)
-    with pytest.raises(DataError, match="no part of a journal archive"):
+    with pytest.raises(DataError, match="not a part of a journal archive"):
         list(archive.completions())
 
 
@@ -246,7 +246,7 @@ def test_one_writer_at_a_time(archive: Archive) -> None:
         pass
 
 
-def test_half_written_files_of_a_killed_writer_go(archive: Archive) -> None:
+def test_temporary_files_of_a_killed_writer_are_removed(archive: Archive) -> None:
     add(archive, [race(), b"bad"])
     leftovers = [archive.parts()[0].parent / ".part-00000.parquet.k1", archive.folder / "_quarantine" / ".x.json.k2"]
     for path in leftovers:
@@ -265,7 +265,7 @@ def test_the_archive_has_a_name_of_its_own(archive: Archive, tmp_path: Path) -> 
         assert name != writer.identity()
 
 
-def test_a_full_disk_is_an_error_that_leaves_the_archive_as_it_was(archive: Archive) -> None:
+def test_a_full_disk_is_an_error_that_does_not_change_the_archive(archive: Archive) -> None:
     """The system refuses to write more bytes to any file."""
     add(archive, [race("before")])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -297,10 +297,8 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
         (-CLOCK_WRONG - timedelta(milliseconds=1), False),
     ],
 )
-def test_a_row_expires_by_its_own_time_unless_that_cannot_be_right(
-    apart: timedelta, kept: bool, tmp_path: Path
-) -> None:
-    """It came over a week later than it says: its gateway's clock was late."""
+def test_a_row_expires_by_its_own_time_unless_its_clock_was_wrong(apart: timedelta, kept: bool, tmp_path: Path) -> None:
+    """It was collected over a week after its own time: its gateway's clock was late."""
     archive = Archive(tmp_path)
     with writing(archive) as writer:
         recorded = datetime.fromtimestamp(NOON / 1000, UTC)

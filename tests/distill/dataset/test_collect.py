@@ -1,4 +1,4 @@
-"""From the stream to the archive: each record once, whatever dies."""
+"""From the stream to the archive: each record once, even after kills."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_second_copies_make_no_second_rows(
 async def test_a_pass_ends_although_records_keep_coming(
     redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
 ) -> None:
-    """Whatever was there at its start is archived; the rest is for the next pass."""
+    """Records present at its start are archived; later ones are for the next pass."""
     with redis_server.client() as client:
         publish(client, redis_settings, races(50))
         come = 50
@@ -126,10 +126,10 @@ async def test_an_unreadable_record_is_kept_and_stops_nothing(
         assert 0 == pending(client)
 
 
-async def test_what_a_dead_reader_left_is_claimed(
+async def test_unacknowledged_records_of_a_dead_reader_are_claimed(
     redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
 ) -> None:
-    """Another archive's reader took records and is gone."""
+    """Another archive's reader read records and died."""
     records = races(30)
     with redis_server.client() as client:
         publish(client, redis_settings, records)
@@ -158,10 +158,10 @@ async def test_another_group_that_has_not_read_keeps_its_records(
         assert Collected(trimmed=5) == await collect(redis_settings, dataset)
 
 
-async def test_a_full_stream_is_collected_with_what_waited_for_room(
+async def test_a_full_stream_is_collected_together_with_the_spools(
     redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings, tmp_path: Path
 ) -> None:
-    """A gateway's spool holds six times what the stream may: one pass archives all of it."""
+    """A gateway's spool holds six times the stream's limit: one pass archives all of it."""
     limited = redis_settings.model_copy(update={"stream_max_records": 50})
     journal = Journal(JournalSettings(spool_dir=tmp_path / "spool"), limited)
     await journal.start()
@@ -187,7 +187,7 @@ async def test_a_pass_ends_although_new_records_keep_filling_the_stream(
     dataset: DatasetSettings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Only records from before the pass are worth waiting for; a gateway's late clock delays the end, for a time."""
+    """Only records from before its start are awaited; a gateway's late clock delays the end for a limited time."""
     monkeypatch.setattr("distill.dataset.collect._LONGEST_REFILLING_MS", 2000)
     limited = redis_settings.model_copy(update={"stream_max_records": 5})
     made = 0
@@ -212,7 +212,7 @@ async def test_a_pass_ends_although_new_records_keep_filling_the_stream(
 async def test_a_pass_ends_although_another_group_keeps_the_stream_full(
     redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
 ) -> None:
-    """It has read what there is, and says who holds it back."""
+    """It has read all records, and names the group."""
     limited = redis_settings.model_copy(update={"stream_max_records": 5})
     with redis_server.client() as client:
         publish(client, redis_settings, races(5))
@@ -223,10 +223,10 @@ async def test_a_pass_ends_although_another_group_keeps_the_stream_full(
             assert (expected, 1, 5) == (done.collected, len(done.warnings), client.xlen(STREAM))
 
 
-async def test_a_second_archive_on_one_stream_is_told(
+async def test_a_second_archive_on_one_stream_is_a_warning(
     redis_server: RedisServer, redis_settings: RedisSettings, tmp_path: Path
 ) -> None:
-    """Each gets a part; nothing is lost, but neither has all."""
+    """Each gets a part of the records; none is lost."""
     one, two = (DatasetSettings(archive_dir=tmp_path / name) for name in ("one", "two"))
     with redis_server.client() as client:
         for settings, told in ((one, 0), (one, 0), (two, 1), (one, 1)):
@@ -237,7 +237,7 @@ async def test_a_second_archive_on_one_stream_is_told(
 
 
 @pytest.mark.parametrize(("idle_s", "told"), [(WEEK_S - 1, 1), (WEEK_S, 0), (WEEK_S + 1, 0)])
-async def test_an_archive_that_has_not_collected_for_a_week_is_not_told(
+async def test_an_archive_without_a_pass_for_a_week_is_no_warning(
     idle_s: float,
     told: int,
     redis_server: RedisServer,
@@ -245,7 +245,7 @@ async def test_an_archive_that_has_not_collected_for_a_week_is_not_told(
     dataset: DatasetSettings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It has moved, or is gone. Consumers that are no archives do not count."""
+    """It was moved or removed. Consumers other than archives do not count."""
 
     async def consumers(_: JournalReader) -> dict[str, float]:
         return {"archive-other": idle_s, "dead": 0.0}
@@ -255,7 +255,7 @@ async def test_an_archive_that_has_not_collected_for_a_week_is_not_told(
 
 
 @pytest.mark.parametrize("read_before", [False, True], ids=["a first night", "a later night"])
-async def test_a_full_redis_is_collected_and_so_freed(
+async def test_collecting_frees_a_full_redis(
     read_before: bool, redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
 ) -> None:
     """With or without a group: reading needs no memory, and each batch leaves Redis once it is archived."""
@@ -277,10 +277,10 @@ def trimmed(client: redis.Redis) -> int:
 
 
 @pytest.mark.parametrize("trimmed_away", [0, 1, 70])
-async def test_what_left_the_stream_unread_is_told_once(
+async def test_lost_records_are_counted_once(
     trimmed_away: int, redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
 ) -> None:
-    """Before the first pass, and between two; entries that nobody lost do not count."""
+    """Before the first pass, and between two; archived entries do not count."""
     with redis_server.client() as client:
         for first in (0, 1000):
             publish(client, redis_settings, races(100, start=first))
@@ -292,10 +292,10 @@ async def test_what_left_the_stream_unread_is_told_once(
             assert (10, 0) == ((done := await collect(redis_settings, dataset)).collected, done.lost)
 
 
-async def test_records_that_come_or_go_in_mid_pass_are_counted_right(
+async def test_records_added_or_lost_during_a_pass_are_counted_right(
     redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
 ) -> None:
-    """More come while it reads: not lost. The oldest unread ones go while it reads: lost."""
+    """Records added while it reads are not lost; unread ones trimmed while it reads are."""
     with redis_server.client() as client:
         publish(client, redis_settings, races(40))
 
@@ -310,10 +310,10 @@ async def test_records_that_come_or_go_in_mid_pass_are_counted_right(
     assert 35 == done.collected + later.collected
 
 
-async def test_what_was_taken_and_left_before_it_was_archived_is_lost_too(
+async def test_records_trimmed_after_a_killed_pass_read_them_are_lost(
     redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
 ) -> None:
-    """A pass was killed with records in its hands, and somebody trimmed them before the next."""
+    """A killed pass had read records, and they were trimmed before the next pass."""
     with redis_server.client() as client:
         publish(client, redis_settings, races(10))
         with pytest.raises(NightError):
@@ -356,7 +356,7 @@ def test_clocks_are_trusted_within_bounds(ahead: timedelta, quiet: timedelta | N
 async def test_a_clock_that_is_wrong_by_days_expires_nothing(
     redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
 ) -> None:
-    """Whichever of the two is wrong; and it can be told that the clock is right."""
+    """Whichever clock is wrong; an option confirms that the clock is right."""
     keeping = dataset.model_copy(update={"keep_days": 30})
     fresh = [race(f"chatcmpl-{n}", time_ms=int(time.time() * 1000) - n * DAY_MS) for n in range(3)]
     with redis_server.client() as client:
@@ -378,7 +378,7 @@ async def test_the_records_of_a_gateway_whose_clock_is_wrong_are_kept_from_their
     dataset: DatasetSettings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """400 days late or ahead: not deleted as they come, nor kept for ever. Those of a right clock go by their own."""
+    """400 days late or ahead: neither deleted at once nor kept permanently; with a right clock their time counts."""
     keeping = dataset.model_copy(update={"keep_days": 30})
     now = datetime.now(UTC)
     now_ms = int(now.timestamp() * 1000)
@@ -406,7 +406,7 @@ def _clock(now: datetime) -> Callable[[JournalReader], Awaitable[int]]:
     return clock_ms
 
 
-async def test_redis_gone_is_a_clear_error_and_the_next_pass_goes_on(
+async def test_unreachable_redis_is_an_error_and_the_next_pass_continues(
     redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
 ) -> None:
     """Gone in the middle, and absent from the start."""
@@ -431,7 +431,7 @@ async def test_redis_gone_is_a_clear_error_and_the_next_pass_goes_on(
 async def test_a_full_disk_acknowledges_nothing(
     redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
 ) -> None:
-    """The system takes no more bytes into any file; with room again all is collected."""
+    """The system refuses to write to any file; with free space again all is collected."""
     records = [replace(record, user="".join(map(chr, range(200, 20_000)))) for record in races(40)]
     with redis_server.client() as client:
         publish(client, redis_settings, records)
@@ -449,13 +449,13 @@ async def test_a_full_disk_acknowledges_nothing(
 
 
 @pytest.mark.parametrize("damage", [lambda whole: whole[:-100], lambda _: b"", lambda whole: b"?" * len(whole)])
-async def test_a_damaged_part_is_told_and_keeps_no_record_in_redis(
+async def test_a_damaged_part_is_an_error_and_keeps_no_record_in_redis(
     damage: Callable[[bytes], bytes],
     redis_server: RedisServer,
     redis_settings: RedisSettings,
     dataset: DatasetSettings,
 ) -> None:
-    """What comes meanwhile goes beside it; with the part restored all is there."""
+    """New records go into other parts; after the part is restored all records are readable."""
     with redis_server.client() as client:
         publish(client, redis_settings, [race("old")])
         await collect(redis_settings, dataset)
@@ -477,7 +477,7 @@ async def test_a_damaged_part_is_told_and_keeps_no_record_in_redis(
 async def test_two_collectors_at_once_share_the_work(
     redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
 ) -> None:
-    """One waits for the other; between them they archive each record once."""
+    """One waits for the other; together they archive each record once."""
     records = races(200, days=2)
     with redis_server.client() as client:
         publish(client, redis_settings, records)
@@ -486,7 +486,7 @@ async def test_two_collectors_at_once_share_the_work(
     assert ids(records) == archived(dataset)
 
 
-async def test_waiting_for_another_collector_has_an_end(
+async def test_waiting_for_another_collector_ends_with_an_error(
     redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
 ) -> None:
     with (
@@ -496,10 +496,10 @@ async def test_waiting_for_another_collector_has_an_end(
         await collect(redis_settings, dataset, wait_s=0.3)
 
 
-async def test_a_cancelled_pass_lets_go_only_once_its_last_write_is_through(
+async def test_a_cancelled_pass_releases_the_lock_after_its_last_write(
     redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that no write of its own can come between those of the next pass."""
+    """So that it never writes during the next pass."""
     loop, begun, order = asyncio.get_running_loop(), asyncio.Event(), []
 
     def slow(path: Path, content: bytes) -> None:
@@ -553,7 +553,7 @@ async def test_killed_at_any_point_each_record_has_one_row(
     assert done.collected <= 60
 
 
-async def test_killed_at_random_moments_again_and_again_each_record_has_one_row(
+async def test_after_kills_at_random_moments_each_record_has_one_row(
     redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
 ) -> None:
     """While records arrive, some of them twice, and two collectors run at once."""

@@ -1,4 +1,4 @@
-"""What trains, what measures, and the one reason why anything else does neither."""
+"""Examples, held-out prompts, and one reason for each excluded record."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ TRAINS = prompts(False, 9)
 MEASURES = prompts(True, 9)
 
 
-def test_a_race_teaches_its_winner_and_what_it_beat() -> None:
+def test_an_example_has_the_winner_and_the_answers_it_beat() -> None:
     drawn = [
         candidate(0, 0.0),
         candidate(1, 2.0, text="best", tokens=9),
@@ -73,7 +73,7 @@ def test_a_race_teaches_its_winner_and_what_it_beat() -> None:
     assert pytest.approx(1.5**0.5) == found.margin_sd
 
 
-def test_the_winner_is_the_journals_first_whatever_place_it_has_in_the_list() -> None:
+def test_the_winner_is_the_journals_first_at_any_place_in_the_list() -> None:
     drawn = [candidate(5, 1.0), candidate(2, 0.5), candidate(9, 1.0)]
     (found,) = curate([race(prompt=TRAINS[0], candidates=drawn, winners=[9, 5])]).examples
     assert "answer 9" == found.winner.text
@@ -81,10 +81,10 @@ def test_the_winner_is_the_journals_first_whatever_place_it_has_in_the_list() ->
 
 
 @pytest.mark.parametrize(("wanted", "trained"), [("all", {"old": 2, "new": 1}), ("newest", {"new": 1})])
-def test_winners_of_an_earlier_reward_model_are_counted_and_train_as_the_setting_says(
+def test_winners_of_an_earlier_reward_model_train_if_the_setting_allows_it(
     wanted: Literal["all", "newest"], trained: dict[str, int]
 ) -> None:
-    """By the newest winner's model. What is left out hides no winner of the newest model with the same prompt."""
+    """The newest winner's model decides. An excluded record does not displace a newer model's winner of its prompt."""
     models = ["old", "old", "old", "new"]
     records = [
         race(f"chatcmpl-{n}", prompt=TRAINS[n % 3], reward_model=model, time_ms=NOON + n)
@@ -96,7 +96,7 @@ def test_winners_of_an_earlier_reward_model_are_counted_and_train_as_the_setting
     assert {"all": {Reason.PROMPT_CAP: 1}, "newest": {Reason.EARLIER_REWARD_MODEL: 3}}[wanted] == reasons(found)
 
 
-def test_losers_are_distinct_and_say_something_else_than_the_winner() -> None:
+def test_losers_are_distinct_and_differ_from_the_winner() -> None:
     texts = ["best", "same", "same", "best", " ", "worst"]
     rewards = [3.0, 0.5, 1.0, 2.0, 0.1, -1.0]
     drawn = [candidate(n, reward, text=text) for n, (text, reward) in enumerate(zip(texts, rewards, strict=True))]
@@ -139,7 +139,7 @@ def tool_race() -> CompletionRecord:
         (Reason.MARGIN, race(rewards=[1.0, 5.0], winners=[0])),
     ],
 )
-def test_each_reason_keeps_its_record_out(reason: Reason, record: CompletionRecord) -> None:
+def test_each_reason_excludes_its_record(reason: Reason, record: CompletionRecord) -> None:
     curated = curate([record], held_out_share=1e-9)
     assert {reason: 1} == reasons(curated)
     assert [] == curated.examples
@@ -153,8 +153,8 @@ def test_a_plain_text_format_is_fine() -> None:
 @pytest.mark.parametrize(
     "changes", [{"finish_reason": "length"}, {"finish_reason": "content_filter"}, {"unusable": "not_json"}]
 )
-def test_an_answer_that_is_not_what_was_asked_for_neither_loses_nor_wins(changes: dict[str, Any]) -> None:
-    """Nor does its reward move the mean that the winner is measured by."""
+def test_an_answer_that_breaks_the_contract_is_neither_winner_nor_loser(changes: dict[str, Any]) -> None:
+    """Nor does its reward change the race's mean."""
     drawn = [candidate(0, 2.0), candidate(1, 0.0), candidate(2, 1.0, **changes), candidate(3, 9.0, **changes)]
     record = race(prompt=TRAINS[0], candidates=drawn, winners=[0])
     [found] = curate([record]).examples
@@ -164,7 +164,7 @@ def test_an_answer_that_is_not_what_was_asked_for_neither_loses_nor_wins(changes
 
 
 def test_negative_feedback_keeps_an_answer_out_and_other_feedback_does_not() -> None:
-    """One caller's dislike outweighs any liking."""
+    """One negative rating outweighs positive ones."""
     records = [race(f"r{n}", prompt=prompt) for n, prompt in enumerate(TRAINS[:3])]
     feedback = [rated("r0", -0.5), rated("r0", 1.0), rated("r1", 0.0), rated("unknown", -1.0)]
     curated = curate(records, feedback)
@@ -172,8 +172,8 @@ def test_negative_feedback_keeps_an_answer_out_and_other_feedback_does_not() -> 
     assert {Reason.NEGATIVE_FEEDBACK: 1} == reasons(curated)
 
 
-def test_the_margin_is_in_the_races_own_spread() -> None:
-    """Of eight draws one at 7 and seven at 0: (7 − 7/8) over the population's deviation is √7."""
+def test_the_margin_is_in_standard_deviations_of_the_race() -> None:
+    """Of eight candidates one at 7 and seven at 0: (7 − 7/8) over the population's deviation is √7."""
     record = race(prompt=TRAINS[0], rewards=[7.0, *[0.0] * 7])
     assert 1 == len(curate([record], min_margin_sd=2.64).examples)
     assert {Reason.MARGIN: 1} == reasons(curate([record], min_margin_sd=2.65))
@@ -231,23 +231,23 @@ def near(held_out: bool, count: int) -> list[str]:
     return [text for text in texts if held_out == is_held_out(conversation_key(user(text)), SHARE)][:count]
 
 
-def test_of_nearly_equal_prompts_the_newest_trains() -> None:
+def test_the_newest_of_near_duplicates_trains() -> None:
     records = [race(f"r{n}", prompt=prompt, time_ms=1000 + n) for n, prompt in enumerate(near(False, 4))]
     curated = curate(records)
     assert ["r3"] == [found.record_id for found in curated.examples]
     assert {Reason.NEAR_DUPLICATE: 3} == reasons(curated)
 
 
-def test_nothing_nearly_held_out_trains() -> None:
-    """However new it is, and whatever became of the held-out race itself."""
+def test_near_duplicates_of_held_out_prompts_do_not_train() -> None:
+    """Even if it is newer, and even if the held-out race itself was excluded."""
     measured = race("old", prompt=near(True, 1)[0], rewards=[1.0], selection=Selection.SINGLE, time_ms=1)
     curated = curate([race("new", prompt=near(False, 1)[0], time_ms=2), measured])
     assert [] == curated.examples
     assert {Reason.NEAR_HELD_OUT: 1} == reasons(curated)
 
 
-def test_held_out_prompts_are_distinct_and_the_oldest_of_their_kind() -> None:
-    """So that what was drawn on them in earlier nights serves again."""
+def test_the_oldest_of_near_duplicate_held_out_prompts_is_kept() -> None:
+    """So that samples of earlier nights can be reused."""
     grown = [*user(MEASURES[0]), {"role": "assistant", "content": "so"}, *user("go on")]
     records = [
         race("later", messages=grown, time_ms=2000),
@@ -260,13 +260,13 @@ def test_held_out_prompts_are_distinct_and_the_oldest_of_their_kind() -> None:
     assert {Reason.HELD_OUT_REPEAT: 3} == reasons(curated)
 
 
-def test_the_same_record_again_is_counted_as_such() -> None:
+def test_a_repeated_record_is_counted_as_repeated() -> None:
     curated = curate([race(prompt=TRAINS[0]), race(prompt=TRAINS[0])])
     assert 1 == len(curated.examples)
     assert {Reason.REPEATED: 1} == reasons(curated)
 
 
-def test_progress_is_told_once_a_record() -> None:
+def test_progress_is_reported_once_a_record() -> None:
     told: list[None] = []
     curate_records([race(), race("b")], [], SETTINGS, on_record=lambda: told.append(None))
     assert 2 == len(told)
@@ -277,7 +277,7 @@ REWARDS = st.one_of(st.none(), st.sampled_from([0.0, 1.0, 2.0]), st.floats(allow
 
 @st.composite
 def anything(draw: st.DrawFn) -> CompletionRecord:
-    """A record with any of what can be wrong with it, of one of a few prompts."""
+    """A record with any combination of faults, of one of a few prompts."""
     drawn = [
         candidate(
             index,
@@ -309,14 +309,14 @@ def anything(draw: st.DrawFn) -> CompletionRecord:
     st.integers(1, 3),
     st.randoms(use_true_random=False),
 )
-def test_counts_add_up_whatever_comes_in_whatever_order(
+def test_counts_add_up_for_any_records_in_any_order(
     records: list[CompletionRecord],
     ratings: list[tuple[int, float]],
     repeats: int,
     cap: int,
     chance: random.Random,
 ) -> None:
-    """And no example shares a prompt's key with a held-out one, and each is a true win."""
+    """No example shares its key with a held-out prompt, and each winner has the highest reward."""
     feedback = [rated(records[n].id, rating) for n, rating in ratings if n < len(records)]
     everything = [*records, *records[:repeats]]
     curated = curate(everything, feedback, max_per_prompt=cap)

@@ -1,4 +1,4 @@
-"""Nearly the same prompt or another one."""
+"""Near-duplicate prompts."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ def test_scripts_without_spaces_have_a_word_a_character() -> None:
 
 @settings(max_examples=50)
 @given(WORDS, st.lists(WORDS, max_size=5), st.sampled_from([0.1, 0.5, 0.8, 1.0]))
-def test_a_text_is_nearly_itself_whatever_the_case_and_spacing(text: str, others: list[str], threshold: float) -> None:
+def test_a_text_is_its_own_near_duplicate_independent_of_case_and_spacing(
+    text: str, others: list[str], threshold: float
+) -> None:
     assert among(text, [*others, text.upper().replace(" ", "  ")], threshold)
 
 
-def test_nothing_is_nearly_anything_of_nothing() -> None:
+def test_an_empty_index_has_no_near_duplicates() -> None:
     assert not among("why", [], 0.5)
 
 
@@ -50,8 +52,8 @@ def test_one_changed_word_in_a_long_prompt_does_not() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.9])
-def test_pairs_well_over_the_threshold_are_found_and_well_under_it_are_not(threshold: float) -> None:
-    """The index must not miss what the estimate would say: missed pairs leak held-out prompts into training."""
+def test_pairs_far_above_the_threshold_are_found_and_pairs_far_below_are_not(threshold: float) -> None:
+    """The index must find all pairs above the threshold: missed ones leak held-out prompts into training."""
     random.seed(0)
     found = {True: 0, False: 0}
     for trial in range(40):

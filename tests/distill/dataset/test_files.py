@@ -1,4 +1,4 @@
-"""Examples on disk, and the hash that names a set."""
+"""Files of examples, and the hash of a set."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ EXAMPLES = [made(n) for n in range(5)]
 PROMPTS = [HeldOutPrompt(f"key{n}", user(f"question {n}")) for n in range(3)]
 
 
-def test_an_example_of_a_release_that_kept_no_reward_model_has_that_releases_hash() -> None:
-    """A training that was begun before an upgrade goes on after it: it is known by the hash of its examples."""
+def test_an_example_without_a_reward_model_has_the_hash_of_earlier_releases() -> None:
+    """A training continues after an upgrade: it is identified by the hash of its examples."""
     (found,) = tiny_examples(1)
     old = {name: value for name, value in asdict(found).items() if name != "reward_model"}
     digest = hashlib.sha256(orjson.dumps(old)).digest()
@@ -37,7 +37,7 @@ def test_an_example_of_a_release_that_kept_no_reward_model_has_that_releases_has
     assert content_hash([found]) != content_hash([replace(found, reward_model="judge")])
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_files_are_read_as_written(tmp_path: Path) -> None:
     write_examples(tmp_path / "new" / "examples.jsonl", EXAMPLES)
     write_held_out(tmp_path / "held_out.jsonl", PROMPTS)
     assert EXAMPLES == read_examples(tmp_path / "new" / "examples.jsonl")
@@ -65,7 +65,7 @@ def test_a_missing_file_and_a_folder_in_the_way_are_errors(tmp_path: Path) -> No
         write_examples(tmp_path, EXAMPLES)
 
 
-def test_the_hash_knows_the_set_and_not_its_order() -> None:
+def test_the_hash_depends_on_the_set_and_not_on_its_order() -> None:
     shuffled = random.Random(0).sample(EXAMPLES, len(EXAMPLES))
     assert content_hash(EXAMPLES, PROMPTS) == content_hash(shuffled, PROMPTS[::-1])
     different = [content_hash(EXAMPLES), content_hash(EXAMPLES[1:]), content_hash([]), content_hash([], PROMPTS)]

@@ -1,4 +1,4 @@
-"""Held out or not: by a hash of how the conversation began, for ever."""
+"""The split: permanent, by a hash of the conversation's first user message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEXTS = st.text(max_size=30)
 
 
 def test_the_key_of_a_prompt_is_pinned() -> None:
-    """Changing the hash would move held-out prompts into training: every archive's split hangs on it."""
+    """Another hash would move held-out prompts into training, in every archive."""
     key = conversation_key(user("Why is the sky blue?"))
     assert "c30456ddea464574da711a52a03dd850" == key
     shares = [share / 100 for share in range(101)]
@@ -20,13 +20,13 @@ def test_the_key_of_a_prompt_is_pinned() -> None:
 
 
 @given(TEXTS, st.lists(st.sampled_from([" ", "\n", "\t"]), max_size=3).map("".join))
-def test_case_and_spacing_make_no_other_conversation(text: str, space: str) -> None:
+def test_case_and_spacing_do_not_change_the_key(text: str, space: str) -> None:
     assert conversation_key(user(text)) == conversation_key(user(space + text + space))
     assert conversation_key(user("Straße  ÉTÉ")) == conversation_key(user("strasse E\u0301te\u0301".casefold()))
 
 
 @given(TEXTS, TEXTS, TEXTS)
-def test_all_that_grew_from_a_prompt_shares_its_key(system: str, prompt: str, later: str) -> None:
+def test_continuations_of_a_prompt_share_its_key(system: str, prompt: str, later: str) -> None:
     grown = [
         {"role": "system", "content": system},
         *user(prompt),

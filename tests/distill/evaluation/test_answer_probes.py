@@ -1,4 +1,4 @@
-"""Two fleets' answers to the probes: alike within the bounds, other ones beyond them."""
+"""Two fleets' answers to the probes: the same within the bounds, different beyond them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WORDS = [f"w{i}" for i in range(16)]
 
 
 def replica(off_nats: float = 0.0, *, others: int = 0, seeded: bool = True) -> dict[str, Any]:
-    """A replica whose greedy log-probabilities are off by so much, with so many other sampled answers."""
+    """A replica with this difference of greedy log-probabilities and this number of different sampled answers."""
     sampled = [*WORDS[others:], *["other"] * others] if seeded else None
     return {"greedy": [[("a", {"a": -1.0 - off_nats, "b": -2.0 - off_nats})]], "sampled": sampled}
 
@@ -38,13 +38,13 @@ def test_three_sampled_answers_of_four_must_be_the_same(others: int, alike: bool
     assert 0.75 == LEAST_AGREEMENT
 
 
-def test_a_server_that_ignores_seeds_is_like_another_one_only() -> None:
+def test_a_server_that_ignores_seeds_is_like_another_such_server_only() -> None:
     assert same_answers([replica(seeded=False)], [replica(seeded=False)])
     assert not same_answers([replica(seeded=False)], [replica()])
     assert not same_answers([replica()], [replica(seeded=False)])
 
 
-def test_each_replica_has_one_like_it_in_the_other_fleet_however_many_there_are() -> None:
+def test_each_replica_must_be_like_one_of_the_other_fleet() -> None:
     one, other = replica(), replica(1.0)
     assert same_answers([one, one], [one])
     assert same_answers([one, other], [other, one, one])

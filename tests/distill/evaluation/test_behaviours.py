@@ -1,4 +1,4 @@
-"""Which behaviour is an old one and which is new, by what models say to probes: at the edges, and with real servers."""
+"""Recognition of behaviours by the answers to probes: at the bounds, and with real servers."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def test_a_behaviour_is_met_again_by_what_it_does_under_its_name(tmp_path: Path) -> None:
-    """A new name is news to nobody; another behaviour behind a known one is; the first one may come back."""
+def test_a_behaviour_is_recognised_by_its_answers_under_its_name(tmp_path: Path) -> None:
+    """A new name is no change; another behaviour under a known name is; an earlier behaviour is recognised again."""
     first = recognise(tmp_path, "rewards", OF, [1], same)
     assert Behaviour(first.id, False) == recognise(tmp_path, "rewards", OF, [1], same)
     second = recognise(tmp_path, "rewards", OF, [2], same)
@@ -77,7 +77,7 @@ def test_a_probe_that_is_refused_is_a_value_of_its_own() -> None:
     assert not same_rewards([1.0, 1.0], [1.0, 1.1])
 
 
-async def test_rewards_of_probes_are_asked_of_a_real_server() -> None:
+async def test_rewards_of_probes_come_from_a_real_server() -> None:
     async with RewardStub(RewardKnobs()) as stub:
         scorer = RemoteScorer(RewardSettings(url=stub.url))
         try:
@@ -100,15 +100,15 @@ def answer(*tokens: str, off: float = 0.0) -> list[tuple[str, dict[str, float]]]
 @pytest.mark.parametrize(
     ("off", "expected"), [(MOST_DISTANCE_NATS * 0.99, True), (MOST_DISTANCE_NATS * 1.01, False), (1.0, False)]
 )
-def test_log_probabilities_of_likely_tokens_tell_weights_apart(off: float, expected: bool) -> None:
+def test_log_probabilities_of_likely_tokens_distinguish_weights(off: float, expected: bool) -> None:
     ours, theirs = [answer("a", "b")], [answer("a", "b", off=off)]
     assert distance_nats(ours, theirs) == pytest.approx(off)
     one, other = ([{"greedy": greedy, "sampled": None}] for greedy in (ours, theirs))
     assert expected == same_answers(one, other)
 
 
-def test_answers_are_compared_as_far_as_they_go_together() -> None:
-    """A near tie may fall either way; what follows it continues another text."""
+def test_answers_are_compared_up_to_the_first_difference() -> None:
+    """After a near tie the two texts may differ."""
     one, other = answer("a") + answer("c", off=0.01), [*answer("a"), ("x", answer("c")[0][1]), *answer("z", off=3.0)]
     assert distance_nats([one], [other]) == pytest.approx(math.sqrt(0.01**2 / 2))
     assert math.inf == distance_nats([None], [answer("a")])
@@ -117,7 +117,7 @@ def test_answers_are_compared_as_far_as_they_go_together() -> None:
 
 
 @pytest.mark.parametrize("equal", [SEEDS, math.ceil(LEAST_AGREEMENT * SEEDS), math.ceil(LEAST_AGREEMENT * SEEDS) - 1])
-def test_sampled_answers_tell_samplers_apart(equal: int) -> None:
+def test_sampled_answers_distinguish_samplers(equal: int) -> None:
     ours = [str(seed) for seed in range(SEEDS)]
     theirs = [text if place < equal else "other" for place, text in enumerate(ours)]
     one, other = ([{"greedy": [], "sampled": sampled}] for sampled in (ours, theirs))
@@ -125,7 +125,7 @@ def test_sampled_answers_tell_samplers_apart(equal: int) -> None:
     assert not same_answers(one, [{"greedy": [], "sampled": None}])
 
 
-def test_fleets_are_alike_by_their_replicas_however_many_there_are() -> None:
+def test_fleets_with_alike_replicas_are_alike() -> None:
     a, b = ({"greedy": [answer("a", off=off)], "sampled": None} for off in (0.0, 1.0))
     assert same_answers([a], [a, a])
     assert same_answers([a, b], [b, b, a])
@@ -158,7 +158,7 @@ async def test_a_server_that_ignores_seeds_shows_nothing_by_sampled_answers(monk
 
 
 async def test_a_prompt_that_the_backend_refuses_is_a_behaviour(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not every chat template knows a system message."""
+    """Not every chat template has a system message."""
     long: list[Any] = [{"role": "user", "content": "word " * 200}]
     monkeypatch.setattr(answer_probes, "PROBES", (answer_probes.PROBES[0], long))
     async with TgiStub(Knobs(max_input_tokens=100, max_total_tokens=120)) as stub:
@@ -166,6 +166,6 @@ async def test_a_prompt_that_the_backend_refuses_is_a_behaviour(monkeypatch: pyt
     assert [False, True] == [answer is None for answer in found["greedy"]]
 
 
-async def test_a_replica_that_is_away_is_named_without_its_password() -> None:
+async def test_an_unreachable_replica_is_named_without_its_password() -> None:
     with pytest.raises(EvaluationError, match=r"^sampling stopped: 127\.0\.0\.1:9 did not answer the probes: "):
         await answers_to_probes(BackendSettings(urls=("http://user:secret@127.0.0.1:9",)))

@@ -1,4 +1,4 @@
-"""Two lists of the probes' rewards: of one model within the tolerance, of two beyond it."""
+"""Two lists of the probes' rewards: one model within the tolerance, two models beyond it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REWARDS = [-1.0, 1.0]
         ([], 1e-6),
     ],
 )
-def test_the_tolerance_is_a_fiftieth_of_what_the_probes_differ_by(rewards: list[float | None], within: float) -> None:
+def test_the_tolerance_is_a_fiftieth_of_the_probes_spread(rewards: list[float | None], within: float) -> None:
     assert pytest.approx(within) == tolerance(rewards)
 
 
@@ -44,7 +44,7 @@ def test_rewards_within_the_tolerance_are_of_one_model(other: list[float | None]
     assert same == same_rewards(REWARDS, other)
 
 
-def test_a_probe_without_a_reward_is_like_one_without() -> None:
+def test_a_refused_probe_equals_only_a_refused_probe() -> None:
     assert same_rewards([None, *REWARDS], [None, *REWARDS])
     assert not same_rewards([None, *REWARDS], [0.0, *REWARDS])
 

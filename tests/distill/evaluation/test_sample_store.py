@@ -1,4 +1,4 @@
-"""The store of draws: whose they are decides the file, nothing is drawn twice, and what is there is read whole."""
+"""The store of samples: one file a policy, no sample is drawn twice, and sets are read whole."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ def backend(stub: TgiStub) -> BackendSettings:
 BASE: dict[str, Any] = {"base": "base", "served_by": "tgi", "adapter": None, "max_tokens": 128}
 
 
-def test_everything_that_an_answer_depends_on_is_in_the_name(tmp_path: Path) -> None:
+def test_the_file_name_depends_on_everything_that_an_answer_depends_on(tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [
         {"base": "other"},
         {"served_by": "llamacpp"},
@@ -62,7 +62,7 @@ def test_a_policy_finds_its_file_of_earlier_releases(policy: dict[str, Any], nam
     assert name == sample_file(Path("draws"), **BASE | policy).relative_to("draws").as_posix()
 
 
-async def test_more_questions_and_draws_extend_the_file(tmp_path: Path) -> None:
+async def test_more_prompts_and_samples_extend_the_file(tmp_path: Path) -> None:
     path = tmp_path / "draws.jsonl"
     async with TgiStub() as stub:
         few = SamplePlan(PROMPTS[:1], (0.5,), 1, 8)
@@ -75,7 +75,7 @@ async def test_more_questions_and_draws_extend_the_file(tmp_path: Path) -> None:
     assert added.tokens == sum(draw.completion_tokens for draw in read_samples(path)[1:])
 
 
-async def test_a_conversation_is_drawn_whole_and_is_not_its_first_message(tmp_path: Path) -> None:
+async def test_a_conversation_is_sampled_with_all_its_messages(tmp_path: Path) -> None:
     path = tmp_path / "draws.jsonl"
     async with TgiStub() as stub:
         await extend(backend(stub), PLAN, path, concurrency=1)
@@ -87,7 +87,7 @@ async def test_a_conversation_is_drawn_whole_and_is_not_its_first_message(tmp_pa
     assert all([0, 1] == [draw.index for draw in row] for rows in by_temperature.values() for row in rows)
 
 
-async def test_each_draw_is_told_once_and_may_take_longer_than_a_callers_request(tmp_path: Path) -> None:
+async def test_each_sample_is_reported_once_and_may_take_longer_than_a_callers_request(tmp_path: Path) -> None:
     told: list[int] = []
     async with TgiStub(Knobs(latency_ms=300.0)) as stub:
         hasty = BackendSettings(urls=(stub.url,), request_timeout_s=0.1)
@@ -95,14 +95,14 @@ async def test_each_draw_is_told_once_and_may_take_longer_than_a_callers_request
     assert [1] * 8 == told
 
 
-async def test_the_adapter_is_asked_by_its_name(tmp_path: Path) -> None:
+async def test_the_adapter_is_requested_by_its_name(tmp_path: Path) -> None:
     async with TgiStub() as stub:
         plan = SamplePlan(PROMPTS[:1], (1.0,), 1, 8, adapter="rft-1")
         await extend(backend(stub), plan, tmp_path / "draws.jsonl", concurrency=1)
         assert b'"model":"rft-1"' in stub.state.requests[0].body.replace(b'": "', b'":"')
 
 
-def test_missing_draws_are_counted_and_cannot_be_read(tmp_path: Path) -> None:
+def test_missing_samples_are_counted_and_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "draws.jsonl"
     assert 8 == count_missing(PLAN, path)
     path.touch()
@@ -110,7 +110,7 @@ def test_missing_draws_are_counted_and_cannot_be_read(tmp_path: Path) -> None:
         read_sets(PLAN, path)
 
 
-async def test_a_question_that_the_backend_refuses_is_left_out_and_told(tmp_path: Path) -> None:
+async def test_a_prompt_that_the_backend_refuses_is_left_out_and_returned(tmp_path: Path) -> None:
     path = tmp_path / "draws.jsonl"
     long = Prompt.of_text("word " * 100)
     async with TgiStub(Knobs(max_input_tokens=40, max_total_tokens=64)) as stub:
@@ -119,14 +119,14 @@ async def test_a_question_that_the_backend_refuses_is_left_out_and_told(tmp_path
     assert 4 == added.samples
 
 
-async def test_a_backend_that_is_gone_ends_drawing_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failing_backend_ends_sampling_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "_RETRY_WAIT_S", 0.0)
     async with TgiStub(Knobs(fault=Fault.STATUS, fault_status=500, fault_probability=1.0)) as stub:
         with pytest.raises(EvaluationError, match="sampling stopped: "):
             await extend(backend(stub), PLAN, tmp_path / "draws.jsonl", concurrency=1)
 
 
-async def test_draws_of_the_sample_command_are_taken_over_once(tmp_path: Path) -> None:
+async def test_samples_of_the_sample_command_are_adopted_once(tmp_path: Path) -> None:
     source, store = tmp_path / "old.jsonl", tmp_path / "store" / "base.jsonl"
     async with TgiStub() as stub:
         await extend(backend(stub), PLAN, source, concurrency=1)
@@ -150,7 +150,7 @@ async def test_draws_of_the_sample_command_are_taken_over_once(tmp_path: Path) -
         ("stop", 9, False),
     ],
 )
-def test_only_draws_under_the_same_limit_are_taken_over(
+def test_only_samples_with_the_same_limit_are_adopted(
     tmp_path: Path, finish_reason: str, tokens: int, taken: bool
 ) -> None:
     source, store = tmp_path / "old.jsonl", tmp_path / "base.jsonl"
@@ -163,10 +163,10 @@ def test_only_draws_under_the_same_limit_are_taken_over(
 
 
 @pytest.mark.parametrize(("others", "alike"), [(0, True), (4, True), (5, False), (8, False)])
-async def test_a_file_is_of_the_same_model_if_half_of_a_few_answers_come_again(
+async def test_a_file_is_of_the_same_model_if_half_of_a_few_answers_are_the_same(
     tmp_path: Path, others: int, alike: bool
 ) -> None:
-    """Eight of its answers are drawn again, from their own seeds."""
+    """Eight of its answers are sampled again, from their own seeds."""
     path = tmp_path / "draws.jsonl"
     async with TgiStub() as stub:
         await extend(backend(stub), PLAN, path, concurrency=1)
@@ -178,7 +178,7 @@ async def test_a_file_is_of_the_same_model_if_half_of_a_few_answers_come_again(
         assert 8 == len(stub.state.requests) - before
 
 
-async def test_a_file_without_answers_is_of_no_known_model(tmp_path: Path) -> None:
+async def test_a_file_without_answers_is_not_of_the_same_model(tmp_path: Path) -> None:
     path = tmp_path / "draws.jsonl"
     path.write_bytes(Sample(Prompt.of_text("Name a tree."), 1.0, 0, 0, "", "stop", 0).to_line())
     async with TgiStub() as stub:

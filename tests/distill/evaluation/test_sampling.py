@@ -1,4 +1,4 @@
-"""Draws: what is drawn, in which order, and what a second run adds, against the TGI stub."""
+"""Sampling against the TGI stub: the plan's order, resuming, retries."""
 
 import json
 from pathlib import Path
@@ -26,14 +26,14 @@ async def sample_from(stub: TgiStub, path: Path, plan: SamplePlan = PLAN) -> int
 
 
 def test_temperatures_take_turns_within_a_prompt() -> None:
-    """Whatever part of the cells is done, its temperatures are balanced."""
+    """At any point of a run the temperatures are balanced."""
     places = [(prompt.kind, temperature, index) for prompt, temperature, index in PLAN.places()]
     first = [("list", 0.5, 0), ("list", 1.0, 0), ("list", 0.5, 1), ("list", 1.0, 1)]
     assert first == places[:4]
     assert 8 == len(set(places))
 
 
-def test_each_draw_has_a_seed_of_its_own_that_depends_on_its_place_alone() -> None:
+def test_each_sample_has_its_own_seed_that_depends_on_its_place_alone() -> None:
     seeds = [PLAN.seed_of(*place) for place in PLAN.places()]
     assert 8 == len(set(seeds))
     assert seeds == [SamplePlan(PROMPTS, (1.0, 0.5), 9, 64).seed_of(*place) for place in PLAN.places()]
@@ -49,7 +49,7 @@ def test_prompts_are_spread_over_kinds() -> None:
     assert [] == spread([], 3)
 
 
-async def test_every_cell_is_drawn_with_its_sampling_and_kept(tmp_path: Path) -> None:
+async def test_every_sample_of_the_plan_is_drawn_and_written(tmp_path: Path) -> None:
     path = tmp_path / "new" / "draws.jsonl"
     async with TgiStub() as stub:
         assert 8 == await sample_from(stub, path)
@@ -60,7 +60,7 @@ async def test_every_cell_is_drawn_with_its_sampling_and_kept(tmp_path: Path) ->
     assert all(d.text and d.completion_tokens and d.finish_reason in {"stop", "length"} for d in kept)
 
 
-async def test_a_second_run_draws_only_what_is_missing(tmp_path: Path) -> None:
+async def test_a_second_run_draws_only_missing_samples(tmp_path: Path) -> None:
     path = tmp_path / "draws.jsonl"
     async with TgiStub() as stub:
         await sample_from(stub, path)
@@ -75,13 +75,13 @@ async def test_a_second_run_draws_only_what_is_missing(tmp_path: Path) -> None:
     assert whole == path.read_bytes()
 
 
-async def test_a_passing_failure_is_outlived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_temporary_failure_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "_RETRY_WAIT_S", 0.0)
     async with TgiStub(Knobs(fault=Fault.STATUS, fault_status=500, fault_next=2)) as stub:
         assert 8 == await sample_from(stub, tmp_path / "draws.jsonl")
 
 
-async def test_a_lasting_failure_ends_the_run_and_keeps_what_was_drawn(
+async def test_a_lasting_failure_ends_the_run_and_keeps_earlier_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampling, "_RETRY_WAIT_S", 0.0)

@@ -1,4 +1,4 @@
-"""Facts of answers, and draws that cannot be measured."""
+"""Statistics of texts, and scored samples that cannot be measured."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from distill.evaluation.scored import ScoredSamples, TextStatistics, repeated_sh
         ("So it goes ON so it goes on", 1 / 5),
     ],
 )
-def test_repetition_is_the_share_of_four_word_runs_said_before(text: str, share: float) -> None:
+def test_repetition_is_the_share_of_repeated_four_word_runs(text: str, share: float) -> None:
     assert pytest.approx(share) == repeated_share(text)
 
 
@@ -41,7 +41,7 @@ def test_distinctness_is_of_the_answers_to_one_prompt() -> None:
 
 
 @pytest.mark.parametrize(("finish_reason", "truncated"), [("length", 1.0), ("stop", 0.0)])
-def test_statistics_are_numbers_in_the_samples_places(finish_reason: str, truncated: float) -> None:
+def test_statistics_have_the_order_of_the_samples(finish_reason: str, truncated: float) -> None:
     statistics = TextStatistics.of(sample_set([["la la la la la", "a b c d"], ["", "x"]], 3, finish_reason))
     assert [[3.0, 4.0], [3.0, 4.0]] == statistics.tokens_PM.tolist()
     assert [[truncated] * 2] * 2 == statistics.truncated_PM.tolist()

@@ -1,4 +1,4 @@
-"""Rewards of draws: each distinct answer once, kept, resumed; who judges is not who selects."""
+"""Scoring: each distinct answer once, kept and resumed; the judge is not the selecting model."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ async def test_each_distinct_answer_is_scored_once_and_kept(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("judge", [None, {"Oak.": -1.0, "Ash.": -2.0}])
-def test_rewards_stand_in_the_places_of_their_samples(judge: dict[str, float] | None) -> None:
+def test_rewards_have_the_order_of_the_samples(judge: dict[str, float] | None) -> None:
     def by_answer(by_text: dict[str, float]) -> dict[str, float]:
         return {answer_key(PROMPT.messages, text): reward for text, reward in by_text.items()}
 
@@ -58,7 +58,7 @@ def test_rewards_stand_in_the_places_of_their_samples(judge: dict[str, float] | 
     assert [[3.0, 3.0, 3.0]] == scored.texts.tokens_PM.tolist()
 
 
-async def test_what_a_killed_run_left_is_gone_on_with(tmp_path: Path) -> None:
+async def test_a_killed_run_is_continued(tmp_path: Path) -> None:
     async with RewardStub() as stub:
         path = (await score_samples(remote(stub), SAMPLES, tmp_path)).path
         whole = path.read_bytes()
@@ -80,7 +80,7 @@ async def test_a_model_in_this_process_scores_too(tmp_path: Path) -> None:
 
 
 async def test_a_backbone_that_is_replaced_in_its_folder_is_another_model(tmp_path: Path) -> None:
-    """Weights of a model in this process, changed a little in place: everything is scored anew, and told."""
+    """Weights of a model in this process, changed a little in place: everything is scored again, with news."""
     folder = tmp_path / "backbone"
     shutil.copytree(minilm_folder(), folder)
     settings = RewardSettings(model=str(folder), adapter=reward_adapter_folder())
@@ -93,9 +93,7 @@ async def test_a_backbone_that_is_replaced_in_its_folder_is_another_model(tmp_pa
     assert first.path == again.path != replaced.path
 
 
-async def test_a_server_that_fails_or_is_gone_ends_scoring_in_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failing_server_ends_scoring_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "_RETRY_WAIT_S", 0.0)
     monkeypatch.setattr(scoring, "_READY_TIMEOUT_S", 0.0)
     async with RewardStub() as stub:
@@ -107,14 +105,14 @@ async def test_a_server_that_fails_or_is_gone_ends_scoring_in_words(
         await score_samples(RewardSettings(url="http://127.0.0.1:9"), SAMPLES, tmp_path)
 
 
-async def test_a_model_that_is_not_there_is_a_setting_to_mend(tmp_path: Path) -> None:
+async def test_a_missing_model_is_a_settings_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError):
         await score_samples(RewardSettings(model=str(tmp_path / "absent")), SAMPLES, tmp_path)
     with pytest.raises(SettingsError, match="no reward model"):
         await score_samples(RewardSettings(), SAMPLES, tmp_path)
 
 
-def test_a_line_that_is_no_score_is_named(tmp_path: Path) -> None:
+def test_a_line_that_is_not_a_score_is_named(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     path.write_text(json.dumps(["a", 1.5]) + '\n["b"]\n')
     with pytest.raises(DataError, match=r"scores\.jsonl, line 2"):
@@ -138,10 +136,10 @@ def test_the_judge_is_another_model_on_a_backbone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("off", "taken"), [(0.0, True), (0.9, True), (1.1, False), (-0.9, True), (-1.1, False)])
-async def test_rewards_of_an_earlier_release_are_taken_over_if_they_come_again(
+async def test_rewards_of_an_earlier_release_are_reused_if_some_are_the_same(
     tmp_path: Path, off: float, taken: bool
 ) -> None:
-    """Off by so many times of what two rewards of one model may differ by."""
+    """``off`` is in units of the tolerance between rewards of one model."""
     async with RewardStub() as stub:
         path = (await score_samples(remote(stub), SAMPLES, tmp_path)).path
         name = (await score_samples(remote(stub), SAMPLES, tmp_path)).model
@@ -159,7 +157,7 @@ async def test_rewards_of_an_earlier_release_are_taken_over_if_they_come_again(
 
 
 def test_answers_and_models_find_their_rewards_of_earlier_releases() -> None:
-    """The names on disk: another name for the same answer or model would score everything anew."""
+    """The names on disk: another name for the same answer or model would score everything again."""
     assert "67efc80d5965c554ad1e78bdfe4c150f" == answer_key([{"role": "user", "content": "Name a tree."}], "Oak.")
     names = [scoring._file(Path(), *identity).name for identity in (("judge", ""), ("judge", "abc", "id1"))]
     assert ["scores-755a1f7829dd.jsonl", "scores-132ec1c480b1.jsonl"] == names

@@ -1,4 +1,4 @@
-"""A published adapter is opened only where every file is as it was published, and only a plain LoRA is served."""
+"""A published adapter is opened only if no file has changed, and only a plain LoRA is accepted."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def publish(folder: Path, manifest: Manifest) -> None:
     (folder / "manifest.json").write_bytes(manifest.encode())
 
 
-def test_what_was_published_is_read_back_whole(folder: Path) -> None:
+def test_a_published_adapter_is_read_as_written(folder: Path) -> None:
     adapter = Adapter.open(folder)
     assert (NAME, manifest_of(folder)) == (adapter.name, adapter.manifest)
     assert {"a": [1.0, 1.0, 1.0]} == {name: tensor.tolist() for name, tensor in adapter.weights().items()}
@@ -51,7 +51,7 @@ def test_what_was_published_is_read_back_whole(folder: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("change", ["changed", "gone"])
-def test_a_file_that_is_not_as_published_is_named(folder: Path, file: str, change: str) -> None:
+def test_a_changed_file_is_named(folder: Path, file: str, change: str) -> None:
     if change == "gone":
         (folder / file).unlink()
     else:
@@ -132,7 +132,7 @@ def test_only_a_plain_lora_is_served(folder: Path, changes: dict[str, Any], told
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"\xff"])
-def test_a_config_that_is_none_is_refused(folder: Path, content: bytes | None) -> None:
+def test_a_malformed_config_is_refused(folder: Path, content: bytes | None) -> None:
     if content is None:
         (folder / FILES[1]).unlink()
     else:
@@ -149,7 +149,7 @@ def test_a_config_that_is_none_is_refused(folder: Path, content: bytes | None) -
         ({"a": [float("inf")]}, "a holds numbers that are not finite"),
     ],
 )
-def test_weights_that_are_none_are_refused(folder: Path, tensors: dict[str, list[float]], told: str) -> None:
+def test_invalid_weights_are_refused(folder: Path, tensors: dict[str, list[float]], told: str) -> None:
     save_file({name: np.array(values, dtype=np.float32) for name, values in tensors.items()}, folder / FILES[0])
     with pytest.raises(PromotionError, match=told):
         read_weights(folder)

@@ -1,4 +1,4 @@
-"""A name out of a policy document becomes a path only where it is an adapter's name."""
+"""A name from a policy document becomes a path only if it has the form of an adapter's name."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ BAD = [
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_name_that_leads_elsewhere_is_refused_before_anything_is_opened(tmp_path: Path, name: str) -> None:
+def test_a_name_that_is_a_path_is_refused_before_a_file_is_opened(tmp_path: Path, name: str) -> None:
     with pytest.raises(PromotionError, match="not an adapter's name"):
         adapter_named(name, tmp_path)
 
 
-def test_a_good_name_is_looked_for_in_the_folder(tmp_path: Path) -> None:
+def test_a_valid_name_is_opened_in_the_folder(tmp_path: Path) -> None:
     with pytest.raises(PromotionError, match="is not an adapter: its manifest"):
         adapter_named(GOOD, tmp_path)
 
 
 @pytest.mark.parametrize("name", [*BAD, "org/model:lora"])
-def test_draws_of_any_adapter_lie_in_their_folder_and_apart(tmp_path: Path, name: str) -> None:
+def test_samples_of_each_adapter_have_their_own_file_in_the_folder(tmp_path: Path, name: str) -> None:
     def file_of(adapter: str) -> Path:
         return sample_file(tmp_path, base="base", served_by="vllm", adapter=adapter, max_tokens=128)
 

@@ -1,4 +1,4 @@
-"""The guard's statistics: what counts, what does not, and how often it errs."""
+"""The guard's statistics: counted and excluded records, and error rates."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def test_a_race_counts_by_its_winner_and_a_single_draw_by_itself() -> None:
 
 
 def test_an_exploring_race_counts_by_the_expected_best_of_its_policys_n() -> None:
-    """All draws are used: less noise for nothing."""
+    """All candidates are used, which lowers the noise at no cost."""
     assert ("new", 2.5) == reading([1.0, 2.0, 3.0, 4.0], NEW, exploration=True)
     assert ("old", 4.0) == reading([1.0, 2.0, 3.0, 4.0], OLD, exploration=True)
     best_of_four = 0.8 * 5 + 0.2 * 4
     assert best_of_four == pytest.approx(reading([1.0, 2.0, 3.0, 4.0, 5.0], OLD, exploration=True)[1])
 
 
-def test_after_the_promotion_the_arms_have_changed_places() -> None:
+def test_after_the_promotion_the_arms_are_exchanged() -> None:
     assert ("new", 2.5) == reading([2.5], PROMOTED.new, PROMOTED)
     assert ("old", 4.0) == reading([4.0, 1.0, 1.0, 1.0], PROMOTED.old, PROMOTED)
 
 
-def test_what_the_new_policy_could_not_answer_counts_as_worse_than_everything() -> None:
-    """The stable one answered in its place; a holdback that could not says nothing of the new one."""
+def test_a_failure_of_the_new_policy_counts_as_worse_than_every_reward() -> None:
+    """The stable policy answered in its place; a failure of the holdback is no evidence about the new one."""
     assert ("new", FAILED) == reading([1.0, 2.0, 3.0, 4.0], OLD, arm_failed="canary")
     failed = record([1.0], PROMOTED.new, arm_failed="holdback")
     assert "the old policy could not answer" == read_record(failed, PROMOTED)
@@ -68,7 +68,7 @@ def test_what_the_new_policy_could_not_answer_counts_as_worse_than_everything() 
         ("no rewards", {"selection": Selection.FALLBACK}),
     ],
 )
-def test_what_would_compare_something_else_is_left_out_by_name(reason: str, fields: dict[str, Any]) -> None:
+def test_an_excluded_record_is_counted_with_its_reason(reason: str, fields: dict[str, Any]) -> None:
     assert reason == reading([1.0, 2.0, 3.0, 4.0], **fields)
 
 
@@ -93,7 +93,7 @@ def test_a_record_delivered_twice_and_a_conversation_that_goes_on_count_once() -
     assert ([1.0], 3) == (evidence.waiting["old"], evidence.excluded["conversation counted already"])
 
 
-def test_the_larger_arm_does_not_pile_up() -> None:
+def test_few_answers_of_the_larger_arm_wait_for_a_partner() -> None:
     evidence = Evidence()
     for _ in range(100):
         evidence.add(record([1.0] * 4), CANARY)
@@ -108,8 +108,8 @@ def test_another_reward_model_is_another_scale() -> None:
 
 
 @pytest.mark.parametrize(("strangers", "decision"), [(19, "wait"), (20, "roll back"), (21, "roll back")])
-def test_a_reward_model_that_stays_another_one_ends_the_trial(strangers: int, decision: str) -> None:
-    """No evidence could come any more; the reason names both, and is remembered with the counts."""
+def test_a_lasting_change_of_the_reward_model_ends_the_trial(strangers: int, decision: str) -> None:
+    """No further evidence is possible; the reason names both models, and is saved with the evidence."""
     evidence = Evidence()
     for one in [record([1.0] * 4), *(record([9.0] * 4, reward_model="newer") for _ in range(strangers))]:
         evidence.add(one, CANARY)
@@ -120,8 +120,8 @@ def test_a_reward_model_that_stays_another_one_ends_the_trial(strangers: int, de
     assert (words == verdict.describe()) == (decision == "roll back")
 
 
-def test_two_reward_models_in_turns_end_no_trial() -> None:
-    """Gateways are restarted one after another; what the first model scores in between is still evidence."""
+def test_alternating_reward_models_do_not_end_the_trial() -> None:
+    """Gateways are restarted one after another; rewards of the first model in between are still evidence."""
     evidence = Evidence()
     for _ in range(3):
         evidence.add(record([1.0] * 4), CANARY)
@@ -130,20 +130,20 @@ def test_two_reward_models_in_turns_end_no_trial() -> None:
     assert "wait" == decide(evidence, CANARY, SETTINGS).decision
 
 
-def test_counts_of_a_release_without_this_are_read() -> None:
+def test_evidence_of_releases_without_these_fields_is_read() -> None:
     old = {name: value for name, value in Evidence().to_json().items() if name not in ("strangers", "reward_change")}
     assert Evidence() == Evidence.from_json(old)
 
 
-def test_differences_are_of_ranks_among_what_the_old_policy_gave_before() -> None:
-    """So neither scale nor outliers matter, and what was not known yet decides nothing."""
+def test_differences_are_of_ranks_among_the_old_policys_earlier_rewards() -> None:
+    """So neither scale nor outliers matter, and later rewards do not affect earlier differences."""
     evidence = Evidence(new=[5.0, 9.0, 2.0, None], old=[2.0, 1.0, 3.0, 2.0])
     assert [0.0, 1.0, -0.25, -0.5] == evidence.differences().tolist()
     scaled = Evidence(new=[50.0, 9e9, 20.0, None], old=[20.0, 10.0, 30.0, 20.0])
     assert evidence.differences().tolist() == scaled.differences().tolist()
 
 
-def test_evidence_survives_being_written_down() -> None:
+def test_evidence_is_read_as_written() -> None:
     evidence = Evidence()
     for rewards, arm, fields in [([1.0] * 4, OLD, {}), ([8.0], NEW, {}), ([1.0] * 4, OLD, {"arm_failed": "canary"})]:
         evidence.add(record(rewards, arm, **fields), CANARY)  # type: ignore[arg-type]
@@ -199,7 +199,7 @@ def test_after_the_promotion_it_watches_to_the_end_or_rolls_back() -> None:
     assert decisions(-1.0, 150, PROMOTED).count("roll back") > 55
 
 
-def test_the_verdict_is_told_in_numbers() -> None:
+def test_the_verdict_is_described_in_numbers() -> None:
     words = decide(drawn(-1.0, 100, 0), CANARY, SETTINGS).describe()
     assert all(part in words for part in ("100 pairs", "mean difference -0.", "of 1"))
 
@@ -223,14 +223,14 @@ def test_in_the_holdback_phase_the_stable_policy_is_the_new_one() -> None:
     assert (True, "rft-1", None) == (phase.promoted, phase.new.adapter, phase.old.adapter)
 
 
-def test_a_reading_names_no_caller() -> None:
+def test_a_reading_does_not_name_the_caller() -> None:
     found = read_record(record([2.5], NEW), CANARY)
     assert isinstance(found, Reading)
     assert 16 == len(found.conversation)
 
 
 def test_the_evidence_is_that_of_two_e_processes_in_units_of_what_is_needed() -> None:
-    """One against "worse by the margin", one against "not worse by it", on observations scaled into [-1, 1]."""
+    """One against "worse by the margin", one against "not worse by it", on observations scaled to [-1, 1]."""
     settings = PromotionSettings(guard_margin=0.25, guard_alpha=0.1)
     evidence = drawn(0.2, 60, 5)
     above = (evidence.differences() + 0.25) / 1.25
@@ -247,7 +247,7 @@ def test_without_a_pair_there_is_no_evidence() -> None:
 
 @pytest.mark.parametrize(("pairs", "decision"), [(49, "wait"), (50, "promote"), (51, "promote")])
 def test_a_promotion_needs_its_number_of_pairs(pairs: int, decision: str) -> None:
-    """However clear the evidence is before."""
+    """Even if the evidence is clear before."""
     assert decision == decide(drawn(3.0, pairs, 0), CANARY, SETTINGS).decision
 
 
@@ -265,7 +265,7 @@ def test_a_promotion_needs_its_number_of_pairs(pairs: int, decision: str) -> Non
         ([1.0, 1.0, 1.0, 2.0], 1.0, 0.375),
     ],
 )
-def test_a_place_is_the_mid_rank_among_what_came_before(
+def test_a_rank_is_the_mid_rank_among_earlier_values(
     before: list[float | None], value: float | None, place: float
 ) -> None:
     evidence = Evidence(new=[*before, value], old=[*before, value])

@@ -1,4 +1,4 @@
-"""Loading: vLLM takes an adapter as it runs, others by the operator's command; and each replica is looked at."""
+"""Loading: vLLM takes an adapter while it runs, others by the operator's command; each replica is checked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME = "rft-20261122-0123456789ab"
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Adapter:
-    """An adapter whose folder is empty: no stub reads it."""
+    """An adapter with an empty folder, which no stub reads."""
     (tmp_path / NAME).mkdir()
     base = BaseFacts("base", "llama", layers=2, heads=4, kv_heads=2)
     return Adapter(tmp_path / NAME, Manifest(NAME, base, "run", 4, "2026-11-22T00:00:00+00:00", {}, 8))
@@ -58,8 +58,8 @@ async def test_an_unused_adapter_leaves_vllm_once(adapter: Adapter) -> None:
         await unload(NAME, backend.model_copy(update={"kind": "tgi"}), drain_s=0)
 
 
-async def test_vllm_that_does_not_see_the_folder_is_told_from_one_without_its_switch(adapter: Adapter) -> None:
-    """Both answer 404: the volume is not shared, or the route is not there."""
+async def test_a_missing_folder_and_a_missing_switch_of_vllm_are_different_errors(adapter: Adapter) -> None:
+    """Both answer 404: the volume is not shared, or the route is missing."""
     adapter.folder.rmdir()
     async with VllmStub() as stub:
         with pytest.raises(PromotionError, match="does not see an adapter in") as refused:
@@ -67,13 +67,13 @@ async def test_vllm_that_does_not_see_the_folder_is_told_from_one_without_its_sw
     assert str(adapter.folder.absolute()) in str(refused.value)
 
 
-async def test_vllm_without_its_switch_is_told_so(adapter: Adapter) -> None:
+async def test_vllm_without_its_switch_is_an_error(adapter: Adapter) -> None:
     async with VllmStub(VllmKnobs(runtime_adapters=False)) as stub:
         with pytest.raises(PromotionError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
             await load(adapter, BackendSettings(kind="vllm", urls=(stub.url,)), PromotionSettings())
 
 
-async def test_a_replica_that_is_gone_is_named_and_those_after_it_are_left_alone(adapter: Adapter) -> None:
+async def test_an_unreachable_replica_is_named_and_later_ones_are_not_touched(adapter: Adapter) -> None:
     async with VllmStub() as gone:
         pass
     async with VllmStub() as stub:
@@ -120,7 +120,7 @@ async def test_a_sick_replica_ends_the_loading(adapter: Adapter) -> None:
         (python("import time; time.sleep(60)"), "did not end within 1 s"),
     ],
 )
-async def test_a_command_that_fails_is_told_in_words(adapter: Adapter, command: str, told: str) -> None:
+async def test_a_failing_command_is_an_error_with_its_output(adapter: Adapter, command: str, told: str) -> None:
     settings = PromotionSettings(load_command=command, load_timeout_s=1 if "sleep" in command else 60)
     async with TgiStub(Knobs()) as stub:
         with pytest.raises(PromotionError) as caught:

@@ -1,4 +1,4 @@
-"""Canary, promotion, end of the watch, rollback: each taken once, and N comes back with its adapter."""
+"""Canary, promotion, end of the watch, rollback: each published once, and N is restored with its adapter."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def promote(store: PolicyStore, trial: str = "night-1") -> Policy:
 
 
 async def promoted(store: PolicyStore, arm: Arm = FIRST, trial: str = "night-1") -> Policy:
-    """The whole way of one night."""
+    """All steps of one night."""
     await start(store, arm, trial)
     await promote(store, trial)
     return await end_watch(store, trial=trial, reason="watched")
@@ -44,7 +44,7 @@ def served(policy: Policy | Canary) -> tuple[str | None, int, tuple[str, ...], f
     return policy.adapter, policy.n, policy.urls, policy.default_temperature
 
 
-async def test_a_canary_stands_beside_the_policy_in_force(store: PolicyStore) -> None:
+async def test_a_canary_answers_a_share_next_to_the_policy_in_force(store: PolicyStore) -> None:
     policy = await start(store)
     assert (None, 8, (), None) == served(policy)
     canary = policy.canary
@@ -54,7 +54,7 @@ async def test_a_canary_stands_beside_the_policy_in_force(store: PolicyStore) ->
     assert "night-1 passed the gate" == policy.reason
 
 
-async def test_promotion_lets_both_change_places(store: PolicyStore) -> None:
+async def test_promotion_exchanges_both_policies(store: PolicyStore) -> None:
     await start(store)
     policy = await promote(store)
     assert ("rft-1", 4, ("http://pool-1",), 0.7) == served(policy)
@@ -62,8 +62,8 @@ async def test_promotion_lets_both_change_places(store: PolicyStore) -> None:
     assert (await end_watch(store, trial="night-1", reason="watched")).second is None
 
 
-async def test_every_step_taken_again_does_nothing(store: PolicyStore) -> None:
-    """A resumed night finds it in the documents; the history holds each step once."""
+async def test_a_repeated_step_changes_nothing(store: PolicyStore) -> None:
+    """A resumed night finds the step in the history, which holds each step once."""
     for step in (start, start, promote, promote, start):
         await step(store)
     for _ in range(2):
@@ -85,8 +85,8 @@ async def test_a_canary_whose_share_changes_is_published_again(store: PolicyStor
     assert (2, 0.5) == (wider.version, wider.canary.share)
 
 
-async def test_what_adapters_answer_travels_with_the_policy_that_names_them(store: PolicyStore) -> None:
-    """Through the promotion, and no longer than the adapter serves."""
+async def test_weight_checks_are_part_of_the_policy_that_names_their_adapters(store: PolicyStore) -> None:
+    """Also after the promotion, and only while the adapter serves."""
     check = (CheckedPrompt(prompt="p", tokens=("a",), adapter=({"a": -0.1},), base=({"a": -2.0},)),)
     await start_canary(store, FIRST, share=0.1, trial="night-1", reason="first", check=check)
     promoted = await promote(store)
@@ -108,7 +108,7 @@ async def test_a_canary_that_was_rolled_back_is_not_promoted(store: PolicyStore)
 
 
 @pytest.mark.parametrize("watched", [False, True])
-async def test_a_rollback_brings_adapter_n_urls_and_temperature_back(store: PolicyStore, watched: bool) -> None:
+async def test_a_rollback_restores_adapter_n_urls_and_temperature(store: PolicyStore, watched: bool) -> None:
     """During the watch and after it."""
     before = await store_with(store, default_temperature=0.4, urls=("http://old",))
     await start(store)
@@ -125,8 +125,8 @@ async def store_with(store: PolicyStore, **changes: object) -> Policy:
     return store.current
 
 
-async def test_rollbacks_walk_back_night_by_night_and_n_with_them(store: PolicyStore) -> None:
-    """What was rolled back is not what the next rollback returns to."""
+async def test_repeated_rollbacks_go_back_night_by_night_with_their_n(store: PolicyStore) -> None:
+    """A rollback never returns to a policy that was rolled back."""
     await promoted(store)
     await promoted(store, SECOND, "night-2")
     assert ("rft-2", 2) == served(store.current)[:2]
@@ -146,20 +146,20 @@ async def test_a_night_after_a_rollback_is_rolled_back_to_what_served_before_it(
     assert ("rft-1", 4) == served(await roll_back(store, reason="worse"))[:2]
 
 
-async def test_an_n_that_fell_under_the_same_adapter_comes_back_too(store: PolicyStore) -> None:
+async def test_an_n_lowered_with_the_same_adapter_is_restored(store: PolicyStore) -> None:
     await promoted(store)
     await promoted(store, Arm("canary", "rft-1", 2, ("http://pool-1",), 0.7), "night-2")
     assert ("rft-1", 4) == served(await roll_back(store, reason="worse"))[:2]
 
 
-async def test_n_comes_back_even_above_an_n_max_that_fell(store: PolicyStore) -> None:
+async def test_n_is_restored_even_above_a_lowered_n_max(store: PolicyStore) -> None:
     await promoted(store)
     await store_with(store, n_max=4)
     assert (8, 8) == ((await roll_back(store, reason="worse")).n, store.current.n_max)
 
 
 async def test_a_new_canary_ends_the_watch_of_the_night_before(store: PolicyStore) -> None:
-    """And its rollback leaves that night's adapter in force; the one after takes that back."""
+    """Its rollback leaves that night's adapter in force; the next rollback takes back that one."""
     await start(store)
     await promote(store)
     policy = await start(store, SECOND, "night-2")
@@ -176,10 +176,10 @@ async def test_what_was_set_by_hand_is_not_rolled_back(store: PolicyStore) -> No
         await roll_back(store, reason="worse")
 
 
-async def test_a_lost_history_still_knows_the_way_back_during_the_watch(
+async def test_without_a_history_a_rollback_is_possible_during_the_watch(
     store: PolicyStore, redis_server: RedisServer
 ) -> None:
-    """The holdback is what was served before."""
+    """The holdback is the policy before it."""
     await start(store)
     await promote(store)
     with redis_server.client() as client:
@@ -187,8 +187,10 @@ async def test_a_lost_history_still_knows_the_way_back_during_the_watch(
     assert (None, 8) == served(await roll_back(store, reason="worse"))[:2]
 
 
-async def test_a_policy_published_in_between_is_built_upon(store: PolicyStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step is taken again from the newer version."""
+async def test_a_step_follows_a_policy_published_in_between(
+    store: PolicyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is repeated from the newer version."""
     publish = store.publish
 
     async def overtaken(policy: Policy) -> None:
@@ -226,8 +228,8 @@ def check_of(answer: str) -> WeightCheck:
     return (CheckedPrompt(prompt="p", tokens=(answer,), adapter=({answer: -0.1},), base=({answer: -2.0},)),)
 
 
-async def test_a_canarys_check_stands_beside_that_of_the_adapter_in_force(store: PolicyStore) -> None:
-    """Those of adapters that serve no more are forgotten."""
+async def test_a_canarys_weight_check_is_added_to_that_of_the_adapter_in_force(store: PolicyStore) -> None:
+    """Checks of adapters that no longer serve are removed."""
     checks = {name: check_of(name) for name in ("rft-0", "rft-1", "rft-2")}
     await store_with(store, adapter="rft-1", checks={name: checks[name] for name in ("rft-0", "rft-1")})
     policy = await start_canary(store, SECOND, share=0.1, trial="a", reason="", check=checks["rft-2"])
@@ -250,7 +252,7 @@ async def test_a_canary_out_of_range_is_refused(store: PolicyStore) -> None:
     assert 0 == (await known_policies(store))[0].version
 
 
-async def test_adapters_that_were_taken_back_are_told_whichever_way_they_went(store: PolicyStore) -> None:
+async def test_rolled_back_adapters_are_returned_from_every_phase(store: PolicyStore) -> None:
     await promoted(store)
     assert set() == rolled_back(await known_policies(store))
     await start(store, SECOND, "night-2")
@@ -264,15 +266,15 @@ async def test_adapters_that_were_taken_back_are_told_whichever_way_they_went(st
     assert {"rft-2"} == rolled_back(await known_policies(store))
 
 
-async def test_the_base_is_never_an_adapter_that_was_taken_back(store: PolicyStore) -> None:
+async def test_the_base_is_never_a_rolled_back_adapter(store: PolicyStore) -> None:
     await store.publish(store.current.successor(reason="by hand", adapter="rft-9"))
     await start(store, Arm("canary", None, 4), "night-1")
     await roll_back(store, reason="the adapter is better")
     assert set() == rolled_back(await known_policies(store))
 
 
-async def test_a_full_redis_is_rolled_back_as_any_other(store: PolicyStore, redis_server: RedisServer) -> None:
-    """A canary, and a promotion: what is bad does not wait for somebody to free memory."""
+async def test_a_rollback_works_with_a_full_redis(store: PolicyStore, redis_server: RedisServer) -> None:
+    """A canary and a promotion are rolled back before anybody frees memory."""
     await start(store)
     redis_server.fill()
     assert None is (await roll_back(store, reason="bad")).canary

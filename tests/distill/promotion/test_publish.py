@@ -1,4 +1,4 @@
-"""Adapters and their exports, on the tiny Llama: immutable, whole or absent, and the same numbers in llama.cpp."""
+"""Adapters and their exports, on the tiny Llama: immutable, atomic, and with the same numbers in llama.cpp."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Adapter]:
-    """Two, the second told from the first too."""
+    """Two adapters, the first a rival of the second."""
     folder = tmp_path_factory.mktemp("adapters")
     made: list[Adapter] = []
     for seed in (1, 2):
@@ -69,10 +69,10 @@ def test_an_adapter_is_named_by_its_weights_and_read_only(adapters: list[Adapter
     assert sorted(adapter.folder for adapter in adapters) == adapters_in(first.folder.parent)
 
 
-def test_the_same_weights_are_the_same_adapter_whenever_and_whoever(
+def test_the_same_weights_are_the_same_adapter_at_any_time_and_place(
     adapters: list[Adapter], base: Path, tmp_path: Path
 ) -> None:
-    """PEFT writes sets in any order, and paths of its own machine: neither is a difference."""
+    """PEFT writes sets in any order, and paths of its own machine: neither changes the adapter."""
     weights, config = adapters[0].weights(), adapters[0].config()
     again = save_checkpoint(tmp_path, weights, target_modules=config["target_modules"][::-1])
     folder = adapters[0].folder.parent
@@ -80,8 +80,8 @@ def test_the_same_weights_are_the_same_adapter_whenever_and_whoever(
     assert adapters[0] == publish(again, folder, model=str(base), run="night-2", n_allowed=2, n_base=8)
 
 
-def test_llamacpp_gives_what_peft_gives(server: LlamaServer, adapters: list[Adapter]) -> None:
-    """In float32 the greedy tokens are the same to the last: the place of q's and k's rows and alpha are right."""
+def test_llamacpp_computes_the_same_as_peft(server: LlamaServer, adapters: list[Adapter]) -> None:
+    """In float32 all greedy tokens are the same: the order of q's and k's rows and alpha are right."""
     for adapter in adapters:
         (seen,) = asyncio.run(check_replicas(adapter, BackendSettings(kind="llamacpp", urls=(server.url,))))
         assert seen.tokens_expected == seen.tokens_followed
@@ -147,12 +147,12 @@ def test_names_are_checked(name: str) -> None:
         ({"r": 0}, "rank and alpha"),
     ],
 )
-def test_only_a_plain_lora_is_taken(tmp_path: Path, change: dict[str, object], told: str) -> None:
+def test_only_a_plain_lora_is_accepted(tmp_path: Path, change: dict[str, object], told: str) -> None:
     with pytest.raises(PromotionError, match=told):
         read_config(save_checkpoint(tmp_path, {"x": np.zeros(1, np.float32)}, **change))
 
 
-def test_a_pickle_or_a_number_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_pickle_or_a_non_finite_number_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.bin").write_bytes(b"\x80")
     with pytest.raises(PromotionError, match="cannot be read as safetensors"):
         read_weights(tmp_path)
@@ -183,7 +183,7 @@ def test_tensors_must_fit_the_base(base: Path, tmp_path: Path) -> None:
     assert [] == os.listdir(tmp_path / "adapters")
 
 
-def test_the_nights_report_comes_along(base: Path, tmp_path: Path) -> None:
+def test_the_nights_report_is_copied(base: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     report.write_text("<p>A night.")
     checkpoint = random_checkpoint(tmp_path / "checkpoint", base, seed=4)

@@ -1,4 +1,4 @@
-"""Kill -9 in the middle of a publication: nothing that looks like an adapter is left, and the next one succeeds."""
+"""Kill -9 during a publication: nothing that looks like an adapter is left, and the next attempt succeeds."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ for round in (0, 2, 3, 6, 8, 9):
 """
 
 
-def test_killed_anywhere_it_leaves_no_half_adapter_and_then_gives_the_same_one(tmp_path: Path) -> None:
+def test_a_publication_killed_anywhere_leaves_no_partial_adapter_and_can_be_repeated(tmp_path: Path) -> None:
     folder = tmp_path / "adapters"
     command = [sys.executable, "-c", _KILLED_AGAIN_AND_AGAIN, str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""The guard at work: on a real gateway with live traffic, and killed in the middle of its counting."""
+"""The guard at work: on a real gateway with live traffic, and killed at work."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def settings(tmp_path: Path, **changes: Any) -> PromotionSettings:
 
 @asynccontextmanager
 async def watching(served: Served, tmp_path: Path, **changes: Any) -> AsyncIterator[PolicyStore]:
-    """A guard that follows this gateway; yields the policy as it sees it."""
+    """Run a guard for this gateway; yield the policy as it reads it."""
     stop = asyncio.Event()
     async with AsyncExitStack() as stack:
         policy, redis = served.settings.policy, served.settings.redis
@@ -60,7 +60,7 @@ async def watching(served: Served, tmp_path: Path, **changes: Any) -> AsyncItera
 
 
 class Traffic:
-    """Callers who never stop asking, each time in a new conversation; every answer's status and race is kept."""
+    """Callers who send requests all the time, each in a new conversation; every answer's status and race is kept."""
 
     def __init__(self, served: Served) -> None:
         self.statuses: list[int] = []
@@ -90,10 +90,10 @@ def reasons(known: list[Policy]) -> list[str]:
     return [" ".join(policy.reason.split()[:2]).rstrip(":") for policy in known]
 
 
-async def test_a_good_canary_is_promoted_watched_and_then_answers_everything(
+async def test_a_good_canary_is_promoted_watched_and_then_answers_all_requests(
     serve: Serve, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """With live traffic, no failed request, and N = 1, whose single draws are scored for the comparison."""
+    """With live traffic, no failed request, and N = 1, whose single candidates are scored for the comparison."""
     served = await serve(Knobs(adapters=("rft-1",), rich_adapters=("rft-1",)), policy={"n": 3, "refresh_s": 0.05})
     async with watching(served, tmp_path) as store, Traffic(served) as traffic:
         await start_canary(store, NEW, share=0.4, trial="night-1", reason="gate passed")
@@ -108,7 +108,7 @@ async def test_a_good_canary_is_promoted_watched_and_then_answers_everything(
     assert {("rft-1", 1)} == {(race["adapter"], race["n"]) for race in traffic.races[-10:]}
 
 
-async def test_a_canary_that_live_traffic_likes_less_is_rolled_back(
+async def test_a_canary_with_lower_live_rewards_is_rolled_back(
     serve: Serve, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     served = await serve(Knobs(adapters=("rft-1",), dull_adapters=("rft-1",)), policy={"n": 3, "refresh_s": 0.05})
@@ -124,7 +124,7 @@ async def test_a_canary_that_live_traffic_likes_less_is_rolled_back(
 async def test_a_promoted_policy_is_rolled_back_when_the_evidence_turns(
     serve: Serve, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """The holdback is what it is compared with; N is back where it was."""
+    """It is compared with the holdback; N is restored."""
     served = await serve(Knobs(adapters=("rft-1",), rich_adapters=("rft-1",)), policy={"n": 3, "refresh_s": 0.05})
     async with watching(served, tmp_path, watch_requests=10_000) as store, Traffic(served) as traffic:
         await start_canary(store, NEW, share=0.4, trial="night-1", reason="gate passed")
@@ -158,7 +158,7 @@ async def test_a_canary_whose_pool_dies_is_rolled_back_and_no_request_fails(
 
 @pytest.fixture
 def add(redis_server: RedisServer) -> Callable[[list[CompletionRecord]], None]:
-    """Put records into the stream, as gateways do."""
+    """Add records to the stream, as gateways do."""
 
     def put(records: list[CompletionRecord]) -> None:
         with redis_server.client() as client, client.pipeline(transaction=False) as pipe:
@@ -171,7 +171,7 @@ def add(redis_server: RedisServer) -> Callable[[list[CompletionRecord]], None]:
 
 @pytest.fixture
 async def trial(store: PolicyStore) -> PolicyStore:
-    """A canary of N = 1 beside best of 8, under way."""
+    """A running trial: a canary of N = 1 against best of 8."""
     await start_canary(store, NEW, share=0.4, trial="night-1", reason="gate passed")
     return store
 
@@ -194,7 +194,7 @@ async def guard(store: PolicyStore, redis: RedisSettings, options: PromotionSett
 async def test_weights_swapped_behind_the_reward_models_name_end_the_trial(
     trial: PolicyStore, redis_settings: RedisSettings, tmp_path: Path, promoted: bool
 ) -> None:
-    """Rolled back with the reason, before and after the promotion; a server that is away for a while ends nothing."""
+    """Rolled back with the reason, before and after the promotion; a temporarily unreachable server ends nothing."""
     if promoted:
         await promote_canary(trial, trial="night-1", holdback_share=0.4, reason="promoted")
     options = settings(tmp_path)
@@ -210,7 +210,7 @@ async def test_weights_swapped_behind_the_reward_models_name_end_the_trial(
 
 
 async def decided(store: PolicyStore, redis: RedisSettings, options: PromotionSettings, url: str) -> str | None:
-    """What a guard decides that is started now."""
+    """The decision of a guard that is started now."""
     async with aclosing(StreamTail(redis)) as tail, aclosing(RewardIdentity(RewardSettings(url=url))) as reward:
         look = await Watch(store, tail, options, reward).once()
     return None if look.verdict is None else look.verdict.decision
@@ -221,7 +221,7 @@ def counted(tmp_path: Path) -> dict[str, Any]:
     return document
 
 
-async def test_without_a_trial_there_is_nothing_to_guard(
+async def test_without_a_trial_nothing_is_compared(
     store: PolicyStore, redis_settings: RedisSettings, tmp_path: Path
 ) -> None:
     async with guard(store, redis_settings, settings(tmp_path)) as watch:
@@ -229,7 +229,7 @@ async def test_without_a_trial_there_is_nothing_to_guard(
     assert (None, None, False) == (look.phase, look.verdict, look.rolled_back)
 
 
-async def test_each_look_goes_on_where_the_last_one_ended(
+async def test_each_look_continues_at_the_end_of_the_last_one(
     trial: PolicyStore, redis_settings: RedisSettings, tmp_path: Path, add: Callable[[list[CompletionRecord]], None]
 ) -> None:
     pairs = []
@@ -241,10 +241,10 @@ async def test_each_look_goes_on_where_the_last_one_ended(
     assert [20, 40, 60] == pairs
 
 
-async def test_it_holds_back_no_trimming(
+async def test_the_guard_does_not_hold_back_trimming(
     trial: PolicyStore, redis_settings: RedisSettings, tmp_path: Path, add: Callable[[list[CompletionRecord]], None]
 ) -> None:
-    """It is no group; what was trimmed before it came by is missing, and it goes on."""
+    """It is no consumer group; records trimmed before it reads them are missing, and it continues."""
     add([one for _ in range(20) for one in pair()])
     night = JournalReader(redis_settings, group="night", consumer="one")
     async with aclosing(night), guard(trial, redis_settings, settings(tmp_path)) as watch:
@@ -258,7 +258,7 @@ async def test_it_holds_back_no_trimming(
     assert 21 == look.verdict.pairs
 
 
-async def test_what_is_no_completion_is_passed_over(
+async def test_records_other_than_completions_are_skipped(
     trial: PolicyStore, redis_server: RedisServer, redis_settings: RedisSettings, tmp_path: Path
 ) -> None:
     with redis_server.client() as client:
@@ -269,7 +269,7 @@ async def test_what_is_no_completion_is_passed_over(
     assert [] == counted(tmp_path)["evidence"]["new"]
 
 
-async def test_a_new_trial_is_counted_from_nothing(
+async def test_a_new_trial_starts_without_evidence(
     trial: PolicyStore, redis_settings: RedisSettings, tmp_path: Path, add: Callable[[list[CompletionRecord]], None]
 ) -> None:
     add(pair())
@@ -281,14 +281,14 @@ async def test_a_new_trial_is_counted_from_nothing(
     assert [7.0] == counted(tmp_path)["evidence"]["new"]
 
 
-async def test_a_step_that_was_decided_but_not_taken_is_taken_by_the_next_look(
+async def test_a_step_decided_but_not_published_is_published_by_the_next_look(
     trial: PolicyStore,
     redis_settings: RedisSettings,
     tmp_path: Path,
     add: Callable[[list[CompletionRecord]], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Counts are on disk before the policy changes; and a step that was taken is not taken twice."""
+    """Evidence is on disk before the policy changes; and a published step is not published twice."""
     add([one for _ in range(60) for one in pair(new=-9.0)])
 
     def killed(policy: Policy) -> None:
@@ -325,9 +325,7 @@ async def test_a_damaged_file_is_named(trial: PolicyStore, redis_settings: Redis
             await watch.once()
 
 
-async def test_files_that_cannot_be_had_are_named(
-    trial: PolicyStore, redis_settings: RedisSettings, tmp_path: Path
-) -> None:
+async def test_unreadable_files_are_named(trial: PolicyStore, redis_settings: RedisSettings, tmp_path: Path) -> None:
     (tmp_path / "guard.json").mkdir()
     async with guard(trial, redis_settings, settings(tmp_path)) as watch:
         with pytest.raises(NightError, match="cannot be read"):
@@ -339,7 +337,7 @@ async def test_files_that_cannot_be_had_are_named(
             await watch.once()
 
 
-async def test_redis_away_is_an_error_of_one_look_and_waited_out_by_the_watch(
+async def test_unreachable_redis_is_an_error_of_one_look_and_retried_by_the_watch(
     trial: PolicyStore, redis_server: RedisServer, redis_settings: RedisSettings, tmp_path: Path
 ) -> None:
     async with guard(trial, redis_settings, settings(tmp_path)) as watch:
@@ -368,14 +366,14 @@ def distill(redis: RedisServer, tmp_path: Path, *arguments: str) -> subprocess.P
     return subprocess.Popen([sys.executable, "-c", program, *arguments], env=environment)
 
 
-async def test_killed_while_it_counts_it_counts_nothing_twice(
+async def test_a_guard_killed_at_work_counts_no_record_twice(
     trial: PolicyStore,
     redis_server: RedisServer,
     redis_settings: RedisSettings,
     tmp_path: Path,
     add: Callable[[list[CompletionRecord]], None],
 ) -> None:
-    """Kill -9 at two moments of its work; in the end its counts are those of a guard that nobody killed."""
+    """Kill -9 at two moments; in the end its evidence equals that of a guard that was not killed."""
     records = [one for _ in range(800) for one in pair()]
     add([*records[:500], *records])  # some of them delivered twice, as after a gateway's crash
     places: list[str] = []

@@ -44,7 +44,7 @@ async def knowing() -> AsyncIterator[TgiStub]:
 
 @pytest.fixture
 async def adapter(tmp_path: Path, knowing: TgiStub) -> Adapter:
-    """One that expects what the stub says with it, and without it."""
+    """An adapter whose expected answers are the stub's, with and without it."""
     async with BackendPool(backend(knowing.url)) as pool:
         answers = []
         for prompt in PROMPTS:
@@ -80,7 +80,7 @@ async def test_a_replica_that_has_the_adapter_passes(adapter: Adapter, knowing: 
 
 
 async def test_the_standing_check_tells_the_adapter_from_the_base(adapter: Adapter, knowing: TgiStub) -> None:
-    """As gateways repeat it: with three prompts and ten tokens a place."""
+    """The check that gateways repeat, with three prompts and ten tokens a place."""
     check = standing_check(adapter)
     assert 3 == len(check)
     assert max(len(place) for one in check for place in (*one.adapter, *one.base)) <= 10
@@ -90,8 +90,8 @@ async def test_the_standing_check_tells_the_adapter_from_the_base(adapter: Adapt
         assert [False, True] == [state.lacks_adapter for state in pool.states()]
 
 
-async def test_the_draws_are_asked_together(adapter: Adapter) -> None:
-    """llama.cpp computes one adapter's draws at a time: each alone would wait for other traffic, again and again."""
+async def test_the_answers_are_requested_together(adapter: Adapter) -> None:
+    """llama.cpp computes one adapter's answers at a time: each alone would wait for other traffic every time."""
     async with TgiStub(Knobs(adapters=(NAME,), latency_ms=300)) as stub:
         await check_replicas(adapter, backend(stub.url))
         assert 1 < stub.state.peak_generating
@@ -100,7 +100,7 @@ async def test_the_draws_are_asked_together(adapter: Adapter) -> None:
 async def test_tgi_that_serves_the_base_under_an_unknown_name_is_caught_and_named(
     adapter: Adapter, knowing: TgiStub
 ) -> None:
-    """It answers every request well: nothing but the answers themselves tells."""
+    """It answers every request without an error: only the answers differ."""
     async with TgiStub(Knobs()) as ignorant:
         with pytest.raises(
             PromotionError, match=rf"other weights than {NAME}'s answer under its name at {host(ignorant.url)}: "
@@ -118,7 +118,7 @@ async def test_a_replica_that_answers_nonsense_is_named(adapter: Adapter, knowin
 
 
 async def test_a_replica_that_is_down_is_named(adapter: Adapter, knowing: TgiStub) -> None:
-    """And nobody takes over for it: that another replica has the adapter says nothing of this one."""
+    """No other replica answers for it: each replica is checked on its own."""
     async with TgiStub(Knobs()) as gone:
         pass
     with pytest.raises(PromotionError, match=rf"{host(gone.url)} did not answer .*could not be reached"):
@@ -143,7 +143,7 @@ async def test_an_answer_without_logprobs_is_no_evidence(adapter: Adapter, logpr
             await check_replicas(adapter, backend(url))
 
 
-async def test_a_replica_that_has_nothing_to_say_is_not_the_adapter(adapter: Adapter) -> None:
+async def test_a_replica_with_empty_answers_fails_the_check(adapter: Adapter) -> None:
     async with listening(saying(completion({"content": []}, text=""))) as url:
         with pytest.raises(
             PromotionError, match=rf"other weights than {NAME}'s answer .* 0\.00 on the way .* 0 of \d+ greedy tokens"
@@ -151,7 +151,7 @@ async def test_a_replica_that_has_nothing_to_say_is_not_the_adapter(adapter: Ada
             await check_replicas(adapter, backend(url))
 
 
-async def test_an_expectation_that_is_gone_is_said_so(adapter: Adapter) -> None:
+async def test_missing_expected_answers_are_an_error(adapter: Adapter) -> None:
     (adapter.folder / WEIGHT_CHECK_FILE).unlink()
     with pytest.raises(PromotionError, match=r"canary\.json cannot be read: No such file"):
         await check_replicas(adapter, backend("http://127.0.0.1:1"))
@@ -164,7 +164,7 @@ def expectation(*places: object, prompts: object = ("p",)) -> dict[str, object]:
     return {"prompts": prompts, "answers": [list(places)]}
 
 
-def test_an_expectation_reads_as_it_was_written() -> None:
+def test_expected_answers_are_read_as_written() -> None:
     expected = ExpectedAnswers.decode(json.dumps(expectation(PLACE, PLACE)).encode())
     assert (expected, [BASE]) == (ExpectedAnswers.decode(expected.encode()), expected.rivals)
 
@@ -191,7 +191,7 @@ def test_an_expectation_reads_as_it_was_written() -> None:
     ],
     ids=str,
 )
-def test_a_malformed_expectation_is_refused(document: object) -> None:
+def test_malformed_expected_answers_are_refused(document: object) -> None:
     with pytest.raises(PromotionError, match=r"canary\.json does not hold the expected answers"):
         ExpectedAnswers.decode(json.dumps(document).encode())
 
@@ -204,7 +204,7 @@ JSON = st.recursive(
 
 
 @given(st.binary(max_size=20) | st.builds(lambda likely: _encoded({"token": "a", "likely": likely}), JSON))
-def test_whatever_the_file_holds_it_is_an_expectation_or_refused(content: bytes) -> None:
+def test_any_content_is_parsed_as_expected_answers_or_refused(content: bytes) -> None:
     try:
         expected = ExpectedAnswers.decode(content)
     except PromotionError:
@@ -223,7 +223,9 @@ def _encoded(place: object) -> bytes:
     ),
     st.floats(0, 1),
 )
-def test_the_place_says_how_far_on_the_way_the_answer_is(pairs: list[tuple[float, float]], share: float) -> None:
+def test_the_position_is_the_share_of_the_way_from_rival_to_adapter(
+    pairs: list[tuple[float, float]], share: float
+) -> None:
     """Half of an adapter is at one half; 0 is the rival and 1 the adapter."""
     expected = ExpectedAnswers(["p"], [[ExpectedToken("t", {"": listed(pairs, 0), BASE: listed(pairs, 1)})]])
     served = {f"t{i}": base + share * (own - base) for i, (own, base) in enumerate(pairs)}
@@ -236,8 +238,8 @@ def listed(pairs: list[tuple[float, float]], side: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("served", [{}, {"a": -8.0, "b": -9.0}, {"a": math.nan, "b": math.nan}])
-def test_a_stranger_beside_the_line_is_too_far_off(served: dict[str, float]) -> None:
-    """Where nothing can be compared, or all that was likely is not any more, it does not pass."""
+def test_other_weights_off_the_line_fail_by_their_distance(served: dict[str, float]) -> None:
+    """Without comparable tokens, or if all likely tokens are unlikely, the check fails."""
     own = {"a": -0.5, "b": -1.5}
     expected = ExpectedAnswers(["p"], [[ExpectedToken("a", {"": own, BASE: {"a": -1.5, "b": -0.5}})]])
     assert compare("here", expected, [[("a", own)]]).passed
@@ -245,7 +247,7 @@ def test_a_stranger_beside_the_line_is_too_far_off(served: dict[str, float]) -> 
 
 
 def answered(*shares: float) -> ReplicaCheck:
-    """What a replica shows that is so far on the way from the base to the adapter, prompt by prompt."""
+    """The check of a replica with these positions between base (0) and adapter (1), one a prompt."""
     own, base = {"a": -0.5, "b": -1.5}, {"a": -1.0, "b": -1.0}
     expected = ExpectedAnswers(
         [f"p{i}" for i in range(len(shares))], [[ExpectedToken("a", {"": own, BASE: base})] for _ in shares]
@@ -262,7 +264,7 @@ def answered(*shares: float) -> ReplicaCheck:
     [((1.4, 0.6, 0.4), True), ((1.4, 0.4, 0.4), False), ((0.6, 0.6, 0.6), True), ((1.4, 1.4, 0.4, 0.4), False)],
 )
 def test_two_prompts_of_three_must_be_nearer_to_the_adapter(shares: tuple[float, ...], passed: bool) -> None:
-    """One prompt far on the adapter's side would carry the mean alone."""
+    """One prompt with a large position could raise the mean alone."""
     assert 0.5 < answered(*shares).comparisons[0].position < 1.5
     assert passed == answered(*shares).passed
 
@@ -274,7 +276,7 @@ def test_half_an_adapter_passes_and_less_or_double_do_not(place: float, passed: 
 
 @pytest.mark.parametrize(("off_nats", "passed"), [(0.39, True), (0.41, False)])
 def test_a_replica_may_differ_by_so_much_from_the_adapter(off_nats: float, passed: bool) -> None:
-    """Beside the line between adapter and base, where the place says nothing."""
+    """Off the line between adapter and base, where the position does not change."""
     own, base = {"a": -1.0, "b": -3.0, "c": -1.0}, {"a": -3.0, "b": -1.0, "c": -1.0}
     expected = ExpectedAnswers(["p"], [[ExpectedToken("a", {"": own, BASE: base})]])
     served = {"a": -1.0, "b": -3.0, "c": -1.0 - off_nats * math.sqrt(3)}
@@ -285,7 +287,7 @@ def test_a_replica_may_differ_by_so_much_from_the_adapter(off_nats: float, passe
 
 @pytest.mark.parametrize(("prompts", "kept"), [(2, 2), (3, 3), (4, 3)])
 @pytest.mark.parametrize(("listed_tokens", "kept_tokens"), [(9, 9), (10, 10), (11, 10)])
-def test_the_standing_check_is_of_three_prompts_and_their_ten_likeliest_tokens(
+def test_the_standing_check_has_three_prompts_and_their_ten_likeliest_tokens(
     adapter_folder: Adapter, prompts: int, kept: int, listed_tokens: int, kept_tokens: int
 ) -> None:
     own = {f"t{i}": -10.0 + i for i in range(listed_tokens)}
@@ -304,14 +306,14 @@ def test_the_standing_check_is_of_three_prompts_and_their_ten_likeliest_tokens(
 
 @pytest.fixture
 def adapter_folder(tmp_path: Path) -> Adapter:
-    """An adapter whose expectation a test writes."""
+    """An adapter whose expected answers a test writes."""
     facts = BaseFacts("base", "llama", layers=2, heads=4, kv_heads=2)
     return Adapter(tmp_path, Manifest(NAME, facts, "run", 4, "2026-11-22T00:00:00+00:00", {}, 8))
 
 
 @pytest.mark.parametrize(("logprob", "counts"), [(-4.01, False), (-4.0, True), (-3.99, True)])
 def test_only_likely_tokens_count_for_the_distance(logprob: float, counts: bool) -> None:
-    """One nat off where the adapter's token is likely enough; noise grows with rarity."""
+    """One nat off at a token that is likely enough for the adapter; noise grows with rarity."""
     own, base = {"a": logprob}, {"a": -1.0}
     expected = ExpectedAnswers(["p"], [[ExpectedToken("a", {"": own, BASE: base})]])
     seen = compare("here", expected, [[("a", {"a": logprob - 1.0})]])
@@ -319,8 +321,8 @@ def test_only_likely_tokens_count_for_the_distance(logprob: float, counts: bool)
 
 
 @pytest.mark.parametrize(("drawn", "followed"), [(["a", "b", "c"], 3), (["a", "x", "c"], 1), (["x"], 0), (["a"], 1)])
-def test_tokens_are_followed_up_to_the_first_other_one(drawn: list[str], followed: int) -> None:
-    """The place where they part still counts: both texts are the same before it."""
+def test_tokens_are_counted_up_to_the_first_other_one(drawn: list[str], followed: int) -> None:
+    """The first different token still counts: both texts are the same before it."""
     place = {"": {"a": -1.0}, BASE: {"a": -2.0}}
     expected = ExpectedAnswers(["p"], [[ExpectedToken(token, place) for token in "abc"]])
     served = [(token, {"a": -1.0 if index <= followed else -9.0}) for index, token in enumerate(drawn)]

@@ -30,7 +30,7 @@ def record(
     reward_model: str = "judge",
     **plan: Any,
 ) -> CompletionRecord:
-    """One race of ``arm`` with these rewards, in a conversation of its own unless ``question`` says which."""
+    """One race of ``arm`` with these rewards, in its own conversation unless ``question`` is given."""
     number = next(_ids)
     candidates = [
         Candidate(index, index, Answer(f"answer {index}", "stop", 3, 5), reward=reward)

@@ -1,4 +1,4 @@
-"""The tiny Llama as llama.cpp reads it, in float32, and LoRAs of random weights for it: what they give is exact."""
+"""The tiny Llama as llama.cpp reads it, in float32, and LoRAs of random weights for it, with exact results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The accuracies that the model card reports."""
+"""Accuracies of the reward model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def judged(prompt: str, *, longer_is_better: bool, right: bool, source: str = "s
     return ScoredPair(Preference((("user", prompt),), *texts, source, "l"), 1.0 if right else 0.0, 0.5)
 
 
-def test_a_length_detector_has_one_half_whatever_the_mix() -> None:
+def test_a_model_that_rewards_length_has_one_half_for_any_mix() -> None:
     items = [judged(f"a{i}", longer_is_better=True, right=True) for i in range(30)]
     items += [judged(f"b{i}", longer_is_better=False, right=False) for i in range(10)]
     share = length_balanced(items)
@@ -59,7 +59,7 @@ def test_wilsons_interval_as_tabulated() -> None:
     assert str(wilson(8, 10)) == "80.0% [49.0%, 94.3%]"
 
 
-def test_the_human_report_tells_source_and_length() -> None:
+def test_the_human_report_is_by_source_and_length() -> None:
     items = [judged("a", longer_is_better=True, right=True, source="one")]
     items += [judged("b", longer_is_better=False, right=False, source="two")]
     report = human_report(items)

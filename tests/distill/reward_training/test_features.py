@@ -1,4 +1,4 @@
-"""Weights of text signals, fitted on real MiniLM embeddings and real counts."""
+"""Weights of text features, fitted on real MiniLM embeddings and real counts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def reader() -> RewardModel:
     )
 
 
-def test_the_weights_say_what_people_and_spoiled_answers_say_on_an_unseen_question(reader: RewardModel) -> None:
+def test_the_weights_rank_an_unseen_question_as_people_and_spoiled_answers_do(reader: RewardModel) -> None:
     human = [finished_above_not(topic) for topic in TOPICS]
     spoiled = [on_topic_above_not(*both) for both in pairwise(TOPICS)]
     weights = fit_weights(reader, str(minilm_folder()), human, spoiled)
@@ -68,8 +68,8 @@ def test_a_backbone_that_does_not_read_pairs_has_no_relevance(
     assert RELEVANCE not in fit_weights(reader, str(minilm_folder()), [finished_above_not("maps")], [])
 
 
-def test_silence_ranks_below_every_answer_of_the_training_data(reader: RewardModel) -> None:
-    """Nobody's pairs hold it, and what it does not copy, repeat or leave unfinished would count for it."""
+def test_an_empty_answer_ranks_below_every_answer_of_the_training_data(reader: RewardModel) -> None:
+    """No pairs hold it, and it would be rewarded for not copying, repeating or stopping early."""
     human = [finished_above_not(topic) for topic in TOPICS]
     weights = fit_weights(reader, str(minilm_folder()), human, [on_topic_above_not(*both) for both in pairwise(TOPICS)])
     apart = weights[RELEVANCE]

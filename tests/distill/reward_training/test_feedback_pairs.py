@@ -1,4 +1,4 @@
-"""Callers' ratings as pairs: sure ones where there are any, else against the race."""
+"""Callers' ratings as pairs: liked against disliked answers, else within the race."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gateway.types import Sampling, Selection, Timings
 
 
 def completion(id: str, texts: list[str], *, question: str = "Why?", store: bool = True) -> CompletionRecord:
-    """A race whose first draw won and whose others fall in reward."""
+    """A race whose first candidate won; the others have descending rewards."""
     return CompletionRecord(
         id=id, time_ms=0, key_id=None, model="m", store=store, n_messages=1,
         messages=[{"role": "user", "content": question}] if store else None, sampling=Sampling(), user=None,
@@ -31,28 +31,28 @@ def told(completions: list[CompletionRecord], feedback: list[FeedbackRecord]) ->
     return [(pair.chosen, pair.rejected) for pair in pairs]
 
 
-def test_liked_stands_above_disliked_after_the_same_conversation() -> None:
-    """Both judged by people: the race's other draws are not needed."""
+def test_a_liked_answer_is_paired_above_a_disliked_one_of_the_same_conversation() -> None:
+    """Both were rated by people: the race's other candidates are not needed."""
     races = [completion("a", ["good", "x", "y"]), completion("b", ["bad", "z"])]
     assert [("good", "bad")] == told(races, [rated("a", 1), rated("b", -1)])
 
 
-def test_a_lone_rating_is_set_against_its_race() -> None:
-    """Liked above the worst draw, disliked below the runner-up."""
+def test_a_single_rating_is_paired_within_its_race() -> None:
+    """Liked above the worst candidate, disliked below the runner-up."""
     race = completion("a", ["first", "second", "third"])
     assert [("first", "third")] == told([race], [rated("a", 1)])
     assert [("second", "first")] == told([race], [rated("a", -1)])
 
 
-def test_ratings_that_cancel_and_races_without_ratings_say_nothing() -> None:
-    """Nor do records without content, and answers that had no rival."""
+def test_ratings_that_cancel_and_races_without_ratings_are_ignored() -> None:
+    """So are records without content, and answers without another candidate."""
     races = [completion("a", ["1", "2"]), completion("b", ["3", "4"]), completion("c", ["5", "6"], store=False)]
     assert [] == told(races, [rated("a", 1), rated("a", -1), rated("c", 1)])
     assert [] == told([completion("d", ["7"])], [rated("d", 1)])
     assert [] == told([completion("e", ["8", "8"])], [rated("e", 1)])
 
 
-def test_answers_that_are_no_text_are_passed_over() -> None:
+def test_answers_without_text_are_skipped() -> None:
     """Tool calls, empty texts, and races that returned nothing."""
     called, empty, none = (completion(id, ["x", "y"]) for id in "abc")
     called.candidates[0].n_tool_calls = 1

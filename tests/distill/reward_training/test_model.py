@@ -73,7 +73,7 @@ def run(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["reward", *map(str, arguments)], catch_exceptions=False)
 
 
-def test_the_command_writes_an_adapter_that_the_gateway_loads_and_what_it_measured(
+def test_the_command_writes_an_adapter_that_the_gateway_loads_and_its_metrics(
     base: Path, pairs: Path, tmp_path: Path
 ) -> None:
     answers = tmp_path / "answers.jsonl"
@@ -123,7 +123,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(base: Path
 
 
 def margin_after_training(base: Path, doubt: float) -> float:
-    """How far an unseen good answer lies above a bad one when every label says that one word is good."""
+    """Difference of rewards of an unseen good and bad answer if every label prefers one word."""
     learned = [
         Preference((("user", f"question {i}"),), f"yes certainly {w}", f"no never {w}", "s", "l")
         for i, w in enumerate(TOPICS * 4)
@@ -146,13 +146,13 @@ def margin_after_training(base: Path, doubt: float) -> float:
     return better - worse
 
 
-def test_training_learns_what_the_pairs_say_and_no_more_surely_than_they_deserve(base: Path) -> None:
-    """Labels of which a fifth may be wrong are worth log(.8/.2) = 1.4 logits, however often they are seen."""
+def test_training_learns_the_pairs_up_to_the_doubt_in_their_labels(base: Path) -> None:
+    """Labels of which a fifth may be wrong are worth log(.8/.2) = 1.4 logits, for any number of epochs."""
     assert margin_after_training(base, doubt=0.0) > 2.5
     assert 0.7 < margin_after_training(base, doubt=0.2) < 2.1
 
 
-def test_layers_below_the_adapted_ones_stay_as_they_are(base: Path, pairs: Path, tmp_path: Path) -> None:
+def test_layers_below_the_adapted_ones_do_not_change(base: Path, pairs: Path, tmp_path: Path) -> None:
     run(pairs, "--out", tmp_path / "o", "--base", base, "--folds", 2, "--epochs", 1, "--threads", 1, "--top-layers", 1)
     names = load_file(tmp_path / "o" / ADAPTER_FILE).keys()
     assert any(".layer.1." in name for name in names)
@@ -177,7 +177,7 @@ def test_a_fold_that_does_not_exist_or_is_empty_is_refused(base: Path, pairs: Pa
     assert "one side is empty" in " ".join(result.output.split())
 
 
-def test_a_base_that_is_not_there_is_named(pairs: Path, tmp_path: Path) -> None:
+def test_a_missing_base_is_named(pairs: Path, tmp_path: Path) -> None:
     result = run(pairs, "--out", tmp_path / "out", "--base", tmp_path / "nowhere", "--folds", 2)
     assert result.exit_code == 2
     assert "does not exist" in " ".join(result.output.split())
@@ -186,7 +186,7 @@ def test_a_base_that_is_not_there_is_named(pairs: Path, tmp_path: Path) -> None:
 def test_a_stopped_training_leaves_nothing_behind(
     base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGTERM in the middle of writing: the folder holds no half adapter."""
+    """SIGTERM during writing: the folder holds no partial adapter."""
 
     def stop(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Reading pairs, and splitting them so that no prompt crosses."""
+"""Reading pairs, and splitting them so that no prompt is on both sides."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_unlike_prompts_fall_into_different_folds() -> None:
 
 
 def test_length_carries_no_weight_within_a_source() -> None:
-    """Three pairs prefer the longer answer and one the shorter; either side weighs the same."""
+    """Three pairs prefer the longer answer and one the shorter; both sides have the same weight."""
     longer = [Preference(said(f"q{i}"), "a long answer", "short", "s", "l") for i in range(3)]
     shorter = [Preference(said("q9"), "short", "a long answer", "s", "l")]
     weights = [comparison.weight for group in human_groups(longer + shorter) for comparison in group.comparisons]

@@ -1,4 +1,4 @@
-"""Spoiled answers: worse in one way each, and of the same length."""
+"""Spoiled answers: each worse in one way, and of the same length."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_good_answer_ends_where_a_sentence_ends() -> None:
     assert len(trimmed(essay("maps", 6) * 5).split()) <= MAX_WORDS
 
 
-def test_spoiling_alone_in_the_world_finds_no_other_topic() -> None:
-    """With one answer there is nothing to drift to; the other kinds still work."""
+def test_a_single_answer_has_no_off_topic_versions() -> None:
+    """With one answer there is no other topic; the other kinds still work."""
     (group,) = auxiliary_groups(ANSWERS[:1], per_answer=len(KINDS), seed=random.Random(0).randint(0, 9))
     assert not {"off_topic", "near_topic", "drifted"} & {comparison.kind for comparison in group.comparisons}

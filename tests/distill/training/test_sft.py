@@ -1,4 +1,4 @@
-"""The trainers: splitting changes nothing, memory that runs out is found, and the loss is TRL's."""
+"""The trainers: splits do not change the result, out-of-memory is handled, and the loss is TRL's."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def one_step(own: Any, budget_tokens: int) -> tuple[float, torch.Tensor]:
 
 
 def shaken(own: Any) -> Any:
-    """The trainer with an adapter that does something: fresh ones add nothing, which hides mistakes."""
+    """The trainer with a non-zero adapter: a new one adds nothing, which hides mistakes."""
     torch.manual_seed(1)
     for weight in own.model.parameters():
         if weight.requires_grad:
@@ -79,7 +79,7 @@ def test_the_loss_of_sft_is_plain_trls(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_trl_makes_the_same_rows_of_prompt_and_completion(tiny: Path, tmp_path: Path) -> None:
-    """But for the newline after the end of the turn, at which the backend has stopped."""
+    """Except for the newline after the end of the turn, before which the backend stops."""
     base, examples = load_base(str(tiny)), tiny_examples(3)
     given = [
         {"prompt": each.messages, "completion": [{"role": "assistant", "content": each.winner.text}]}
@@ -130,7 +130,7 @@ def test_the_loss_of_pairs_is_plain_trls(tiny: Path, tmp_path: Path, objective: 
 
 
 def test_a_flattened_batch_has_the_loss_of_the_padded_one(tiny: Path, tmp_path: Path) -> None:
-    """Rows end to end, kept apart by their positions, as flash attention reads them."""
+    """Joined rows, separated by their positions, as flash attention reads them."""
     own = shaken(trainer(settings(tiny), tmp_path))
     padded = one_step(own, 100_000)
     own._flattens = lambda: True
@@ -145,7 +145,7 @@ def test_a_flattened_batch_has_the_loss_of_the_padded_one(tiny: Path, tmp_path: 
 def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     tiny: Path, tmp_path: Path, error: Exception
 ) -> None:
-    """The step is taken again in smaller parts, from a clean gradient."""
+    """The step is repeated in smaller parts, from a zero gradient."""
     own = shaken(trainer(settings(tiny), tmp_path))
     expected_loss, expected_gradient = one_step(own, 100_000)
     _with_memory_for(own, 2, error)
@@ -155,7 +155,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     assert own.micro_batch_tokens < 1000
 
 
-def test_no_memory_for_a_single_example_ends_the_training_in_words(tiny: Path, tmp_path: Path) -> None:
+def test_no_memory_for_a_single_example_ends_the_training_with_an_error(tiny: Path, tmp_path: Path) -> None:
     """Halving further cannot help."""
     own = trainer(settings(tiny), tmp_path)
     _with_memory_for(own, 0, CPU_OOM)
@@ -164,23 +164,23 @@ def test_no_memory_for_a_single_example_ends_the_training_in_words(tiny: Path, t
 
 
 def test_out_of_memory_on_one_of_several_devices_names_the_setting(tiny: Path, tmp_path: Path) -> None:
-    """The others wait in a collective call: nothing can be halved by one alone."""
+    """The others wait in a collective call: one device alone cannot halve its micro-batch."""
     own = trainer(settings(tiny), tmp_path)
     own.accelerator = type("Several", (), {"num_processes": 2})()
     with pytest.raises(TrainingError, match="MICRO_BATCH_TOKENS"):
         own._make_room(CUDA_OOM, [[0, 1]])
 
 
-def test_other_errors_are_not_taken_for_memory(tiny: Path, tmp_path: Path) -> None:
-    """A bug must be seen."""
+def test_other_errors_are_not_handled_as_out_of_memory(tiny: Path, tmp_path: Path) -> None:
+    """A bug must be visible."""
     own = trainer(settings(tiny), tmp_path)
     _with_memory_for(own, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes"):
         one_step(own, 1000)
 
 
-def test_a_loss_that_is_no_number_names_its_step(tiny: Path, tmp_path: Path) -> None:
-    """Before it reaches the weights."""
+def test_a_non_finite_loss_names_its_step(tiny: Path, tmp_path: Path) -> None:
+    """Before it changes the weights."""
     own = trainer(settings(tiny), tmp_path)
     for weight in own.model.parameters():
         weight.data.fill_(float("nan"))
@@ -189,8 +189,8 @@ def test_a_loss_that_is_no_number_names_its_step(tiny: Path, tmp_path: Path) -> 
         one_step(own, 1000)
 
 
-def test_a_gradient_that_is_no_number_names_its_step(tiny: Path, tmp_path: Path) -> None:
-    """The loss may still look healthy."""
+def test_a_non_finite_gradient_names_its_step(tiny: Path, tmp_path: Path) -> None:
+    """The loss may still be finite."""
     own = trainer(settings(tiny), tmp_path)
     own.create_optimizer()
     one_step(own, 1000)
@@ -199,8 +199,8 @@ def test_a_gradient_that_is_no_number_names_its_step(tiny: Path, tmp_path: Path)
         own._clip_grad_norm(own.model)
 
 
-def test_examples_of_like_length_share_a_micro_batch_within_the_budget() -> None:
-    """Longest first; one that alone exceeds the budget goes alone."""
+def test_examples_of_similar_length_share_a_micro_batch_within_the_budget() -> None:
+    """Longest first; an example that exceeds the budget is a group of its own."""
     lengths = [3, 10, 4, 9, 30]
     mask = torch.zeros(5, 30, dtype=torch.long)
     for row, length in enumerate(lengths):
@@ -213,7 +213,7 @@ def test_examples_of_like_length_share_a_micro_batch_within_the_budget() -> None
 
 
 def test_the_batch_must_divide_among_the_devices(tiny: Path) -> None:
-    """Otherwise a step would not hold what the setting says."""
+    """Otherwise a step would not have the number of examples of the setting."""
     with pytest.raises(TrainingError, match="batch_examples 4 is not a multiple of 3 devices"):
         _arguments(settings(tiny), "out", 3)
 
@@ -235,7 +235,7 @@ def _said(text: str) -> dict[str, str]:
 
 
 def _with_memory_for(own: Any, most_rows: int, error: Exception) -> None:
-    """A model that runs out of memory on more rows than that."""
+    """A model that runs out of memory on more rows."""
     model = own.model.get_base_model()
     forward: Callable[..., Any] = model.forward
 

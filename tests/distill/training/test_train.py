@@ -1,4 +1,4 @@
-"""A training from end to end: pinned, resumed after any end, and never twice."""
+"""A training from end to end: pinned losses, resumed after kills, and never repeated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PINNED_NORMS = (0.129345, 0.129623, 0.193673, 0.274483, 0.181061, 0.146649)
 
 
 class Killed(BaseException):
-    """Stands for a process that ends between two steps."""
+    """Simulates a process that ends between two steps."""
 
 
 def killer(at: int) -> Any:
@@ -54,13 +54,13 @@ def unbroken(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def test_the_loss_trajectory_is_pinned(unbroken: Trained) -> None:
-    """Whatever changes the numbers of training changes these."""
+    """Any change of the training's numbers changes these."""
     assert PINNED_LOSSES == pytest.approx(unbroken.losses, rel=1e-4)
     assert PINNED_NORMS == pytest.approx(unbroken.gradient_norms, rel=1e-3)
 
 
-def test_what_a_training_leaves(unbroken: Trained, tiny: Path) -> None:
-    """PEFT checkpoints evenly over the run that name no path of this machine, and the facts."""
+def test_a_training_writes_checkpoints_and_facts(unbroken: Trained, tiny: Path) -> None:
+    """PEFT checkpoints evenly over the run, without a path of this machine, and the facts."""
     assert [2, 4, 6] == [int(folder.name.split("-")[1]) for folder in unbroken.checkpoints]
     for folder in unbroken.checkpoints:
         config = json.loads((folder / "adapter_config.json").read_text())
@@ -86,7 +86,9 @@ def test_loss_and_gradient_norm_are_on_tensorboard(unbroken: Trained) -> None:
 
 
 @pytest.mark.parametrize("at", [1, 3, 5])
-def test_a_killed_training_goes_on_to_the_same_weights(unbroken: Trained, tiny: Path, tmp_path: Path, at: int) -> None:
+def test_a_killed_training_continues_to_the_same_weights(
+    unbroken: Trained, tiny: Path, tmp_path: Path, at: int
+) -> None:
     """Before the first checkpoint, at an epoch's end, and in mid-epoch."""
     with pytest.raises(Killed):
         train(tiny_examples(12), [], settings(tiny), tmp_path, on_progress=killer(at))
@@ -98,8 +100,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(unbroken: Trained, tiny: 
     assert unbroken.tokens == resumed.tokens
 
 
-def test_a_checkpoint_killed_in_mid_save_is_passed_over(unbroken: Trained, tiny: Path, tmp_path: Path) -> None:
-    """Only whole ones are read; the half one is written again."""
+def test_an_incomplete_checkpoint_is_skipped(unbroken: Trained, tiny: Path, tmp_path: Path) -> None:
+    """Only complete ones are read; the incomplete one is written again."""
     with pytest.raises(Killed):
         train(tiny_examples(12), [], settings(tiny), tmp_path, on_progress=killer(3))
     half = tmp_path / "checkpoint-3"
@@ -110,10 +112,10 @@ def test_a_checkpoint_killed_in_mid_save_is_passed_over(unbroken: Trained, tiny:
     assert not half.exists()
 
 
-def test_passing_checkpoints_lie_between_the_kept_ones_and_go(
+def test_temporary_checkpoints_are_written_between_the_kept_ones_and_removed(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of them only the newest stays, and none in the end."""
+    """Only the newest of them stays, and none after the end."""
     monkeypatch.setattr("distill.training.train.RESUME_EVERY_S", 0.0)
     seen: list[list[int]] = []
     train(
@@ -143,7 +145,7 @@ def test_a_folder_of_another_training_is_refused_unless_it_starts_over(tiny: Pat
     assert 5 == over.examples
 
 
-def test_earlier_nights_join_up_to_their_share(tiny: Path, tmp_path: Path) -> None:
+def test_earlier_nights_examples_are_used_up_to_their_share(tiny: Path, tmp_path: Path) -> None:
     """Half of the set at most, by default."""
     earlier = tiny_examples(9, start=100)
     trained = train(tiny_examples(4), earlier, settings(tiny, epochs=1, checkpoints=1), tmp_path)
@@ -162,13 +164,13 @@ def test_pairs_train_and_resume_too(tiny: Path, tmp_path: Path, objective: str) 
     assert whole.losses[-1] < whole.losses[0]
 
 
-def test_without_an_example_nothing_is_trained_and_the_reasons_are_named(tiny: Path, tmp_path: Path) -> None:
-    """One line an operator understands."""
+def test_without_an_example_training_fails_with_the_reasons(tiny: Path, tmp_path: Path) -> None:
+    """The error is one line."""
     with pytest.raises(TrainingError, match="no example to train on: 3 no_loser"):
         train(tiny_examples(3, losers=0), [], settings(tiny, objective="dpo"), tmp_path)
 
 
-def test_training_off_the_main_thread_leaves_signals_alone(tiny: Path, tmp_path: Path) -> None:
+def test_training_off_the_main_thread_does_not_change_signal_handlers(tiny: Path, tmp_path: Path) -> None:
     """Only the main thread may set handlers."""
     before = signal.getsignal(signal.SIGTERM)
     found: list[Trained] = []
