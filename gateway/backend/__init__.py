@@ -17,7 +17,7 @@ The modules besides these:
     containment       requests that break servers; shared_containment shares them through Redis
     weights           repeated weight checks of adapters that servers do not list
     server            one server's other routes: health, identity, limits, list of adapters
-    kind, identify    the servers' kind, set or asked for, and how they are told apart
+    kind, identify    the servers' kind, set or asked for, and the routes that identify it
     adapters          the adapters that replicas list, and loading lost ones again
     discovery         servers behind one DNS name
     tool_calls        tool calls in OpenAI's shape

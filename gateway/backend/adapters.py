@@ -1,4 +1,4 @@
-"""The adapters that replicas list: looked up for each draw, asked again after an error, loaded again where lost."""
+"""The adapters that replicas list: looked up for each draw, again after an error, and loaded again if lost."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Adapters:
         self._loading: dict[str, SingleFlight[None]] = {}
 
     async def lists(self, replica: Replica, adapter: str | None) -> Catalogue:
-        """Return what the replica serves; it is asked again where it did not list the adapter before.
+        """Return what the replica serves; its list is read again if the adapter was not in it before.
 
         Raises:
             AdapterMissing: It does not list the adapter.
-            GatewayError: It could not be asked.
+            GatewayError: The list could not be read.
         """
         flavour = self._kind.flavour
         if flavour.catalogue_path is None or (adapter is None and flavour.base_model):
@@ -50,11 +50,7 @@ class Adapters:
         return known
 
     async def check_after_error(self, replica: Replica, adapter: str | None) -> None:
-        """Ask the replica again for the adapter: it may have lost it.
-
-        Raises:
-            AdapterMissing: It has.
-        """
+        """Ask the replica for the adapter again; raise ``AdapterMissing`` if it has lost it."""
         if adapter is None or self._kind.flavour.catalogue_path is None:
             return
         replica.catalogue = None

@@ -82,11 +82,7 @@ class Calls:
 
     @asynccontextmanager
     async def _checking_adapter(self, replica: Replica, prompt: Prompt) -> AsyncIterator[None]:
-        """Ask after an error whether the replica has lost the adapter.
-
-        Raises:
-            AdapterMissing: It has.
-        """
+        """Ask after an error whether the replica has lost the adapter; ``AdapterMissing`` then takes its place."""
         try:
             yield
         except BackendFailed:
@@ -94,11 +90,7 @@ class Calls:
             raise
 
     async def _arguments(self, replica: Replica, prompt: Prompt, seed: int) -> JsonObject:
-        """Return the request.
-
-        Raises:
-            UnsupportedField: The replica's chat template would leave the tools out of the prompt.
-        """
+        """Return the request; raise ``UnsupportedField`` if the replica's template would leave out the tools."""
         flavour = self.kind.flavour
         if prompt.sampling.tools and flavour.properties_path is not None and not replica.shows_tools:
             replica.shows_tools = await replica.server.shows_tools(flavour)

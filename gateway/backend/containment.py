@@ -51,14 +51,14 @@ class Containment:
 
     Attributes:
         salt: Of the hashes.
-        tell: Passes events on to other gateways.
+        publish: Passes events on to other gateways.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._suspects: dict[str, _Suspect] = {}
         self.salt = secrets.token_bytes(16)
-        self.tell: Callable[[Event, str, str], None] = lambda event, request, server: None
+        self.publish: Callable[[Event, str, str], None] = lambda event, request, server: None
 
     @property
     def idle(self) -> bool:
@@ -81,11 +81,7 @@ class Containment:
         return hashlib.blake2b(content, key=self.salt, digest_size=16).hexdigest()
 
     def admit(self, request: str) -> frozenset[str]:
-        """Return the servers to which a draw of the request may go; empty means any.
-
-        Raises:
-            RequestContained: It may go to none.
-        """
+        """Return the servers to which a draw may go (empty: any), or raise ``RequestContained``."""
         suspect = self._suspects.get(request)
         if suspect is None or suspect.breaks < _BREAKS:
             return _ANYWHERE
@@ -95,28 +91,20 @@ class Containment:
             return _ANYWHERE
         if since_s >= TRIAL_AFTER_S and not suspect.tried:
             self.record("trial", request, "")
-            self.tell("trial", request, "")
+            self.publish("trial", request, "")
             return frozenset(suspect.servers)
         raise _contained(CONTAINED_S - since_s)
 
     def broke(self, request: str, server: str) -> None:
-        """Count a break.
-
-        Raises:
-            RequestContained: The request may go to no further server.
-        """
+        """Count a break; raise ``RequestContained`` if the request may go to no further server."""
         if not request:
             return
         self.record("broke", request, server)
-        self.tell("broke", request, server)
+        self.publish("broke", request, server)
         self.check(request)
 
     def check(self, request: str) -> None:
-        """Refuse a request that has broken two servers.
-
-        Raises:
-            RequestContained: It has.
-        """
+        """Raise ``RequestContained`` if the request has broken two servers."""
         suspect = self._suspects.get(request)
         if suspect is not None and suspect.breaks >= _BREAKS:
             raise _contained(CONTAINED_S)
@@ -130,7 +118,7 @@ class Containment:
         """Clear a request that a server answered."""
         if request in self._suspects:
             self.record("answered", request, "")
-            self.tell("answered", request, "")
+            self.publish("answered", request, "")
 
     def record(self, event: Event, request: str, server: str) -> None:
         """Apply an event of this gateway or another one."""

@@ -1,7 +1,7 @@
 """Servers behind one name: ``dns+http://tgi:80`` stands for every address that the name has now.
 
-A headless Kubernetes service and a scaled compose service answer with the addresses of their replicas, so the fleet
-grows and shrinks without a new configuration.
+A headless Kubernetes service and a scaled compose service resolve to the addresses of their replicas, so the fleet
+grows and shrinks without a change of settings.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ async def expand(urls: Sequence[str], known: Sequence[str] = ()) -> tuple[str, .
 
     Args:
         urls: As the settings or a policy have them.
-        known: What was found last; it holds while a name cannot be resolved at all.
+        known: The last result, which holds while a name cannot be resolved at all.
     """
     found: list[str] = []
     for url in urls:
@@ -55,8 +55,6 @@ async def _addresses(url: str) -> list[str]:
     listed = await asyncio.get_running_loop().getaddrinfo(parts.hostname or "", port, type=socket.SOCK_STREAM)
     credentials, at, _ = parts.netloc.rpartition("@")
     hosts = sorted({str(address[0]) for *_, address in listed})
-    return [f"{parts.scheme}://{credentials}{at}{_literal(host)}:{port}{parts.path}" for host in hosts]
-
-
-def _literal(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+    return [
+        f"{parts.scheme}://{credentials}{at}{f'[{host}]' if ':' in host else host}:{port}{parts.path}" for host in hosts
+    ]

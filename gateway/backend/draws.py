@@ -1,4 +1,4 @@
-"""One draw at one replica: it waits its turn, is made, and its end says something of the replica and the request."""
+"""One draw at one replica: it waits its turn and is made; its end updates the replica's health and the suspects."""
 
 from __future__ import annotations
 

@@ -89,11 +89,7 @@ class Failover:
                 replica = spare
 
     def _spare(self, draw: Draw, failed: Replica, error: BackendError) -> Replica | None:
-        """Return another replica for a draw that failed; None where the error stands.
-
-        Raises:
-            RequestContained: Another draw of this request broke a second server meanwhile.
-        """
+        """Return another replica for a draw that failed; None where the error stands."""
         draw.tried.append(failed)
         if not isinstance(error, _MOVABLE):
             return None

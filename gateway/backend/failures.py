@@ -74,11 +74,7 @@ def _rejected(refusal: Refusal) -> BackendRejected:
 
 
 def raise_if_error(body: Any, flavour: Flavour) -> None:
-    """Raise for an error that was reported under a status of 200.
-
-    Raises:
-        BackendError: The body is an error's.
-    """
+    """Raise the ``BackendError`` for an error that was reported under a status of 200."""
     if isinstance(body, dict) and body.get("error") is not None:
         raise from_status(200, body, flavour)
 

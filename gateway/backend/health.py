@@ -92,7 +92,6 @@ class Health:
         self._base_s = base_s
         self._clock = clock
         self.ejection: Ejection | None = None
-        self.last_failure: str = ""
         self.answered_at_s: float | None = None
         self.broke_at_s: float | None = None
         self._ejections = 0
@@ -146,10 +145,9 @@ class Health:
             self._on_probation = False
             self._ejections = 0
 
-    def failed(self, fault: Fault, reason: str, race: object = None) -> None:
+    def failed(self, fault: Fault, race: object = None) -> None:
         """Count a failure. Several failed draws of one race count once among those in a row."""
         now = self._clock()
-        self.last_failure = reason
         if fault is Fault.UNREACHABLE:
             self.broke_at_s = now
         self._failures.add(1.0, now)

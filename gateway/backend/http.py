@@ -5,8 +5,8 @@ aiohttp's parser in C needs 0.4 ms of CPU for a chat completion; httpx2, which h
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import aiohttp
@@ -57,10 +57,7 @@ class StatusError(Exception):
 class Http:
     """Sends requests over shared connections; ignores the environment's proxies, cookies, redirects and ``.netrc``.
 
-    Args:
-        settings: The backend's API key, connect timeout and CA file.
-        max_response_bytes: A longer response is an error.
-        trace_configs: aiohttp's hooks around each request.
+    A response longer than ``max_response_bytes`` is an error; ``trace_configs`` are aiohttp's hooks around requests.
     """
 
     def __init__(
@@ -97,8 +94,11 @@ class Http:
             response.close()  # does nothing where the whole body was read: the connection is back in the pool
         return Response(response.status, response.headers, content)
 
-    async def open_stream(self, url: str, body: object, *, timeout_s: float) -> EventStream:
-        """POST a body and return the stream of events that answers it; the caller closes it.
+    @asynccontextmanager
+    async def stream(self, url: str, body: object, *, timeout_s: float) -> AsyncIterator[AsyncGenerator[str, None]]:
+        """POST a body and yield the lines of the event stream that answers it.
+
+        Leaving the context before the stream's end closes the connection, which cancels the draw.
 
         Raises:
             StatusError: The status is an error's.
@@ -109,10 +109,9 @@ class Http:
         try:
             if response.status >= 400:
                 raise StatusError(response.status, b"".join([piece async for piece in self._pieces(response)]))
-        except BaseException:
+            yield split_lines(self._pieces(response))
+        finally:
             response.close()
-            raise
-        return EventStream(response, self._pieces(response))
 
     async def aclose(self) -> None:
         if self._session is not None:
@@ -178,20 +177,6 @@ class Http:
             except ValueError as error:
                 raise BackendUnreachable("the backend's URL is not valid", was_sent=False) from error
         return parsed
-
-
-class EventStream:
-    """The lines of a streamed response. Closing it early closes the connection, which cancels the draw."""
-
-    def __init__(self, response: aiohttp.ClientResponse, pieces: AsyncIterable[bytes]) -> None:
-        self._response = response
-        self._pieces = pieces
-
-    def lines(self) -> AsyncGenerator[str, None]:
-        return split_lines(self._pieces)
-
-    def close(self) -> None:
-        self._response.close()
 
 
 async def split_lines(pieces: AsyncIterable[bytes]) -> AsyncGenerator[str, None]:

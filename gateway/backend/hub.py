@@ -23,7 +23,6 @@ from gateway.types import JsonObject
 
 _UNUSED_TOKEN = "unused"  # noqa: S105 - never sent; without one the hub's client looks for the user's token on disk
 _BOM = codecs.BOM_UTF8  # some proxies put one before JSON
-_STREAM_OPTIONS: Mapping[str, bool] = {"include_usage": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +50,7 @@ class HubClient(AsyncInferenceClient):
         completion: Completion = answer["body"]
         return completion
 
-    async def chunks(
-        self, arguments: JsonObject, stream_options: Mapping[str, bool] = _STREAM_OPTIONS
-    ) -> AsyncGenerator[Any, None]:
+    async def chunks(self, arguments: JsonObject, stream_options: Mapping[str, bool]) -> AsyncGenerator[Any, None]:
         """Yield the chunks of a streamed completion as decoded JSON of any shape.
 
         Closing the generator closes the connection.
@@ -71,9 +68,8 @@ class HubClient(AsyncInferenceClient):
     async def _inner_post(self, request_parameters: Any, *, stream: bool = False) -> Any:
         url, body = request_parameters.url, request_parameters.json
         if stream:
-            events = await self._http.open_stream(url, body, timeout_s=self._timeout_s)
-            self.exit_stack.callback(events.close)
-            return _opaque(events.lines())
+            lines = self._http.stream(url, body, timeout_s=self._timeout_s)
+            return _opaque(await self.exit_stack.enter_async_context(lines))
         response = await self._http.call(url, body, timeout_s=self._timeout_s)
         if response.status >= 400:
             raise StatusError(response.status, response.content)

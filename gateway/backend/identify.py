@@ -19,10 +19,10 @@ Ask = Callable[[str], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A server's kind and limits, as it says itself; None for a limit that it does not say.
+    """A server's kind and limits by its own account; None for an unknown limit.
 
     Attributes:
-        kind: The flavour that speaks to it.
+        kind: The flavour that calls it.
         name: For people.
         max_tokens: Most tokens of prompt and answer together.
         max_draws: Most draws at once.

@@ -40,7 +40,7 @@ class Kind:
         await asyncio.wait([self._asking.start(lambda: self.identify(replica))], timeout=_WAIT_S)
 
     async def identify(self, replica: Replica) -> Identity | None:
-        """Return what the replica says it is, asked at most every 30 s once it has said so."""
+        """Return what the replica is; an answer holds for 30 s."""
         now_s = asyncio.get_running_loop().time()
         if replica.identity is not None and now_s - replica.identified_at_s < _IDENTITY_HOLDS_S:
             return replica.identity
@@ -53,7 +53,7 @@ class Kind:
         return found
 
     async def identify_now_and_then(self, replica: Replica) -> Identity | None:
-        """Ask the replica what it is, unless it was asked within the last 30 s."""
+        """Identify the replica, unless that was tried within the last 30 s."""
         now_s = asyncio.get_running_loop().time()
         return await self.identify(replica) if now_s - replica.identified_at_s >= _IDENTITY_HOLDS_S else None
 

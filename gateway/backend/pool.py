@@ -91,11 +91,7 @@ class BackendPool:
         await self.aclose()
 
     def check(self, sampling: Sampling) -> None:
-        """Refuse what this backend cannot serve.
-
-        Raises:
-            UnsupportedField: Names the field.
-        """
+        """Raise ``UnsupportedField`` for a field that this kind of backend cannot serve."""
         self._kind.flavour.check(sampling)
 
     def choose_replica(self) -> Route:

@@ -46,11 +46,7 @@ class BackendPools:
         self._leases: Counter[Urls] = Counter()
 
     def check(self, sampling: Sampling) -> None:
-        """Refuse what this kind of backend cannot serve.
-
-        Raises:
-            UnsupportedField: Names the field.
-        """
+        """Raise ``UnsupportedField`` for a field that this kind of backend cannot serve."""
         self._pool(self._settings.urls).check(sampling)
 
     @property

@@ -20,8 +20,7 @@ from gateway.types import Prompt
 
 _COUNT_TIMEOUT_S = 2.0
 _LETTERS = string.ascii_letters.encode()
-_LEAST_LIMIT_TOKENS = 2_048
-"""A server is asked for its limit, where that is not known, only for a prompt that may be longer than this."""
+_LEAST_LIMIT_TOKENS = 2_048  # a server with an unknown limit is asked for it if a prompt may be longer than this
 
 
 class PromptLength:

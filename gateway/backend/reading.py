@@ -273,7 +273,7 @@ def _token(entry: JsonObject) -> JsonObject:
 
 
 def _entries_of(text: str, entries: Sequence[JsonObject]) -> list[JsonObject]:
-    """Return the entries of ``text`` alone if reasoning or calls are among the tokens; [] if they cannot be told."""
+    """Return the entries of ``text`` alone if reasoning or calls are among the tokens; [] if they cannot be found."""
     drawn = b"".join(bytes(entry["bytes"]) for entry in entries)
     start, at = drawn.rfind(text.encode("utf-8", "surrogatepass")) if text else -1, 0
     for index, entry in enumerate(entries):

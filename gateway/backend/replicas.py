@@ -35,7 +35,7 @@ class Replica:
         name: Host and port, safe to log; the URL may hold a password.
         catalogue: What the server listed last; None where it must be asked again: llama.cpp knows adapters by
             numbers, which may change at a restart.
-        identity: What it said it is.
+        identity: Its kind and limits.
         shows_tools: Its chat template was found to have a place for tools.
     """
 
@@ -196,7 +196,7 @@ class Replicas:
     def failed(self, replica: Replica, fault: Fault, reason: str, race: object = None) -> None:
         """Count a failure of a replica; eject it where its failures are enough and enough other replicas are left."""
         health = replica.health
-        health.failed(fault, reason, race)
+        health.failed(fault, race)
         if health.suspicious(fault, self._others_share(replica)) and self._may_eject(fault):
             self.eject(replica, fault, reason)
 

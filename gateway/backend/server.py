@@ -16,7 +16,7 @@ from gateway.types import JsonObject
 
 
 class Server:
-    """Asks one server, over shared connections; its URL may end in ``/v1``."""
+    """Asks one server, whose URL may end in ``/v1``; a call without a response raises ``GatewayError``."""
 
     def __init__(self, http: Http, url: str, *, timeout_s: float) -> None:
         self.url = url
@@ -26,32 +26,20 @@ class Server:
         self._timeout_s = timeout_s
 
     async def call(self, path: str, body: JsonObject | None = None, *, timeout_s: float | None = None) -> Response:
-        """GET a path, or POST to it where there is a body.
-
-        Raises:
-            GatewayError: There was no response.
-        """
+        """GET a path, or POST to it where there is a body."""
         return await self._http.call(self.root_url + path, body, timeout_s=timeout_s or self._timeout_s)
 
     async def post(self, path: str, body: JsonObject) -> JsonObject:
-        """Return the JSON object that answers a body; an empty one where none does.
-
-        Raises:
-            GatewayError: There was no response.
-        """
+        """Return the JSON object that answers a body; an empty one if none does."""
         response = await self.call(path, body)
         return json_object(response.content) if response.status == 200 else {}
 
     async def find_problem(self, flavour: Flavour) -> str | None:
-        """Return why the server is not well, by its health check and its answer to our API key; None when it is.
-
-        Raises:
-            GatewayError: There was no response.
-        """
+        """Return why the server is not well, by its health check and its answer to our API key; None when it is."""
         status = (await self.call(flavour.health_path)).status
         if status != 200:
             return f"its health check answers with status {status}"
-        # A server tells its health to anybody; this route asks for the key.
+        # The health check needs no API key; this route does.
         guarded = await self.call(flavour.guarded_path, flavour.guarded_body)
         return "it refuses the gateway's API key" if guarded.status in (401, 403) else None
 
@@ -60,11 +48,7 @@ class Server:
         return await identify(self._json)
 
     async def list_models(self, flavour: Flavour) -> Catalogue:
-        """Return the models and adapters that the server lists.
-
-        Raises:
-            GatewayError: There was no response, or no list in it.
-        """
+        """Return the models and adapters that the server lists; raise ``BackendError`` if that is no list."""
         assert flavour.catalogue_path is not None
         response = await self.call(flavour.catalogue_path)
         if response.status != 200:
@@ -75,11 +59,7 @@ class Server:
             raise BackendProtocolError("the backend's list of models could not be read") from error
 
     async def read_capacity(self, flavour: Flavour) -> int | None:
-        """Return how many draws the server takes at once; None where it does not say.
-
-        Raises:
-            BackendUnreachable: There was no connection.
-        """
+        """Return how many draws the server takes at once; None if it does not say."""
         assert flavour.capacity_path is not None
         try:
             response = await self.call(flavour.capacity_path)

@@ -48,7 +48,7 @@ class SharedContainment:
 
     def start(self) -> None:
         """Begin to follow the stream and to add to it."""
-        self._containment.tell = self._tell
+        self._containment.publish = self._publish
         self._task = asyncio.create_task(self._follow(), name="containment")
 
     async def aclose(self) -> None:
@@ -77,7 +77,7 @@ class SharedContainment:
         await self._redis.set(self._salt_key, self._containment.salt, nx=True)
         salt = await self._redis.get(self._salt_key)
         if not isinstance(salt, bytes) or not 8 <= len(salt) <= 64:
-            raise TypeError("a salt was asked for")
+            raise TypeError("the key of the salt holds something else")
         return salt
 
     async def _oldest_id(self) -> str:
@@ -97,7 +97,7 @@ class SharedContainment:
         if fields.get("from") != self._own and fields.get("event") in _EVENTS:
             self._containment.record(cast(Event, fields["event"]), fields["request"], fields.get("server", ""))
 
-    def _tell(self, event: Event, request: str, server: str) -> None:
+    def _publish(self, event: Event, request: str, server: str) -> None:
         task = asyncio.create_task(self._add({"event": event, "request": request, "server": server, "from": self._own}))
         self._adding.add(task)
         task.add_done_callback(self._adding.discard)

@@ -1,8 +1,8 @@
 """Read a server's tool calls into OpenAI's shape: one entry a call, counted from 0, each with an id of its own.
 
-Servers disagree about what tells the pieces of two streamed calls apart: some count from 1 or from -1, some give every
-call index 0, some leave out index or id, TGI gives every call the id "0". So a piece is matched by id first, by index
-second, by order last, and a server's indexes and ids are never passed on unchecked.
+Servers disagree about what distinguishes the pieces of two streamed calls: some count from 1 or from -1, some give
+every call index 0, some leave out index or id, TGI gives every call the id "0". So a piece is matched by id first, by
+index second, by order last, and a server's indexes and ids are never passed on unchecked.
 """
 
 from __future__ import annotations
@@ -64,22 +64,14 @@ class ToolCalls:
         return self._opened > 0
 
     def read_whole(self, message: JsonObject) -> tuple[JsonObject, ...]:
-        """Read the calls of a whole message.
-
-        Raises:
-            BackendProtocolError: They are malformed, or too many.
-        """
+        """Read the calls of a whole message; raise ``BackendProtocolError`` if they are malformed or too many."""
         calls = _call_list(message)
         if len(calls) > MAX_CALLS:
             raise BackendProtocolError(f"the backend's answer has more than {MAX_CALLS} tool calls")
         return tuple(self._whole(call) for call in calls)
 
     def read_pieces(self, delta: JsonObject) -> Iterator[JsonObject]:
-        """Yield the pieces in a stream's delta as OpenAI streams them.
-
-        Raises:
-            BackendProtocolError: They are malformed, or begin too many calls.
-        """
+        """Yield the pieces in a stream's delta as OpenAI streams them; raises as ``read_whole``."""
         for piece in _call_list(delta):
             function = piece.get("function")
             if function is None:
@@ -91,11 +83,7 @@ class ToolCalls:
                 yield read
 
     def check_ended(self) -> None:
-        """Refuse a stream that gave arguments to a call that it never named.
-
-        Raises:
-            BackendProtocolError: A call has no name.
-        """
+        """Raise ``BackendProtocolError`` if the stream gave arguments to a call that it never named."""
         if any(call.name is None and call.arguments_so_far() for call in self._calls):
             raise BackendProtocolError(_NAMELESS)
 
@@ -185,7 +173,7 @@ def _begins_another(call: _Call, index: object, given_id: str | None, name: str,
         return True
     if call.name is None or call.name != name:
         return call.name is not None
-    # Nothing tells them apart but the arguments: after a complete object no more can follow.
+    # Only the arguments distinguish them: after a complete object no more can follow.
     so_far = call.arguments_so_far()
     return bool(arguments) and arguments != so_far and so_far.endswith("}") and is_json(so_far)
 

@@ -89,8 +89,8 @@ class Weights:
 
     async def _draw(self, replica: Replica, prompt: str, tokens: int, adapter: str) -> Served:
         sampling = Sampling(temperature=0.0, max_tokens=tokens, logprobs=True, top_logprobs=_TOP_TOKENS)
-        asked = Prompt([{"role": "user", "content": prompt}], sampling, adapter)
-        answer = await self.calls.complete(replica, asked, _SEED)
+        probe = Prompt([{"role": "user", "content": prompt}], sampling, adapter)
+        answer = await self.calls.complete(replica, probe, _SEED)
         entries: list[dict[str, Any]] = (answer.logprobs or {}).get("content", [])
         if answer.text and not entries:
             raise ValueError("the answer came without log-probabilities")

@@ -14,8 +14,8 @@ from gateway.contract.keywords import (
     count_of,
     map_of,
     merged,
-    names_of,
     number_of,
+    required_of,
     schemas_of,
     type_of,
     types_of,
@@ -128,7 +128,7 @@ class _Rewriter:
                     return value if keyword == "additionalProperties" or not value else {}
                 return self._schema(value) if isinstance(value, dict) else _LEFT_OUT
             case "required":
-                return names_of(schema)
+                return required_of(schema)
             case "type":
                 known = types_of({"type": value})
                 return _LEFT_OUT if not known else known if isinstance(value, list) else known[0]

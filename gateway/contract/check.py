@@ -87,7 +87,7 @@ class Contract:
         return None
 
     def _format_broken_by(self, text: str) -> Unusable | None:
-        assert self._form is not None, "only asked where there is a format"
+        assert self._form is not None
         value = _parsed(text)
         if value is _NOT_JSON:
             return Unusable.NOT_JSON

@@ -16,8 +16,8 @@ from gateway.contract.keywords import (
     has_type,
     map_of,
     merged,
-    names_of,
     number_of,
+    required_of,
     schemas_of,
     types_of,
 )
@@ -171,7 +171,7 @@ class _Inliner:
 
     def _object(self, schema: JsonObject, times: int, depth: int) -> JsonObject | None:
         properties = map_of(schema, "properties")
-        required = names_of(schema)
+        required = required_of(schema)
         others = schema.get("additionalProperties")
         missing = {name: others if isinstance(others, dict) else True for name in required if name not in properties}
         lowered: JsonObject = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# A string may hold any character that JSON lets stand as it is, and the short escapes.
+# A string may hold any character that JSON does not escape, and the short escapes.
 _STRING = r'"([^"\\\x00-\x1F\x7F-\x9F]|\\["\\/bfnrt])*"'
 _NUMBER = r"(-)?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?"
 _PLAIN = f"({_STRING}|{_NUMBER}|true|false|null)"

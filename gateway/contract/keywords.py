@@ -44,8 +44,8 @@ def number_of(schema: JsonObject, keyword: str) -> float | None:
     return None if keyword == "multipleOf" and value <= 0 else value
 
 
-def names_of(schema: JsonObject, keyword: str = "required") -> list[str]:
-    value = schema.get(keyword)
+def required_of(schema: JsonObject) -> list[str]:
+    value = schema.get("required")
     return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
 
 
@@ -94,7 +94,7 @@ def merged(first: JsonObject, second: JsonObject) -> JsonObject:
             both = {name: {"allOf": [ours[name], theirs[name]]} for name in ours if name in theirs}
             out[keyword] = {**ours, **theirs, **both}
     if "required" in first and "required" in second:
-        out["required"] = list(dict.fromkeys([*names_of(first), *names_of(second)]))
+        out["required"] = list(dict.fromkeys([*required_of(first), *required_of(second)]))
     if first.get("type") is not None and second.get("type") is not None:
         ours, theirs = types_of({"type": first["type"]}), types_of({"type": second["type"]})
         shared = [name for name in ours if name in theirs or (name == "integer" and "number" in theirs)]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from gateway.contract.by_reference import Dialect, by_reference
 from gateway.contract.inlined import inlined
 from gateway.contract.json_regex import ANY_ARRAY, ANY_OBJECT, ANY_VALUE
-from gateway.contract.keywords import TYPES, names_of
+from gateway.contract.keywords import TYPES, required_of
 from gateway.contract.patterns import Pattern
 from gateway.types import JsonObject
 
@@ -108,5 +108,5 @@ def _with_properties(schema: JsonObject | None) -> JsonObject | None:
             else:
                 alternatives = known["anyOf"] if set(known) == {"anyOf"} else [known]
                 properties[name] = {"anyOf": [*alternatives, *([] if inner in alternatives else [inner])]}
-    required = [name for name in properties if all(name in names_of(branch) for branch in branches)]
+    required = [name for name in properties if all(name in required_of(branch) for branch in branches)]
     return {"type": "object", "properties": properties, **({"required": required} if required else {})}

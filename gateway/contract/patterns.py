@@ -57,11 +57,7 @@ class _Part:
 
 
 def read_pattern(pattern: str) -> Pattern:
-    """Read a pattern.
-
-    Raises:
-        Unreadable: It is no regular expression, or too long, or too deep.
-    """
+    """Read a pattern; raise ``Unreadable`` if it is no regular expression, too long, or too deep."""
     if len(pattern) > MOST_CHARS:
         raise Unreadable(f"longer than {MOST_CHARS} characters")
     reader = _Reader(pattern)

@@ -67,7 +67,7 @@ class Flavour:
         catalogue_path: Lists what the server serves; None if that need not be asked.
         load_adapter_path: Loads an adapter while the server serves; None if it takes adapters at its start only.
         capacity_path: Tells how many draws the server takes at once; None if it queues any number itself.
-        seeds: How many seeds the server tells apart.
+        seeds: How many different seeds the server takes.
         token_a_piece: Each piece of a stream is one token, unless it has characters that are not ASCII.
         stream_options: What a stream reports besides the answer.
         keeps_stop_text: A stop string that ended an answer is still in its text.
@@ -95,14 +95,10 @@ class Flavour:
     }
 
     def check(self, sampling: Sampling) -> None:
-        """Refuse what the server cannot serve.
-
-        Raises:
-            UnsupportedField: Names the field.
-        """
+        """Raise ``UnsupportedField`` for a field that the server cannot serve."""
 
     def arguments(self, prompt: Prompt, seed: int, catalogue: Catalogue) -> JsonObject:
-        """Return a draw's arguments of ``AsyncInferenceClient.chat_completion``; None is "not said" and is left out.
+        """Return a draw's arguments of ``AsyncInferenceClient.chat_completion``; None leaves a field out.
 
         Raises:
             KeyError: The catalogue does not hold the prompt's adapter.
@@ -179,11 +175,7 @@ class Flavour:
         return {"messages": prompt.messages, **({"tools": tools} if shown else {})}
 
     def read_catalogue(self, listing: Any) -> Catalogue:
-        """Read the answer of ``catalogue_path``.
-
-        Raises:
-            LookupError, TypeError, AttributeError: The listing has another shape.
-        """
+        """Read the answer of ``catalogue_path``; raise LookupError, TypeError or AttributeError for another shape."""
         raise NotImplementedError
 
     def read_capacity(self, info: JsonObject) -> int | None:
@@ -195,7 +187,7 @@ class Flavour:
         return Refusal()
 
     def starting(self, body: JsonObject) -> bool:
-        """Return whether an error says that the server does not serve yet: another replica should."""
+        """Return whether an error says that the server does not serve yet: another replica should be used."""
         return False
 
     def true_status(self, status: int, body: JsonObject) -> int:

@@ -84,8 +84,8 @@ class LlamaCpp(Flavour):
         text = (await post("/apply-template", self.conversation(prompt))).get("prompt")
         if not isinstance(text, str):
             return None
-        asked = {"content": text, "add_special": True, "parse_special": True}
-        return length_of((await post("/tokenize", asked)).get("tokens"))
+        body = {"content": text, "add_special": True, "parse_special": True}
+        return length_of((await post("/tokenize", body)).get("tokens"))
 
     def read_catalogue(self, listing: Any) -> Catalogue:
         """Name an adapter by its file, without the ending."""

@@ -82,10 +82,10 @@ def test_a_probe_is_due_when_the_time_is_over(health: Health, clock: Clock) -> N
 def test_after_its_return_one_failure_ejects_again_until_a_caller_was_answered(health: Health, clock: Clock) -> None:
     length_s(health)
     health.readmit()
-    health.failed(Fault.ERROR, "500")
+    health.failed(Fault.ERROR)
     assert health.suspicious(Fault.ERROR, 0.0)
     health.succeeded(clock())
-    health.failed(Fault.ERROR, "500")
+    health.failed(Fault.ERROR)
     assert not health.suspicious(Fault.ERROR, 0.0)
 
 
@@ -100,7 +100,7 @@ def test_an_answer_after_the_return_makes_the_next_ejection_short_again(health: 
 def test_a_length_of_zero_never_ejects(clock: Clock) -> None:
     health = Health(0.0, clock)
     for _ in range(20):
-        health.failed(Fault.UNREACHABLE, "gone")
+        health.failed(Fault.UNREACHABLE)
     assert not health.suspicious(Fault.UNREACHABLE, 0.0)
 
 
@@ -108,7 +108,7 @@ def test_a_server_is_trusted_until_it_breaks_a_connection_and_after_it_answered(
     trusted = [health.trusted]
     for fault in (Fault.ERROR, Fault.UNREACHABLE):
         clock.now_s += 1
-        health.failed(fault, "why")
+        health.failed(fault)
         trusted.append(health.trusted)
     clock.now_s += 1
     health.succeeded(clock())

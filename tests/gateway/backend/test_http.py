@@ -44,7 +44,8 @@ async def test_a_request_arrives_with_our_headers_and_no_others(key: str) -> Non
     connection = "connection: close\r\n"
     async with listening(talk) as url, aclosing(Http(BackendSettings(api_key=key))) as http:
         await http.call(url + "/a?b=c%20d", {"a": 1}, timeout_s=10)
-        (await http.open_stream(url + "/b", {"a": 1}, timeout_s=10)).close()
+        async with http.stream(url + "/b", {"a": 1}, timeout_s=10):
+            pass
         await http.call(url + "/c", timeout_s=10)
     host = f"Host: {url.removeprefix('http://')}\r\n"
     assert [
@@ -72,8 +73,8 @@ async def test_a_broken_response_is_the_backends_error(
 ) -> None:
     async def read(url: str) -> None:
         if stream:
-            events = await http.open_stream(url, {}, timeout_s=10)
-            _ = [line async for line in events.lines()]
+            async with http.stream(url, {}, timeout_s=10) as lines:
+                _ = [line async for line in lines]
         else:
             await http.call(url, timeout_s=10)
 
@@ -92,7 +93,7 @@ async def test_a_response_at_the_limit_is_read(http: Http) -> None:
 async def test_a_stream_with_an_error_status_is_an_error_with_its_body(http: Http, status: int) -> None:
     async with listening(saying(ok(b"reason").replace(b" 200 ", b" %d " % status, 1))) as url:
         with pytest.raises(StatusError) as raised:
-            await http.open_stream(url, {}, timeout_s=2)
+            await http.stream(url, {}, timeout_s=2).__aenter__()
     assert (status, b"reason") == (raised.value.status, raised.value.content)
 
 
@@ -173,9 +174,8 @@ async def test_a_stream_closed_early_closes_its_connection(http: Http) -> None:
         ended.set()
 
     async with listening(talk) as url:
-        events = await http.open_stream(url, {}, timeout_s=10)
-        assert "hello" == await anext(events.lines())
-        events.close()
+        async with http.stream(url, {}, timeout_s=10) as lines:
+            assert "hello" == await anext(lines)
         await asyncio.wait_for(ended.wait(), 10)
 
 

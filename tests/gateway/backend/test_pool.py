@@ -237,6 +237,14 @@ async def test_any_bytes_of_an_answer_give_an_answer_or_a_backends_error(pool_of
                 await draw
 
 
+@pytest.mark.parametrize("answer", [b"{}", b"[]", b'{"choices": []}', b'{"choices": [{"message": {}}]}', b'"x"'])
+async def test_a_malformed_answer_to_a_request_with_tools_is_the_backends_error(pool_of: PoolOf, answer: bytes) -> None:
+    """TGI's usage and finish reason are corrected there before the answer is read."""
+    async with listening(saying(ok(answer))) as url:
+        with pytest.raises(BackendProtocolError):
+            await pool_of(url, kind="tgi").complete(prompt(tools=(WEATHER,)), seed=1, replica=0)
+
+
 async def test_an_invalid_url_of_a_policy_is_an_unreachable_backend(pool_of: PoolOf) -> None:
     pool = pool_of("http://127.0.0.1:port")
     for draw in (pool.complete(prompt(), seed=1, replica=0), streamed(pool, prompt())):

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
-from unittest.mock import Mock
 
 import orjson
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.backend.failures import CALL_ERRORS, translate
 from gateway.backend.flavours import FLAVOURS, Flavour
-from gateway.backend.http import EventStream, Http
+from gateway.backend.http import Http, split_lines
 from gateway.backend.hub import HubClient
 from gateway.backend.reading import StreamReader, read_answer
 from gateway.errors import (
@@ -270,7 +270,7 @@ def test_any_bytes_of_a_stream_are_an_answer_or_a_backends_error(parts: list[byt
         http = _Saying(raw)
         reader = StreamReader(TGI, asked())
         try:
-            async for piece in HubClient(http, "http://x", timeout_s=1.0).chunks({"messages": [], "model": "tgi"}):
+            async for piece in HubClient(http, "http://x", timeout_s=1.0).chunks({"messages": []}, {}):
                 list(reader.read(piece))
             reader.last()
         except BackendError:
@@ -288,11 +288,12 @@ class _Saying(Http):
         super().__init__(BackendSettings())
         self._raw = raw
 
-    async def open_stream(self, url: str, body: object, *, timeout_s: float) -> EventStream:
+    @asynccontextmanager
+    async def stream(self, url: str, body: object, *, timeout_s: float) -> AsyncIterator[AsyncGenerator[str, None]]:
         async def pieces() -> AsyncIterator[bytes]:
             yield self._raw
 
-        return EventStream(Mock(), pieces())
+        yield split_lines(pieces())
 
 
 @pytest.mark.parametrize(

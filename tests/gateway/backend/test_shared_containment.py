@@ -101,7 +101,7 @@ async def test_events_are_shared_again_after_an_outage_of_redis(start: Start, re
     await same_salt(here, there)
 
     def told() -> bool:
-        here.tell("broke", "r", "a:1")
+        here.publish("broke", "r", "a:1")
         return not there.idle
 
     await until(told)
