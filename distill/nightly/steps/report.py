@@ -75,7 +75,7 @@ def gather(night: Night, results: NightResults) -> NightFacts:
         data_hash=results.curate.data_hash,
         settings=manifest.settings,
         serving=_version(night.serving),
-        collected=_collected(results),
+        collected=Collected.model_validate(vars(results.collect) | vars(results.curate)),
         trained=_trained(results.train, night.settings.training.objective),
         measured=samples.measured() if samples is not None else None,
         verdict=verdict,
@@ -93,37 +93,19 @@ def _outcome(night: Night, results: NightResults) -> tuple[Literal["promoted", "
     return "kept" if results.promote is None else "promoted", decided.why
 
 
-def _collected(results: NightResults) -> Collected:
-    collected, curated = results.collect, results.curate
-    return Collected(
-        archived=collected.archived,
-        unreadable=collected.unreadable,
-        lost=collected.lost,
-        total=curated.total,
-        examples=curated.examples,
-        held_out=curated.held_out,
-        excluded=curated.excluded,
-        reward_models=curated.reward_models,
-    )
-
-
 def _trained(result: TrainResult | None, objective: str) -> Trained | None:
     if result is None:
         return None
     points = zip(result.losses, result.gradient_norms, strict=True)
-    return Trained(
-        objective=objective,
-        base_model=result.base,
-        examples=result.examples,
-        replayed=result.replayed,
-        tokens=result.tokens,
-        steps=result.steps,
-        seconds=result.seconds,
-        tokens_per_s=result.tokens / max(result.seconds, 1e-9),
-        peak_memory_bytes=result.peak_memory_bytes,
-        checkpoints=[path.name for path in result.checkpoints],
-        loss=[LossPoint(step=step, loss=loss, gradient_norm=norm) for step, (loss, norm) in enumerate(points, start=1)],
-    )
+    loss = [LossPoint(step=step, loss=loss, gradient_norm=norm) for step, (loss, norm) in enumerate(points, start=1)]
+    named = {
+        "objective": objective,
+        "base_model": result.base,
+        "tokens_per_s": result.tokens / max(result.seconds, 1e-9),
+        "checkpoints": [path.name for path in result.checkpoints],
+        "loss": loss,
+    }
+    return Trained.model_validate(vars(result) | named)
 
 
 def _promoted(results: NightResults) -> Promoted | None:
