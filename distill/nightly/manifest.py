@@ -29,7 +29,7 @@ _SECRETS = ("api_key", "url", "urls", "endpoint", "username", "password", "key_f
 _FIXED_GROUPS = ("dataset", "training", "evaluation")
 _FIXED = (("night", "min_examples"),)
 # Settings of the fixed groups that do not change results: they may differ between two attempts at one night.
-_FREE = {("dataset", "keep_days"), ("evaluation", "concurrency")}
+_FREE = {("dataset", "keep_days"), ("dataset", "claim_idle_s"), ("evaluation", "concurrency")}
 _REPAIR = "restore it, or move the run's folder away and run again"
 _REPOSITORY = Path(__file__).parents[2]
 
@@ -96,12 +96,13 @@ def check_settings(run: RunDir, settings: Settings, gateway_settings: GatewaySet
         RunMismatch: Names the settings that differ, or says that the manifest is damaged.
     """
     manifest = read_manifest(run)
-    now = settings.model_dump(mode="json")
-    fixed = [(group, name) for group in _FIXED_GROUPS for name in now[group]]
+    now, defaults = _values(settings), _values(Settings.model_construct())
     differing = [
         f"{group}.{name}"
-        for group, name in [*fixed, *_FIXED]
-        if (group, name) not in _FREE and now[group][name] != _value_then(manifest, settings, group, name)
+        for group, name in [*((group, name) for group in _FIXED_GROUPS for name in now[group]), *_FIXED]
+        # A setting that the release of that run did not have had its default.
+        if (group, name) not in _FREE
+        and now[group][name] != manifest.settings.get(group, {}).get(name, defaults[group][name])
     ]
     redis, key_prefix = manifest.gateway.get("redis"), gateway_settings.redis.key_prefix
     if isinstance(redis, dict) and redis.get("key_prefix", key_prefix) != key_prefix:
@@ -113,10 +114,9 @@ def check_settings(run: RunDir, settings: Settings, gateway_settings: GatewaySet
         )
 
 
-def _value_then(manifest: Manifest, settings: Settings, group: str, name: str) -> object:
-    """Return a setting's value in the manifest, or its default if the release of that run did not have it."""
-    defaults = type(getattr(settings, group))().model_dump(mode="json")
-    return manifest.settings.get(group, {}).get(name, defaults[name])
+def _values(settings: Settings) -> dict[str, dict[str, object]]:
+    """Return all values by group, with the constants that were settings in earlier releases."""
+    return {name: group.model_dump(mode="json") | group.constants() for name, group in settings}
 
 
 async def serving_policy(settings: GatewaySettings) -> Policy:

@@ -35,6 +35,15 @@ def test_what_is_unknown_or_bad_is_named(monkeypatch: pytest.MonkeyPatch, name: 
         settings.load()
 
 
+def test_a_setting_that_became_a_constant_is_ignored_with_a_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DISTILL_TRAINING__WARM_UP", "0.5")
+    assert 0.05 == settings.load().training.warm_up
+    assert "settings_ignored: DISTILL_TRAINING__WARM_UP" in caplog.text
+    assert "DISTILL_TRAINING__WARM_UP" not in settings.variables()
+
+
 def test_every_default_that_is_shown_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, (default, _) in settings.variables().items():
         if default:

@@ -55,7 +55,8 @@ def test_bad_input_is_one_line_and_status_2(tmp_path: Path, monkeypatch: pytest.
 def test_the_loss_of_smollm2_falls(tmp_path: Path) -> None:
     """The real base, its real template, four steps on one sentence."""
     (example,) = tiny_examples(1)
-    options = TrainingSettings(batch_examples=1, epochs=4, checkpoints=1, learning_rate=2e-3, warm_up=0)
+    options = TrainingSettings(batch_examples=1, epochs=4, checkpoints=1, learning_rate=2e-3)
+    options = options.model_copy(update={"warm_up": 0})
     trained = train([example], [], options, tmp_path)
     assert trained.losses[-1] < 0.7 * trained.losses[0]
     assert "SmolLM2-135M-Instruct" == trained.base == load_base("").name

@@ -150,7 +150,7 @@ async def test_what_a_collecting_pass_took_and_did_not_finish_is_forgotten_too(k
     assert 2 == len(await reader.read())
     await reader.aclose()
     kept.forget(keys={ALICE})
-    settings = DatasetSettings(archive_dir=kept.archive.folder, claim_idle_s=0.001)
+    settings = DatasetSettings(archive_dir=kept.archive.folder).model_copy(update={"claim_idle_s": 0.001})
     await collect(kept.redis, settings)
     assert sorted([id_of(2), id_of(5), "feedback-2"]) == kept.ids()
 

@@ -44,6 +44,21 @@ def test_a_night_that_an_older_version_began_goes_on_with_the_settings_that_it_d
     del told["settings"]["dataset"]["max_examples"]
     run = new_run(tmp_path, told)
     check_settings(run, Settings(), GatewaySettings())
-    told["settings"]["dataset"]["max_per_prompt"] = 7
-    with pytest.raises(RunMismatch, match=r"dataset\.max_per_prompt"):
+    told["settings"]["dataset"]["held_out_share"] = 0.7
+    with pytest.raises(RunMismatch, match=r"dataset\.held_out_share"):
         check_settings(new_run(tmp_path, told), Settings(), GatewaySettings())
+
+
+@pytest.mark.parametrize(("value", "fits"), [(1, True), (7, False)])
+def test_a_night_that_an_older_version_began_with_a_setting_that_is_a_constant_now(
+    tmp_path: Path, value: int, fits: bool
+) -> None:
+    begun = new_manifest(Settings(), GatewaySettings(), Policy.from_settings(PolicySettings()))
+    assert "max_per_prompt" not in begun["settings"]["dataset"]
+    begun["settings"]["dataset"]["max_per_prompt"] = value
+    run = new_run(tmp_path, begun)
+    if fits:
+        check_settings(run, Settings(), GatewaySettings())
+    else:
+        with pytest.raises(RunMismatch, match=r"dataset\.max_per_prompt"):
+            check_settings(run, Settings(), GatewaySettings())

@@ -104,7 +104,7 @@ async def test_without_a_url_the_command_runs_once(adapter: Adapter, tmp_path: P
 async def test_a_sick_replica_ends_the_loading(adapter: Adapter) -> None:
     async with TgiStub(Knobs()) as stub:
         stub.knobs.update({"healthy": False})
-        settings = PromotionSettings(load_command=python("pass"), load_timeout_s=2)
+        settings = PromotionSettings(load_command=python("pass")).model_copy(update={"load_timeout_s": 2})
         with pytest.raises(PromotionError, match=r"does not serve rft-.* after 2 s: its health check .* 503"):
             await load(adapter, BackendSettings(urls=(stub.url,)), settings)
 
@@ -121,7 +121,8 @@ async def test_a_sick_replica_ends_the_loading(adapter: Adapter) -> None:
     ],
 )
 async def test_a_failing_command_is_an_error_with_its_output(adapter: Adapter, command: str, told: str) -> None:
-    settings = PromotionSettings(load_command=command, load_timeout_s=1 if "sleep" in command else 60)
+    timeout_s = 1 if "sleep" in command else 60
+    settings = PromotionSettings(load_command=command).model_copy(update={"load_timeout_s": timeout_s})
     async with TgiStub(Knobs()) as stub:
         with pytest.raises(PromotionError) as caught:
             await load(adapter, BackendSettings(urls=(stub.url,)), settings)
