@@ -6,9 +6,9 @@ from markupsafe import Markup
 
 from distill.evaluation.verdict import CurvePoint, Verdict
 from distill.report.facts import Measured, NightFacts, SampleSummary
-from distill.report.story import controls, curves_title, interval, new_samples, points, reward_at
+from distill.report.formats import fixed
 from distill.report.svg import Margins, Plot, Spot, responsive, ticks
-from distill.report.words import fixed
+from distill.report.view import controls, curves_title, interval, new_samples, points, reward_at
 
 WIDE, NARROW = (1000.0, 440.0), (360.0, 390.0)
 MAX_NARROW_CHARACTERS = 11

@@ -9,8 +9,8 @@ from re import search
 from markupsafe import Markup
 
 from distill.report.facts import Bars, NightFacts, PolicyVersion, Trained
-from distill.report.story import MIN_VERSIONS, history_title, loss_title
 from distill.report.svg import Margins, Plot, Spot, responsive, ticks
+from distill.report.view import MIN_VERSIONS, history_title, loss_title
 
 WIDE, NARROW = (500.0, 270.0), (350.0, 240.0)
 HISTORY_WIDE, HISTORY_NARROW = (1000.0, 230.0), (360.0, 220.0)

@@ -10,9 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from distill.evaluation.guardrails import JUDGE
 from distill.evaluation.verdict import CheckpointResult
-from distill.report import curves, evidence, figures, story
+from distill.report import curves, figures, gate_figures, view
 from distill.report.facts import NightFacts
-from distill.report.words import FILTERS, SHOWN_CHARACTERS, visible
+from distill.report.formats import FILTERS, SHOWN_CHARACTERS, visible
 from gateway.files import write_atomically
 
 HTML_FILE = "report.html"
@@ -22,7 +22,7 @@ def render(facts: NightFacts) -> str:
     """Return the page: it has no script and fetches nothing, and every text in it is escaped."""
     html = _template().render(
         night=facts,
-        story=story,
+        view=view,
         JUDGE=JUDGE,
         shown_characters=SHOWN_CHARACTERS,
         **_records(facts),
@@ -75,8 +75,8 @@ def _figures(facts: NightFacts) -> dict[str, Any]:
     if verdict is None or measured is None:
         return found
     return found | {
-        "reward_figure": figures.histograms(measured.rewards, "reward of one sample", story.spread_title(verdict)),
-        "length_figure": figures.histograms(measured.lengths, "tokens of one answer", story.length_title(measured)),
+        "reward_figure": figures.histograms(measured.rewards, "reward of one sample", view.spread_title(verdict)),
+        "length_figure": figures.histograms(measured.lengths, "tokens of one answer", view.length_title(measured)),
     }
 
 
@@ -88,21 +88,21 @@ def _gate(facts: NightFacts) -> dict[str, Any]:
     best = verdict.best
 
     def rows(result: CheckpointResult) -> list[dict[str, Any]]:
-        chosen = [story.is_chosen(verdict, result, test) for test in result.tests]
+        chosen = [view.is_chosen(verdict, result, test) for test in result.tests]
         return [
             {
                 "checkpoint": result.checkpoint,
                 "test": test,
                 "chosen": is_chosen,
-                "figure": evidence.forest(verdict, test, chosen=is_chosen),
-                "finding": story.finding(verdict, result, test),
+                "figure": gate_figures.forest(verdict, test, chosen=is_chosen),
+                "finding": view.finding(verdict, result, test),
             }
             for test, is_chosen in zip(result.tests, chosen, strict=True)
         ]
 
     return {
-        "evidence_figure": evidence.evidence_paths(verdict),
+        "evidence_figure": gate_figures.evidence_paths(verdict),
         "tests": rows(best),
         "others": [row for result in verdict.candidates if result != best for row in rows(result)],
-        "shares": evidence.shares(verdict),
+        "shares": gate_figures.shares(verdict),
     }

@@ -12,9 +12,9 @@ import pytest
 from markupsafe import escape
 
 from distill.report.facts import FACTS_FILE, NightFacts, SideBySide
+from distill.report.formats import SHOWN_CHARACTERS, count, fixed, seconds, signed, visible, wealth
 from distill.report.page import HTML_FILE, render, write_report
-from distill.report.story import controls, evidence_title, finding, points
-from distill.report.words import SHOWN_CHARACTERS, count, fixed, seconds, signed, visible, wealth
+from distill.report.view import controls, evidence_title, finding, points
 from tests.distill.report.a_night import finished_night, night_without_training
 from tests.distill.report.nights import (
     HOSTILE,

@@ -9,7 +9,7 @@ from distill.evaluation.equivalent import EquivalentN
 from distill.evaluation.guardrails import JUDGE
 from distill.evaluation.verdict import CheckpointResult, CurvePoint, NonInferiorityTest, Verdict
 from distill.report.facts import Measured, NightFacts, PolicyVersion, SampleSummary
-from distill.report.words import change, count, fixed, wealth
+from distill.report.formats import change, count, fixed, wealth
 
 MIN_VERSIONS = 2
 """Fewer published policies have no figure of N over time."""

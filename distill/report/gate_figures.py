@@ -7,9 +7,9 @@ from math import isfinite, nan
 from markupsafe import Markup
 
 from distill.evaluation.verdict import NonInferiorityTest, Verdict
-from distill.report.story import evidence_title, is_chosen
+from distill.report.formats import fixed, signed
 from distill.report.svg import Margins, Plot, Spot, powers, responsive, ticks
-from distill.report.words import fixed, signed
+from distill.report.view import evidence_title, is_chosen
 
 WIDE, NARROW = (1000.0, 360.0), (360.0, 340.0)
 FOREST = (260.0, 30.0)

@@ -6,7 +6,7 @@ from math import inf, nan
 
 import pytest
 
-from distill.report import words
+from distill.report import formats
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from distill.report import words
     ],
 )
 def test_a_time_has_fitting_units(expected: str, seconds: float) -> None:
-    assert expected == words.seconds(seconds)
+    assert expected == formats.seconds(seconds)
 
 
 @pytest.mark.parametrize(
@@ -37,34 +37,39 @@ def test_a_time_has_fitting_units(expected: str, seconds: float) -> None:
     ],
 )
 def test_evidence_keeps_three_figures(expected: str, value: float) -> None:
-    assert expected == words.wealth(value)
+    assert expected == formats.wealth(value)
 
 
 @pytest.mark.parametrize(("expected", "size"), [("512 B", 512), ("2.71 GB", 2_711_000_000), ("3.2 TB", 3.2e12)])
 def test_a_size_has_its_unit(expected: str, size: float) -> None:
-    assert expected == words.size(size)
+    assert expected == formats.size(size)
 
 
 def test_a_negative_number_has_a_true_minus_sign() -> None:
-    assert "−1,234.50" == words.fixed(-1234.5)
-    assert "−0.012" == words.signed(-0.012)
-    assert "+0.012" == words.signed(0.012)
-    assert "−16\u00a0%" == words.change(0.84)
-    assert "−1.8e+308" == words.fixed(-1.797e308)
-    assert "21\u00a0%" == words.percent(0.21)
+    assert "−1,234.50" == formats.fixed(-1234.5)
+    assert "−0.012" == formats.signed(-0.012)
+    assert "+0.012" == formats.signed(0.012)
+    assert "−16\u00a0%" == formats.change(0.84)
+    assert "−1.8e+308" == formats.fixed(-1.797e308)
+    assert "21\u00a0%" == formats.percent(0.21)
 
 
 def test_a_value_that_is_not_finite_is_named() -> None:
     assert {"n/a"} == {
-        words.count(inf), words.fixed(None), words.fixed(nan), words.signed(nan), words.percent(None), words.change(nan)
-    }  # fmt: skip
+        formats.count(inf),
+        formats.fixed(None),
+        formats.fixed(nan),
+        formats.signed(nan),
+        formats.percent(None),
+        formats.change(nan),
+    }
 
 
 def test_a_sentence_begins_large_and_ends() -> None:
-    assert "Not enough evidence." == words.sentence("not enough evidence")
-    assert "Why?" == words.sentence("why?")
-    assert "." == words.sentence("")
+    assert "Not enough evidence." == formats.sentence("not enough evidence")
+    assert "Why?" == formats.sentence("why?")
+    assert "." == formats.sentence("")
 
 
 def test_control_characters_become_pictures() -> None:
-    assert "a␀b␛c\n\td␡\ne␍�" == words.visible("a\x00b\x1bc\n\td\x7f\r\ne\r\x85")
+    assert "a␀b␛c\n\td␡\ne␍�" == formats.visible("a\x00b\x1bc\n\td\x7f\r\ne\r\x85")
