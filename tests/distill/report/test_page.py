@@ -14,7 +14,7 @@ from markupsafe import escape
 from distill.report.facts import FACTS_FILE, NightFacts, SideBySide
 from distill.report.formats import SHOWN_CHARACTERS, count, fixed, seconds, signed, visible, wealth
 from distill.report.page import HTML_FILE, render, write_report
-from distill.report.view import controls, evidence_title, finding, points
+from distill.report.view import controls, evidence_title, finding, is_chosen, points
 from tests.distill.report.a_night import finished_night, night_without_training
 from tests.distill.report.nights import (
     HOSTILE,
@@ -222,6 +222,15 @@ def test_several_checkpoints_are_named_and_a_worse_one_is_called_worse() -> None
 
 def test_the_compared_histograms_are_named() -> None:
     assert "old: base at T 0.4 new: checkpoint-61 at T 0.7" in _Page(render(finished_night())).text
+
+
+def test_only_the_promoted_n_is_marked_as_chosen() -> None:
+    night = finished_night()
+    assert night.verdict is not None
+    best = night.verdict.best
+    assert [4] == [test.n for test in best.tests if is_chosen(night.verdict, best, test)]
+    assert 1 == render(night).count('<tr class="chosen">')
+    assert 0 == render(finished_night(promoted=False)).count('<tr class="chosen">')
 
 
 def test_three_checkpoints_share_alpha() -> None:
