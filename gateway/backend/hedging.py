@@ -77,7 +77,8 @@ class Hedging:
             other = self._competitor(draw, replica, overdue_s())
             return None if other is None else self._compete(make, draw, replica, other)
 
-        if draw.route.hedge is None and not draw.route.answered:
+        if not draw.route.begun:
+            draw.route.begun = True
             self._budget.deposit()
         return await hedged(make(draw, replica), second, overdue_s, discard)
 

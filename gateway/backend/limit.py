@@ -12,6 +12,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -23,44 +24,36 @@ _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 0.4
 
 
+@dataclass(eq=False)
 class ServerLimit:
     """Places for draws at one server, first come, first served.
 
     Draws beyond the limit wait. A refused draw leaves its place, waits for another one ahead of those that were not
     sent yet, and is sent again.
 
-    Args:
+    Attributes:
         name: The server's host and port, for metrics.
         ceiling: The limit never rises above this.
         queue_timeout_s: Longest time one draw may spend waiting and being refused.
         sharers: Gateway processes that divide the server's capacity among them.
         on_refusal: Called with the server's name whenever it refused a draw.
+        capacity: Draws that the server says it takes at once, from all its clients; None if it does not say.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        ceiling: int = 1024,
-        queue_timeout_s: float = 5.0,
-        sharers: int = 1,
-        on_refusal: Callable[[str], None] = lambda _: None,
-    ) -> None:
-        self.name = name
-        self.in_flight = 0
-        self._sharers = sharers
-        self._ceiling = ceiling
-        self._learnt = ceiling
-        self._share = ceiling
-        self._queue_timeout_s = queue_timeout_s
-        self._on_refusal = on_refusal
-        self._successes = 0
-        self._halvings = 0
+    name: str
+    ceiling: int = 1024
+    queue_timeout_s: float = 5.0
+    sharers: int = 1
+    on_refusal: Callable[[str], None] = lambda _: None
+    in_flight: int = field(default=0, init=False)
+    capacity: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._learnt = self._share = self.ceiling
+        self._successes = self._halvings = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._asking: SingleFlight[int | None] = SingleFlight(self._capacity_answered)
         self._capacity_asked = False
-        self.capacity: int | None = None
-        """Draws that the server says it takes at once, from all its clients; None where it does not say."""
 
     @property
     def limit(self) -> int:
@@ -77,11 +70,11 @@ class ServerLimit:
 
     def share(self, draws: int) -> None:
         """Bound the limit by this process's part of the server's capacity."""
-        self._share = min(draws, self._ceiling)
+        self._share = min(draws, self.ceiling)
         self._wake()
 
     def turn(self) -> Turn:
-        return Turn(self, self._queue_timeout_s)
+        return Turn(self, self.queue_timeout_s)
 
     async def acquire(self, until_s: float, *, ahead: bool = False) -> int:
         """Take a place, waiting for it until ``until_s`` on the event loop's clock.
@@ -128,7 +121,7 @@ class ServerLimit:
         Args:
             halvings: The result of ``acquire`` for this draw.
         """
-        self._on_refusal(self.name)
+        self.on_refusal(self.name)
         if halvings == self._halvings:
             self._learnt = max(1, self.limit // 2)
             self._halvings += 1
@@ -139,7 +132,7 @@ class ServerLimit:
 
         Draws at a server that is less than half used do not show that it would take more.
         """
-        if self._learnt < self._ceiling and 2 * self.in_flight >= self.limit:
+        if self._learnt < self.ceiling and 2 * self.in_flight >= self.limit:
             self._successes += 1
             if self._successes >= self.limit:
                 self._successes = 0
@@ -169,7 +162,7 @@ class ServerLimit:
         capacity = asking.result()
         if capacity != self.capacity:
             self.capacity = capacity
-            self.share(self._ceiling if capacity is None else max(1, capacity // self._sharers))
+            self.share(self.ceiling if capacity is None else max(1, capacity // self.sharers))
 
     def _wake(self) -> None:
         while self._waiters and self.has_room:

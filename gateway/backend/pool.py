@@ -101,10 +101,7 @@ class BackendPool:
     async def complete(self, prompt: Prompt, *, seed: int, replica: Route | int) -> Answer:
         """Draw one whole answer, from another replica where this one fails.
 
-        Args:
-            prompt: The request.
-            seed: The draw's own.
-            replica: The race's route, or the index of the replica to begin with.
+        ``replica`` is the race's route, or the index of the replica to begin with.
 
         Raises:
             BackendError: There is no answer.

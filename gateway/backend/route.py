@@ -17,6 +17,7 @@ class Route:
 
     Attributes:
         replica: Where draws begin; None until the first draw chooses.
+        begun: A draw of the race was made.
         hedge: Where the race's hedged draws go.
         answered: A draw of the race was answered.
         fingerprint: The request's, computed when first needed.
@@ -25,6 +26,7 @@ class Route:
     """
 
     replica: Replica | None = None
+    begun: bool = False
     hedge: Replica | None = None
     answered: bool = False
     fingerprint: str | None = None

@@ -8,18 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gateway.contract.keywords import (
-    COUNTS,
-    NUMBERS,
-    count_of,
-    map_of,
-    merged,
-    number_of,
-    required_of,
-    schemas_of,
-    type_of,
-    types_of,
-)
+from gateway.contract import keywords
 from gateway.contract.patterns import Pattern, Unreadable, read_pattern
 from gateway.contract.references import References, reference_of
 from gateway.types import JsonObject
@@ -92,7 +81,7 @@ class _Rewriter:
         self._refer(flat, out)
         self._repair(flat, out)
         if not any(keyword in out for keyword in _STRUCTURE):
-            implied = types_of(out)
+            implied = keywords.types_of(out)
             out |= {"type": implied[0]} if implied else self._dialect.any_value
         return out
 
@@ -101,7 +90,7 @@ class _Rewriter:
         if "allOf" not in schema:
             return schema
         out = {keyword: value for keyword, value in schema.items() if keyword != "allOf"}
-        parts = [part for part in schemas_of(schema, "allOf") if isinstance(part, dict)]
+        parts = [part for part in keywords.schemas_of(schema, "allOf") if isinstance(part, dict)]
         alone = len(parts) == 1 and "properties" not in out
         for part in parts:
             self._merges += 1
@@ -109,28 +98,30 @@ class _Rewriter:
                 break  # the server does not enforce the rest; the check of the answer does
             inner = part
             if not alone and isinstance(target := self._references.target(reference_of(part)), dict):
-                inner = merged({name: value for name, value in part.items() if name != "$ref"}, target)
-            out = merged(out, self._without_all_of(inner, hops + 1))
+                inner = keywords.merged({name: value for name, value in part.items() if name != "$ref"}, target)
+            out = keywords.merged(out, self._without_all_of(inner, hops + 1))
         return out
 
     def _keyword(self, keyword: str, value: object, schema: JsonObject) -> object:
         """Return one keyword's value in the dialect; ``_LEFT_OUT`` if it has none."""
         match keyword:
             case "properties" | "patternProperties" | "dependentSchemas":
-                inner = map_of(schema, keyword)
+                inner = keywords.map_of(schema, keyword)
                 return {name: self._schema(each) for name, each in inner.items() if each is not False}
             case "anyOf" | "oneOf":
-                return [self._schema(each) for each in schemas_of(schema, keyword) if each is not False] or _LEFT_OUT
+                return [
+                    self._schema(each) for each in keywords.schemas_of(schema, keyword) if each is not False
+                ] or _LEFT_OUT
             case "prefixItems":
-                return [self._schema(each) for each in schemas_of(schema, keyword)] or _LEFT_OUT
+                return [self._schema(each) for each in keywords.schemas_of(schema, keyword)] or _LEFT_OUT
             case "items" | "additionalProperties" | "contains" | "propertyNames" | "not" | "if" | "then" | "else":
                 if isinstance(value, bool):
                     return value if keyword == "additionalProperties" or not value else {}
                 return self._schema(value) if isinstance(value, dict) else _LEFT_OUT
             case "required":
-                return required_of(schema)
+                return keywords.required_of(schema)
             case "type":
-                known = types_of({"type": value})
+                known = keywords.types_of({"type": value})
                 return _LEFT_OUT if not known else known if isinstance(value, list) else known[0]
             case "enum":
                 return self._enum(value)
@@ -139,11 +130,11 @@ class _Rewriter:
             case "format":
                 formats = self._dialect.formats
                 return value if isinstance(value, str) and (formats is None or value in formats) else _LEFT_OUT
-        if keyword in NUMBERS:
-            number = number_of(schema, keyword)
+        if keyword in keywords.NUMBERS:
+            number = keywords.number_of(schema, keyword)
             return _LEFT_OUT if number is None else number
-        if keyword in COUNTS:
-            count = count_of(schema, keyword)
+        if keyword in keywords.COUNTS:
+            count = keywords.count_of(schema, keyword)
             return _LEFT_OUT if count is None or count > self._dialect.most_count else count
         return value
 
@@ -181,12 +172,12 @@ class _Rewriter:
         """Rewrite keywords of older drafts, and combinations that servers refuse."""
         if isinstance(schema.get("items"), list):
             out.pop("items", None)
-            out["prefixItems"] = [self._schema(each) for each in schemas_of(schema, "items")]
+            out["prefixItems"] = [self._schema(each) for each in keywords.schemas_of(schema, "items")]
         for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
             if schema.get(exclusive) is True and bound in out:
                 out[exclusive] = out.pop(bound)
         if "enum" not in out and "type" not in out and isinstance(values := schema.get("enum"), list) and values:
-            types = sorted({type_of(value) for value in values})
+            types = sorted({keywords.type_of(value) for value in values})
             out["type"] = types[0] if len(types) == 1 else types
         if "pattern" in out:
             out.pop("minLength", None)

@@ -10,17 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from gateway.contract.keywords import (
-    NUMBERS,
-    count_of,
-    has_type,
-    map_of,
-    merged,
-    number_of,
-    required_of,
-    schemas_of,
-    types_of,
-)
+from gateway.contract import keywords
 from gateway.contract.patterns import Unreadable, read_pattern
 from gateway.contract.references import References, reference_of
 from gateway.types import JsonObject
@@ -94,7 +84,7 @@ class _Inliner:
         """Merge the schema's reference and ``allOf`` into it; return None if that would never end."""
         self._values += 1
         out = {name: value for name, value in schema.items() if name not in ("$ref", "$dynamicRef", "allOf")}
-        parts = schemas_of(schema, "allOf")
+        parts = keywords.schemas_of(schema, "allOf")
         if (reference := reference_of(schema)) is not None:
             target = self._references.target(reference)
             if isinstance(target, dict):
@@ -111,7 +101,7 @@ class _Inliner:
                 inner = self._flat(part, opened, hops + 1)
                 if inner is None:
                     return None
-                out = merged(out, inner)
+                out = keywords.merged(out, inner)
         return out
 
     @property
@@ -124,13 +114,13 @@ class _Inliner:
         return _ANY if self._anys <= _MOST_ANY and not self.full else _PLAIN
 
     def _structure(self, schema: JsonObject, times: int, depth: int) -> JsonObject | None:
-        types = types_of(schema)
+        types = keywords.types_of(schema)
         if "const" in schema:
             return self._described(schema, _literals([schema["const"]]))
         if isinstance(values := schema.get("enum"), list) and values:
-            kept = [value for value in values if has_type(value, types)]
+            kept = [value for value in values if keywords.has_type(value, types)]
             return self._described(schema, _literals(kept)) if kept else None
-        branches = schemas_of(schema, "anyOf") or schemas_of(schema, "oneOf")
+        branches = keywords.schemas_of(schema, "anyOf") or keywords.schemas_of(schema, "oneOf")
         if branches and "properties" not in schema:
             return self._described(schema, self._union(branches, schema, times, depth))
         if len(types) > 1:
@@ -146,7 +136,7 @@ class _Inliner:
             case "string":
                 found = self._string(schema, times)
             case "integer" | "number":
-                numbers = {name: number_of(schema, name) for name in NUMBERS}
+                numbers = {name: keywords.number_of(schema, name) for name in keywords.NUMBERS}
                 found = {"type": types[0], **{name: value for name, value in numbers.items() if value is not None}}
             case plain:
                 found = {"type": plain}
@@ -161,7 +151,7 @@ class _Inliner:
         kept: list[JsonObject] = []
         shared: JsonObject = {name: siblings[name] for name in ("type", "required", "items") if name in siblings}
         for branch in branches:
-            schema = merged(branch, shared) if isinstance(branch, dict) and shared else branch
+            schema = keywords.merged(branch, shared) if isinstance(branch, dict) and shared else branch
             found = self.lower(schema, times, depth + 1)
             if found is not None:
                 kept.append(found)
@@ -170,8 +160,8 @@ class _Inliner:
         return {"anyOf": kept}
 
     def _object(self, schema: JsonObject, times: int, depth: int) -> JsonObject | None:
-        properties = map_of(schema, "properties")
-        required = required_of(schema)
+        properties = keywords.map_of(schema, "properties")
+        required = keywords.required_of(schema)
         others = schema.get("additionalProperties")
         missing = {name: others if isinstance(others, dict) else True for name in required if name not in properties}
         lowered: JsonObject = {}
@@ -191,8 +181,8 @@ class _Inliner:
 
     def _array(self, schema: JsonObject, times: int, depth: int) -> JsonObject | None:
         items = schema.get("items")
-        places = schemas_of(schema, "prefixItems") or schemas_of(schema, "items")
-        least, most = count_of(schema, "minItems") or 0, count_of(schema, "maxItems")
+        places = keywords.schemas_of(schema, "prefixItems") or keywords.schemas_of(schema, "items")
+        least, most = keywords.count_of(schema, "minItems") or 0, keywords.count_of(schema, "maxItems")
         if places:
             found = [self.lower(place, times, depth + 1) for place in places]
             return None if None in found else {"type": "array", "prefixItems": found}
@@ -213,7 +203,7 @@ class _Inliner:
             return {"type": "string", "pattern": f"^{simple}$"}
         if isinstance(form, str) and form in FORMATS:
             return {"type": "string", "format": form}
-        least, most = count_of(schema, "minLength") or 0, count_of(schema, "maxLength")
+        least, most = keywords.count_of(schema, "minLength") or 0, keywords.count_of(schema, "maxLength")
         longest = max(least, most or 0) * times
         if longest <= 1:
             return {"type": "string", "minLength": least} if most is None and least else self._short(least, most)

@@ -287,6 +287,16 @@ async def test_a_fleet_that_is_busy_everywhere_is_not_hedged(
     assert (5, 5) == (drawn(stubs[0]), drawn(stubs[1]))
 
 
+async def test_a_single_replica_is_never_hedged(
+    stubs: list[TgiStub], pool_of: PoolOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usual_time, "COLD_S", 0.05)
+    stubs[0].knobs.update({"latency_ms": 300.0})
+    with capture_logs() as logs:
+        assert not [one for one in await race(pool_of(stubs[0].url), 4) if isinstance(one, BaseException)]
+    assert (4, []) == (drawn(stubs[0]), [line for line in logs if line["event"] == "backend_draw_hedged"])
+
+
 async def test_hedges_are_a_twentieth_of_the_races_beyond_a_first_burst(
     stubs: list[TgiStub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,7 +312,8 @@ async def test_hedges_are_a_twentieth_of_the_races_beyond_a_first_burst(
             for number in range(60):
                 route = pool.choose_replica()
                 route.replica = pool._replicas.all[0]
-                await pool.complete(prompt(f"question {number}"), seed=1, replica=route)
+                asked = prompt(f"question {number}")
+                await asyncio.gather(*(pool.complete(asked, seed=seed, replica=route) for seed in range(3)))
     took_s = time.monotonic() - began_s
     assert 22 <= moves.count("hedge") <= 20 + 60 * 0.05 + took_s * 0.1
     hedges = [(line["log_level"], line["hedged_races"]) for line in logs if line["event"] == "backend_draw_hedged"]
