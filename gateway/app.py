@@ -58,8 +58,6 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """All parts of a running gateway."""
-
     backends: BackendPools
     containment: SharedContainment
     scorer: Scorer

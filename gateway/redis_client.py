@@ -26,12 +26,7 @@ class UnsupportedRedis(RedisError):
 
 
 def connection_options(redis: RedisSettings, *, timeout_s: float | None = None) -> dict[str, Any]:
-    """Return the options of ``from_url`` of any redis-py client.
-
-    Args:
-        redis: User, password, certificates and time-out.
-        timeout_s: Longest time of one call, if not the settings'.
-    """
+    """Return the options of ``from_url`` of any redis-py client; ``timeout_s`` replaces the settings' time-out."""
     options: dict[str, Any] = {
         "socket_timeout": timeout_s or redis.timeout_s,
         "socket_connect_timeout": timeout_s or redis.timeout_s,
@@ -53,7 +48,7 @@ def connect(redis: RedisSettings, *, timeout_s: float | None = None, **more: Any
 
     Args:
         redis: URL, user, password, certificates and time-out.
-        timeout_s: Longest time of one call, if not the settings'.
+        timeout_s: Replaces the settings' time-out.
         more: Further options of the client.
     """
     return Redis.from_url(

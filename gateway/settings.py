@@ -44,12 +44,10 @@ class _Group(BaseModel):
 
 
 def _split(value: object) -> object:
-    """Accept ``a,b`` for a tuple, as environment variables write it."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 def is_loopback(host: str) -> bool:
-    """Return True if only this machine can reach ``host``."""
     return host in {"127.0.0.1", "localhost", "::1"}
 
 
@@ -79,7 +77,7 @@ class BackendSettings(_Group):
 
     kind: Literal["auto", "tgi", "vllm", "llamacpp"] = "auto"
     """Kind of server at the URLs; auto asks it, and treats it as TGI until it answers (SGLang is vllm)."""
-    urls: Urls = ("http://127.0.0.1:8080",)
+    urls: Urls = Field(default=("http://127.0.0.1:8080",), min_length=1)
     """Base URLs of the replicas, separated by commas; dns+http://host:port means one for each address of the host."""
     api_key: str = ""
     """Sent to the backend as a bearer token. HF_TOKEN is never sent."""
@@ -94,14 +92,8 @@ class BackendSettings(_Group):
     ca_file: Path | None = None
     """CA certificates (PEM) to trust for https:// replicas, instead of the system's."""
 
-    _urls = field_validator("urls", mode="before")(_split)
-
-    @field_validator("urls")
-    @classmethod
-    def _http_only(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        if not urls:
-            raise ValueError("one or more http:// or https:// URLs are needed")
-        return server_urls(urls)
+    _parts = field_validator("urls", mode="before")(_split)
+    _http_only = field_validator("urls")(server_urls)
 
 
 class RewardSettings(_Group):
@@ -139,7 +131,6 @@ class RewardSettings(_Group):
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The base URLs in ``url``."""
         return http_urls(tuple(part.strip() for part in self.url.split(",") if part.strip()))
 
     @field_validator("url")
@@ -192,8 +183,6 @@ class RedisSettings(_Group):
 
 
 class JournalSettings(_Group):
-    """Durability of records."""
-
     spool_dir: Path = Path("spool")
     """Folder of the spool on local disk, for records that Redis has not taken yet."""
     durability: Literal["fsync", "relaxed"] = "fsync"
@@ -207,8 +196,6 @@ class JournalSettings(_Group):
 
 
 class PolicySettings(_Group):
-    """The policy until one is published in Redis."""
-
     n: int = Field(default=4, ge=1)
     """N of requests that do not set it."""
     n_max: int = Field(default=8, ge=1)
@@ -245,7 +232,7 @@ class RaceSettings(_Group):
 class ApiSettings(_Group):
     """The API, and limits of what callers may send."""
 
-    models: Names = ("ratchet",)
+    models: Names = Field(default=("ratchet",), min_length=1)
     """Model names that are served, separated by commas; the first is the name, the others are aliases."""
     keys_file: Path | None = None
     """File of hashed API keys (python -m gateway key new NAME), re-read when it changes. Needed beyond loopback."""
@@ -285,23 +272,12 @@ class ApiSettings(_Group):
         return origins
 
     @model_validator(mode="after")
-    def _any_origin_needs_keys(self) -> Self:
+    def _keys_where_needed(self) -> Self:
         if "*" in self.cors_origins and self.keys_file is None:
             raise ValueError("cors_origins=* needs keys_file: otherwise any web page could use this gateway")
-        return self
-
-    @model_validator(mode="after")
-    def _operators_have_keys(self) -> Self:
         if self.operators == "admin" and self.keys_file is None:
             raise ValueError("operators=admin needs keys_file, with a key that has the scope admin")
         return self
-
-    @field_validator("models")
-    @classmethod
-    def _at_least_one(cls, models: tuple[str, ...]) -> tuple[str, ...]:
-        if not models:
-            raise ValueError("at least one model name is needed")
-        return models
 
 
 class SchemaSettings(_Group):
@@ -330,8 +306,6 @@ class TracingSettings(_Group):
 
 
 class Settings(BaseSettings):
-    """All settings of the gateway."""
-
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_nested_delimiter="__",

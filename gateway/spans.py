@@ -53,15 +53,7 @@ def over_stream(
     of_item: Callable[[T], Attributes] | None = None,
     to_server: bool = False,
 ) -> AsyncGenerator[T]:
-    """Return the items, made under a span that ends with them.
-
-    Args:
-        name: What is done.
-        items: Made under the span.
-        attributes: Called if the span is recorded.
-        of_item: Return an item's attributes of the span.
-        to_server: The work is a call to another server.
-    """
+    """Return the items, made under a span that ends with them and has the attributes that ``of_item`` returns."""
     return items if _tracer is None else _over_stream(_tracer, name, items, attributes, of_item, to_server)
 
 

@@ -184,7 +184,6 @@ class Metrics:
         self.reward_run_seconds = histogram("reward_run_seconds", "Time to score one batch", buckets=_SECONDS)
 
     def completed(self, outcome: Outcome) -> None:
-        """Count one completion."""
         self.selections.labels(outcome.selection.value).inc()
         self.generated_tokens.inc(outcome.generated_tokens)
         self.returned_tokens.inc(sum(c.answer.completion_tokens for c in outcome.winners if c.answer))
@@ -210,7 +209,6 @@ class Metrics:
             self.stage_seconds.labels(stage).observe(getattr(outcome.timings, f"{stage}_ms") / 1e3)
 
     def scored_batch(self, entries: int, tokens: int, padded_tokens: int, wait_ms: float, run_ms: float) -> None:
-        """Count one batch of the reward model."""
         self.reward_batch_entries.observe(entries)
         self.reward_batch_tokens.observe(padded_tokens)
         self.reward_batch_padding.inc(padded_tokens - tokens)

@@ -78,7 +78,6 @@ class Policy(_Variant):
 
     @property
     def second(self) -> Arm | None:
-        """The canary or the holdback, if the document has one."""
         if self.canary is None:
             return None
         return self.canary.arm("holdback" if self.canary.holdback else "canary")

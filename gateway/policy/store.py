@@ -73,7 +73,6 @@ class PolicyStore:
 
     @property
     def current(self) -> Policy:
-        """The current policy. No I/O."""
         return self._current
 
     async def start(self) -> None:
@@ -137,7 +136,6 @@ class PolicyStore:
         return Readiness(ready=True, detail=detail, facts=facts)
 
     async def aclose(self) -> None:
-        """Stop refreshing and close the connection."""
         self._closing = True
         if self._task is not None:
             self._task.cancel()

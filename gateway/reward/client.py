@@ -118,19 +118,11 @@ class ClassifyClient:
         return results
 
     async def probe(self) -> None:
-        """Score a fixed answer.
-
-        Raises:
-            RewardError: That gives no reward.
-        """
+        """Score a fixed answer; raise RewardError if that gives no reward."""
         await self._check_scoring(await self.server())
 
     async def health(self) -> None:
-        """Ask the server for its health.
-
-        Raises:
-            RewardError: It says that it cannot serve.
-        """
+        """Raise RewardError if the server says that it cannot serve."""
         await self._call("GET", "/health", timeout_s=HEALTH_TIMEOUT_S)
 
     async def aclose(self) -> None:
@@ -164,7 +156,6 @@ class ClassifyClient:
             raise result
 
     async def _listed(self) -> Server:
-        """Read the server's list of models."""
         dialect, models = wire.served_models(await self._call("GET", "/v1/models"))
         model = self._settings.url_model or next(iter(models), "")
         if model not in models:

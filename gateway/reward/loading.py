@@ -52,7 +52,6 @@ class Loading(Generic[Loaded]):
 
     @property
     def value(self) -> Loaded | None:
-        """The value, once it is loaded."""
         attempt = self._attempt
         return attempt.result() if attempt is not None and _has_ended(attempt) and self.error is None else None
 

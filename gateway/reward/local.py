@@ -99,11 +99,6 @@ class LocalScorer:
     def waiting(self) -> int:
         return self._batcher.waiting
 
-    @property
-    def launch_tokens(self) -> int:
-        """Cost of starting a batch on the model's device, in tokens."""
-        return self._batcher.launch_tokens
-
     def start(self) -> None:
         self._loading.start()
 

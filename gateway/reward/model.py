@@ -128,7 +128,6 @@ class RewardModel:
 
     @property
     def module(self) -> Any:
-        """The torch module, for training."""
         return self._model
 
     @property
@@ -137,12 +136,10 @@ class RewardModel:
 
     @property
     def device(self) -> str:
-        """The weights' device, as torch writes it."""
         return str(self._model.device)
 
     @property
     def dtype(self) -> str:
-        """float32 or bfloat16."""
         return str(self._model.dtype).removeprefix("torch.")
 
     def encode(self, messages: Sequence[Message], answer: str) -> EncodedPair:

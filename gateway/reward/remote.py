@@ -77,15 +77,9 @@ class RemoteScorer:
 
     @property
     def n_away(self) -> int:
-        """Number of servers that are not asked."""
         return self._servers.n_away
 
-    @property
-    def waiting(self) -> int:
-        return self._batcher.waiting
-
     def start(self) -> None:
-        """Begin to load the tokenizer, if there is one."""
         if self._renderer is not None:
             self._renderer.start()
 

@@ -124,8 +124,6 @@ async def _serve(settings: Settings) -> None:
 
 
 class _Service:
-    """The routes' handlers."""
-
     def __init__(self, scorer: LocalScorer, settings: RewardSettings) -> None:
         self._scorer = scorer
         self._authorization = f"Bearer {settings.api_key}".encode() if settings.api_key else b""
@@ -149,7 +147,6 @@ class _Service:
         return Response() if readiness.ready else _error(503, readiness.detail)
 
     async def models(self, _request: Request) -> Response:
-        """List the model in vLLM's form."""
         try:
             model = self._scorer.model()
         except RewardError as error:
@@ -242,7 +239,6 @@ def _json(body: bytes, status: int = 200) -> Response:
 
 
 def _error(status: int, message: str, *, param: str | None = None) -> Response:
-    """Return an error in vLLM's envelope, whose ``code`` is the status."""
     kind = _ERROR_TYPES.get(status, "InternalServerError")
     response = _json(
         orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": status}}), status

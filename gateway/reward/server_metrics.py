@@ -16,8 +16,6 @@ _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
 class ServerMetrics:
-    """All metrics of one reward server, on a registry of its own."""
-
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
         self._calls = Counter(
@@ -48,8 +46,6 @@ class ServerMetrics:
         self._run.observe(stats.run_ms / 1e3)
 
     def counted(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        """Return ``handler`` with its answers counted by status."""
-
         async def counting(request: Request) -> Response:
             response = await handler(request)
             self._calls.labels(str(response.status_code)).inc()
@@ -58,6 +54,5 @@ class ServerMetrics:
         return counting
 
     def render(self, waiting: int) -> tuple[bytes, str]:
-        """Return the exposition text and its content type."""
         self._waiting.set(waiting)
         return generate_latest(self._registry), CONTENT_TYPE_LATEST

@@ -67,7 +67,6 @@ class RewardServers:
 
     @property
     def n_away(self) -> int:
-        """Number of servers that are not asked."""
         return sum(replica.availability.away for replica in self._replicas)
 
     @property
@@ -136,7 +135,6 @@ class RewardServers:
         raise error
 
     def _choose(self, tried: Sequence[_Replica]) -> _Replica | None:
-        """Return the least loaded server that may be asked; of equals the one that was chosen longest ago."""
         choices = [replica for replica in self._replicas if not replica.availability.away and replica not in tried]
         if not choices:
             return None

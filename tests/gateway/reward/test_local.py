@@ -164,7 +164,7 @@ async def test_after_closing_there_are_no_rewards() -> None:
 async def test_starting_a_batch_weighs_more_on_a_gpu(device: str, tokens: int) -> None:
     scorer = scorer_of(FakeModel(device))
     await scorer.loaded()
-    await _until(lambda: scorer.launch_tokens == tokens)
+    await _until(lambda: scorer._batcher.launch_tokens == tokens)
     await scorer.aclose()
 
 

@@ -40,7 +40,7 @@ async def test_calls_in_flight_are_bounded(stub: RewardStub, connect: Connect) -
         await stub.state.until(lambda state, calls=n + 1: state.scoring == calls)  # type: ignore[misc]
     tasks += [asyncio.create_task(scorer.score(ask("hi"), "one too many")) for _ in range(3)]
     await asyncio.sleep(0)
-    assert (3, CALLS_IN_FLIGHT) == (scorer.waiting, stub.state.scoring)
+    assert (3, CALLS_IN_FLIGHT) == (scorer._batcher.waiting, stub.state.scoring)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
