@@ -3,11 +3,11 @@
     DistillError
     ├── SettingsError     DISTILL_… variables are unknown or bad
     ├── DataError         a file of data, or the archive, is missing or malformed; says where
-    ├── NightError        a night cannot go on now: a part is away, a step's input is gone
+    ├── NightError        a night cannot continue now: a service is away, a step's input is missing
     │   ├── AnotherNight  another night runs, or another guard
     │   └── RunMismatch   a run directory is missing, or was begun with other settings
-    ├── TrainingError     training cannot start or broke: no examples, no memory even for one, loss no number
-    ├── EvaluationError   draws or rewards could not be had
+    ├── TrainingError     training cannot start, or failed: no examples, no memory for one, the loss is not a number
+    ├── EvaluationError   samples or rewards are not available
     └── PromotionError    an adapter is malformed, does not load, or does not behave as it should
 
 Messages never hold prompt or answer text.
@@ -29,7 +29,7 @@ class DataError(DistillError):
 
 
 class NightError(DistillError):
-    """A night cannot go on."""
+    """A night cannot continue."""
 
 
 class AnotherNight(NightError):
@@ -41,11 +41,11 @@ class RunMismatch(NightError):
 
 
 class TrainingError(DistillError):
-    """Training cannot start, or broke."""
+    """Training cannot start, or failed."""
 
 
 class EvaluationError(DistillError):
-    """Draws or rewards could not be had."""
+    """Samples or rewards are not available."""
 
 
 class PromotionError(DistillError):

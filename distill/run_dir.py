@@ -1,4 +1,4 @@
-"""A night's folder: its manifest, its steps, and writes that a crash cannot halve."""
+"""The folder of a night: manifest, markers of finished steps, attempts; and files of lines that survive a kill."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LAST_STEP = "report"
 
 
 class RunDir:
-    """One night: what it was told (manifest), what it has done (one marker a step, written when the step is through).
+    """The folder of one night: its manifest, and one marker a step, written when the step is done.
 
     Args:
         path: The folder; its name is the run's id.
@@ -30,17 +30,16 @@ class RunDir:
 
     @property
     def id(self) -> str:
-        """The run's id: when it began, in UTC."""
+        """The time at which the run began, in UTC."""
         return self.path.name
 
     @property
     def finished(self) -> bool:
-        """Whether the night came to its end, whatever its verdict."""
         return self.result(_LAST_STEP) is not None
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the night was told.
+        """The manifest, as written when the night began.
 
         Raises:
             DataError: It is missing or malformed.
@@ -49,7 +48,7 @@ class RunDir:
 
     @property
     def number(self) -> int:
-        """Which run of its folder this is, counted from 1; 0 where the manifest does not say or cannot be read."""
+        """The run's number among all runs, from 1; 0 if the manifest has none or cannot be read."""
         try:
             number = self.manifest.get("number", 0)
         except DataError:
@@ -58,11 +57,11 @@ class RunDir:
 
     @property
     def attempts(self) -> int:
-        """How often the night was begun: once, and once more each time it was taken up again."""
+        """The number of times that the night was started or resumed."""
         return sum(line.get("step") is None for line in self._log())
 
     def result(self, step: str) -> dict[str, Any] | None:
-        """What a step left, or None while it is not through.
+        """Return the content of a step's marker, or None while the step is not done.
 
         Raises:
             DataError: Its marker is malformed; says what to do.
@@ -74,15 +73,14 @@ class RunDir:
             raise DataError(f"{error}: remove it, and the step is run again") from error
 
     def mark(self, step: str, result: dict[str, Any]) -> None:
-        """The step is through: from now on it is never run again in this night."""
+        """Write a step's marker: from now on the step is never run again in this night."""
         write_atomically(self.marker(step), json.dumps(result, ensure_ascii=False, indent=1).encode() + b"\n")
 
     def unmark(self, step: str) -> None:
-        """The step is to be run again."""
+        """Delete a step's marker, so that the step is run again."""
         self.marker(step).unlink(missing_ok=True)
 
     def marker(self, step: str) -> Path:
-        """The file that says that a step is through, and what it left."""
         return self.path / "steps" / f"{step}.json"
 
     def write_once(self, name: str, facts: dict[str, Any]) -> dict[str, Any]:
@@ -92,25 +90,25 @@ class RunDir:
             write_atomically(path, json.dumps(facts).encode())
         return _read_json(path)
 
-    def begin(self) -> None:
-        """Note that the night begins, or is taken up again."""
-        self._note(step=None)
+    def log_attempt(self) -> None:
+        """Log that the night is started or resumed."""
+        self._append(step=None)
 
-    def spent(self, step: str, seconds: float) -> None:
-        """Note what an attempt at a step took, however it ended."""
-        self._note(step=step, seconds=round(seconds, 3))
+    def log_seconds(self, step: str, seconds: float) -> None:
+        """Log the time that an attempt at a step took, however it ended."""
+        self._append(step=step, seconds=round(seconds, 3))
 
     def seconds(self, step: str) -> float:
-        """What all attempts at a step took; one that was killed leaves no note."""
+        """Return the time of all attempts at a step, but for attempts that were killed."""
         found = (line.get("seconds") for line in self._log() if line.get("step") == step)
         return float(sum(seconds for seconds in found if isinstance(seconds, int | float)))
 
-    def _note(self, **fields: Any) -> None:
+    def _append(self, **fields: Any) -> None:
         with appending(self.path / "attempts.jsonl") as sink:
             sink.write(json.dumps({"at": time.time(), **fields}).encode() + b"\n")
 
     def _log(self) -> list[dict[str, Any]]:
-        """The notes of all attempts; they only tell of time spent, so that a line which is none is passed over."""
+        """Return the log of attempts without damaged lines: it only serves statistics."""
         path, found = self.path / "attempts.jsonl", []
         for line in whole_lines(path) if path.exists() else []:
             with contextlib.suppress(ValueError):
@@ -119,10 +117,10 @@ class RunDir:
 
 
 def new_run(runs_dir: Path, manifest: dict[str, Any]) -> RunDir:
-    """Make a new run directory with its manifest, numbered after all that are there."""
+    """Create a run directory with its manifest, numbered after all existing runs."""
     began = datetime.now(UTC)
     path = runs_dir / f"{began:%Y-%m-%dT%H-%M-%S}"
-    while path.exists():  # a second one within the second
+    while path.exists():  # two runs began within one second
         path = path.with_name(path.name + "b")
     numbered = {"number": 1 + max((run.number for run in runs(runs_dir)), default=0), **manifest}
     write_atomically(path / MANIFEST, json.dumps(numbered, indent=1, default=str).encode() + b"\n")
@@ -130,10 +128,11 @@ def new_run(runs_dir: Path, manifest: dict[str, Any]) -> RunDir:
 
 
 def runs(runs_dir: Path) -> list[RunDir]:
-    """Return every run in the order in which they were begun.
+    """Return all runs in the order in which they began.
 
-    The manifest's number decides, not the date in the name: a clock that was ahead once would keep its run the last
-    one for as long. Runs of versions that wrote no number come first, by name. A folder without a manifest is no run.
+    They are ordered by the number in the manifest, not by the date in the name: the run of a clock that was once ahead
+    would stay the last one. Runs of versions that wrote no number come first, by name. A folder without a manifest is
+    not a run.
     """
     folders = sorted(runs_dir.iterdir()) if runs_dir.is_dir() else []
     return sorted(
@@ -142,10 +141,10 @@ def runs(runs_dir: Path) -> list[RunDir]:
 
 
 def find_run(runs_dir: Path, id: str) -> RunDir:
-    """A run by its id, or by its path.
+    """Return a run by its id or its path.
 
     Raises:
-        RunMismatch: There is none.
+        RunMismatch: There is no such run.
     """
     for path in (runs_dir / id, Path(id)):
         if (path / MANIFEST).is_file():
@@ -165,26 +164,26 @@ def _read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def keep_lines(path: Path, stays: Callable[[bytes], bool]) -> int:
-    """Drop lines from a file of lines, and a last one that a killed run left unfinished; in little memory.
+def delete_lines(path: Path, chosen: Callable[[bytes], bool]) -> int:
+    """Delete lines from a file, and an unfinished last line of a killed run, without holding the file in memory.
 
     Args:
-        path: The file; untouched where every line stays.
-        stays: Whether a line stays, given without its newline.
+        path: The file; not touched if no line is deleted.
+        chosen: Returns True for a line to delete, which it gets without its newline.
 
     Returns:
-        How many went.
+        The number of deleted lines.
     """
     with path.open("rb") as lines:
-        going = {number for number, line in enumerate(lines) if not (line.endswith(b"\n") and stays(line[:-1]))}
-    if going:
+        deleted = {number for number, line in enumerate(lines) if not line.endswith(b"\n") or chosen(line[:-1])}
+    if deleted:
         with path.open("rb") as lines:
-            write_atomically(path, (line for number, line in enumerate(lines) if number not in going))
-    return len(going)
+            write_atomically(path, (line for number, line in enumerate(lines) if number not in deleted))
+    return len(deleted)
 
 
 def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a file that is only ever appended to; a last one that a killed run left unfinished is none.
+    """Return the lines of a file, without an unfinished last line of a killed run.
 
     Raises:
         DataError: The file cannot be read.
@@ -198,7 +197,7 @@ def whole_lines(path: Path) -> list[bytes]:
 
 @contextlib.contextmanager
 def appending(path: Path) -> Iterator[IO[bytes]]:
-    """Go on with a file of lines, after cutting off a last one that a killed run left unfinished.
+    """Open a file to append lines, after cutting off an unfinished last line of a killed run.
 
     Raises:
         DataError: The file cannot be written (the disk is full, …).

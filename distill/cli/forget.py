@@ -13,9 +13,9 @@ from distill import settings
 from distill.cli.tables import count_table
 from distill.dataset.collect import collect
 from distill.exits import exit_on_error
-from distill.forget.forget import Forgotten, Places
+from distill.forget.forget import Deleted, Places
 from distill.forget.forget import forget as forget_everywhere
-from distill.forget.wanted import Wanted
+from distill.forget.targets import Targets
 from gateway import settings as gateway_settings
 
 _COMPLETION = re.compile(r"chatcmpl-[0-9a-f]{32}")
@@ -49,8 +49,8 @@ def forget(
     ):
         if any(not form.fullmatch(value) for value in values or []):
             raise typer.BadParameter("not a valid id", param_hint=name)
-    wanted = Wanted(set(completion or []), set(conversation or []), set(key or []))
-    if not (wanted.completions or wanted.conversations or wanted.keys):
+    targets = Targets(set(completion or []), set(conversation or []), set(key or []))
+    if not (targets.completions or targets.conversations or targets.keys):
         raise typer.BadParameter("give at least one of --completion, --conversation or --key")
     with exit_on_error():
         loaded, gateway = settings.load(), gateway_settings.load()
@@ -63,11 +63,11 @@ def forget(
         with only_night(loaded.night.runs_dir):  # a night holds examples in memory and appends to the samples
             # Redis only marks an entry as deleted while younger ones in the same block remain: empty the stream first.
             asyncio.run(collect(gateway.redis, loaded.dataset))
-            done = forget_everywhere(gateway.redis, places, wanted)
+            done = forget_everywhere(gateway.redis, places, targets)
         _print(done)
 
 
-def _print(done: Forgotten) -> None:
+def _print(done: Deleted) -> None:
     counts = {
         "entries of the stream": done.stream,
         "records in the spool": done.spool,
@@ -77,7 +77,7 @@ def _print(done: Forgotten) -> None:
         "curated examples and prompts": done.examples,
         "prompts shown in reports": done.reports,
     }
-    console.print(count_table("Forgotten", counts))
+    console.print(count_table("Deleted", counts))
     for text in done.unreached:
         console.print(f"not reached: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(

@@ -1,1 +1,1 @@
-"""Deletion on request: the records of an answer, a conversation or an API key, and every copy made of them."""
+"""Deletion on request: the records of an answer, a conversation or an API key, and all copies of them."""

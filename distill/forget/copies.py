@@ -1,9 +1,9 @@
-"""The copies that nights make of what callers sent, and how each is deleted.
+"""Deletion of the copies that nights make of callers' texts.
 
-Of the folder of draws: draws, and rewards (``scores-*.jsonl``, by a hash of conversation and answer). Of a run's
-folder: examples, replay and held-out prompts; draws of its checkpoints; in ``steps/draw.json`` the prompts that the
-backend refused; in the report a dozen prompts with answers. A training that has not ended must not go on with other
-examples than it began with, so its folder goes too.
+In the folder of samples: samples, and rewards (``scores-*.jsonl``, by a hash of conversation and answer). In a run's
+folder: examples, replay and held-out prompts; samples of its checkpoints; in ``steps/draw.json`` the prompts that the
+backend refused; in the report a dozen prompts with answers. An unfinished training must not continue with other
+examples than it began with, so its folder is deleted too.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from distill.dataset.split import conversation_key
 from distill.errors import DataError
 from distill.evaluation.samples import answer_key
 from distill.evaluation.scoring import SCORES
-from distill.forget.wanted import Wanted
+from distill.forget.targets import Targets
 from distill.report.facts import FACTS_FILE, NightFacts
 from distill.report.page import HTML_FILE, write_report
-from distill.run_dir import RunDir, keep_lines
+from distill.run_dir import RunDir, delete_lines
 from gateway.files import drop_drafts
 
 _CURATED = ("examples.jsonl", "replay.jsonl", "held_out.jsonl")
@@ -32,15 +32,15 @@ _CURATED = ("examples.jsonl", "replay.jsonl", "held_out.jsonl")
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """How much went, by what it was."""
+    """The number of deleted copies, by kind."""
 
     draws: int
     examples: int
     reports: int
 
 
-def forget_copies(draws_dir: Path, runs_dir: Path, wanted: Wanted) -> Copies:
-    """Delete every copy of what is wanted. No night may run meanwhile.
+def delete_copies(draws_dir: Path, runs_dir: Path, targets: Targets) -> Copies:
+    """Delete every copy of the targets. No night may run meanwhile.
 
     Raises:
         DataError: A file cannot be read.
@@ -51,63 +51,63 @@ def forget_copies(draws_dir: Path, runs_dir: Path, wanted: Wanted) -> Copies:
         drop_drafts(folder)
     scores = sorted(draws_dir.glob(SCORES))
     draws = sorted({*draws_dir.glob("*.jsonl"), *runs_dir.glob("*/draws/*.jsonl")} - {*scores})
-    _forget_scores(draws, scores, wanted)
+    _delete_scores(draws, scores, targets)
     return Copies(
-        draws=sum(_forget_lines(path, lambda line: _draw_key(line) in wanted.prompts) for path in draws),
-        examples=sum(_forget_run(folder, wanted) for folder in folders),
-        reports=sum(_forget_report(folder, wanted) for folder in folders),
+        draws=sum(_delete_lines(path, lambda line: _draw_key(line) in targets.prompts) for path in draws),
+        examples=sum(_delete_from_run(folder, targets) for folder in folders),
+        reports=sum(_delete_from_report(folder, targets) for folder in folders),
     )
 
 
-def _forget_scores(draws: Iterable[Path], scores: Iterable[Path], wanted: Wanted) -> None:
-    """Delete the rewards of draws that go; before these, so that a second call after a crash finds them again."""
-    going: set[str] = set()
+def _delete_scores(draws: Iterable[Path], scores: Iterable[Path], targets: Targets) -> None:
+    """Delete the rewards of samples that will be deleted: before the samples, so that a repeated call finds them."""
+    deleted: set[str] = set()
     for path in draws:
         for line in _parsed(path):
-            if _draw_key(line) in wanted.prompts:
-                going.add(answer_key(_messages(line), line["text"]))
+            if _draw_key(line) in targets.prompts:
+                deleted.add(answer_key(_messages(line), line["text"]))
     for path in scores:
-        _forget_lines(path, lambda line: line[0] in going)
+        _delete_lines(path, lambda line: line[0] in deleted)
 
 
-def _forget_run(folder: Path, wanted: Wanted) -> int:
-    """Delete from a run's curated files; a training on them that has not ended begins again."""
-    gone = 0
+def _delete_from_run(folder: Path, targets: Targets) -> int:
+    """Delete from a run's curated files; an unfinished training on them starts again."""
+    count = 0
     for name in _CURATED:
         if (folder / name).exists():
-            gone += _forget_lines(folder / name, lambda line: _is_example_of(line, wanted))
+            count += _delete_lines(folder / name, lambda line: _is_example_of(line, targets))
     run = RunDir(folder)
-    if gone and run.result("train") is None:
+    if count and run.result("train") is None:
         shutil.rmtree(folder / "training", ignore_errors=True)
     drawn = run.result("draw") or {}
     refused = drawn.get("refused", [])
-    stays = [key for key in refused if _conversation_of(key) not in wanted.prompts]
-    if len(stays) < len(refused):
-        run.mark("draw", {**drawn, "refused": stays})
-    return gone + len(refused) - len(stays)
+    kept = [key for key in refused if _conversation_of(key) not in targets.prompts]
+    if len(kept) < len(refused):
+        run.mark("draw", {**drawn, "refused": kept})
+    return count + len(refused) - len(kept)
 
 
-def _forget_report(folder: Path, wanted: Wanted) -> int:
-    """Delete the prompts that a report shows with their answers, and render it anew."""
+def _delete_from_report(folder: Path, targets: Targets) -> int:
+    """Delete prompts with their answers from a report, and render it again."""
     if not (folder / FACTS_FILE).exists():
-        (folder / HTML_FILE).unlink(missing_ok=True)  # nothing tells what it shows
+        (folder / HTML_FILE).unlink(missing_ok=True)  # its content is not known
         return 0
     facts = NightFacts.read(folder)
-    samples = [each for each in facts.samples if conversation_key(each.messages) not in wanted.prompts]
+    samples = [each for each in facts.samples if conversation_key(each.messages) not in targets.prompts]
     if len(samples) < len(facts.samples):
         write_report(facts.model_copy(update={"samples": samples}), folder)
     return len(facts.samples) - len(samples)
 
 
-def _forget_lines(path: Path, goes: Callable[[Any], bool]) -> int:
+def _delete_lines(path: Path, chosen: Callable[[Any], bool]) -> int:
     try:
-        return keep_lines(path, lambda line: not goes(orjson.loads(line)))
+        return delete_lines(path, lambda line: chosen(orjson.loads(line)))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise _unreadable(path) from error
 
 
 def _parsed(path: Path) -> Iterable[Any]:
-    """The lines of a file, without a last one that a killed run left unfinished."""
+    """Yield the parsed lines of a file, without an unfinished last line of a killed run."""
     with path.open("rb") as lines:
         for line in lines:
             if line.endswith(b"\n"):
@@ -118,11 +118,11 @@ def _parsed(path: Path) -> Iterable[Any]:
 
 
 def _unreadable(path: Path) -> DataError:
-    return DataError(f"{path} holds a line that this version cannot read: mend it or remove the file")
+    return DataError(f"{path} holds a line that this version cannot read: repair it or remove the file")
 
 
-def _is_example_of(line: dict[str, Any], wanted: Wanted) -> bool:
-    return line["key"] in wanted.prompts or line.get("record_id") in wanted.completions
+def _is_example_of(line: dict[str, Any], targets: Targets) -> bool:
+    return line["key"] in targets.prompts or line.get("record_id") in targets.completions
 
 
 def _messages(draw: dict[str, Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The journal's records wherever they lie: Redis's stream and its files, the spool, the archive and its quarantine."""
+"""Deletion of the journal's records: in Redis's stream and its files, the spool, the archive and its quarantine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import redis
 from distill.dataset.archive import Archive, open_part, readable
 from distill.dataset.archive_writer import ArchiveWriter
 from distill.dataset.collect import GROUP
-from distill.forget.wanted import Wanted
+from distill.forget.targets import Targets
 from gateway.errors import JournalError
 from gateway.journal.erase import Erased, erase
 from gateway.journal.record import CompletionRecord, Record
@@ -27,22 +27,22 @@ _SHIP_TIMEOUT_S = 10.0
 _POLL_S = 0.1
 
 
-def look_at_stream(client: redis.Redis, stream: str, wanted: Wanted) -> None:
-    """Note every completion of the stream that is to go."""
+def find_in_stream(client: redis.Redis, stream: str, targets: Targets) -> None:
+    """Add the stream's completions that match to the targets."""
     for _, record in _entries(client, stream):
-        wanted.look_at(record)
+        targets.add_if_matched(record)
 
 
-def look_at_archive(archive: Archive, wanted: Wanted) -> None:
-    """Note every completion of the archive that is to go."""
+def find_in_archive(archive: Archive, targets: Targets) -> None:
+    """Add the archive's completions that match to the targets."""
     for path in archive.parts():
         for row in _facts(path):
-            if row["kind"] == "completion" and wanted.meets(row["id"], row["key_id"], row["conversation_key"]):
-                wanted.note(row["id"], row["conversation_key"])
+            if row["kind"] == "completion" and targets.matches(row["id"], row["key_id"], row["conversation_key"]):
+                targets.add(row["id"], row["conversation_key"])
 
 
-def forget_in_spool(spool_dir: Path, wanted: Wanted) -> Erased:
-    """Erase from the spool; wait a moment for what a running gateway is just sending to Redis.
+def delete_from_spool(spool_dir: Path, targets: Targets) -> Erased:
+    """Delete from the spool; wait a moment for records that a running gateway is sending to Redis.
 
     Raises:
         OSError: The spool cannot be read or written.
@@ -50,64 +50,64 @@ def forget_in_spool(spool_dir: Path, wanted: Wanted) -> Erased:
     deadline = time.monotonic() + _SHIP_TIMEOUT_S
     records = 0
     while True:
-        erased = erase(spool_dir, wanted.has)
+        erased = erase(spool_dir, targets.contains)
         records += erased.records
         if not erased.waiting or time.monotonic() > deadline:
             return Erased(records, erased.waiting)
         time.sleep(_POLL_S)
 
 
-def forget_in_stream(client: redis.Redis, stream: str, wanted: Wanted) -> int:
-    """Delete from the stream: feedback first, for a completion is what leads to it."""
-    going: dict[bool, list[str]] = {False: [], True: []}  # feedback, completions
+def delete_from_stream(client: redis.Redis, stream: str, targets: Targets) -> int:
+    """Delete from the stream: feedback first, because it is found through its completion."""
+    chosen: dict[bool, list[str]] = {False: [], True: []}  # feedback, completions
     for entry_id, record in _entries(client, stream):
-        if wanted.has(record):
-            going[isinstance(record, CompletionRecord)].append(entry_id)
-    ids = going[False] + going[True]
+        if targets.contains(record):
+            chosen[isinstance(record, CompletionRecord)].append(entry_id)
+    ids = chosen[False] + chosen[True]
     delete_entries(client, stream, GROUP, ids)
     return len(ids)
 
 
-def forget_in_archive(archive: Archive, writer: ArchiveWriter, wanted: Wanted, kind: str) -> int:
-    """Delete rows of one kind from the archive."""
-    gone = 0
+def delete_from_archive(archive: Archive, writer: ArchiveWriter, targets: Targets, kind: str) -> int:
+    """Delete rows of one kind from the archive; return their number."""
+    count = 0
     for path in archive.parts():
-        stays = [row["kind"] != kind or not wanted.meets(**_without_kind(row)) for row in _facts(path)]
-        if all(stays):
+        kept = [row["kind"] != kind or not targets.matches(**_without_kind(row)) for row in _facts(path)]
+        if all(kept):
             continue
         with open_part(path) as part, readable(path):
-            kept = part.read().filter(pa.array(stays))
-        writer.keep(path, kept)
-        gone += stays.count(False)
-    return gone
+            rows = part.read().filter(pa.array(kept))
+        writer.keep(path, rows)
+        count += kept.count(False)
+    return count
 
 
-def forget_in_quarantine(folder: Path, wanted: Wanted) -> int:
-    """Delete records that no version can read and that hold one of the ids."""
-    sought = [f'"{name}"'.encode() for name in wanted.completions | wanted.keys]
-    gone = 0
+def delete_from_quarantine(folder: Path, targets: Targets) -> int:
+    """Delete unreadable records that contain one of the ids; return their number."""
+    sought = [f'"{name}"'.encode() for name in targets.completions | targets.keys]
+    count = 0
     for path in quarantined(folder):
         with readable(path):
             content = path.read_bytes()
         if any(name in content for name in sought):
             path.unlink()
-            gone += 1
-    return gone
+            count += 1
+    return count
 
 
 def quarantined(folder: Path) -> list[Path]:
-    """The files of records that no version can read."""
+    """Return the files of unreadable records."""
     return sorted(folder.glob("_quarantine/*.json"))
 
 
 def rewrite_files(client: redis.Redis) -> str | None:
-    """Have Redis write its files anew from what it holds now, and wait for it.
+    """Have Redis rewrite its files, and wait for it.
 
-    What was deleted from the stream, and what earlier nights had trimmed, lies in the append-only file (and in a
-    snapshot, where Redis saves some) until then.
+    Until then, entries that were deleted from the stream, or trimmed by earlier nights, are still in the append-only
+    file (and in a snapshot, if Redis saves any).
 
     Returns:
-        None once the files are new, or why they are not, in words.
+        None if the files are rewritten, else the reason in words.
     """
     try:
         if _persistence(client)["aof_enabled"]:
@@ -122,7 +122,7 @@ def rewrite_files(client: redis.Redis) -> str | None:
             client.bgsave()
             _wait(client)
             if _persistence(client)["rdb_last_bgsave_status"] != "ok":
-                return "Redis could not write its snapshot anew: run BGSAVE there"
+                return "Redis could not rewrite its snapshot: run BGSAVE there"
     except TimeoutError:
         return "Redis is still rewriting its files: they hold the records until it is done"
     except redis.ResponseError as error:
@@ -136,7 +136,7 @@ def _persistence(client: redis.Redis) -> dict[str, Any]:
 
 
 def _wait(client: redis.Redis) -> None:
-    """Wait until Redis writes no file anew."""
+    """Wait until Redis rewrites no file."""
     busy = ("aof_rewrite_scheduled", "aof_rewrite_in_progress", "rdb_bgsave_in_progress")
     deadline = time.monotonic() + _REWRITE_TIMEOUT_S
     while any(_persistence(client).get(name) for name in busy):

@@ -86,7 +86,7 @@ class Night:
             try:
                 result = action(self, *args, **kwargs)
             finally:
-                self.run.spent(name, time.monotonic() - began)
+                self.run.log_seconds(name, time.monotonic() - began)
             write_result(self.run, result)
             log.info("step_finished", step=name, run=self.run.id, seconds=round(time.monotonic() - began, 1))
         if name == self.until != STEPS[-1]:

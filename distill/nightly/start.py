@@ -76,7 +76,7 @@ def start(
         check_serving_adapter(read_manifest(run).serving, settings)
         done = ", ".join(step for step in STEPS if run.result(step) is not None) or "nothing"
         console.print(f"night {run.id} goes on; done: {done}", markup=False, highlight=False)
-    run.begin()
+    run.log_attempt()
     return Night(settings, gateway, run, console, until)
 
 

@@ -23,10 +23,10 @@ def test_a_step_is_through_once_it_is_marked(tmp_path: Path) -> None:
 
 def test_attempts_and_what_steps_took_outlive_the_process(tmp_path: Path) -> None:
     run = new_run(tmp_path, {})
-    run.begin()
-    run.spent("draw", 2.5)
-    run.begin()
-    run.spent("draw", 1.25)
+    run.log_attempt()
+    run.log_seconds("draw", 2.5)
+    run.log_attempt()
+    run.log_seconds("draw", 1.25)
     again = RunDir(run.path)
     assert (2, 3.75, 0.0) == (again.attempts, again.seconds("draw"), again.seconds("score"))
 

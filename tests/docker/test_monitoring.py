@@ -69,10 +69,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Labels:
     """Return all exported metrics: of the gateway and the reward server on /metrics, of the night in its file."""
     folder: Path = tmp_path_factory.mktemp("night")
     run = new_run(folder / "runs", {})
-    run.begin()
+    run.log_attempt()
     gate = GateResult(promote=True, n_now=8, n_new=4, checkpoint="1", temperature=None, why="")
     write_result(run, gate)
-    run.spent("draw", 1.0)
+    run.log_seconds("draw", 1.0)
     write_metrics(folder / "night.prom", run, 0)
     found = gateway_samples()
     for more in (reward_samples(), samples((folder / "night.prom").read_text())):

@@ -23,8 +23,8 @@ from distill.dataset.split import conversation_key
 from distill.errors import NightError
 from distill.evaluation.prompts import Prompt
 from distill.evaluation.samples import Sample, read_samples
-from distill.forget.forget import Forgotten, Places, forget
-from distill.forget.wanted import Wanted
+from distill.forget.forget import Deleted, Places, forget
+from distill.forget.targets import Targets
 from distill.nightly.start import only_night
 from distill.run_dir import RunDir
 from distill.settings import DatasetSettings
@@ -64,9 +64,9 @@ class Kept:
     draws: Path
     runs: Path
 
-    def forget(self, **wanted: set[str]) -> Forgotten:
+    def forget(self, **targets: set[str]) -> Deleted:
         places = Places(self.archive.folder, self.draws, self.runs, self.draws.parent / "spool")
-        return forget(self.redis, places, Wanted(**wanted))
+        return forget(self.redis, places, Targets(**targets))
 
     def ids(self) -> list[str]:
         return sorted(
@@ -126,7 +126,7 @@ def _examples(kept: Kept) -> list[Example]:
 async def test_one_answer_is_forgotten_with_its_feedback_wherever_it_is(kept: Kept) -> None:
     done = kept.forget(completions={id_of(1)})
     assert (0, 2, 1, 2) == (done.stream, done.archive, done.quarantine, done.draws)
-    assert Forgotten(1, 0, 0, 0, 0, 0, 0) == kept.forget(completions={id_of(5)})
+    assert Deleted(1, 0, 0, 0, 0, 0, 0) == kept.forget(completions={id_of(5)})
     assert sorted([id_of(2), id_of(3), "feedback-2"]) == kept.ids()
 
 
@@ -139,8 +139,8 @@ async def test_a_conversation_is_forgotten_by_its_key(kept: Kept) -> None:
 async def test_forgetting_twice_or_what_is_not_there_changes_nothing(kept: Kept) -> None:
     kept.forget(keys={ALICE})
     before = {path: path.read_bytes() for path in kept.archive.parts()}
-    for wanted in ({"keys": {ALICE}}, {"completions": {id_of(99)}}, {"conversations": {"0" * 32}}):
-        assert Forgotten(0, 0, 0, 0, 0, 0, 0) == kept.forget(**wanted)
+    for targets in ({"keys": {ALICE}}, {"completions": {id_of(99)}}, {"conversations": {"0" * 32}}):
+        assert Deleted(0, 0, 0, 0, 0, 0, 0) == kept.forget(**targets)
     assert before == {path: path.read_bytes() for path in kept.archive.parts()}
 
 
@@ -158,7 +158,7 @@ async def test_what_a_collecting_pass_took_and_did_not_finish_is_forgotten_too(k
 async def test_without_redis_nothing_is_touched(kept: Kept, redis_server: RedisServer) -> None:
     before = kept.ids()
     redis_server.kill()
-    with pytest.raises(NightError, match="not all is forgotten"):
+    with pytest.raises(NightError, match="not everything is deleted"):
         kept.forget(keys={ALICE})
     assert before == kept.ids()
 

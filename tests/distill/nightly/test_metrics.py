@@ -28,7 +28,7 @@ def read(path: Path) -> dict[str, float]:
 
 def test_a_night_that_promoted(tmp_path: Path) -> None:
     run = new_run(tmp_path / "runs", {})
-    run.begin()
+    run.log_attempt()
     results: tuple[StepResult, ...] = (
         CurateResult(total=700, new=480, examples=486, held_out=300, excluded={}, data_hash="abc"),
         DrawResult(tokens=9, reused=0, refused=[], prompts=290, candidates={}),
@@ -38,7 +38,7 @@ def test_a_night_that_promoted(tmp_path: Path) -> None:
     )
     for result in results:
         write_result(run, result)
-    run.spent("draw", 61.5)
+    run.log_seconds("draw", 61.5)
     write_metrics(tmp_path / "night.prom", run, 0)
     found = read(tmp_path / "night.prom")
     expected = {
