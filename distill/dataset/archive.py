@@ -56,7 +56,7 @@ class Archive:
         return sorted(self.folder.glob(f"day={day}/part-*.parquet"))
 
     def count(self) -> int:
-        """How many rows there are.
+        """Return the number of rows.
 
         Raises:
             DataError: A part cannot be read; it is named.

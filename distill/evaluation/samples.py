@@ -78,7 +78,7 @@ SampleSet = list[list[Sample]]
 
 @dataclass(frozen=True, slots=True)
 class SamplePlan:
-    """What to sample: ``count`` answers to each prompt at each temperature, of ``max_tokens`` at most.
+    """A plan to sample ``count`` answers to each prompt at each temperature, of ``max_tokens`` at most.
 
     ``adapter`` answers; None is the base.
     """

@@ -82,7 +82,7 @@ async def sample_missing(
             if expected is None:
                 raise
             raise expected.exceptions[0] from errors
-    log.info("draws_finished", added=added, known=len(known))
+    log.info("sampling_finished", added=added, known=len(known))
     return added
 
 
@@ -95,7 +95,7 @@ async def _sample(backend: Backend, plan: SamplePlan, prompt: Prompt, temperatur
             answer = await backend.complete(asked, seed=seed, replica=backend.choose_replica())
             break
         except BackendError as error:
-            log.warning("draw_failed", attempt=attempt, reason=error.message)
+            log.warning("sample_failed", attempt=attempt, reason=error.message)
             if attempt == _ATTEMPTS or isinstance(error, BackendRejected):
                 raise
             await asyncio.sleep(_RETRY_WAIT_S * attempt)

@@ -90,7 +90,7 @@ class Evidence:
     strangers: int = 0
     """Records in a row that another reward model scored."""
     reward_change: str = ""
-    """How the reward model changed, in words; empty if it did not."""
+    """The change of the reward model, in words; empty if it did not change."""
 
     def add(self, record: CompletionRecord, phase: Phase) -> None:
         """Add a record, or count the reason for its exclusion. The same record twice counts once."""

@@ -1,4 +1,4 @@
-"""Which checkpoints are whole, and which stay."""
+"""Checkpoints: seal, keep and discard."""
 
 from __future__ import annotations
 

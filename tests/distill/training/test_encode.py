@@ -57,7 +57,7 @@ def test_what_is_left_out_is_counted_under_its_reason(tokenizer: Any) -> None:
 
 
 def test_a_template_that_does_not_write_the_answer_is_refused(tiny: Path) -> None:
-    """Where a turn ends cannot be learned from it."""
+    """The end of a turn cannot be learned from it."""
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     tokenizer.chat_template = "{{ messages | length }}"
     with pytest.raises(ValueError, match="does not write"):
