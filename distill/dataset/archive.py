@@ -52,7 +52,6 @@ class Archive:
         return (record for record in self._records("feedback") if isinstance(record, FeedbackRecord))
 
     def parts(self, day: str = "*") -> list[Path]:
-        """Return the Parquet files, of one day (``2026-11-22``) or of all."""
         return sorted(self.folder.glob(f"day={day}/part-*.parquet"))
 
     def count(self) -> int:

@@ -44,7 +44,6 @@ class NearDuplicates:
         self._sketches.append(sketch)
 
     def has(self, text: str) -> bool:
-        """Return True if the index has a near-duplicate of the text."""
         sketch = _sketch(text)
         return any(sketch.jaccard(self._sketches[found]) >= self._threshold for found in self._index.query(sketch))
 

@@ -24,7 +24,6 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The first user message."""
         return first_user_text(self.messages)
 
     @property

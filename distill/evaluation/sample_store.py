@@ -13,7 +13,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import DataError, EvaluationError
@@ -31,15 +30,6 @@ SAMPLE_TIMEOUT_S = 600.0
 _CHECKED = 8  # answers that are sampled again to check a file of an earlier release
 _DIGEST_BYTES = 6
 _UNSAFE_IN_FILE_NAME = re.compile(r"[^A-Za-z0-9_.-]")
-
-
-@dataclass(frozen=True, slots=True)
-class Added:
-    """New samples and their tokens, and the keys of prompts that the backend refused as invalid."""
-
-    samples: int
-    tokens: int
-    refused: frozenset[str]
 
 
 def sample_file(
@@ -71,33 +61,25 @@ async def extend(
     path: Path,
     *,
     concurrency: int,
-    on_sample: Callable[[int], None] = lambda _: None,
-) -> Added:
-    """Sample what the store lacks of a plan.
+    on_sample: Callable[[Sample], None] = lambda _: None,
+) -> set[str]:
+    """Sample what the store lacks of a plan; return the keys of prompts that the backend refuses as invalid.
 
     Raises:
         DataError: The store is malformed or cannot be written.
         EvaluationError: The backend did not give an answer; what was sampled before is kept.
     """
-    tokens = 0
     refused: set[str] = set()
-
-    def count(new: Sample) -> None:
-        nonlocal tokens
-        tokens += new.completion_tokens
-        on_sample(1)
-
     patient = backend.model_copy(update={"request_timeout_s": max(backend.request_timeout_s, SAMPLE_TIMEOUT_S)})
     try:
         async with BackendPool(patient) as pool:
-            added = await sample_missing(pool, plan, path, concurrency=concurrency, on_sample=count, refused=refused)
+            await sample_missing(pool, plan, path, concurrency=concurrency, on_sample=on_sample, refused=refused)
     except GatewayError as error:
         raise EvaluationError(f"sampling stopped: {error.message}") from error
-    return Added(added, tokens, frozenset(refused))
+    return refused
 
 
 def count_missing(plan: SamplePlan, path: Path) -> int:
-    """Count the samples of a plan that the store lacks."""
     known = {sample.place for sample in read_samples(path)} if path.exists() else set()
     return sum((prompt.key, temperature, index) not in known for prompt, temperature, index in plan.places())
 

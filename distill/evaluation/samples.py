@@ -92,7 +92,6 @@ class SamplePlan:
 
     @property
     def size(self) -> int:
-        """The number of samples."""
         return len(self.prompts) * len(self.temperatures) * self.count
 
     def places(self) -> Iterator[tuple[Prompt, float, int]]:

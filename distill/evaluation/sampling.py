@@ -13,6 +13,7 @@ import structlog
 
 from distill.evaluation.prompts import Prompt
 from distill.evaluation.samples import Sample, SamplePlan, read_samples
+from distill.evaluation.workers import run_workers
 from distill.run_dir import appending
 from gateway.errors import BackendError, BackendRejected
 from gateway.types import Backend, Sampling
@@ -73,15 +74,7 @@ async def sample_missing(
                 added += 1
                 on_sample(new)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(concurrency):
-                    group.create_task(worker())
-        except ExceptionGroup as errors:  # not except*: early Python 3.11 wraps what is raised there once more
-            expected = errors.subgroup((BackendError, OSError))
-            if expected is None:
-                raise
-            raise expected.exceptions[0] from errors
+        await run_workers(worker, concurrency, BackendError, OSError)
     log.info("sampling_finished", added=added, known=len(known))
     return added
 

@@ -26,6 +26,7 @@ from distill.evaluation.curve import Floats
 from distill.evaluation.reward_probes import rewards_of_probes, same_rewards, tolerance
 from distill.evaluation.samples import Sample, SampleSet
 from distill.evaluation.scored import ScoredSamples, TextStatistics
+from distill.evaluation.workers import run_workers
 from distill.run_dir import appending, whole_lines
 from gateway.errors import GatewayError, RewardError
 from gateway.reward.build import build_scorer
@@ -190,15 +191,9 @@ async def _score(
                 on_score(key)
 
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(_IN_FLIGHT):
-                    group.create_task(worker())
-        except ExceptionGroup as errors:  # not except*: early Python 3.11 wraps what is raised there once more
-            if (failed := errors.subgroup(GatewayError)) is not None:
-                raise EvaluationError(f"scoring stopped: {_first(failed)}") from errors
-            if (full := errors.subgroup(OSError)) is not None:
-                raise full.exceptions[0] from errors
-            raise
+            await run_workers(worker, _IN_FLIGHT, GatewayError, OSError)
+        except GatewayError as error:
+            raise EvaluationError(f"scoring stopped: {error}") from error
 
 
 async def _reward(scorer: Scorer, sample: Sample) -> float:
@@ -275,10 +270,3 @@ def _file(folder: Path, name: str, adapter: str, behaviour: str = "") -> Path:
     """Return the file of a model's rewards; releases without probes had no ``behaviour``."""
     identity = json.dumps([name, adapter, *([behaviour] if behaviour else [])]).encode()
     return folder / f"scores-{hashlib.blake2b(identity, digest_size=6).hexdigest()}.jsonl"
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> str:
-    first = errors.exceptions[0]
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return str(first)

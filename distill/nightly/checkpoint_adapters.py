@@ -17,7 +17,7 @@ from distill.errors import PromotionError
 from distill.evaluation.sample_store import llama_servers
 from distill.nightly.context import Night
 from distill.promotion.adapter import Adapter, adapter_named
-from distill.promotion.export import export_gguf
+from distill.promotion.gguf_lora import export_gguf
 from distill.promotion.load import load as load_adapter
 from distill.promotion.load import unload
 from distill.promotion.publish import publish

@@ -75,7 +75,6 @@ class Adapter:
 
     @property
     def name(self) -> str:
-        """The name in policies, records and backends."""
         return self.manifest.name
 
     @classmethod
@@ -93,12 +92,6 @@ class Adapter:
             if file_sha256(folder / file) != expected:
                 raise PromotionError(f"{folder / file} is not the file that was published")
         return cls(folder, manifest)
-
-    def weights(self) -> dict[str, npt.NDArray[Any]]:
-        return read_weights(self.folder)
-
-    def config(self) -> dict[str, Any]:
-        return read_config(self.folder)
 
 
 def check_name(name: str) -> None:

@@ -98,7 +98,6 @@ def _likeliest(logprobs: torch.Tensor, tokenizer: Any) -> dict[str, float]:
 
 
 def _ends(model: Any, tokenizer: Any) -> set[int]:
-    """Return the tokens that end an answer."""
     named = model.generation_config.eos_token_id
     return {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
 

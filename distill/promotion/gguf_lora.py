@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.errors import PromotionError
-from distill.promotion.adapter import BaseFacts
+from distill.promotion.adapter import Adapter, BaseFacts, read_config, read_weights
 from gateway.files import atomic_replace
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -30,6 +30,19 @@ _ARCHITECTURES = {
     "qwen2": (gguf.MODEL_ARCH.QWEN2, False),
     "qwen3": (gguf.MODEL_ARCH.QWEN3, False),
 }
+
+
+def export_gguf(adapter: Adapter, folder: Path) -> Path:
+    """Write ``folder/<name>.gguf`` if it is missing, and return it. llama.cpp's replicas name the adapter by the stem.
+
+    Raises:
+        PromotionError: The conversion of this kind of base is not known.
+    """
+    path = folder / f"{adapter.name}.gguf"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write(path, read_weights(adapter.folder), read_config(adapter.folder), adapter.manifest.base)
+    return path
 
 
 def write(path: Path, weights: dict[str, npt.NDArray[Any]], config: dict[str, Any], base: BaseFacts) -> None:

@@ -64,7 +64,6 @@ class Phase:
 
     @property
     def promoted(self) -> bool:
-        """True if the new policy is the stable one already."""
         return self.new.name == "stable"
 
 
@@ -156,7 +155,6 @@ class GuardVerdict:
     reward_change: str = ""
 
     def describe(self) -> str:
-        """Return the evidence in words, for the history and the log."""
         if self.reward_change:
             return f"{self.reward_change}, so later rewards cannot be compared with the first {self.pairs} pairs"
         return (
@@ -214,7 +212,6 @@ def read_record(record: CompletionRecord, phase: Phase) -> Reading | str:
 
 
 def decide(evidence: Evidence, phase: Phase, settings: PromotionSettings) -> GuardVerdict:
-    """Return the guard's decision on the evidence so far."""
     pairs = len(evidence.new)
     if evidence.reward_change:
         return GuardVerdict("roll back", pairs, 0.0, 0.0, 0.0, evidence.reward_change)

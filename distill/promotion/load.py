@@ -19,7 +19,7 @@ import structlog
 
 from distill.errors import PromotionError
 from distill.promotion.adapter import Adapter, check_name
-from distill.promotion.export import export_gguf
+from distill.promotion.gguf_lora import export_gguf
 from distill.settings import PromotionSettings
 from gateway.backend.discovery import expand
 from gateway.backend.http import Http, Response

@@ -145,7 +145,6 @@ class Watch:
         return True
 
     async def _act(self, phase: Phase, verdict: GuardVerdict, current: Policy) -> Policy:
-        """Publish the step that follows from the verdict."""
         store, words = self._store, verdict.describe()
         match verdict.decision:
             case "wait":

@@ -82,7 +82,6 @@ class ExpectedAnswers:
 
     @property
     def rivals(self) -> list[str]:
-        """The other models that the check distinguishes from the adapter."""
         return [name for name in self.answers[0][0].likely if name]
 
     def encode(self) -> bytes:

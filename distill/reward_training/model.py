@@ -138,7 +138,6 @@ def save(
 
 
 def score_groups(reward: RewardModel, groups: Sequence[Group], *, batch_tokens: int = 8192) -> list[list[float]]:
-    """Return the rewards of every text of every group, in order."""
     encoded = [(g, t, reward.encode(group.messages, text)) for g, group in enumerate(groups)
                for t, text in enumerate(group.texts)]  # fmt: skip
     encoded.sort(key=lambda item: item[2].length)

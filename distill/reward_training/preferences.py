@@ -84,7 +84,6 @@ class Group:
     comparisons: list[Comparison] = field(default_factory=list)
 
     def compare(self, better: str, worse: str, kind: str, weight: float = 1.0, doubt: float = 0.0) -> None:
-        """Add a comparison, and its texts if they are new."""
         for text in (better, worse):
             if text not in self.texts:
                 self.texts.append(text)
@@ -92,7 +91,6 @@ class Group:
 
     @property
     def messages(self) -> list[Message]:
-        """The prompt as chat messages."""
         return [{"role": role, "content": content} for role, content in self.prompt]  # type: ignore[typeddict-item]
 
 

@@ -98,7 +98,6 @@ def trimmed(text: str, max_words: int = MAX_WORDS) -> str:
 
 
 def shuffled(prompt: Conversation, good: str, corpus: _Corpus, rng: random.Random) -> tuple[str, str]:
-    """Shuffle the answer's words."""
     words = good.split()
     if rng.random() < 0.5:  # in short runs, which keeps phrases and breaks sentences
         size = rng.randint(2, 4)

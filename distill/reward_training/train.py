@@ -132,7 +132,6 @@ def _feature_weights(
 
 
 def measure_human(reward: RewardModel, pairs: Sequence[Preference]) -> dict[str, Any]:
-    """Measure the accuracy on human pairs."""
     groups = human_groups(pairs)
     rewards = {
         (group.prompt, text): value

@@ -60,7 +60,6 @@ def seal(output_dir: str, state: Any, base: str, seconds: float) -> None:
 
 
 def sealed(folder: Path) -> dict[int, Path]:
-    """Return the complete checkpoints by step, ascending."""
     found = {
         int(match[1]): path
         for path in folder.glob("checkpoint-*")

@@ -159,7 +159,6 @@ class PairsTrainer(_Stepwise, DPOTrainer):  # type: ignore[misc]
 
 
 def lora(settings: TrainingSettings) -> LoraConfig:
-    """Return the configuration of a LoRA on every linear layer but the head."""
     return LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
     )

@@ -197,6 +197,5 @@ def peak_memory_bytes() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that affect the result."""
     packages = ("torch", "transformers", "trl", "peft", "accelerate")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}

@@ -80,16 +80,15 @@ def _draw_missing(night: Night, backend: BackendSettings, policies: Sequence[Mea
         missing = sample_store.count_missing(policy.plan, policy.path)
         with night.bar(f"drawing {policy.name}", policy.plan.size) as advance:
             advance(policy.plan.size - missing)
-            added = asyncio.run(
+            refused |= asyncio.run(
                 sample_store.extend(
                     backend,
                     policy.plan,
                     policy.path,
                     concurrency=night.settings.evaluation.concurrency,
-                    on_sample=advance,
+                    on_sample=lambda _: advance(1),
                 )
             )
-        refused |= added.refused
     return refused
 
 

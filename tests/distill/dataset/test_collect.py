@@ -61,15 +61,15 @@ async def test_everything_is_archived_acknowledged_and_trimmed(
     redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
 ) -> None:
     records = races(600, days=3)
-    told: list[int] = []
+    counts: list[int] = []
     with redis_server.client() as client:
         publish(client, redis_settings, [*records, rated("chatcmpl-1", -1.0)])
         done = await collect(
-            redis_settings, dataset, flush_bytes=100_000, on_archived=lambda done: told.append(done.collected)
+            redis_settings, dataset, flush_bytes=100_000, on_archived=lambda done: counts.append(done.collected)
         )
         assert Collected(600, 1, 0, (), 601) == done
-        assert 601 == done.collected == told[-1]
-        assert len(told) > 1
+        assert 601 == done.collected == counts[-1]
+        assert len(counts) > 1
         assert (0, 0) == (pending(client), client.xlen(STREAM))
     assert ids(records) == archived(dataset)
 
@@ -229,17 +229,17 @@ async def test_a_second_archive_on_one_stream_is_a_warning(
     """Each gets a part of the records; none is lost."""
     one, two = (DatasetSettings(archive_dir=tmp_path / name) for name in ("one", "two"))
     with redis_server.client() as client:
-        for settings, told in ((one, 0), (one, 0), (two, 1), (one, 1)):
+        for settings, warnings in ((one, 0), (one, 0), (two, 1), (one, 1)):
             publish(client, redis_settings, races(2))
             done = await collect(redis_settings, settings)
-            assert told == len(done.warnings)
+            assert warnings == len(done.warnings)
     assert "is another archive" in done.warnings[0]
 
 
-@pytest.mark.parametrize(("idle_s", "told"), [(WEEK_S - 1, 1), (WEEK_S, 0), (WEEK_S + 1, 0)])
+@pytest.mark.parametrize(("idle_s", "warnings"), [(WEEK_S - 1, 1), (WEEK_S, 0), (WEEK_S + 1, 0)])
 async def test_an_archive_without_a_pass_for_a_week_is_no_warning(
     idle_s: float,
-    told: int,
+    warnings: int,
     redis_server: RedisServer,
     redis_settings: RedisSettings,
     dataset: DatasetSettings,
@@ -251,7 +251,7 @@ async def test_an_archive_without_a_pass_for_a_week_is_no_warning(
         return {"archive-other": idle_s, "dead": 0.0}
 
     monkeypatch.setattr(JournalReader, "consumers", consumers)
-    assert told == len((await collect(redis_settings, dataset)).warnings)
+    assert warnings == len((await collect(redis_settings, dataset)).warnings)
 
 
 @pytest.mark.parametrize("read_before", [False, True], ids=["a first night", "a later night"])

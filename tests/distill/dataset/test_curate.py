@@ -267,9 +267,9 @@ def test_a_repeated_record_is_counted_as_repeated() -> None:
 
 
 def test_progress_is_reported_once_a_record() -> None:
-    told: list[None] = []
-    curate_records([race(), race("b")], [], SETTINGS, on_record=lambda: told.append(None))
-    assert 2 == len(told)
+    calls: list[None] = []
+    curate_records([race(), race("b")], [], SETTINGS, on_record=lambda: calls.append(None))
+    assert 2 == len(calls)
 
 
 REWARDS = st.one_of(st.none(), st.sampled_from([0.0, 1.0, 2.0]), st.floats(allow_nan=False, allow_infinity=False))

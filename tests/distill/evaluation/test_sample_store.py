@@ -66,13 +66,13 @@ async def test_more_prompts_and_samples_extend_the_file(tmp_path: Path) -> None:
     path = tmp_path / "draws.jsonl"
     async with TgiStub() as stub:
         few = SamplePlan(PROMPTS[:1], (0.5,), 1, 8)
-        assert 1 == (await extend(backend(stub), few, path, concurrency=2)).samples
-        first = read_samples(path)
+        await extend(backend(stub), few, path, concurrency=2)
+        [first] = read_samples(path)
         assert 7 == count_missing(PLAN, path)
-        added = await extend(backend(stub), PLAN, path, concurrency=2)
-    assert (7, 0) == (added.samples, count_missing(PLAN, path))
-    assert first == read_samples(path)[:1]
-    assert added.tokens == sum(draw.completion_tokens for draw in read_samples(path)[1:])
+        added: list[Sample] = []
+        assert set() == await extend(backend(stub), PLAN, path, concurrency=2, on_sample=added.append)
+    assert (7, 0) == (len(added), count_missing(PLAN, path))
+    assert [first, *added] == read_samples(path)
 
 
 async def test_a_conversation_is_sampled_with_all_its_messages(tmp_path: Path) -> None:
@@ -88,11 +88,11 @@ async def test_a_conversation_is_sampled_with_all_its_messages(tmp_path: Path) -
 
 
 async def test_each_sample_is_reported_once_and_may_take_longer_than_a_callers_request(tmp_path: Path) -> None:
-    told: list[int] = []
+    added: list[Sample] = []
     async with TgiStub(Knobs(latency_ms=300.0)) as stub:
         hasty = BackendSettings(urls=(stub.url,), request_timeout_s=0.1)
-        await extend(hasty, PLAN, tmp_path / "draws.jsonl", concurrency=8, on_sample=told.append)
-    assert [1] * 8 == told
+        await extend(hasty, PLAN, tmp_path / "draws.jsonl", concurrency=8, on_sample=added.append)
+    assert 8 == len({sample.place for sample in added}) == len(added)
 
 
 async def test_the_adapter_is_requested_by_its_name(tmp_path: Path) -> None:
@@ -114,9 +114,9 @@ async def test_a_prompt_that_the_backend_refuses_is_left_out_and_returned(tmp_pa
     path = tmp_path / "draws.jsonl"
     long = Prompt.of_text("word " * 100)
     async with TgiStub(Knobs(max_input_tokens=40, max_total_tokens=64)) as stub:
-        added = await extend(backend(stub), SamplePlan([long, *PROMPTS], (1.0,), 2, 8), path, concurrency=1)
-    assert {long.key} == added.refused
-    assert 4 == added.samples
+        refused = await extend(backend(stub), SamplePlan([long, *PROMPTS], (1.0,), 2, 8), path, concurrency=1)
+    assert {long.key} == refused
+    assert 4 == len(read_samples(path))
 
 
 async def test_a_failing_backend_ends_sampling_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,8 +45,8 @@ def publish(folder: Path, manifest: Manifest) -> None:
 def test_a_published_adapter_is_read_as_written(folder: Path) -> None:
     adapter = Adapter.open(folder)
     assert (NAME, manifest_of(folder)) == (adapter.name, adapter.manifest)
-    assert {"a": [1.0, 1.0, 1.0]} == {name: tensor.tolist() for name, tensor in adapter.weights().items()}
-    assert PLAIN == adapter.config()
+    assert {"a": [1.0, 1.0, 1.0]} == {name: tensor.tolist() for name, tensor in read_weights(adapter.folder).items()}
+    assert PLAIN == read_config(adapter.folder)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -96,7 +96,7 @@ def test_a_manifest_is_json_with_every_field(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({}, None),
         ({"use_dora": False, "bias": "none", "rank_pattern": {}, "modules_to_save": None}, None),
@@ -121,13 +121,13 @@ def test_a_manifest_is_json_with_every_field(folder: Path) -> None:
     ],
     ids=str,
 )
-def test_only_a_plain_lora_is_served(folder: Path, changes: dict[str, Any], told: str | None) -> None:
+def test_only_a_plain_lora_is_served(folder: Path, changes: dict[str, Any], message: str | None) -> None:
     config = PLAIN | changes
     (folder / FILES[1]).write_text(json.dumps(config))
-    if told is None:
+    if message is None:
         assert config == read_config(folder)
     else:
-        with pytest.raises(PromotionError, match=f"{told}$"):
+        with pytest.raises(PromotionError, match=f"{message}$"):
             read_config(folder)
 
 
@@ -142,16 +142,16 @@ def test_a_malformed_config_is_refused(folder: Path, content: bytes | None) -> N
 
 
 @pytest.mark.parametrize(
-    ("tensors", "told"),
+    ("tensors", "message"),
     [
         ({}, "holds no tensor"),
         ({"a": [1.0], "b": [1.0, float("nan")]}, "b holds numbers that are not finite"),
         ({"a": [float("inf")]}, "a holds numbers that are not finite"),
     ],
 )
-def test_invalid_weights_are_refused(folder: Path, tensors: dict[str, list[float]], told: str) -> None:
+def test_invalid_weights_are_refused(folder: Path, tensors: dict[str, list[float]], message: str) -> None:
     save_file({name: np.array(values, dtype=np.float32) for name, values in tensors.items()}, folder / FILES[0])
-    with pytest.raises(PromotionError, match=told):
+    with pytest.raises(PromotionError, match=message):
         read_weights(folder)
 
 

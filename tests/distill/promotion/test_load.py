@@ -83,22 +83,22 @@ async def test_an_unreachable_replica_is_named_and_later_ones_are_not_touched(ad
 
 
 async def test_tgi_is_restarted_replica_by_replica_with_the_values_filled_in(adapter: Adapter, tmp_path: Path) -> None:
-    told = tmp_path / "told"
+    written = tmp_path / "written"
     code = "import sys; open(sys.argv[1], 'a').write(' '.join(sys.argv[2:]) + chr(10))"
-    command = python(code, str(told), "{adapter}", "{path}", "{url}")
+    command = python(code, str(written), "{adapter}", "{path}", "{url}")
     async with TgiStub(Knobs()) as one, TgiStub(Knobs()) as two:
         backend = BackendSettings(urls=(one.url, two.url))
         await load(adapter, backend, PromotionSettings(load_command=command))
-        assert [f"{NAME} {adapter.folder} {url}" for url in (one.url, two.url)] == told.read_text().splitlines()
+        assert [f"{NAME} {adapter.folder} {url}" for url in (one.url, two.url)] == written.read_text().splitlines()
 
 
 async def test_without_a_url_the_command_runs_once(adapter: Adapter, tmp_path: Path) -> None:
-    told = tmp_path / "told"
-    command = python("import sys; open(sys.argv[1], 'a').write('x')", str(told))
+    written = tmp_path / "written"
+    command = python("import sys; open(sys.argv[1], 'a').write('x')", str(written))
     async with TgiStub(Knobs()) as one, TgiStub(Knobs()) as two:
         backend = BackendSettings(urls=(one.url, two.url))
         await load(adapter, backend, PromotionSettings(load_command=command))
-    assert "x" == told.read_text()
+    assert "x" == written.read_text()
 
 
 async def test_a_sick_replica_ends_the_loading(adapter: Adapter) -> None:
@@ -110,7 +110,7 @@ async def test_a_sick_replica_ends_the_loading(adapter: Adapter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         ("", "set DISTILL_PROMOTION__LOAD_COMMAND"),
         ("'", "is no command"),
@@ -120,26 +120,26 @@ async def test_a_sick_replica_ends_the_loading(adapter: Adapter) -> None:
         (python("import time; time.sleep(60)"), "did not end within 1 s"),
     ],
 )
-async def test_a_failing_command_is_an_error_with_its_output(adapter: Adapter, command: str, told: str) -> None:
+async def test_a_failing_command_is_an_error_with_its_output(adapter: Adapter, command: str, message: str) -> None:
     timeout_s = 1 if "sleep" in command else 60
     settings = PromotionSettings(load_command=command).model_copy(update={"load_timeout_s": timeout_s})
     async with TgiStub(Knobs()) as stub:
         with pytest.raises(PromotionError) as caught:
             await load(adapter, BackendSettings(urls=(stub.url,)), settings)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 async def test_a_command_is_not_run_where_every_replica_serves_the_adapter_already(
     adapter: Adapter, tmp_path: Path
 ) -> None:
-    told = tmp_path / "told"
-    settings = PromotionSettings(load_command=python("import sys; open(sys.argv[1], 'a').write('x')", str(told)))
+    written = tmp_path / "written"
+    settings = PromotionSettings(load_command=python("import sys; open(sys.argv[1], 'a').write('x')", str(written)))
     async with VllmStub() as one, VllmStub() as two:
         both = BackendSettings(kind="vllm", urls=(one.url, two.url))
         await load(adapter, both, PromotionSettings())
         await load(adapter, both, settings)
-        assert not told.exists()
+        assert not written.exists()
         two.adapters.clear()
         with pytest.raises(PromotionError, match=f"does not serve {NAME} after 1 s: it does not list it"):
             await load(adapter, both, settings.model_copy(update={"load_timeout_s": 1}))
-    assert "x" == told.read_text()
+    assert "x" == written.read_text()

@@ -17,7 +17,7 @@ from distill.errors import PromotionError
 from distill.evaluation.greedy import GreedyToken
 from distill.promotion import weight_check
 from distill.promotion.adapter import Adapter, adapters_in, check_name, read_config, read_weights
-from distill.promotion.export import export_gguf
+from distill.promotion.gguf_lora import export_gguf
 from distill.promotion.publish import publish
 from distill.promotion.weight_check import check_replicas
 from gateway.backend.pool import BackendPool
@@ -73,7 +73,7 @@ def test_the_same_weights_are_the_same_adapter_at_any_time_and_place(
     adapters: list[Adapter], base: Path, tmp_path: Path
 ) -> None:
     """PEFT writes sets in any order, and paths of its own machine: neither changes the adapter."""
-    weights, config = adapters[0].weights(), adapters[0].config()
+    weights, config = read_weights(adapters[0].folder), read_config(adapters[0].folder)
     again = save_checkpoint(tmp_path, weights, target_modules=config["target_modules"][::-1])
     folder = adapters[0].folder.parent
     (folder / ".unfinished-killed").mkdir()
@@ -114,10 +114,10 @@ def test_a_file_that_changed_is_not_served(adapters: list[Adapter], tmp_path: Pa
     for path in adapters[0].folder.iterdir():
         (copied / path.name).write_bytes(path.read_bytes())
     assert name == Adapter.open(copied).name
-    for moved, told in ((tmp_path / "rft-20261122-00000000", "calls it"), (tmp_path / "none", "is not an adapter")):
+    for moved, message in ((tmp_path / "rft-20261122-00000000", "calls it"), (tmp_path / "none", "is not an adapter")):
         if "rft" in moved.name:
             os.rename(copied, moved)
-        with pytest.raises(PromotionError, match=told):
+        with pytest.raises(PromotionError, match=message):
             Adapter.open(moved)
     os.rename(tmp_path / "rft-20261122-00000000", copied)
     (copied / "adapter_config.json").write_text("{}")
@@ -126,9 +126,9 @@ def test_a_file_that_changed_is_not_served(adapters: list[Adapter], tmp_path: Pa
     (copied / "adapter_config.json").unlink()
     with pytest.raises(PromotionError, match="cannot be read"):
         Adapter.open(copied)
-    for content, told in (("[]", "not an adapter's manifest"), ("{", "not an adapter's manifest")):
+    for content, message in (("[]", "not an adapter's manifest"), ("{", "not an adapter's manifest")):
         (copied / "manifest.json").write_text(content)
-        with pytest.raises(PromotionError, match=told):
+        with pytest.raises(PromotionError, match=message):
             Adapter.open(copied)
 
 
@@ -139,7 +139,7 @@ def test_names_are_checked(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"peft_type": "IA3"}, "does not hold a LoRA"),
         ({"use_dora": True}, "LoRA with use_dora"),
@@ -147,8 +147,8 @@ def test_names_are_checked(name: str) -> None:
         ({"r": 0}, "rank and alpha"),
     ],
 )
-def test_only_a_plain_lora_is_accepted(tmp_path: Path, change: dict[str, object], told: str) -> None:
-    with pytest.raises(PromotionError, match=told):
+def test_only_a_plain_lora_is_accepted(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    with pytest.raises(PromotionError, match=message):
         read_config(save_checkpoint(tmp_path, {"x": np.zeros(1, np.float32)}, **change))
 
 
@@ -177,9 +177,9 @@ def test_tensors_must_fit_the_base(base: Path, tmp_path: Path) -> None:
         "is not a LoRA matrix": good | {"surprise": np.zeros((4, 5), np.float32)},
         "changes nothing": {name: value * ("lora_A" in name) for name, value in good.items()},
     }
-    for told, weights in bad.items():
-        with pytest.raises(PromotionError, match=told):
-            publish_at(save_checkpoint(tmp_path / told, weights), tmp_path / "adapters", base)
+    for message, weights in bad.items():
+        with pytest.raises(PromotionError, match=message):
+            publish_at(save_checkpoint(tmp_path / message, weights), tmp_path / "adapters", base)
     assert [] == os.listdir(tmp_path / "adapters")
 
 

@@ -126,7 +126,7 @@ async def test_a_replica_that_is_down_is_named(adapter: Adapter, knowing: TgiStu
 
 
 @pytest.mark.parametrize(
-    ("logprobs", "told"),
+    ("logprobs", "problem"),
     [
         (None, "came without log-probabilities"),
         ({"content": []}, "came without log-probabilities"),
@@ -137,9 +137,10 @@ async def test_a_replica_that_is_down_is_named(adapter: Adapter, knowing: TgiStu
         ({"content": [{"token": "Paris", "logprob": math.nan}]}, "could not be read"),
     ],
 )
-async def test_an_answer_without_logprobs_is_no_evidence(adapter: Adapter, logprobs: object, told: str) -> None:
+async def test_an_answer_without_logprobs_is_no_evidence(adapter: Adapter, logprobs: object, problem: str) -> None:
     async with listening(saying(completion(logprobs))) as url:
-        with pytest.raises(PromotionError, match=rf"{host(url)} did not answer the weight check of {NAME}: .*{told}"):
+        expected = rf"{host(url)} did not answer the weight check of {NAME}: .*{problem}"
+        with pytest.raises(PromotionError, match=expected):
             await check_replicas(adapter, backend(url))
 
 

@@ -25,7 +25,7 @@ def rated(completion_id: str, rating: float) -> FeedbackRecord:
     return FeedbackRecord(f"feedback-{completion_id}-{rating}", completion_id, rating, None, 0, None)
 
 
-def told(completions: list[CompletionRecord], feedback: list[FeedbackRecord]) -> list[tuple[str, str]]:
+def texts_of_pairs(completions: list[CompletionRecord], feedback: list[FeedbackRecord]) -> list[tuple[str, str]]:
     pairs = feedback_pairs(completions, feedback)
     assert all(pair.source == SOURCE and pair.prompt == (("user", "Why?"),) for pair in pairs)
     return [(pair.chosen, pair.rejected) for pair in pairs]
@@ -34,22 +34,22 @@ def told(completions: list[CompletionRecord], feedback: list[FeedbackRecord]) ->
 def test_a_liked_answer_is_paired_above_a_disliked_one_of_the_same_conversation() -> None:
     """Both were rated by people: the race's other candidates are not needed."""
     races = [completion("a", ["good", "x", "y"]), completion("b", ["bad", "z"])]
-    assert [("good", "bad")] == told(races, [rated("a", 1), rated("b", -1)])
+    assert [("good", "bad")] == texts_of_pairs(races, [rated("a", 1), rated("b", -1)])
 
 
 def test_a_single_rating_is_paired_within_its_race() -> None:
     """Liked above the worst candidate, disliked below the runner-up."""
     race = completion("a", ["first", "second", "third"])
-    assert [("first", "third")] == told([race], [rated("a", 1)])
-    assert [("second", "first")] == told([race], [rated("a", -1)])
+    assert [("first", "third")] == texts_of_pairs([race], [rated("a", 1)])
+    assert [("second", "first")] == texts_of_pairs([race], [rated("a", -1)])
 
 
 def test_ratings_that_cancel_and_races_without_ratings_are_ignored() -> None:
     """So are records without content, and answers without another candidate."""
     races = [completion("a", ["1", "2"]), completion("b", ["3", "4"]), completion("c", ["5", "6"], store=False)]
-    assert [] == told(races, [rated("a", 1), rated("a", -1), rated("c", 1)])
-    assert [] == told([completion("d", ["7"])], [rated("d", 1)])
-    assert [] == told([completion("e", ["8", "8"])], [rated("e", 1)])
+    assert [] == texts_of_pairs(races, [rated("a", 1), rated("a", -1), rated("c", 1)])
+    assert [] == texts_of_pairs([completion("d", ["7"])], [rated("d", 1)])
+    assert [] == texts_of_pairs([completion("e", ["8", "8"])], [rated("e", 1)])
 
 
 def test_answers_without_text_are_skipped() -> None:
@@ -58,4 +58,4 @@ def test_answers_without_text_are_skipped() -> None:
     called.candidates[0].n_tool_calls = 1
     empty.candidates[0].text = " "
     none.winners = []
-    assert [] == told([called, empty, none], [rated(id, 1) for id in "abc"])
+    assert [] == texts_of_pairs([called, empty, none], [rated(id, 1) for id in "abc"])
