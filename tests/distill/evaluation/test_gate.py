@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from distill.errors import DataError
+from distill.evaluation import eprocess
 from distill.evaluation.curve import Floats
 from distill.evaluation.gate import Baseline, QuantileMap, Rules, decide
 from distill.evaluation.scored import ScoredSamples, TextStatistics
@@ -120,6 +121,16 @@ def test_n_prime_is_tested_downwards_and_nothing_passes_after_a_failure() -> Non
     for mean in (0.2, 0.5, 0.9):
         passed = [test.passed for test in gate(candidate(mean)).candidates[0].tests]
         assert sorted(passed, reverse=True) == passed
+
+
+def test_a_smaller_n_does_not_pass_after_a_larger_one_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rare, since the best of more is never lower; the fixed sequence does not rely on that."""
+    crossings = iter([None, 5])
+    monkeypatch.setattr(eprocess, "run", lambda x, **_: eprocess.Process(np.ones(len(x)), next(crossings)))
+    verdict = gate(candidate(0.0), n_now=3)
+    tests = verdict.candidates[0].tests
+    assert [(2, None, False), (1, 5, False)] == [(test.n, test.crossed_at, test.passed) for test in tests]
+    assert not verdict.promote
 
 
 def test_several_checkpoints_share_the_level_and_the_best_is_named() -> None:
