@@ -71,7 +71,7 @@ class Draws:
         return first, deltas
 
     async def learn(self, replica: Replica) -> None:
-        """Ask the replica what it is and how many draws it takes at once; one that does not answer is asked later."""
+        """Learn the replica's kind and how many draws it takes at once; one that does not answer is asked later."""
         await self.kind.decide(replica)
         with contextlib.suppress(GatewayError):
             await self._learn_capacity(replica)

@@ -89,7 +89,7 @@ class Failover:
                 replica = spare
 
     def _spare(self, draw: Draw, failed: Replica, error: BackendError) -> Replica | None:
-        """Return another replica for a draw that failed; None where the error stands."""
+        """Return another replica for a draw that failed; None if the error is final."""
         draw.tried.append(failed)
         if not isinstance(error, _MOVABLE):
             return None

@@ -130,7 +130,7 @@ class BackendPool:
         return await check_replicas(self._replicas, self._kind)
 
     async def learn(self) -> None:
-        """Ask every replica what it is and how many draws it takes at once, unless it has said so."""
+        """Learn every replica's kind and how many draws it takes at once, where that is not known."""
         await asyncio.gather(*(self._draws.learn(replica) for replica in self._replicas.all))
 
     def tend(self) -> None:

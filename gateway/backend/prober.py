@@ -16,7 +16,7 @@ from gateway.backend.replicas import Replica, Replicas
 from gateway.errors import BackendRejected, GatewayError
 
 _LEAST_WAIT_S = 5.0
-_PATIENCE = 4.0  # a replica in rotation may only be busy: so many times longer than after an ejection
+_PATIENCE = 4.0  # times longer than after an ejection: a replica in rotation may only be busy
 _GRACE_S = 1.0  # a silent replica may only be a moment late
 
 Unanswered = dict[str, contextvars.Context]

@@ -242,7 +242,7 @@ def _finish_reason(reason: object, flavour: Flavour, *, called: bool, stopped: b
     if known is None:
         raise BackendProtocolError("the backend's answer has no known finish reason")
     if known in ("stop", "tool_calls"):
-        # Some say "stop" after a call, and vLLM "tool_calls" where it could read no call in what it forced.
+        # Some servers say "stop" after a call, and vLLM "tool_calls" if it could read no call in a forced answer.
         return "tool_calls" if called else "stop"
     return known
 
@@ -265,10 +265,10 @@ def _logprob_entry(entry: JsonObject, alternatives: int) -> JsonObject:
 
 def _token(entry: JsonObject) -> JsonObject:
     token, logprob, given = entry["token"], entry["logprob"], entry.get("bytes")
-    # No logprob is minus infinity, as TGI writes it.
+    # TGI writes minus infinity as null.
     if not isinstance(logprob, float | int | None) or not isinstance(given, list | None):
         raise TypeError
-    # A token may be a part of a character: then only the server knows its bytes.
+    # If a token is a part of a character, only the server knows its bytes.
     return {"token": token, "logprob": logprob, "bytes": list(bytes(given) if given else token.encode())}
 
 

@@ -32,7 +32,7 @@ class AnyKnobs:
 
     api_key: str = ""
     healthy: bool = True
-    record_requests: int = 64  # how many of the last requests GET /_stub/state tells of
+    record_requests: int = 64  # how many of the last requests GET /_stub/state lists
 
     def __post_init__(self) -> None:
         self.update({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})

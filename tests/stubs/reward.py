@@ -57,7 +57,7 @@ class RewardKnobs(AnyKnobs):
     latency_per_text_ms: float = 0.0
     shift: float = 0.0  # added to every reward: another model behind the same name
     always_activate: bool = False  # a server that ignores use_activation
-    max_model_len: int = 0  # what /v1/models tells; 0 tells nothing
+    max_model_len: int = 0  # listed by /v1/models; 0 lists nothing
     refused: str = ""  # a call with a text that holds this is refused …
     refused_status: int = 400  # … with this status
     fault: RewardFault = RewardFault.NONE

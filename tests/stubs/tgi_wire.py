@@ -37,7 +37,7 @@ def chat_response(request: GenerationRequest, generated: Generated, arguments: s
     message: dict[str, Any]
     told = generated
     if request.chose_no_tool:
-        # TGI drew a call of "no_tool" first, and tells of that draw beside the text of the second one.
+        # TGI drew a call of "no_tool" first, and reports that draw with the text of the second one.
         told = Generated([*split('{"function": {"_name": "no_tool"}}'), EOS_PIECE], "", "eos_token")
     if request.tool_call is None:
         message = {"role": "assistant", "content": generated.text}

@@ -160,7 +160,7 @@ async def test_a_replica_that_stops_fails_no_race(front: Front, ask_vllm: AskVll
 
 
 async def test_a_stream_that_is_cut_has_been_counted_by_vllm_itself(front: Front) -> None:
-    """VLLM tells its counts with every piece: neither prompt nor answer have to be estimated."""
+    """Every piece of vLLM's stream has its counts: neither prompt nor answer must be estimated."""
     asked = Prompt([{"role": "user", "content": script("one two three four five six seven", delay_ms=50)}], Sampling())
     async with BackendPool(BackendSettings(kind="vllm", urls=(front.url,))) as pool:
         async with aclosing(pool.stream(asked, seed=1, replica=0)) as deltas:

@@ -29,7 +29,7 @@ CHAT = "/v1/chat/completions"
 KINDS = ("tgi", "vllm", "llamacpp")
 Row = dict[str, Any]
 
-# Rows whose error is told otherwise than their status says.
+# Rows whose error differs from the one that their status stands for.
 TOLD: dict[str, type[BackendError]] = {
     "prompt too long": ContextLengthExceeded,
     "prompt too long, no max_tokens": ContextLengthExceeded,
