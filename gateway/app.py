@@ -173,12 +173,7 @@ def build(settings: Settings) -> Parts:
 
 
 def _scorer(settings: RewardSettings, metrics: Metrics) -> Scorer:
-    scorer = build_scorer(
-        settings,
-        observe=lambda batch: metrics.scored_batch(
-            batch.entries, batch.tokens, batch.padded_tokens, batch.wait_ms, batch.run_ms
-        ),
-    )
+    scorer = build_scorer(settings, observe=metrics.scored_batch)
     if scorer is None:
         raise SettingsError(
             "no reward model: set GATEWAY_REWARD__MODEL (in this process) or GATEWAY_REWARD__URL (a server)"

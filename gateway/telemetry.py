@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from functools import partial
-from typing import Literal, TypedDict
+from typing import Literal
 
 import structlog
 from prometheus_client import (
@@ -23,20 +23,13 @@ from prometheus_client import (
 )
 
 from gateway.errors import RewardUnavailable
-from gateway.types import Outcome
+from gateway.types import BatchStats, Outcome
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _ENTRIES = (1, 2, 4, 8, 16, 32, 64, 128)
 _DRAWS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 _REWARDS = (-8, -6, -4, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4, 6, 8)
-
-
-class _Ours(TypedDict):
-    namespace: str
-    registry: CollectorRegistry
-
-
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -73,10 +66,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        ours: _Ours = {"namespace": "ratchet", "registry": self.registry}
-        self._counter = partial(Counter, **ours)
-        self._gauge = partial(Gauge, **ours, multiprocess_mode="livesum")
-        self._histogram = partial(Histogram, **ours)
+        self._counter = partial(Counter, namespace="ratchet", registry=self.registry)
+        self._gauge = partial(Gauge, namespace="ratchet", registry=self.registry, multiprocess_mode="livesum")
+        self._histogram = partial(Histogram, namespace="ratchet", registry=self.registry)
         self._add_requests()
         self._add_races()
         self._add_servers()
@@ -208,12 +200,12 @@ class Metrics:
         for stage in ("queue", "generate", "score", "journal", "overhead"):
             self.stage_seconds.labels(stage).observe(getattr(outcome.timings, f"{stage}_ms") / 1e3)
 
-    def scored_batch(self, entries: int, tokens: int, padded_tokens: int, wait_ms: float, run_ms: float) -> None:
-        self.reward_batch_entries.observe(entries)
-        self.reward_batch_tokens.observe(padded_tokens)
-        self.reward_batch_padding.inc(padded_tokens - tokens)
-        self.reward_wait_seconds.observe(wait_ms / 1e3)
-        self.reward_run_seconds.observe(run_ms / 1e3)
+    def scored_batch(self, batch: BatchStats) -> None:
+        self.reward_batch_entries.observe(batch.entries)
+        self.reward_batch_tokens.observe(batch.padded_tokens)
+        self.reward_batch_padding.inc(batch.padded_tokens - batch.tokens)
+        self.reward_wait_seconds.observe(batch.wait_ms / 1e3)
+        self.reward_run_seconds.observe(batch.run_ms / 1e3)
 
     def render(self) -> tuple[bytes, str]:
         """Return the exposition text and its content type, over all workers if there are several."""

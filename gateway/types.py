@@ -306,6 +306,19 @@ class Backend(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class BatchStats:
+    """Cost of one batch, for metrics. ``wait_ms`` is the oldest entry's, ``waiting`` the entries left in the queue."""
+
+    entries: int
+    tokens: int
+    padded_tokens: int
+    wait_ms: float
+    run_ms: float
+    waiting: int
+    failed: bool
+
+
 class Scorer(Protocol):
     """Scores answers. Implementations raise only ``RewardError`` and its subclasses."""
 

@@ -26,10 +26,9 @@ from typing import Literal, cast
 
 from gateway.embedded.weights import minilm_folder, reward_adapter_folder
 from gateway.errors import RewardError
-from gateway.reward.batcher import BatchStats
 from gateway.reward.local import LocalScorer
 from gateway.settings import RewardSettings
-from gateway.types import Message
+from gateway.types import BatchStats, Message
 from loadtests.stack import machine
 from loadtests.tables import rewards, titled
 

@@ -6,8 +6,6 @@ is out of memory takes them all the same: a rollback must reach it, and a few ki
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, WatchError
 
@@ -15,9 +13,6 @@ from gateway.errors import PolicyError
 from gateway.policy.document import Policy
 from gateway.redis_client import REDIS_ERRORS, connect, refuse_unsupported, run_when_full
 from gateway.settings import RedisSettings
-
-if TYPE_CHECKING:
-    from redis.asyncio.client import Pipeline
 
 _HISTORY = 1_000
 # KEYS: the policy, its history. ARGV: the policy that must be current (empty: none), the new one, the last index kept.
@@ -79,7 +74,20 @@ class PublishedPolicy:
         """
         try:
             async with self._redis.pipeline(transaction=True) as pipe:
-                await self._publish(pipe, policy, document, last_version)
+                await pipe.watch(self._key)
+                found = await pipe.get(self._key)
+                current = None if found is None else _parse(found)
+                version = last_version if current is None else current.version
+                if policy.version != version + 1:
+                    raise PolicyError(f"version {policy.version} does not follow the published version {version}")
+                pipe.multi()  # type: ignore[no-untyped-call]
+                pipe.set(self._key, document)
+                pipe.lpush(self._history_key, document)
+                pipe.ltrim(self._history_key, 0, _HISTORY - 1)
+                try:
+                    await pipe.execute()
+                except OutOfMemoryError:
+                    await self._publish_when_full(found, document)
         except WatchError as error:
             raise PolicyError("another policy was published at the same time: read it and try again") from error
         except REDIS_ERRORS as error:
@@ -99,22 +107,6 @@ class PublishedPolicy:
 
     async def aclose(self) -> None:
         await self._redis.aclose()
-
-    async def _publish(self, pipe: Pipeline, policy: Policy, document: str, last_version: int) -> None:
-        await pipe.watch(self._key)
-        found = await pipe.get(self._key)
-        current = None if found is None else _parse(found)
-        version = last_version if current is None else current.version
-        if policy.version != version + 1:
-            raise PolicyError(f"version {policy.version} does not follow the published version {version}")
-        pipe.multi()  # type: ignore[no-untyped-call]
-        pipe.set(self._key, document)
-        pipe.lpush(self._history_key, document)
-        pipe.ltrim(self._history_key, 0, _HISTORY - 1)
-        try:
-            await pipe.execute()
-        except OutOfMemoryError:
-            await self._publish_when_full(found, document)
 
     async def _publish_when_full(self, found: bytes | str | None, document: str) -> None:
         before = found.decode() if isinstance(found, bytes) else found or ""

@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from gateway.errors import RewardError
+from gateway.types import BatchStats
 
 MAX_QUEUE = 4096
 """Entries that may wait for a reward model; the races of more fall back."""
@@ -30,19 +31,6 @@ _log = structlog.get_logger()
 
 class QueueFull(RewardError):
     """The queue is full; the entry was not taken."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchStats:
-    """Cost of one batch, for metrics. ``wait_ms`` is the oldest entry's, ``waiting`` the entries left in the queue."""
-
-    entries: int
-    tokens: int
-    padded_tokens: int
-    wait_ms: float
-    run_ms: float
-    waiting: int
-    failed: bool
 
 
 @dataclass(eq=False, slots=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gateway.reward.batcher import BatchStats
 from gateway.reward.local import LocalScorer
 from gateway.reward.remote import RemoteScorer
 from gateway.settings import RewardSettings
-from gateway.types import Scorer
+from gateway.types import BatchStats, Scorer
 
 
 def build_scorer(settings: RewardSettings, *, observe: Callable[[BatchStats], None] | None = None) -> Scorer | None:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from gateway.errors import RewardError, RewardTimeout, RewardUnavailable
 from gateway.reward.availability import Availability
-from gateway.reward.batcher import MAX_QUEUE, Batcher, BatchStats
+from gateway.reward.batcher import MAX_QUEUE, Batcher
 from gateway.reward.loading import IMPORTS, Loading, import_error
 from gateway.settings import RewardSettings
-from gateway.types import Message, Readiness, Score
+from gateway.types import BatchStats, Message, Readiness, Score
 
 if TYPE_CHECKING:
     from gateway.reward.model import EncodedPair, RewardModel

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from gateway.errors import RewardError, RewardRefused, RewardUnavailable
 from gateway.reward import wire
-from gateway.reward.batcher import MAX_QUEUE, Batcher, BatchStats
+from gateway.reward.batcher import MAX_QUEUE, Batcher
 from gateway.reward.loading import IMPORTS, Loading, import_error
 from gateway.reward.servers import RewardServers
 from gateway.settings import RewardSettings
-from gateway.types import Message, Readiness, Score
+from gateway.types import BatchStats, Message, Readiness, Score
 
 if TYPE_CHECKING:
     from gateway.reward.rendering import ChatRenderer

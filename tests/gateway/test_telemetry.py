@@ -10,7 +10,7 @@ import structlog
 
 from gateway.errors import BackendFailed
 from gateway.telemetry import MULTIPROCESS_DIR, Metrics, configure_logging
-from gateway.types import Answer, Arm, Candidate, Outcome, Plan, Selection, Timings
+from gateway.types import Answer, Arm, BatchStats, Candidate, Outcome, Plan, Selection, Timings
 
 
 def outcome() -> Outcome:
@@ -86,7 +86,9 @@ def test_the_mean_reward_can_be_computed_although_rewards_are_negative() -> None
 
 def test_a_batch_is_counted_with_its_padding() -> None:
     metrics = Metrics()
-    metrics.scored_batch(entries=4, tokens=90, padded_tokens=100, wait_ms=2.0, run_ms=30.0)
+    metrics.scored_batch(
+        BatchStats(entries=4, tokens=90, padded_tokens=100, wait_ms=2.0, run_ms=30.0, waiting=0, failed=False)
+    )
     assert value(metrics, "ratchet_reward_batch_padding_tokens_total") == 10
     assert value(metrics, "ratchet_reward_batch_entries_sum") == 4
     assert value(metrics, "ratchet_reward_run_seconds_sum") == 0.03

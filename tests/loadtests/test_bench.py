@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from gateway.reward.batcher import BatchStats
+from gateway.types import BatchStats
 from loadtests import bench, cost, journal, reward, tables
 from loadtests.closed_loop import closed_loop
 from loadtests.mutants import summary

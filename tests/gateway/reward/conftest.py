@@ -19,13 +19,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, Qwen3Config
 from transformers import Qwen3ForSequenceClassification as Qwen3Classifier
 
-from gateway.reward.batcher import BatchStats
 from gateway.reward.local import LocalScorer
 from gateway.reward.model import RewardModel
 from gateway.reward.remote import RemoteScorer
 from gateway.reward.server import UVICORN, create_app
 from gateway.reward.server_metrics import ServerMetrics
 from gateway.settings import RewardSettings
+from gateway.types import BatchStats
 from tests.gateway.reward.served import Served, Start
 from tests.gateway.reward.texts import CHAT_TEMPLATE, TEXTS
 from tests.stubs.reward import RewardStub

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from gateway.errors import RewardError, RewardTimeout
-from gateway.reward.batcher import Batcher, BatchStats, QueueFull, choose_window
+from gateway.reward.batcher import Batcher, QueueFull, choose_window
+from gateway.types import BatchStats
 
 LENGTHS = st.lists(st.integers(1, 120), min_size=1, max_size=40)
 

@@ -13,12 +13,13 @@ import pytest
 
 from gateway.errors import RewardError, RewardUnavailable, SettingsError
 from gateway.reward import availability, local
-from gateway.reward.batcher import BatchStats, QueueFull
+from gateway.reward.batcher import QueueFull
 from gateway.reward.build import build_scorer
 from gateway.reward.local import LAUNCH_TOKENS, Conversation, LocalScorer, Scored
 from gateway.reward.model import RewardModel
 from gateway.reward.remote import RemoteScorer
 from gateway.settings import RewardSettings
+from gateway.types import BatchStats
 from tests.gateway.reward.fake_model import FakeModel
 from tests.gateway.reward.texts import TEXTS, ask
 

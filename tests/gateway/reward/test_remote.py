@@ -8,9 +8,9 @@ import pytest
 from aiohttp import web
 
 from gateway.errors import RewardError
-from gateway.reward.batcher import BatchStats
 from gateway.reward.remote import CALLS_IN_FLIGHT, RemoteScorer
 from gateway.settings import RewardSettings
+from gateway.types import BatchStats
 from tests.gateway.reward.conftest import Connect
 from tests.gateway.reward.fake_server import FakeServer
 from tests.gateway.reward.texts import ask
