@@ -1,4 +1,4 @@
-"""What the night's tests share: a tiny base, a fleet of stubs, a policy store on a real Redis."""
+"""Fixtures of the night's tests: a tiny base model, a fleet of stubs, a policy store on a real Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every error that the project raises on purpose has an exit code and one line of words."""
+"""Every error that the project raises on purpose has an exit code and a message of one line."""
 
 import errno
 import os
@@ -34,13 +34,13 @@ def test_the_code_of_an_error(error: Exception, code: int) -> None:
     assert isinstance(error, exits.ERRORS)
 
 
-def test_the_words_of_an_error_are_one_line() -> None:
+def test_the_message_of_an_error_is_one_line() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "draws.jsonl")
     assert "draws.jsonl: No space left on device" == exits.one_line(full)
     assert "one two" == exits.one_line(errors.DataError("one\n  two"))
 
 
-def test_a_command_that_an_operator_may_stop_ends_with_the_code_of_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_end_of_a_command_has_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     def fail(error: BaseException) -> int:
         raise error
 

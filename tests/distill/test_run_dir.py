@@ -1,4 +1,4 @@
-"""A run directory holds what is through and nothing that is half."""
+"""A run directory holds markers of finished steps only, and its files survive a kill."""
 
 import json
 import resource
@@ -11,7 +11,7 @@ from distill.run_dir import RunDir, appending, find_run, new_run, runs, whole_li
 from gateway.files import write_atomically
 
 
-def test_a_step_is_through_once_it_is_marked(tmp_path: Path) -> None:
+def test_a_step_is_done_when_it_is_marked(tmp_path: Path) -> None:
     run = new_run(tmp_path, {"settings": {}})
     assert run.result("train") is None
     run.mark("train", {"steps": 3})
@@ -21,7 +21,7 @@ def test_a_step_is_through_once_it_is_marked(tmp_path: Path) -> None:
     assert run.finished
 
 
-def test_attempts_and_what_steps_took_outlive_the_process(tmp_path: Path) -> None:
+def test_attempts_and_times_of_steps_survive_the_process(tmp_path: Path) -> None:
     run = new_run(tmp_path, {})
     run.log_attempt()
     run.log_seconds("draw", 2.5)
@@ -42,7 +42,7 @@ def test_runs_are_found_by_id_by_path_and_in_order(tmp_path: Path) -> None:
         find_run(tmp_path, "half")
 
 
-def test_a_line_that_a_kill_left_unfinished_is_cut_off(tmp_path: Path) -> None:
+def test_an_unfinished_last_line_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     with appending(path) as sink:
         sink.write(b"one\nhal")
@@ -52,8 +52,8 @@ def test_a_line_that_a_kill_left_unfinished_is_cut_off(tmp_path: Path) -> None:
     assert b"one\ntwo\n" == path.read_bytes()
 
 
-def test_a_full_disk_is_told_in_words(tmp_path: Path) -> None:
-    """A limit on files' size stands for the disk's: the kernel refuses the write in the same way."""
+def test_a_full_disk_is_a_data_error(tmp_path: Path) -> None:
+    """A limit on file size simulates it: the kernel refuses the write in the same way."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
@@ -63,7 +63,7 @@ def test_a_full_disk_is_told_in_words(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_files_that_are_missing_or_no_json_are_named(tmp_path: Path) -> None:
+def test_missing_and_malformed_files_are_named(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     with pytest.raises(DataError, match=r"manifest\.json cannot be read"):
         _ = run.manifest
@@ -75,8 +75,8 @@ def test_files_that_are_missing_or_no_json_are_named(tmp_path: Path) -> None:
         whole_lines(tmp_path / "absent")
 
 
-def test_a_run_of_a_clock_that_was_ahead_is_not_the_last_one_for_ever(tmp_path: Path) -> None:
-    """Runs follow each other in the order in which they were begun; those without a number come first, by name."""
+def test_a_run_of_a_clock_that_was_ahead_does_not_stay_the_last_run(tmp_path: Path) -> None:
+    """Runs are ordered by when they began; those without a number come first, by name."""
     ahead = RunDir(tmp_path / "2099-01-01T00-00-00")
     for name in (ahead.id, "2025-01-01T00-00-00"):
         write_atomically(tmp_path / name / "manifest.json", b"{}")

@@ -1,4 +1,4 @@
-"""The night's settings: what is set holds, what is unknown or bad is named, and the words are those of the code."""
+"""The night's settings are read from the environment; unknown and bad ones are named."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from distill.errors import SettingsError
 _ROOT = Path(__file__).parents[2]
 
 
-def test_what_is_set_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTILL_EVALUATION__TEMPERATURES", "0.5, 1")
     monkeypatch.setenv("DISTILL_NIGHT__MIN_EXAMPLES", "7")
     loaded = settings.load()
@@ -29,7 +29,7 @@ def test_what_is_set_holds(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DISTILL_NIGHT__NO_SUCH", "1"),
     ],
 )
-def test_what_is_unknown_or_bad_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_an_unknown_or_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=name):
         settings.load()
@@ -44,18 +44,18 @@ def test_a_setting_that_became_a_constant_is_ignored_with_a_line(
     assert "DISTILL_TRAINING__WARM_UP" not in settings.variables()
 
 
-def test_every_default_that_is_shown_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_default_in_the_table_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, (default, _) in settings.variables().items():
         if default:
             monkeypatch.setenv(name, default)
     assert settings.Settings.model_construct() == settings.load()
 
 
-def test_no_setting_is_without_a_meaning() -> None:
+def test_every_setting_has_a_meaning() -> None:
     assert [] == [name for name, (_, meaning) in settings.variables().items() if not meaning]
 
 
-def test_the_command_lists_them_as_a_table_and_as_an_environment_file() -> None:
+def test_the_command_prints_a_table_and_an_environment_file() -> None:
     table = CliRunner().invoke(app, ["settings"]).output
     file = CliRunner().invoke(app, ["settings", "--env"]).output
     assert set(settings.variables()) == set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))

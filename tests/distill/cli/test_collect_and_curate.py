@@ -38,7 +38,7 @@ def rows(output: str) -> dict[str, str]:
 def test_collect_then_curate(
     dataset: DatasetSettings, redis_server: RedisServer, redis_settings: RedisSettings, tmp_path: Path
 ) -> None:
-    """What one prints and writes is what the other archived."""
+    """``curate`` sees the records that ``collect`` archived."""
     with redis_server.client() as client:
         publish(client, redis_settings, [*races(40), race("x", store=False, messages=None), rated("a", -1.0), b"junk"])
     collected = runner.invoke(app, ["collect"])

@@ -42,7 +42,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two adapters that nothing trained: their heads differ, so do their rewards."""
+    """Two untrained adapters with different heads, so that their rewards differ."""
     folder = tmp_path_factory.mktemp("adapters")
     for seed, name in enumerate(("select", "judge")):
         torch.manual_seed(seed)
@@ -80,7 +80,7 @@ def test_sampling_again_adds_nothing(draws: Path, stub_url: str, prompts: Path) 
     assert before == draws.read_bytes()
 
 
-def test_the_shipped_prompts_are_drawn_without_those_of_the_demo(tmp_path: Path, stub_url: str) -> None:
+def test_the_demos_prompts_are_not_sampled(tmp_path: Path, stub_url: str) -> None:
     from gateway.demo import prompts
 
     path = tmp_path / "draws.jsonl"
@@ -110,7 +110,7 @@ def test_what_is_missing_is_named(draws: Path, tmp_path: Path, adapters: tuple[P
         assert message in " ".join(result.stderr.split())
 
 
-def test_more_draws_than_there_are_cannot_be_asked_for(draws: Path, adapters: tuple[Path, Path]) -> None:
+def test_n_cannot_exceed_the_samples_of_a_prompt(draws: Path, adapters: tuple[Path, Path]) -> None:
     result = run("evaluate", "--draws", draws, "--adapter", adapters[0], "--judge", adapters[1], "--n", 1, "--n", 5)
     assert 2 == result.exit_code
     assert "n = 5" in result.stderr

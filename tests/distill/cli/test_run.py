@@ -1,4 +1,4 @@
-"""The commands around a night: what they print, and their exit codes."""
+"""The output and exit codes of ``run``, ``report`` and ``schedule``."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_report_is_rendered_anew_from_its_facts(runs_dir: Path) -> None:
+def test_a_report_is_rendered_again_from_its_facts(runs_dir: Path) -> None:
     run = new_run(runs_dir, {})
     finished_night().write(run.path)
     for arguments in ([], [run.id], [str(run.path)]):
@@ -46,6 +46,6 @@ def test_bad_settings_and_steps_are_named(runs_dir: Path, monkeypatch: pytest.Mo
     assert "DISTILL_NIGHT__AT" in result.stderr
 
 
-def test_help_tells_every_exit_code() -> None:
-    told = " ".join(runner.invoke(app, ["run", "--help"]).output.split())
-    assert all(f"{code}: " in told for code in exits.TABLE)
+def test_help_lists_every_exit_code() -> None:
+    printed = " ".join(runner.invoke(app, ["run", "--help"]).output.split())
+    assert all(f"{code}: " in printed for code in exits.TABLE)

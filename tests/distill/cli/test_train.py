@@ -29,8 +29,8 @@ def run(*arguments: object) -> Any:
 
 
 @pytest.mark.usefixtures("environment")
-def test_the_command_trains_and_says_what_it_left(tmp_path: Path) -> None:
-    """Tonight's examples and an earlier night's, to a folder of checkpoints."""
+def test_the_command_trains_and_prints_a_summary(tmp_path: Path) -> None:
+    """On this night's examples and an earlier night's, into a folder of checkpoints."""
     write_examples(tmp_path / "tonight.jsonl", tiny_examples(6))
     write_examples(tmp_path / "before.jsonl", tiny_examples(2, start=50))
     done = run(tmp_path / "tonight.jsonl", "--out", tmp_path / "out", "--replay", tmp_path / "before.jsonl")

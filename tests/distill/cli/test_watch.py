@@ -1,4 +1,4 @@
-"""``watch`` and ``rollback``: what they say, and the exit codes that an operator can alert on."""
+"""The output and exit codes of ``watch`` and ``rollback``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def environment(redis_server: RedisServer, tmp_path: Path) -> dict[str, str]:
 
 
 async def distill(environment: dict[str, str], *arguments: str) -> Result:
-    """One command to its end, in this process but on a thread of its own: it brings its own event loop."""
+    """Run one command in a thread, because it starts its own event loop."""
     env = {**dict.fromkeys(variables()), **environment}
     return await asyncio.to_thread(CliRunner().invoke, app, arguments, env=env)
 
@@ -60,12 +60,12 @@ async def canary(store: PolicyStore) -> None:
     await start_canary(store, NEW, share=0.4, trial="night-1", reason="gate passed")
 
 
-async def test_without_a_trial_the_watch_says_so(environment: dict[str, str]) -> None:
+async def test_watch_reports_that_no_trial_runs(environment: dict[str, str]) -> None:
     ended = await distill(environment, "watch", "--once")
     assert (0, True) == (ended.exit_code, "no trial under way; policy 0 in force: (base) with N = 8" in ended.stdout)
 
 
-async def test_waiting_and_promoting_are_no_alarm(
+async def test_waiting_and_promoting_have_exit_code_0(
     environment: dict[str, str], store: PolicyStore, redis_server: RedisServer
 ) -> None:
     await canary(store)
@@ -77,7 +77,7 @@ async def test_waiting_and_promoting_are_no_alarm(
     assert "rft-1 with N = 1, beside it holdback (base)" in promoted.stdout
 
 
-async def test_a_rollback_is_an_exit_code_of_its_own(
+async def test_a_rollback_has_its_own_exit_code(
     environment: dict[str, str], store: PolicyStore, redis_server: RedisServer
 ) -> None:
     await canary(store)
@@ -89,7 +89,7 @@ async def test_a_rollback_is_an_exit_code_of_its_own(
     )
 
 
-async def test_rolling_back_by_hand_is_in_the_history_with_its_reason(
+async def test_a_rollback_by_hand_is_in_the_history_with_its_reason(
     environment: dict[str, str], store: PolicyStore
 ) -> None:
     await canary(store)
@@ -101,7 +101,7 @@ async def test_rolling_back_by_hand_is_in_the_history_with_its_reason(
     assert (1, True) == (again.exit_code, "no promotion to roll back" in again.stderr)
 
 
-async def test_what_may_be_better_later_and_what_will_not_have_different_codes(
+async def test_temporary_and_permanent_errors_have_different_exit_codes(
     environment: dict[str, str], store: PolicyStore, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     await canary(store)
@@ -115,10 +115,10 @@ async def test_what_may_be_better_later_and_what_will_not_have_different_codes(
     assert "damaged" in damaged.stderr
 
 
-async def test_the_watch_ends_well_by_sigterm(
+async def test_sigterm_ends_watch_with_exit_code_0(
     environment: dict[str, str], store: PolicyStore, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """Having counted what there was."""
+    """After it counted the records so far."""
     await canary(store)
     put(redis_server, new=2.0, pairs=5)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "DISTILL_"))}
@@ -131,8 +131,8 @@ async def test_the_watch_ends_well_by_sigterm(
     assert 0 == await process.wait()
 
 
-def test_a_second_watch_does_not_begin(environment: dict[str, str], tmp_path: Path) -> None:
-    """Two with one file of counts would each count half."""
+def test_a_second_watch_does_not_start(environment: dict[str, str], tmp_path: Path) -> None:
+    """Two guards with one file would each count half of the records."""
     with FileLock(tmp_path / "guard.json.lock"):
         ended = CliRunner().invoke(app, ["watch"], env={**dict.fromkeys(variables()), **environment})
     assert (3, True) == (ended.exit_code, "another guard is at work" in ended.stderr)

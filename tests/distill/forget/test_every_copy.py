@@ -1,4 +1,4 @@
-"""Words that a caller wrote are searched for in every file that two nights leave, before and after ``forget``."""
+"""A caller's word is searched in every file that two nights leave, before and after ``forget``."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ PLACES = {
     "the report's facts": r"runs/[^/]+/report\.json",
     "prompts that the backend refused": r"runs/[^/]+/steps/draw\.json",
 }
-"""Every kind of place in which the product keeps what callers wrote. A new one belongs here and into ``forget``."""
+"""Every kind of place that keeps callers' texts. A new one belongs here and into ``forget``."""
 
 
 def planted_races(start: int, count: int) -> list[Record]:
-    """Races of two callers, half of them Alice's, in whose records every text is planted."""
+    """Return races of two callers; every text of Alice's half holds the planted word."""
     found: list[Record] = []
     for number in range(start, start + count):
         word, key_id = ("xyzzy", ALICE) if number % 2 else ("plain", BOB)
@@ -80,14 +80,14 @@ def id_of(number: int) -> str:
 
 
 def too_long() -> CompletionRecord:
-    """A race on a held-out prompt that the backend refuses."""
+    """Return a race on a held-out prompt that the backend refuses."""
     prompts = (f"xyzzy long {number} " + "word " * 9000 for number in range(100))
     prompt = next(text for text in prompts if is_held_out(conversation_key(user(text)), 0.4))
     return race(id_of(10_000), prompt=prompt, key_id=ALICE)
 
 
 def places(*folders: Path) -> set[str]:
-    """Where the planted word is, by the kind of place; Parquet's columns are read. A file of no known kind is named."""
+    """Return the kinds of places that hold the planted word, or the name of a file of no known kind."""
     found = set()
     for folder in folders:
         for path in (path for path in folder.rglob("*") if path.is_file()):
@@ -125,7 +125,7 @@ def spool(folder: Path) -> Claim:
     return claim
 
 
-def test_a_planted_word_is_in_no_file_any_more(
+def test_after_forget_no_file_holds_the_planted_word(
     tmp_path: Path, stopped_redis_server: RedisServer, redis_settings: RedisSettings, stubs: tuple[str, str]
 ) -> None:
     stopped_redis_server.start(appendonly="yes")

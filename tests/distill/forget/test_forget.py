@@ -1,4 +1,4 @@
-"""What a person asked to have forgotten is nowhere any more, and what nobody asked about is as it was."""
+"""Requested data is deleted everywhere, and other data is unchanged."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ LATER: list[Record] = [of(4, ALICE, "alice's third"), of(5, BOB, "bob's second")
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Everything that is kept, with some of it still in the stream."""
+    """All places that keep records, with some records still in the stream."""
 
     redis: RedisSettings
     archive: Archive
@@ -74,7 +74,7 @@ class Kept:
         )
 
     def grep(self, text: str) -> list[Path]:
-        """Files that hold a text, Parquet's columns in the clear."""
+        """Return the files that hold a text; Parquet is decoded."""
         found = [path for path in self.archive.parts() if text in str(_rows(path))]
         others = [*self.draws.rglob("*"), *self.runs.rglob("*"), *self.archive.folder.glob("_quarantine/*")]
         return found + [path for path in others if path.is_file() and text.encode() in path.read_bytes()]
@@ -104,7 +104,7 @@ async def kept(redis_server: RedisServer, redis_settings: RedisSettings, tmp_pat
     return made
 
 
-async def test_a_keys_data_is_forgotten_everywhere(kept: Kept, redis_server: RedisServer) -> None:
+async def test_a_keys_data_is_deleted_everywhere(kept: Kept, redis_server: RedisServer) -> None:
     assert 3 <= len(kept.grep("alice's")) + len(kept.grep("bob's"))
     done = kept.forget(keys={ALICE})
     assert (1, 3, 1, 3) == (done.stream, done.archive, done.quarantine, done.draws)
@@ -123,20 +123,20 @@ def _examples(kept: Kept) -> list[Example]:
     return read_examples(kept.runs / "night-1" / "examples.jsonl")
 
 
-async def test_one_answer_is_forgotten_with_its_feedback_wherever_it_is(kept: Kept) -> None:
+async def test_an_answer_is_deleted_with_its_feedback_everywhere(kept: Kept) -> None:
     done = kept.forget(completions={id_of(1)})
     assert (0, 2, 1, 2) == (done.stream, done.archive, done.quarantine, done.draws)
     assert Deleted(1, 0, 0, 0, 0, 0, 0) == kept.forget(completions={id_of(5)})
     assert sorted([id_of(2), id_of(3), "feedback-2"]) == kept.ids()
 
 
-async def test_a_conversation_is_forgotten_by_its_key(kept: Kept) -> None:
+async def test_a_conversation_is_deleted_by_its_key(kept: Kept) -> None:
     done = kept.forget(conversations={conversation_key(user("alice's second"))})
     assert (0, 1, 0, 1) == (done.stream, done.archive, done.quarantine, done.draws)
     assert id_of(3) not in kept.ids()
 
 
-async def test_forgetting_twice_or_what_is_not_there_changes_nothing(kept: Kept) -> None:
+async def test_deleting_twice_or_without_a_match_changes_nothing(kept: Kept) -> None:
     kept.forget(keys={ALICE})
     before = {path: path.read_bytes() for path in kept.archive.parts()}
     for targets in ({"keys": {ALICE}}, {"completions": {id_of(99)}}, {"conversations": {"0" * 32}}):
@@ -144,7 +144,7 @@ async def test_forgetting_twice_or_what_is_not_there_changes_nothing(kept: Kept)
     assert before == {path: path.read_bytes() for path in kept.archive.parts()}
 
 
-async def test_what_a_collecting_pass_took_and_did_not_finish_is_forgotten_too(kept: Kept) -> None:
+async def test_records_claimed_by_a_killed_collecting_pass_are_deleted(kept: Kept) -> None:
     reader = JournalReader(kept.redis, group="night", consumer="killed")
     await reader.start()
     assert 2 == len(await reader.read())
@@ -155,7 +155,7 @@ async def test_what_a_collecting_pass_took_and_did_not_finish_is_forgotten_too(k
     assert sorted([id_of(2), id_of(5), "feedback-2"]) == kept.ids()
 
 
-async def test_without_redis_nothing_is_touched(kept: Kept, redis_server: RedisServer) -> None:
+async def test_without_redis_nothing_is_deleted(kept: Kept, redis_server: RedisServer) -> None:
     before = kept.ids()
     redis_server.kill()
     with pytest.raises(NightError, match="not everything is deleted"):
@@ -163,7 +163,7 @@ async def test_without_redis_nothing_is_touched(kept: Kept, redis_server: RedisS
     assert before == kept.ids()
 
 
-async def test_the_command_forgets_and_waits_for_no_night(
+async def test_the_command_deletes_and_refuses_while_a_night_runs(
     kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GATEWAY_REDIS__URL", kept.redis.url)
@@ -181,12 +181,12 @@ async def test_the_command_forgets_and_waits_for_no_night(
 
 
 async def command(*arguments: str) -> Result:
-    """``python -m distill forget``; in a thread, since it has an event loop of its own."""
+    """Run ``python -m distill forget`` in a thread, because it starts its own event loop."""
     return await asyncio.to_thread(lambda: CliRunner().invoke(app, ["forget", *arguments]))
 
 
-async def test_what_redis_does_not_allow_is_named(kept: Kept, redis_server: RedisServer) -> None:
-    """A user without the right to have Redis's files rewritten forgets all the same, and is told who can do that."""
+async def test_a_missing_right_in_redis_is_named(kept: Kept, redis_server: RedisServer) -> None:
+    """Without the right to rewrite Redis's files the data is deleted, and the output says who can rewrite them."""
     redis_server.configure(appendonly="yes")
     with redis_server.client() as client:
         client.execute_command("ACL", "SETUSER", "night", "on", ">secret", "~*", "+@all", "-bgrewriteaof")
@@ -196,8 +196,8 @@ async def test_what_redis_does_not_allow_is_named(kept: Kept, redis_server: Redi
     assert any("run BGREWRITEAOF" in words for words in done.unreached), done.unreached
 
 
-async def test_a_training_that_has_not_ended_begins_again_without_what_was_forgotten(kept: Kept) -> None:
-    """Whatever it has made of the examples goes with them; one that has ended keeps its checkpoints."""
+async def test_an_unfinished_training_starts_again_without_deleted_examples(kept: Kept) -> None:
+    """Its folder is deleted; a finished training keeps its checkpoints."""
     for name, ended in (("night-1", False), ("night-2", True)):
         run = RunDir(kept.runs / name)
         write_examples(run.path / "examples.jsonl", _examples(kept))
@@ -215,7 +215,7 @@ def _has_alice(kept: Kept) -> bool:
     return any(example.key in keys for example in _examples(kept))
 
 
-async def test_what_is_too_old_leaves_redis_and_the_archive_with_a_collect(
+async def test_collect_deletes_old_records_from_redis_and_the_archive(
     redis_server: RedisServer, redis_settings: RedisSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_ms = int(time.time() * 1000)
@@ -242,10 +242,10 @@ async def test_what_is_too_old_leaves_redis_and_the_archive_with_a_collect(
     assert [] == list((settings.archive_dir / "_quarantine").glob("*.json"))
 
 
-async def test_what_is_forgotten_in_the_stream_is_not_told_as_lost(
+async def test_records_deleted_from_the_stream_are_not_reported_as_lost(
     kept: Kept, redis_server: RedisServer, redis_settings: RedisSettings
 ) -> None:
-    """Unread, or taken by a pass that was killed: it left on purpose."""
+    """Neither unread records nor those claimed by a killed pass: they were deleted on purpose."""
     settings = DatasetSettings(archive_dir=kept.archive.folder)
     await collect(redis_settings, settings)
     with redis_server.client() as client:

@@ -1,4 +1,4 @@
-"""One attempt at a night in a process of its own, which may be told to kill itself: what a kill -9 leaves is real.
+"""One attempt at a night in its own process, which can kill itself, so that a real kill -9 leaves its traces.
 
 The fleet is the TGI stub: it serves what it is told to, and a new adapter's answers are rich in words, which the
 reward stub likes. Its log-probabilities are made up, so the check by behaviour is left out here.
@@ -23,11 +23,11 @@ import orjson
 _PRELOADED = ["distill.nightly.pipeline", "distill.training.train", "distill.promotion.publish", "distill.__main__"]
 
 Kill = tuple[str, int | None]
-"""A step, and the k-th move of its progress bar; None: after all of it, just before it is marked."""
+"""A step, and the number of advances of its progress bar before the kill; None: just before its marker is written."""
 
 
 def attempt(environment: Mapping[str, str], arguments: Sequence[str] = (), kill: Kill | None = None) -> int:
-    """Run ``python -m distill run`` with these variables; returns its exit code, minus 9 if it was killed."""
+    """Run ``python -m distill run`` with these variables; return its exit code, -9 if it was killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     process = context.Process(target=_run, args=(dict(environment), list(arguments), kill))
@@ -43,7 +43,7 @@ def _run(environment: dict[str, str], arguments: list[str], kill: Kill | None) -
 
     from distill.__main__ import app
 
-    _serve_what_is_published(environment["GATEWAY_BACKEND__URLS"])
+    _serve_published_adapters(environment["GATEWAY_BACKEND__URLS"])
     if "ATTEMPT_FILE_BYTES" in environment:
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(environment["ATTEMPT_FILE_BYTES"]), hard))
@@ -55,27 +55,26 @@ def _run(environment: dict[str, str], arguments: list[str], kill: Kill | None) -
     os._exit(result.exit_code)
 
 
-def _serve_what_is_published(url: str) -> None:
-
+def _serve_published_adapters(url: str) -> None:
     from distill.nightly import checkpoint_adapters
     from distill.nightly.steps import rollout
 
     async def loaded(adapter: Any, *_: object) -> None:
-        _tell(
+        _set_knobs(
             url, adapters=[adapter.name], **{f"{os.environ.get('ATTEMPT_ADAPTERS', 'rich')}_adapters": [adapter.name]}
         )
 
-    async def seen(*_: object) -> list[str]:
+    async def checked(*_: object) -> list[str]:
         return ["it answers"]
 
     for module in (checkpoint_adapters, rollout):
         setattr(module, "load_adapter", loaded)  # noqa: B010 - mypy knows of no assignment to a module's names
-        setattr(module, "check_replicas", seen)  # noqa: B010
+        setattr(module, "check_replicas", checked)  # noqa: B010
 
 
-def _tell(url: str, **knobs: Any) -> None:
+def _set_knobs(url: str, **knobs: Any) -> None:
     request = urllib.request.Request(f"{url}/_stub/knobs", orjson.dumps(knobs), {"Content-Type": "application/json"})
-    with contextlib.suppress(urllib.error.URLError):  # a fleet that is away
+    with contextlib.suppress(urllib.error.URLError):  # the fleet is down
         urllib.request.urlopen(request).close()
 
 
@@ -118,7 +117,7 @@ def _kill_at(step: str, move: int | None) -> None:
 
 
 def _kill_while_collecting(number: int) -> None:
-    """Kill this process once a batch is in the archive and acknowledged."""
+    """Kill this process as soon as a batch is archived and acknowledged."""
     from distill.dataset.collect import collect
     from distill.nightly import collecting
 

@@ -1,4 +1,4 @@
-"""What a night needs around it, in tests: stubs of the backend and of the reward model, Redis, races in the journal."""
+"""The surroundings of a night in tests: stubs of the backend and the reward model, Redis, races in the journal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROMPTS = 60
 
 
 def environment(folder: Path, *, tgi_url: str, reward_url: str, redis_url: str, model: Path) -> dict[str, str]:
-    """The variables of a small night that keeps everything in one folder."""
+    """Return the environment of a small night that keeps everything in one folder."""
     return {
         "ATTEMPTS_LOG": str(folder / "attempts.log"),
         "OMP_NUM_THREADS": "1",
@@ -45,7 +45,7 @@ def environment(folder: Path, *, tgi_url: str, reward_url: str, redis_url: str, 
 
 
 def log_races(server: RedisServer, settings: RedisSettings, *, start: int = 0, count: int = PROMPTS) -> None:
-    """Put races into the journal's stream: prompts that share no words, answers of which the last is best."""
+    """Add races to the journal's stream: prompts without common words; in each race the last answer is best."""
     records = []
     for number in range(start, start + count):
         draws = [replace(candidate(k, float(k)), text=f"Answer {k} to {number}.") for k in range(3)]
@@ -55,5 +55,5 @@ def log_races(server: RedisServer, settings: RedisSettings, *, start: int = 0, c
 
 
 def conversation(*turns: str) -> list[Message]:
-    """A conversation in which user and assistant take turns."""
+    """Return a conversation in which user and assistant take turns."""
     return [{"role": "user" if place % 2 == 0 else "assistant", "content": text} for place, text in enumerate(turns)]

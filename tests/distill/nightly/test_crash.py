@@ -1,4 +1,4 @@
-"""A night killed at every step, at its worst moments, and taken up again: the same night, nothing twice or lost."""
+"""A night that is killed at every step and resumed gives the same result, with nothing lost and nothing done twice."""
 
 import hashlib
 import json
@@ -16,11 +16,11 @@ from tests.distill.nightly.fleet import PROMPTS, environment, log_races
 from tests.redis_server import RedisServer
 
 MOVES = {"collect": 1, "curate": 20, "train": 1, "draw": 30, "score": 5}
-"""How far into a step its bar has moved when it is killed in the middle."""
+"""Advances of a step's progress bar before the kill in its middle."""
 KILLS: list[Kill] = [
     kill for step in STEPS for kill in ([(step, MOVES[step])] if step in MOVES else []) + [(step, None)]
 ]
-"""In the middle of what takes long, and after all of it, just before the step is marked as through."""
+"""In the middle of long steps, and at the end of each step just before its marker is written."""
 
 
 def night_of(folder: Path, server: RedisServer, stub_urls: tuple[str, str], model: Path) -> dict[str, str]:
@@ -28,7 +28,7 @@ def night_of(folder: Path, server: RedisServer, stub_urls: tuple[str, str], mode
     return environment(folder, tgi_url=tgi, reward_url=rewards, redis_url=server.url, model=model)
 
 
-def test_killed_at_every_step_it_is_the_same_night(
+def test_a_night_killed_at_every_step_gives_the_same_result(
     tmp_path: Path,
     redis_server: RedisServer,
     redis_settings: RedisSettings,
@@ -54,7 +54,7 @@ def test_killed_at_every_step_it_is_the_same_night(
 
 
 def outcome(folder: Path, server: RedisServer, settings: RedisSettings) -> dict[str, Any]:
-    """Everything about a night that must not depend on how often it was killed."""
+    """Return all results that must not depend on how often the night was killed."""
     (run,) = runs(folder / "runs")
     facts = NightFacts.read(run.path)
     draws = [

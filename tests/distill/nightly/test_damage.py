@@ -1,4 +1,4 @@
-"""Files that were cut, edited or removed between two attempts at a night: told in words, and the advice works."""
+"""Files cut, edited or deleted between two attempts at a night give an error with advice, and the advice works."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from tests.distill.nightly.fleet import environment, log_races
 from tests.redis_server import RedisServer
 
 
-class Tried:
-    """A night in a folder of its own, whose files are damaged between its attempts."""
+class DamagedNight:
+    """A night in its own folder, whose files are damaged between attempts."""
 
     def __init__(self, folder: Path, environ: dict[str, str]) -> None:
         self.folder = folder
         self.environ = environ
 
     def run(self, *arguments: str, expected: int = exits.FINISHED, **changes: str) -> str:
-        """One attempt; returns what it said, which is never a trace."""
+        """Run one attempt; return its output, which is never a traceback."""
         log = self.folder / "attempts.log"
         log.unlink(missing_ok=True)
         code = attempt({**self.environ, **changes}, arguments)
-        said = " ".join(log.read_text().split())
-        assert expected == code, said
-        assert said.endswith(f"SystemExit({code})") or code == 0, said
-        return said
+        output = " ".join(log.read_text().split())
+        assert expected == code, output
+        assert output.endswith(f"SystemExit({code})") or code == 0, output
+        return output
 
     @property
     def night(self) -> RunDir:
@@ -47,23 +47,25 @@ class Tried:
 
 
 @pytest.fixture
-def tried(
+def damaged(
     tmp_path: Path, redis_server: RedisServer, redis_settings: RedisSettings, stub_urls: tuple[str, str], model: Path
-) -> Tried:
+) -> DamagedNight:
     tgi, rewards = stub_urls
     log_races(redis_server, redis_settings)
     folder = tmp_path / "night"
     folder.mkdir()
-    return Tried(folder, environment(folder, tgi_url=tgi, reward_url=rewards, redis_url=redis_server.url, model=model))
+    return DamagedNight(
+        folder, environment(folder, tgi_url=tgi, reward_url=rewards, redis_url=redis_server.url, model=model)
+    )
 
 
 def without(path: Path, name: str) -> bytes:
     return json.dumps({key: value for key, value in json.loads(path.read_bytes()).items() if key != name}).encode()
 
 
-def test_a_damaged_manifest_is_named_and_mended_or_moved_away(tried: Tried) -> None:
-    tried.run("--until", "curate")
-    manifest = tried.night.path / "manifest.json"
+def test_a_damaged_manifest_is_named_and_can_be_restored_or_moved_away(damaged: DamagedNight) -> None:
+    damaged.run("--until", "curate")
+    manifest = damaged.night.path / "manifest.json"
     good = manifest.read_bytes()
     for bad in (
         b"{gar",
@@ -74,52 +76,52 @@ def test_a_damaged_manifest_is_named_and_mended_or_moved_away(tried: Tried) -> N
         *(without(manifest, n) for n in ("serving", "settings")),
     ):
         manifest.write_bytes(bad)
-        said = tried.run("--until", "curate", expected=exits.BAD_INPUT)
-        assert "restore it, or move the run's folder away" in said, bad
+        output = damaged.run("--until", "curate", expected=exits.BAD_INPUT)
+        assert "restore it, or move the run's folder away" in output, bad
     manifest.write_bytes(good)
-    assert "goes on; done: collect, curate" in tried.run("--until", "curate")
+    assert "goes on; done: collect, curate" in damaged.run("--until", "curate")
     manifest.write_bytes(b"{gar")
-    shutil.move(tried.night.path, tried.folder / "away")
-    tried.run("--until", "curate")
-    assert 1 == len(runs(tried.folder / "runs"))
+    shutil.move(damaged.night.path, damaged.folder / "away")
+    damaged.run("--until", "curate")
+    assert 1 == len(runs(damaged.folder / "runs"))
 
 
 @pytest.mark.parametrize("step", ["curate", "train"])
-def test_a_damaged_marker_is_removed_as_told_and_its_step_runs_again(tried: Tried, step: str) -> None:
-    tried.run("--until", "train")
-    marker = tried.night.marker(step)
+def test_a_damaged_marker_is_named_and_its_step_runs_again_when_it_is_removed(damaged: DamagedNight, step: str) -> None:
+    damaged.run("--until", "train")
+    marker = damaged.night.marker(step)
     for bad in (b"", b"{}", b"{gar", b"[1]"):
         marker.write_bytes(bad)
-        said = tried.run("--until", "train", expected=exits.BAD_INPUT)
-        assert str(marker) in said, bad
-        assert "remove it, and the step is run again" in said, bad
+        output = damaged.run("--until", "train", expected=exits.BAD_INPUT)
+        assert str(marker) in output, bad
+        assert "remove it, and the step is run again" in output, bad
     marker.unlink()
-    tried.run("--until", "train")
-    assert "checkpoints" in (tried.night.result("train") or {})
+    damaged.run("--until", "train")
+    assert "checkpoints" in (damaged.night.result("train") or {})
 
 
-def test_settings_that_would_make_another_night_of_it_are_refused_by_name(tried: Tried) -> None:
-    tried.run("--until", "train")
-    for name, value, told in (
+def test_settings_that_would_change_a_begun_night_are_refused_by_name(damaged: DamagedNight) -> None:
+    damaged.run("--until", "train")
+    for name, value, text in (
         ("DISTILL_NIGHT__MIN_EXAMPLES", "1000", "night.min_examples"),
         ("GATEWAY_REDIS__KEY_PREFIX", "elsewhere", "GATEWAY_REDIS__KEY_PREFIX"),
         ("DISTILL_TRAINING__RANK", "8", "training.rank"),
         ("DISTILL_EVALUATION__ALPHA", "0.9", "evaluation.alpha"),
     ):
-        said = tried.run(expected=exits.BAD_INPUT, **{name: value})
-        assert f"begun with other settings ({told}): set them back, or begin anew with --new" in said
-    # What changes no result may change, and a setting that the night's release did not know has its default.
-    manifest = tried.night.path / "manifest.json"
+        output = damaged.run(expected=exits.BAD_INPUT, **{name: value})
+        assert f"begun with other settings ({text}): set them back, or begin anew with --new" in output
+    # Settings that do not change results may differ; one that the run's release did not have counts as its default.
+    manifest = damaged.night.path / "manifest.json"
     document = json.loads(manifest.read_bytes())
     del document["settings"]["dataset"]["reward_models"], document["gateway"]["redis"]["key_prefix"]
     manifest.write_bytes(json.dumps(document).encode())
-    tried.run("--until", "train", DISTILL_EVALUATION__CONCURRENCY="3", DISTILL_PROMOTION__CANARY_SHARE="0.5")
+    damaged.run("--until", "train", DISTILL_EVALUATION__CONCURRENCY="3", DISTILL_PROMOTION__CANARY_SHARE="0.5")
 
 
-def test_draws_and_rewards_that_are_gone_are_made_again_before_the_gate(tried: Tried) -> None:
-    """Removed, edited, or not there at all: the same night comes out, and a line that is none is named."""
-    tried.run("--until", "score")
-    (draws,), (scores,) = (list((tried.folder / "draws").glob(name)) for name in ("base-*.jsonl", "scores-*.jsonl"))
+def test_missing_samples_and_rewards_are_made_again_before_the_gate(damaged: DamagedNight) -> None:
+    """Deleted, edited or cut files lead to the same result; an unreadable line is named."""
+    damaged.run("--until", "score")
+    (draws,), (scores,) = (list((damaged.folder / "draws").glob(name)) for name in ("base-*.jsonl", "scores-*.jsonl"))
     good = draws.read_bytes().splitlines(keepends=True)
     edited = json.dumps({**json.loads(good[0]), "text": "SOMETHING ELSE"}).encode() + b"\n"
     rewards = scores.read_bytes().splitlines(keepends=True)
@@ -131,72 +133,72 @@ def test_draws_and_rewards_that_are_gone_are_made_again_before_the_gate(tried: T
     )
     for path, lines, words in cases:
         path.write_bytes(b"".join(lines))
-        assert words in tried.run("--until", "score")
-        assert "no reward" not in tried.run("--until", "score")
+        assert words in damaged.run("--until", "score")
+        assert "no reward" not in damaged.run("--until", "score")
     for path, line in ((draws, b"garbage\n"), (scores, b'["a", NaN]\n'), (scores, b'["a"]\n')):
         whole = path.read_bytes()
         path.write_bytes(whole + line)
-        said = tried.run(expected=exits.BAD_INPUT)
-        assert "remove the line, and it is" in said
+        output = damaged.run(expected=exits.BAD_INPUT)
+        assert "remove the line, and it is" in output
         path.write_bytes(whole)
-    tried.run()
-    assert "promoted" == NightFacts.read(tried.night.path).outcome
+    damaged.run()
+    assert "promoted" == NightFacts.read(damaged.night.path).outcome
 
 
-def test_samples_that_are_gone_after_the_gate_do_not_hide_its_verdict(tried: Tried) -> None:
-    tried.run("--until", "gate")
-    (draws,) = (tried.folder / "draws").glob("base-*.jsonl")
+def test_samples_missing_after_the_gate_do_not_hide_its_verdict(damaged: DamagedNight) -> None:
+    damaged.run("--until", "gate")
+    (draws,) = (damaged.folder / "draws").glob("base-*.jsonl")
     draws.write_bytes(b"")
-    tried.run()
-    facts = NightFacts.read(tried.night.path)
+    damaged.run()
+    facts = NightFacts.read(damaged.night.path)
     assert ("promoted", None, []) == (facts.outcome, facts.measured, facts.samples)
     assert facts.verdict is not None
     assert facts.verdict.promote
 
 
-def test_attempts_that_cannot_be_read_stop_no_night(tried: Tried) -> None:
-    """They only tell how long steps took."""
-    tried.run("--until", "gate")
-    attempts = tried.night.path / "attempts.jsonl"
+def test_a_damaged_log_of_attempts_does_not_stop_a_night(damaged: DamagedNight) -> None:
+    """It only holds the time that steps took."""
+    damaged.run("--until", "gate")
+    attempts = damaged.night.path / "attempts.jsonl"
     attempts.write_bytes(b'garbage\n[1]\n{"step": "train", "seconds": "x"}\n' + attempts.read_bytes() + b"{half")
-    tried.run()
-    assert tried.night.finished
+    damaged.run()
+    assert damaged.night.finished
 
 
-def test_a_person_is_forgotten_between_any_two_attempts(tried: Tried) -> None:
-    """The night goes on without what was theirs: before and after training, drawing, scoring and the gate."""
+def test_a_persons_data_can_be_deleted_between_any_two_attempts(damaged: DamagedNight) -> None:
+    """The night continues without it: before and after training, drawing, scoring and the gate."""
     for step in ("curate", "train", "draw", "score", "gate"):
-        tried.run("--until", step)
-        keys = [conversation_key(record.messages or []) for record in Archive(tried.folder / "archive").completions()]
-        curated = [json.loads(line)["key"] for line in (tried.night.path / "held_out.jsonl").read_bytes().splitlines()]
+        damaged.run("--until", step)
+        keys = [conversation_key(record.messages or []) for record in Archive(damaged.folder / "archive").completions()]
+        curated = [
+            json.loads(line)["key"] for line in (damaged.night.path / "held_out.jsonl").read_bytes().splitlines()
+        ]
         trained = next(key for key in keys if key not in curated)
-        said = CliRunner().invoke(
+        output = CliRunner().invoke(
             app,
             ["forget", "--conversation", curated[0], "--conversation", trained],
-            env={**dict.fromkeys(variables()), **tried.environ},
+            env={**dict.fromkeys(variables()), **damaged.environ},
         )
-        assert 0 == said.exit_code, said.output
-    tried.run()
-    facts = NightFacts.read(tried.night.path)
+        assert 0 == output.exit_code, output.output
+    damaged.run()
+    facts = NightFacts.read(damaged.night.path)
     assert facts.outcome in ("promoted", "kept")
     assert facts.samples
     assert facts.measured is not None
 
 
-def test_a_serving_adapter_that_is_gone_is_told_before_anything_is_trained(
-    tried: Tried, redis_server: RedisServer
-) -> None:
-    """In a plan, too; restoring its folder, or another policy and --new, go on."""
+def test_a_missing_serving_adapter_is_named_before_training(damaged: DamagedNight, redis_server: RedisServer) -> None:
+    """A dry run names it too; with its folder restored, or another policy and --new, nights continue."""
     serve: Callable[..., Any] = lambda *words: CliRunner().invoke(  # noqa: E731
-        cli, ["policy", "set", "--reason", "by hand", *words], env={**dict.fromkeys(variables()), **tried.environ}
+        cli, ["policy", "set", "--reason", "by hand", *words], env={**dict.fromkeys(variables()), **damaged.environ}
     )
     name = "rft-20260101-0123456789ab"
     assert 0 == serve("--adapter", name, "--n", "2").exit_code
     for arguments in ([], ["--dry-run"], ["--new"]):
-        said = tried.run(*arguments, expected=exits.BAD_INPUT)
-        assert f"the policy serves {name}, but" in said
-        assert "restore the adapter's folder" in said
-    assert [] == runs(tried.folder / "runs")
-    assert 60 == Archive(tried.folder / "archive").count(), "what was in the journal was not archived"
+        output = damaged.run(*arguments, expected=exits.BAD_INPUT)
+        assert f"the policy serves {name}, but" in output
+        assert "restore the adapter's folder" in output
+    assert [] == runs(damaged.folder / "runs")
+    assert 60 == Archive(damaged.folder / "archive").count(), "what was in the journal was not archived"
     assert 0 == serve("--adapter", "", "--n", "4").exit_code
-    tried.run("--until", "curate")
+    damaged.run("--until", "curate")

@@ -1,4 +1,4 @@
-"""What a night writes down of its settings, for anyone who reads its folder."""
+"""The manifest holds the settings of a night without secrets, and a resumed night is held to it."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def test_no_secret_of_the_gateway_is_in_a_manifest() -> None:
     assert "timeout_s" in written["gateway"]["redis"]
 
 
-def test_a_night_that_an_older_version_began_goes_on_with_the_settings_that_it_did_not_have(tmp_path: Path) -> None:
-    told = new_manifest(Settings(), GatewaySettings(), Policy.from_settings(PolicySettings()))
-    del told["settings"]["dataset"]["max_examples"]
-    run = new_run(tmp_path, told)
+def test_a_run_of_an_older_release_is_resumed_with_the_defaults_of_newer_settings(tmp_path: Path) -> None:
+    begun = new_manifest(Settings(), GatewaySettings(), Policy.from_settings(PolicySettings()))
+    del begun["settings"]["dataset"]["max_examples"]
+    run = new_run(tmp_path, begun)
     check_settings(run, Settings(), GatewaySettings())
-    told["settings"]["dataset"]["held_out_share"] = 0.7
+    begun["settings"]["dataset"]["held_out_share"] = 0.7
     with pytest.raises(RunMismatch, match=r"dataset\.held_out_share"):
-        check_settings(new_run(tmp_path, told), Settings(), GatewaySettings())
+        check_settings(new_run(tmp_path, begun), Settings(), GatewaySettings())
 
 
 @pytest.mark.parametrize(("value", "fits"), [(1, True), (7, False)])
-def test_a_night_that_an_older_version_began_with_a_setting_that_is_a_constant_now(
+def test_a_run_of_an_older_release_is_resumed_only_with_the_values_that_are_constants_now(
     tmp_path: Path, value: int, fits: bool
 ) -> None:
     begun = new_manifest(Settings(), GatewaySettings(), Policy.from_settings(PolicySettings()))

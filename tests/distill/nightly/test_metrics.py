@@ -1,4 +1,4 @@
-"""The textfile tells of the last attempt, whatever became of it, in Prometheus's own format."""
+"""The textfile describes the last attempt, however it ended, in Prometheus's format."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def read(path: Path) -> dict[str, float]:
     }
 
 
-def test_a_night_that_promoted(tmp_path: Path) -> None:
+def test_the_metrics_of_a_night_that_promoted(tmp_path: Path) -> None:
     run = new_run(tmp_path / "runs", {})
     run.log_attempt()
     results: tuple[StepResult, ...] = (
@@ -49,15 +49,15 @@ def test_a_night_that_promoted(tmp_path: Path) -> None:
     assert found["ratchet_night_last_end_timestamp_seconds"] > 0
 
 
-def test_a_night_that_could_not_begin(tmp_path: Path) -> None:
+def test_the_metrics_of_a_night_that_could_not_start(tmp_path: Path) -> None:
     write_metrics(tmp_path / "night.prom", None, 75)
     found = read(tmp_path / "night.prom")
     assert (75, 0) == (found["ratchet_night_exit_code"], found["ratchet_night_finished"])
     assert 0o644 == (tmp_path / "night.prom").stat().st_mode & 0o777
 
 
-def test_a_damaged_marker_keeps_no_exit_code_back(tmp_path: Path) -> None:
-    """The exit code of the attempt that found it is what an operator is alerted by."""
+def test_metrics_are_written_although_a_marker_is_damaged(tmp_path: Path) -> None:
+    """The alert depends on the exit code of the attempt that found it."""
     run = new_run(tmp_path / "runs", {})
     run.mark("curate", {})
     run.marker("draw").write_bytes(b"{gar")

@@ -1,4 +1,4 @@
-"""Old run directories: how many stay, and which are needed whatever their age."""
+"""Old run directories are deleted, except those that the next night or the serving policy needs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_newest_runs_stay(tmp_path: Path, keep: int, kept: list[int]) -> Non
 
 
 def test_the_last_run_that_trained_stays_for_the_next_night(tmp_path: Path) -> None:
-    """An unfinished one that trained is not asked."""
+    """An unfinished run that trained does not count."""
     for trained, finished in [(True, True), (True, True), (True, False), (False, True), (False, True)]:
         a_run(tmp_path, trained=trained, finished=finished)
     drop_old_runs(settings(tmp_path, 1), BASE)

@@ -1,4 +1,4 @@
-"""The clock knows when the next night begins, runs one to its end, and stops the one that runs."""
+"""The schedule knows when the next night begins, runs it, and stops it when it is stopped itself."""
 
 import io
 import signal
@@ -21,13 +21,13 @@ def test_the_next_night_begins_at_the_time_that_is_set() -> None:
 
 
 @pytest.mark.parametrize("code", [0, 75])
-def test_a_night_runs_to_its_end_in_a_process_of_its_own(code: int) -> None:
+def test_a_night_runs_in_its_own_process(code: int) -> None:
     with Schedule("03:30", [sys.executable, "-c", f"raise SystemExit({code})"]) as schedule:
         assert code == schedule.run_night()
 
 
-async def test_the_night_that_runs_is_stopped_with_the_clock(tmp_path: Path) -> None:
-    """SIGTERM, so that it can leave its step in order."""
+async def test_a_running_night_is_stopped_with_the_schedule(tmp_path: Path) -> None:
+    """By SIGTERM, so that its step can be resumed."""
     began = tmp_path / "began"
     program = f"import pathlib, signal\npathlib.Path({str(began)!r}).touch()\nsignal.pause()"
     codes: list[int] = []

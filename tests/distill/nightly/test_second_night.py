@@ -1,4 +1,4 @@
-"""A night on top of another: the adapter that serves is measured against, and so is what the base once was."""
+"""A second night measures against the serving adapter, and against the base as it was before the first night."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def test_the_second_night_keeps_what_the_base_was_before_the_first(
     stub_urls: tuple[str, str],
     model: Path,
 ) -> None:
-    """Its evidence is asked against the base too, drawn anew on new prompts only, and its adapter remembers N."""
+    """The base is sampled again on new prompts only, and the new adapter stores the N before the first night."""
     tgi, rewards = stub_urls
     night = environment(tmp_path, tgi_url=tgi, reward_url=rewards, redis_url=redis_server.url, model=model)
     log_races(redis_server, redis_settings)

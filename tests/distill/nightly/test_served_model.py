@@ -1,4 +1,4 @@
-"""A model that was replaced behind its name is noticed by what it does, and nothing of the old one is taken for it."""
+"""A model that was replaced behind its name is recognised by its answers, and samples of the old one are not reused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.stubs.process import StubProcess
 
 @dataclass
 class Fleet:
-    """A stub fleet whose parts can be replaced between two nights, and the nights' folder."""
+    """A stub fleet whose models can be replaced between two nights, and the nights' folder."""
 
     folder: Path
     tgi: StubProcess
@@ -37,21 +37,21 @@ class Fleet:
     races: int = 0
 
     def night(self, *arguments: str) -> RunDir:
-        """Run a night on races of its own, to its end or to the step of --until."""
+        """Run a night on new races, to its end or to the step of --until."""
         log_races(self.server, self.redis, start=self.races, count=PROMPTS)
         self.races += PROMPTS
-        return self.go_on("--new", *arguments)
+        return self.resume("--new", *arguments)
 
-    def go_on(self, *arguments: str) -> RunDir:
-        """Take the last night up again."""
-        assert 0 == attempt(self.variables, arguments), self.told()
+    def resume(self, *arguments: str) -> RunDir:
+        """Resume the last night."""
+        assert 0 == attempt(self.variables, arguments), self.output()
         return runs(self.folder / "runs")[-1]
 
-    def told(self) -> str:
+    def output(self) -> str:
         return " ".join((self.folder / "attempts.log").read_text().split())
 
     def replace(self, part: StubProcess, **knobs: Any) -> None:
-        """Put another model behind a part's URL and name."""
+        """Replace the model behind a stub's URL and name."""
         asyncio.run(part.set_knobs(**knobs))
 
 
@@ -72,7 +72,7 @@ def fleet(tmp_path: Path, redis_server: RedisServer, redis_settings: RedisSettin
 
 
 def test_reward_weights_swapped_behind_one_name_promote_nothing(fleet: Fleet) -> None:
-    """Old rewards of the old policy never meet new ones of the new policy, by which a worse one looked far better."""
+    """Rewards of two reward models are not compared: that made a worse policy look better."""
     first = fleet.night()
     fleet.replace(fleet.reward, shift=10.0)
     second = fleet.night()
@@ -82,7 +82,7 @@ def test_reward_weights_swapped_behind_one_name_promote_nothing(fleet: Fleet) ->
     assert result(first, "score")["select"]["path"] != result(second, "score")["select"]["path"]
     words = "the reward model stub/reward gives other rewards than in earlier nights: every answer is scored again"
     assert [words] == NightFacts.read(second.path).notes
-    assert words in fleet.told()
+    assert words in fleet.output()
     assert words[1:] in (second.path / "report.html").read_text()
     assert [] == NightFacts.read(first.path).notes
     third = fleet.night()
@@ -90,8 +90,8 @@ def test_reward_weights_swapped_behind_one_name_promote_nothing(fleet: Fleet) ->
     assert result(second, "score")["select"]["path"] == result(third, "score")["select"]["path"]
 
 
-def test_draws_are_used_again_only_if_the_same_model_answers(fleet: Fleet) -> None:
-    """A base replaced in place, another default of its sampler, other files of the base that trains: all is anew."""
+def test_samples_are_reused_only_if_the_same_model_answers(fleet: Fleet) -> None:
+    """Other weights, another sampler default or other files of the training base: everything is drawn again."""
     base = Path(fleet.variables["DISTILL_TRAINING__MODEL"])
 
     def another_template() -> None:
@@ -119,8 +119,10 @@ def test_draws_are_used_again_only_if_the_same_model_answers(fleet: Fleet) -> No
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_what_a_release_without_probes_left_is_taken_over_or_made_anew(fleet: Fleet, replaced: bool) -> None:
-    """By drawing and scoring a few of them again: the same come out, or others."""
+def test_samples_of_a_release_without_probes_are_adopted_if_they_come_out_the_same(
+    fleet: Fleet, replaced: bool
+) -> None:
+    """A few of them are drawn and scored again to find out."""
     first = fleet.night()
     as_an_earlier_release_left_it(fleet, first)
     if replaced:
@@ -135,23 +137,23 @@ def test_what_a_release_without_probes_left_is_taken_over_or_made_anew(fleet: Fl
         assert words.startswith(f"{what} an earlier release {way}: ")
 
 
-def test_a_model_replaced_between_two_attempts_at_a_night_is_measured_alone(fleet: Fleet) -> None:
-    """Both sides' rewards are those of the model that scored last, and the night says so."""
+def test_a_reward_model_replaced_between_two_attempts_scores_everything_again(fleet: Fleet) -> None:
+    """Both policies' rewards are those of the new model, and the night reports the change."""
     fleet.night("--until", "draw")
-    assert [] == result(fleet.go_on("--until", "score"), "score")["news"]
+    assert [] == result(fleet.resume("--until", "score"), "score")["news"]
     run = runs(fleet.folder / "runs")[-1]
     (run.path / "steps" / "score.json").unlink()
     fleet.replace(fleet.reward, shift=10.0)
-    scored = result(fleet.go_on("--until", "score"), "score")
+    scored = result(fleet.resume("--until", "score"), "score")
     (words,) = scored["news"]
     assert words.startswith("the reward model stub/reward gives other rewards")
     rewards = read_scores(Path(scored["select"]["path"]))
     assert all(reward > 5 for reward in rewards.values())
-    assert not result(fleet.go_on(), "gate")["promote"]
+    assert not result(fleet.resume(), "gate")["promote"]
 
 
 def as_an_earlier_release_left_it(fleet: Fleet, run: RunDir) -> None:
-    """No probes, and files named without what they said."""
+    """Delete the probes, and name the files without the probes' id."""
     draws = fleet.folder / "draws"
     shutil.rmtree(draws / "probes")
     (base,) = draws.glob("base-*.jsonl")
@@ -161,7 +163,7 @@ def as_an_earlier_release_left_it(fleet: Fleet, run: RunDir) -> None:
 
 
 def gain(run: RunDir) -> float:
-    """How the checkpoint's N' = N − 1 compares with the base's N."""
+    """Return the difference between the checkpoint at N − 1 and the base at N."""
     verdict = json.loads((run.path / "verdict.json").read_bytes())
     return float(verdict["candidates"][0]["trials"][0]["difference"]["mean"])
 
