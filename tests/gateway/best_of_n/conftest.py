@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from gateway.app import Parts, build
 from gateway.best_of_n.answering import Answerer, Job
@@ -93,13 +94,13 @@ StartAnswering = Callable[..., Awaitable[Answering]]
 
 @pytest.fixture
 async def start(tmp_path: Path) -> AsyncIterator[StartAnswering]:
-    """Start answerers with the stubs' knobs, the policy in force and the settings of any group."""
+    """Start answerers with the stubs' knobs, the policy document in force and the settings of any group."""
     async with AsyncExitStack() as stack:
 
         async def start_answering(
             tgi: Knobs | None = None,
             rewards: RewardKnobs | None = None,
-            policy: Policy | None = None,
+            document: Policy | None = None,
             **groups: dict[str, Any],
         ) -> Answering:
             tgi_stub = await stack.enter_async_context(TgiStub(tgi))
@@ -115,9 +116,9 @@ async def start(tmp_path: Path) -> AsyncIterator[StartAnswering]:
                     "policy": {"exploration": 0.0, **groups.get("policy", {})},
                 }
             )
-            if policy is not None:
+            if document is not None:
                 spool.mkdir()
-                (spool / "policy.json").write_text(policy.model_dump_json())
+                (spool / "policy.json").write_text(document.model_dump_json())
             parts = build(settings)
             await parts.journal.start()
             stack.push_async_callback(parts.journal.aclose, drain_s=0.0)
@@ -130,3 +131,32 @@ async def start(tmp_path: Path) -> AsyncIterator[StartAnswering]:
             return Answering(answerer, parts, tgi_stub, reward_stub, spool)
 
         yield start_answering
+
+
+@asynccontextmanager
+async def server_that_sends(events: Sequence[str] | dict[str, Any]) -> AsyncIterator[str]:
+    """A server of vLLM's kind that answers each chat with these events, or this body."""
+
+    async def chat(http: web.Request) -> web.StreamResponse:
+        if isinstance(events, dict):
+            return web.json_response(events)
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(http)
+        for one in events:
+            await response.write(one.encode())
+        return response
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "base", "parent": None}]})
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_get("/v1/models", models)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from gateway.errors import BackendFailed, BackendUnreachable, GatewayError, InvalidRequest, UnsupportedField
 from gateway.policy import Canary, Policy
 from gateway.types import Delta, Outcome, Selection
-from tests.gateway.best_of_n.conftest import Answering, StartAnswering
+from tests.gateway.best_of_n.conftest import Answering, StartAnswering, request, server_that_sends
 from tests.gateway.best_of_n.fakes import HELLO
 from tests.stubs.knobs import Fault, Knobs
 from tests.stubs.reward import RewardFault, RewardKnobs, reward_of
@@ -62,7 +62,7 @@ async def test_the_outcomes_times_add_up_once_it_is_recorded(start: StartAnsweri
 async def test_n_is_the_callers_or_the_policys_and_no_less_than_the_answers(
     start: StartAnswering, best_of: int | None, n: int, drawn: int
 ) -> None:
-    answering = await start(policy=Policy(version=7, n=2, n_max=8))
+    answering = await start(document=Policy(version=7, n=2, n_max=8))
     outcome = await answering.answer(best_of=best_of, n_returned=n)
     assert (drawn, n, 7) == (outcome.n_run, len(outcome.winners), outcome.plan.policy_version)
 
@@ -105,7 +105,7 @@ async def test_each_completion_is_counted_and_logged_once(start: StartAnswering,
 
 
 async def test_the_policys_temperature_holds_where_the_caller_sets_none(start: StartAnswering) -> None:
-    answering = await start(policy=Policy(version=1, n=1, n_max=1, default_temperature=0.4))
+    answering = await start(document=Policy(version=1, n=1, n_max=1, default_temperature=0.4))
     await answering.answer()
     await answering.answer(temperature=1.1)
     assert [0.4, 1.1] == [orjson.loads(request.body)["temperature"] for request in answering.tgi.state.requests]
@@ -183,7 +183,7 @@ def with_canary(n: int = 2, url: str = DEAD) -> Policy:
 async def test_the_stable_arm_answers_at_its_own_n_where_the_canary_cannot(
     start: StartAnswering, n: int, stream: bool
 ) -> None:
-    answering = await start(policy=with_canary(n))
+    answering = await start(document=with_canary(n))
     with capture_logs() as logs:
         outcome = await answering.finish(stream=stream)
     assert isinstance(outcome, Outcome)
@@ -197,10 +197,52 @@ async def test_the_stable_arm_answers_at_its_own_n_where_the_canary_cannot(
     assert await none_in_flight(answering)
 
 
+async def test_the_base_answers_at_the_settings_n_where_no_server_has_the_stable_arms_adapter(
+    start: StartAnswering,
+) -> None:
+    choice = {"message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}
+    body = {"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+    document = Policy(version=2, adapter="rft-lost", n=2, n_max=8)
+    async with server_that_sends(body) as url:
+        answering = await start(document=document, policy={"n": 3}, backend={"kind": "vllm", "urls": (url,)})
+        outcome = await answering.answer()
+    assert ("base", None, 3) == (outcome.plan.arm.name, outcome.plan.arm.adapter, outcome.n_run)
+    assert "stable" == outcome.plan.arm_failed
+
+
+async def test_the_arm_depends_on_the_api_key_and_on_the_user(start: StartAnswering) -> None:
+    """A message that many callers send is not always served by one arm."""
+    halves = Policy(version=4, n=3, n_max=8, canary=Canary(adapter="new", n=2, share=0.5))
+    answerer = (await start(document=halves)).answerer
+    by_key, by_user = (
+        {answerer.accept(request(user=user), id="a", key_id=key).plan.arm.name for key, user in callers}
+        for callers in ([(str(number), None) for number in range(40)], [("key", str(number)) for number in range(40)])
+    )
+    assert {"stable", "canary"} == by_key == by_user
+
+
+async def test_keys_take_turns_for_permits(start: StartAnswering) -> None:
+    """The queue is full of one key's requests; the other key's request is answered before most of them."""
+    answering = await start(
+        Knobs(latency_ms=50), document=Policy(version=1, n=1, n_max=1), race={"max_in_flight": 1, "max_waiting": 20}
+    )
+
+    async def answer(key_id: str) -> None:
+        await answering.answerer.answer(answering.answerer.accept(request(), id=key_id, key_id=key_id))
+
+    flood = [asyncio.create_task(answer("one")) for _ in range(20)]
+    await answering.tgi.state.until(lambda state: state.generating == 1)
+    await answer("other")
+    assert 15 <= sum(not task.done() for task in flood)
+    for task in flood:
+        task.cancel()
+    await asyncio.wait(flood)
+
+
 async def test_an_arm_that_failed_is_not_tried_by_the_next_request(start: StartAnswering) -> None:
     async with TgiStub(Knobs(fault=Fault.HANG, fault_probability=1.0)) as hung:
         answering = await start(
-            policy=with_canary(1, hung.url), race={"deadline_s": 0.5}, backend={"unhealthy_s": 60.0}
+            document=with_canary(1, hung.url), race={"deadline_s": 0.5}, backend={"unhealthy_s": 60.0}
         )
         outcomes = [await answering.answer() for _ in range(2)]
         assert 1 == hung.state.started
@@ -212,7 +254,7 @@ async def test_the_stable_arm_answers_where_the_canarys_servers_know_no_such_mod
     start: StartAnswering, stream: bool
 ) -> None:
     async with TgiStub(Knobs(fault=Fault.STATUS, fault_status=404, fault_probability=1.0)) as without:
-        answering = await start(policy=with_canary(2, without.url))
+        answering = await start(document=with_canary(2, without.url))
         outcome = await answering.finish(stream=stream)
     assert isinstance(outcome, Outcome)
     assert ("stable", "canary") == (outcome.plan.arm.name, outcome.plan.arm_failed)
@@ -223,7 +265,7 @@ async def test_the_stable_arm_answers_where_the_canarys_servers_know_no_such_mod
 async def test_a_request_that_no_arm_can_answer_ends_with_its_error_and_no_record(
     start: StartAnswering, best_of: int, stream: bool
 ) -> None:
-    answering = await start(Knobs(fault=Fault.STATUS, fault_probability=1.0), policy=with_canary(1))
+    answering = await start(Knobs(fault=Fault.STATUS, fault_probability=1.0), document=with_canary(1))
     error = await answering.finish(stream=stream, best_of=best_of)
     assert isinstance(error, BackendFailed)
     assert [] == answering.records()
@@ -273,7 +315,7 @@ async def test_a_stream_that_fails_after_its_first_delta_is_recorded_with_its_er
 ) -> None:
     breaks = Knobs(fault=fault, fault_probability=1.0, fault_after_tokens=30, tokens_per_s=200, answer_tokens_min=90)
     async with TgiStub(breaks) as canary:
-        answering = await start(policy=with_canary(1, canary.url))
+        answering = await start(document=with_canary(1, canary.url))
         pieces: list[Delta | Outcome] = []
         with pytest.raises(error):
             await answering.read(pieces)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from gateway.best_of_n.cost import most_prompt_tokens
 from gateway.errors import DeadlineExceeded, GatewayError
 from gateway.metering import tokens_at_most
 from gateway.policy import Canary, Policy
 from gateway.types import Outcome, Prompt, Sampling
-from tests.gateway.best_of_n.conftest import Answering, StartAnswering
+from tests.gateway.best_of_n.conftest import Answering, StartAnswering, server_that_sends
 from tests.gateway.best_of_n.fakes import HELLO
 from tests.stubs.knobs import Fault, Knobs
 from tests.stubs.tgi import TgiStub
@@ -117,7 +115,7 @@ async def test_the_candidates_of_a_failed_arm_are_paid_too(start: StartAnswering
     breaks = Knobs(fault=Fault.ERROR_FRAME, fault_probability=1.0, fault_after_tokens=40, tokens_per_s=200)
     async with TgiStub(breaks) as canary:
         second = Canary(n=2, urls=(canary.url,), share=0.999)
-        answering = await start(policy=Policy(version=1, n=3, n_max=3, canary=second))
+        answering = await start(document=Policy(version=1, n=3, n_max=3, canary=second))
         outcome = await answering.finish(stream=stream, max_tokens=90)
         assert isinstance(outcome, Outcome)
         assert "canary" == outcome.plan.arm_failed
@@ -160,35 +158,6 @@ STREAMS: dict[str, tuple[list[str], int]] = {
     "an error": ([*[piece({"content": "word "})] * 80, event(error={"message": "broke", "code": 500})], 400),
     "running counts": ([piece({"content": "a" * 500}, usage=RUNNING)], 71 - PROMPT_BYTES),
 }
-
-
-@asynccontextmanager
-async def server_that_sends(events: Sequence[str] | dict[str, Any]) -> AsyncIterator[str]:
-    """A server of vLLM's kind that answers each chat with these events, or this body."""
-
-    async def chat(http: web.Request) -> web.StreamResponse:
-        if isinstance(events, dict):
-            return web.json_response(events)
-        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
-        await response.prepare(http)
-        for one in events:
-            await response.write(one.encode())
-        return response
-
-    async def models(_: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": "base", "parent": None}]})
-
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", chat)
-    app.router.add_get("/v1/models", models)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
 
 
 @pytest.mark.parametrize("name", STREAMS)
