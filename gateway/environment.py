@@ -28,12 +28,8 @@ def read(
 ) -> AnySettings:
     """Read the settings from the environment.
 
-    Args:
-        settings: The class.
-        prefix: Its variables begin with it.
-        lister: The command that lists them, for the error.
-        without_effect: Variables of earlier releases. They are logged and taken out of the environment, so that
-            the processes that this one starts do not log them again.
+    Variables of earlier releases, those ``without_effect``, are logged and taken out of the environment, so that the
+    processes that this one starts do not log them again.
 
     Raises:
         SettingsError: Names every unknown variable and every bad value.

@@ -44,13 +44,7 @@ def connection_options(redis: RedisSettings, *, timeout_s: float | None = None) 
 
 
 def connect(redis: RedisSettings, *, timeout_s: float | None = None, **more: Any) -> Redis:
-    """Return a client that neither retries nor reads files on the event loop. It connects with the first call.
-
-    Args:
-        redis: URL, user, password, certificates and time-out.
-        timeout_s: Replaces the settings' time-out.
-        more: Further options of the client.
-    """
+    """Return a client that neither retries nor reads files on the event loop. It connects with the first call."""
     return Redis.from_url(
         redis.url,
         retry=Retry(NoBackoff(), 0),
@@ -62,9 +56,6 @@ def connect(redis: RedisSettings, *, timeout_s: float | None = None, **more: Any
 
 def refuse_modes(info: Mapping[str, object]) -> None:
     """Refuse a cluster's node and a Sentinel: keys would be elsewhere, and no gateway would follow a policy.
-
-    Args:
-        info: Fields of Redis's INFO.
 
     Raises:
         UnsupportedRedis: It is one of these; the message says what to set.

@@ -30,13 +30,7 @@ def use_tracer(tracer: Tracer | None) -> None:
 
 @contextmanager
 def span(name: str, attributes: Callable[[], Attributes] = dict, *, to_server: bool = False) -> Iterator[None]:
-    """Make a span around the block, the current one there.
-
-    Args:
-        name: What is done.
-        attributes: Called if the span is recorded.
-        to_server: The work is a call to another server.
-    """
+    """Make a span around the block. ``attributes`` is called only if the span is recorded."""
     if _tracer is None:
         yield
         return

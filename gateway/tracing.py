@@ -38,11 +38,7 @@ _API = "/v1/"  # probes and scrapes, which come every few seconds, have other pa
 
 
 class Tracing:
-    """Makes spans and sends them, between ``start`` and ``aclose``.
-
-    Args:
-        settings: Where the collector is.
-    """
+    """Makes spans and sends them, between ``start`` and ``aclose``."""
 
     def __init__(self, settings: TracingSettings) -> None:
         ours = Resource({SERVICE_NAME: _SERVICE, SERVICE_VERSION: gateway.__version__})

@@ -21,12 +21,6 @@ class _NoTunnelsError(Exception):
 
 
 class NoUpgradesProtocol(HttpToolsProtocol):
-    """One connection.
-
-    Args:
-        arguments: uvicorn's.
-    """
-
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._head_without_offer: bytes | None = None

@@ -144,11 +144,7 @@ class Policy(_Variant):
 
     @classmethod
     def parse(cls, document: bytes | str, *, n_limit: int | None = None) -> Self:
-        """Parse a document.
-
-        Args:
-            document: JSON.
-            n_limit: Largest N that this gateway serves; None accepts any.
+        """Parse a JSON document.
 
         Raises:
             PolicyError: It is malformed, or its ``n_max`` exceeds ``n_limit``.

@@ -56,10 +56,6 @@ class PolicyStore:
     async def opened(cls, settings: Settings, *, folder: Path | None = None) -> AsyncIterator[Self]:
         """Open the store as a gateway with these settings does: start it, close it at the end.
 
-        Args:
-            settings: The gateway's.
-            folder: Where the last known good policy is saved, if not beside the gateway's spool.
-
         Raises:
             SettingsError: Redis is a Redis Cluster or a Sentinel.
         """

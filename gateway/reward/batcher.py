@@ -172,7 +172,7 @@ class Batcher(Generic[Payload, Result]):
 
     def _take(self) -> list[_Entry[Payload, Result]]:
         oldest = next(iter(self._waiting))
-        by_length = sorted(self._waiting, key=_tokens_of)
+        by_length = sorted(self._waiting, key=lambda entry: entry.tokens)
         window = choose_window(
             [entry.tokens for entry in by_length],
             by_length.index(oldest),
@@ -237,10 +237,6 @@ def choose_window(lengths: Sequence[int], oldest: int, *, max_batch_tokens: int,
         share, shorter, longer = best
         tokens += lengths[first - 1] if shorter else lengths[last]
         first, last = first - shorter, last + longer
-
-
-def _tokens_of(entry: _Entry[Payload, Result]) -> int:
-    return entry.tokens
 
 
 def _resolve(entry: _Entry[Payload, Result], result: Result | RewardError) -> None:

@@ -11,12 +11,7 @@ from gateway.types import BatchStats, Scorer
 
 
 def build_scorer(settings: RewardSettings, *, observe: Callable[[BatchStats], None] | None = None) -> Scorer | None:
-    """Return a model in this process or a client of servers; None if neither is configured.
-
-    Args:
-        settings: ``model`` or ``url`` decides.
-        observe: Called with each batch that was scored.
-    """
+    """Return a model in this process or a client of servers; None if neither is configured."""
     if settings.model:
         return LocalScorer(settings, observe=observe)
     if settings.url:

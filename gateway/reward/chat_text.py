@@ -20,11 +20,7 @@ Span = tuple[int, int]
 
 
 class ChatText:
-    """A tokenizer's chat template.
-
-    Args:
-        tokenizer: A fast tokenizer with a chat template.
-    """
+    """The chat template of a fast tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

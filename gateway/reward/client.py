@@ -48,13 +48,7 @@ class _RefusedError(RewardError):
 
 
 class ClassifyClient:
-    """Calls one reward server. Its session opens on first use, inside the running loop.
-
-    Args:
-        settings: Model name, API key, tokenizer and CA certificates.
-        url: The server's base URL.
-        timeout_s: Longest time a call may take.
-    """
+    """Calls one reward server. Its session opens on first use, inside the running loop."""
 
     def __init__(self, settings: RewardSettings, url: str, *, timeout_s: float) -> None:
         self._settings = settings

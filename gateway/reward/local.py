@@ -51,10 +51,7 @@ _PROBE = Conversation([{"role": "user", "content": "What is two and two?"}], "Fo
 class LocalScorer:
     """Scores with a model in this process, batched over all requests. Loading starts with ``start``, or on first use.
 
-    Args:
-        settings: The model, and the limits of its batches.
-        observe: Called with each batch.
-        load: Return the model; runs in the model's thread.
+    ``load`` runs in the model's thread.
     """
 
     def __init__(

@@ -38,12 +38,7 @@ class _Item:
 
 
 class RemoteScorer:
-    """Scores with a reward server. Connections are opened on first use, inside the running loop.
-
-    Args:
-        settings: The servers' URLs, and the tokenizer that renders conversations for them.
-        observe: Called with each call's batch.
-    """
+    """Scores with reward servers. Connections are opened on first use, inside the running loop."""
 
     def __init__(self, settings: RewardSettings, *, observe: Callable[[BatchStats], None] | None = None) -> None:
         self._settings = settings

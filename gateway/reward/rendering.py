@@ -26,10 +26,7 @@ class Rendered(NamedTuple):
 
 
 class ChatRenderer:
-    """Renders with a tokenizer's chat template. Blocking; one thread uses it.
-
-    Args:
-        tokenizer: Folder or hub id.
+    """Renders with the chat template of a tokenizer (a folder or hub id). Blocking; one thread uses it.
 
     Raises:
         SettingsError: No such tokenizer, or it has no chat template.

@@ -55,13 +55,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(scorer: LocalScorer, settings: RewardSettings, metrics: ServerMetrics) -> Starlette:
-    """Build the ASGI application. It closes the scorer when it stops.
-
-    Args:
-        scorer: The model; /health and /classify answer 503 until it is loaded.
-        settings: ``api_key`` is required of callers if it is set.
-        metrics: Shown at /metrics. The scorer must have been built to observe its batches with it.
-    """
+    """Build the ASGI application. It answers 503 until the model is loaded, and closes the scorer when it stops."""
     service = _Service(scorer, settings)
 
     @asynccontextmanager
