@@ -1,4 +1,4 @@
-"""One running call whose result all who ask at the same time share."""
+"""Calls of which one runs at a time: one that all who ask share, or one for each key."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextvars
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -44,3 +45,28 @@ class SingleFlight(Generic[T]):
         if not task.cancelled():
             task.exception()  # retrieved: those who wait may all have been cancelled
         self._done(task)
+
+
+class KeyedTasks(Generic[K]):
+    """Background tasks, one at a time for each key; their log lines belong to no request."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[K, asyncio.Task[None]] = {}
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._tasks
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, key: K, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start the call, unless one runs for this key."""
+        if key not in self._tasks:
+            task = self._tasks[key] = asyncio.create_task(call(), context=contextvars.Context())
+            task.add_done_callback(lambda _: self._tasks.pop(key, None))
+
+    async def aclose(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

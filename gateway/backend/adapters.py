@@ -11,7 +11,7 @@ from gateway.backend.flavours import Catalogue
 from gateway.backend.kind import Kind
 from gateway.backend.replicas import Replica
 from gateway.errors import AdapterMissing, GatewayError
-from gateway.single_flight import SingleFlight
+from gateway.single_flight import KeyedTasks
 
 # A name in a policy document becomes a path on the server.
 _ADAPTER_NAME = re.compile(r"rft-[0-9-]{8,10}-[0-9a-f]{8,64}")
@@ -26,7 +26,7 @@ class Adapters:
     def __init__(self, kind: Kind, folder: str) -> None:
         self._kind = kind
         self._folder = folder.rstrip("/")
-        self._loading: dict[str, SingleFlight[None]] = {}
+        self._loading: KeyedTasks[str] = KeyedTasks()
 
     async def lists(self, replica: Replica, adapter: str | None) -> Catalogue:
         """Return what the replica serves; its list is read again if the adapter was not in it before.
@@ -61,16 +61,13 @@ class Adapters:
         except GatewayError:
             return  # the draw's own error says more
 
-    def close(self) -> None:
-        for loading in self._loading.values():
-            loading.cancel()
+    async def aclose(self) -> None:
+        await self._loading.aclose()
 
     def _load_again(self, replica: Replica, adapter: str) -> None:
         path, root_url = self._kind.flavour.load_adapter_path, replica.server.root_url
-        if path is None or not self._folder or _ADAPTER_NAME.fullmatch(adapter) is None or root_url in self._loading:
-            return
-        self._loading[root_url] = SingleFlight(lambda _: self._loading.pop(root_url))
-        self._loading[root_url].start(partial(self._load, replica, adapter, path))
+        if path is not None and self._folder and _ADAPTER_NAME.fullmatch(adapter) is not None:
+            self._loading.start(root_url, partial(self._load, replica, adapter, path))
 
     async def _load(self, replica: Replica, adapter: str, path: str) -> None:
         body = {"lora_name": adapter, "lora_path": f"{self._folder}/{adapter}"}

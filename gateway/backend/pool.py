@@ -169,7 +169,7 @@ class BackendPool:
         await self._weights.aclose()
         self._length.close()
         await self._prober.aclose()
-        self._adapters.close()
+        await self._adapters.aclose()
         self._kind.close()
         await self._http.aclose()
 

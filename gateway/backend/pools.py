@@ -28,7 +28,7 @@ class BackendPools:
     """Pools by their URLs.
 
     Args:
-        settings: How to reach a backend; a policy that names no URLs uses these settings' URLs.
+        settings: The URLs of policies that name none, and how to reach all of them.
         named: Returns the URLs that the policy in force names, the stable arm's first. No I/O.
         make: Makes a pool; what pools share (limits, containment) is bound in it.
     """

@@ -10,10 +10,12 @@ import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from gateway.backend.health import Fault, fault_of
 from gateway.backend.replicas import Replica, Replicas
 from gateway.errors import BackendRejected, GatewayError
+from gateway.single_flight import KeyedTasks
 
 _LEAST_WAIT_S = 5.0
 _PATIENCE = 4.0  # times longer than after an ejection: a replica in rotation may only be busy
@@ -37,7 +39,7 @@ class Prober:
     draw: Callable[[Replica], Awaitable[object]]
     usual_s: Callable[[], float]
     on_hung: Callable[[Replica, Unanswered], None]
-    _probes: dict[Replica, asyncio.Task[None]] = field(default_factory=dict)
+    _probes: KeyedTasks[Replica] = field(default_factory=KeyedTasks)
     _unanswered: dict[Replica, Unanswered] = field(default_factory=dict)
 
     def tend(self) -> None:
@@ -62,19 +64,10 @@ class Prober:
 
     def probe(self, replica: Replica) -> None:
         """Begin a probe, unless one is running."""
-        if replica not in self._probes:
-            # In an empty context: its log lines belong to no request.
-            task = asyncio.get_running_loop().create_task(
-                self._probe(replica), name="backend-probe", context=contextvars.Context()
-            )
-            self._probes[replica] = task
-            task.add_done_callback(lambda _: self._probes.pop(replica, None))
+        self._probes.start(replica, partial(self._probe, replica))
 
     async def aclose(self) -> None:
-        probes = list(self._probes.values())
-        for probe in probes:
-            probe.cancel()
-        await asyncio.gather(*probes, return_exceptions=True)
+        await self._probes.aclose()
 
     async def _probe(self, replica: Replica) -> None:
         started_s = self.replicas.clock()

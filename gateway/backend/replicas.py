@@ -66,7 +66,6 @@ class Replica:
         return found_at_s is not None and self._clock() - found_at_s < _ASK_ADAPTER_AGAIN_S
 
     def missing(self) -> list[str]:
-        """Return the adapters that it was last found without."""
         return sorted(self._missing)
 
     def set_missing(self, adapter: str, missing: bool, *, until_changed: bool = False) -> None:
@@ -103,12 +102,8 @@ class Replica:
 class Replicas:
     """All replicas, and the choice among them.
 
-    Args:
-        urls: Where they are.
-        connect: Makes the clients for one URL.
-        unhealthy_s: How long the first ejection of a replica lasts.
-        clock: A monotonic clock, in seconds.
-        places: Returns how many draws a replica takes; load is compared relative to it.
+    ``unhealthy_s`` is the length of a first ejection. ``places`` returns how many draws a replica takes; load is
+    compared relative to it.
     """
 
     def __init__(

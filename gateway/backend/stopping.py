@@ -42,7 +42,7 @@ class StopTrimmer:
         return pending[:end], self._shown_tokens()
 
     def finish(self) -> tuple[str, list[JsonObject]]:
-        """Return what was held back, when no more text follows."""
+        """Return the text held back, and its tokens, when no more text follows."""
         text, tokens = self._held, [token for _, token in self._tokens]
         self._held = ""
         self._tokens.clear()

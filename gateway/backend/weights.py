@@ -6,7 +6,6 @@ After a failed check the adapter counts as lost: the server gets no draws for it
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from gateway.backend.calls import Calls
 from gateway.backend.kind import Kind
 from gateway.backend.replicas import Replica, Replicas
 from gateway.errors import GatewayError
+from gateway.single_flight import KeyedTasks
 from gateway.types import Prompt, Sampling
 from gateway.weight_check import Served, WeightCheck, adapter_position, passed
 
@@ -36,7 +36,7 @@ class Weights:
     calls: Calls
     kind: Kind
     _checked_at_s: dict[tuple[Replica, str], float] = field(default_factory=dict)
-    _checks: dict[tuple[Replica, str], asyncio.Task[None]] = field(default_factory=dict)
+    _checks: KeyedTasks[tuple[Replica, str]] = field(default_factory=KeyedTasks)
 
     def tend(self, adapter: str, check: WeightCheck) -> None:
         """Begin the checks of an adapter that are due: every few minutes, and after a connection broke."""
@@ -46,20 +46,10 @@ class Weights:
             key = (replica, adapter)
             if key not in self._checks and self._due(replica, adapter):
                 self._checked_at_s[key] = self.replicas.clock()
-                task = asyncio.get_running_loop().create_task(
-                    self._check(replica, adapter, check), name="weight-check", context=contextvars.Context()
-                )
-                self._checks[key] = task
-                task.add_done_callback(partial(self._ended, key))
+                self._checks.start(key, partial(self._check, replica, adapter, check))
 
     async def aclose(self) -> None:
-        checks = list(self._checks.values())
-        for check in checks:
-            check.cancel()
-        await asyncio.gather(*checks, return_exceptions=True)
-
-    def _ended(self, key: tuple[Replica, str], _: asyncio.Task[None]) -> None:
-        self._checks.pop(key, None)
+        await self._checks.aclose()
 
     def _due(self, replica: Replica, adapter: str) -> bool:
         last_s, broke_s = self._checked_at_s.get((replica, adapter)), replica.health.broke_at_s

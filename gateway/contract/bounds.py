@@ -108,13 +108,7 @@ class _Totals:
 
 
 class Measurer:
-    """Measures one schema, each part once however many references lead to it.
-
-    Args:
-        where: The field that holds the schema, for errors.
-        root: The schema.
-        limits: Depth and size of patterns are refused while measuring.
-    """
+    """Measures one schema, in the field ``where``: each part once, however many references lead to it."""
 
     def __init__(self, where: str, root: JsonObject, limits: SchemaSettings) -> None:
         self._where = where

@@ -1,4 +1,4 @@
-"""One running call whose result all who ask at the same time share."""
+"""Calls of which one runs at a time: one that all who ask share, or one for each key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 import pytest
 import structlog
 
-from gateway.single_flight import SingleFlight
+from gateway.single_flight import KeyedTasks, SingleFlight
 
 
 class Call:
@@ -68,3 +68,24 @@ async def test_an_error_reaches_the_waiters_and_the_call_belongs_to_no_request()
     with pytest.raises(ValueError, match="no"):
         await asking
     assert ({}, False) == (call.context, flight.running)
+
+
+async def test_a_key_has_one_task_at_a_time_and_closing_cancels_it() -> None:
+    tasks, ended, started = KeyedTasks[str](), asyncio.Event(), list[str]()
+
+    async def run(name: str) -> None:
+        started.append(name)
+        await ended.wait()
+
+    for name in ("a", "a", "b"):
+        tasks.start(name, lambda name=name: run(name))  # type: ignore[misc]
+    await asyncio.sleep(0)
+    assert (["a", "b"], 2, True) == (started, len(tasks), "a" in tasks)
+    ended.set()
+    while tasks:
+        await asyncio.sleep(0)
+    ended.clear()
+    tasks.start("a", lambda: run("again"))
+    await asyncio.sleep(0)
+    await tasks.aclose()
+    assert (["a", "b", "again"], 0) == (started, len(tasks))

@@ -31,12 +31,7 @@ def forced_tools(sampling: Sampling) -> tuple[JsonObject, ...]:
 
 
 def call_schema(tools: Sequence[JsonObject], parameters: Callable[[JsonObject], JsonObject]) -> JsonObject:
-    """Return the JSON schema of a call of one of these tools.
-
-    Args:
-        tools: In OpenAI's shape.
-        parameters: Lowers a tool's parameters to what the server takes.
-    """
+    """Return the JSON schema of a call of one of these tools; ``parameters`` lowers a tool's parameters."""
     definitions, calls = {}, []
     for index, tool in enumerate(tools):
         name = f"tool_{index}"
