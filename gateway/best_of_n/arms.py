@@ -42,7 +42,7 @@ def choose_arm(policy: Policy, *, messages: Sequence[Message], caller: str) -> A
 
 
 class Arms:
-    """Chooses arms. An arm that failed is set aside for a while, so that few requests wait for it in vain.
+    """Chooses arms. An arm that failed is set aside for a while, so that few requests wait for it.
 
     Args:
         aside_s: How long a failed arm is set aside, in seconds.

@@ -27,8 +27,8 @@ OF_NO_REQUEST = {
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     """Return the log lines since the last call, without uvicorn's own."""
-    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    return [line for line in told if " " not in line["event"]]
+    written = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    return [line for line in written if " " not in line["event"]]
 
 
 async def test_every_log_line_of_a_request_has_its_id_whichever_part_writes_it(
@@ -76,5 +76,5 @@ async def test_requests_at_the_same_time_keep_their_ids_apart(serve: Serve, caps
     served = await serve(tgi=Knobs(latency_ms=20.0))
     ids = [f"r-{number}" for number in range(8)]
     answers = await asyncio.gather(*(served.chat(best_of=3, headers={"x-request-id": own}) for own in ids))
-    told = {line["request"]: line["completion"] for line in lines(capsys) if line["event"] == "completion"}
-    assert {own: answer.json()["id"] for own, answer in zip(ids, answers, strict=True)} == told
+    completions = {line["request"]: line["completion"] for line in lines(capsys) if line["event"] == "completion"}
+    assert {own: answer.json()["id"] for own, answer in zip(ids, answers, strict=True)} == completions

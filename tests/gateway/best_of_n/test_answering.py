@@ -22,7 +22,7 @@ DEAD = "http://127.0.0.1:9"
 
 
 async def none_in_flight(answering: Answering) -> bool:
-    """Whether all permits and pools are given back, once the last task has ended."""
+    """Return True if all permits and pools are given back, once the last task has ended."""
     await asyncio.sleep(0)
     return (0, 0) == (answering.parts.permits.in_flight, answering.parts.backends.leased)
 

@@ -23,7 +23,7 @@ PROMPT_BYTES = most_prompt_tokens(Prompt(HELLO, Sampling()))
 
 
 def cost(answering: Answering) -> int:
-    """What the last request has cost."""
+    """Return the cost of the last request, in tokens."""
     return answering.jobs[-1].cost_tokens()
 
 
