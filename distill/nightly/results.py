@@ -16,9 +16,8 @@ from distill.errors import DataError
 from distill.run_dir import RunDir
 
 
-@dataclass(frozen=True)
 class StepResult:
-    """The part that all steps' results share: the name of the step."""
+    """The base of all steps' results."""
 
     step: ClassVar[str]
 
@@ -28,7 +27,6 @@ class CollectResult(StepResult):
     """Records that were archived, over all attempts at the night."""
 
     step = "collect"
-
     archived: int
     duplicates: int
     unreadable: int
@@ -40,7 +38,6 @@ class CurateResult(StepResult):
     """Counts of the archive's records: ``new`` are winners that no earlier night has trained on."""
 
     step = "curate"
-
     total: int
     new: int
     examples: int
@@ -56,7 +53,6 @@ class TrainResult(StepResult):
     """The checkpoints, ascending by step; ``losses`` and ``gradient_norms`` hold one value a training step."""
 
     step = "train"
-
     checkpoints: tuple[Path, ...]
     steps: int
     examples: int
@@ -78,7 +74,6 @@ class DrawResult(StepResult):
     """
 
     step = "draw"
-
     tokens: int
     reused: int
     refused: list[str]
@@ -102,7 +97,6 @@ class ScoreResult(StepResult):
     """The rewards of the model that selects, and of the held-out judge where one is set."""
 
     step = "score"
-
     select: RewardsFile
     judge: RewardsFile | None
     tokens: int
@@ -119,7 +113,6 @@ class GateResult(StepResult):
     """The verdict in short; the whole of it is in verdict.json."""
 
     step = "gate"
-
     promote: bool
     n_now: int
     n_new: int
@@ -131,20 +124,14 @@ class GateResult(StepResult):
 
 @dataclass(frozen=True)
 class PublishResult(StepResult):
-    """The adapter that was published."""
-
     step = "publish"
-
     adapter: str
     path: Path
 
 
 @dataclass(frozen=True)
 class LoadResult(StepResult):
-    """The number of URLs at which the adapter was loaded."""
-
     step = "load"
-
     urls: int
 
 
@@ -153,7 +140,6 @@ class CanaryResult(StepResult):
     """The findings of the weight check, one a replica."""
 
     step = "canary"
-
     found: str
 
 
@@ -162,17 +148,13 @@ class PromoteResult(StepResult):
     """The policy that started the trial; ``share`` is None where that trial had already ended."""
 
     step = "promote"
-
     policy_version: int
     share: float | None
 
 
 @dataclass(frozen=True)
 class ReportResult(StepResult):
-    """The outcome of the night, and the file of its report."""
-
     step = "report"
-
     outcome: str
     headline: str
     page: Path
@@ -194,7 +176,7 @@ class NightResults:
     promote: PromoteResult | None = None
 
     def steps(self) -> list[StepResult]:
-        """The results that there are."""
+        """Return the results of the steps that were reached."""
         return [result for result in vars(self).values() if result is not None]
 
     @property
@@ -203,19 +185,7 @@ class NightResults:
         return [text for result in (self.curate, self.draw, self.score) if result is not None for text in result.news]
 
 
-_KINDS: tuple[type[StepResult], ...] = (
-    CollectResult,
-    CurateResult,
-    TrainResult,
-    DrawResult,
-    ScoreResult,
-    GateResult,
-    PublishResult,
-    LoadResult,
-    CanaryResult,
-    PromoteResult,
-    ReportResult,
-)
+_KINDS: list[type[StepResult]] = StepResult.__subclasses__()  # in the order of their definition
 _ADAPTERS: dict[type[StepResult], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in _KINDS}
 
 STEPS = tuple(kind.step for kind in _KINDS)
