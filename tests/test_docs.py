@@ -79,3 +79,10 @@ def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     known = {*gateway_settings.variables(), *night_settings.variables()}
     named = re.findall(r"\b(?:GATEWAY|DISTILL)_[A-Z_]*[A-Z]\b(?![_…])", page.read_text(encoding="utf-8"))
     assert [] == [name for name in named if name not in known]
+
+
+def test_the_changelog_holds_changes_only() -> None:
+    """Negative results are in loadtests/README.md; a merge by union may bring a deleted section back."""
+    headings = re.findall(r"^#+ (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(headings) == len(set(headings))
+    assert [] == [heading for heading in headings if "Tried" in heading]
