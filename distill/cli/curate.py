@@ -14,7 +14,7 @@ from distill.cli.tables import count_table
 from distill.dataset.archive import Archive
 from distill.dataset.curate import Curated
 from distill.dataset.curate import curate as curate_records
-from distill.dataset.files import content_hash, write_examples, write_held_out
+from distill.dataset.files import content_hash, write_lines
 from distill.exits import exit_on_error
 from distill.progress import counting
 
@@ -38,8 +38,8 @@ def curate(
         console.print(_table(curated))
         console.print(f"content {content_hash(curated.examples, curated.held_out)}", soft_wrap=True)
         if out is not None:
-            write_examples(out / "examples.jsonl", curated.examples)
-            write_held_out(out / "held_out.jsonl", curated.held_out)
+            write_lines(out / "examples.jsonl", curated.examples)
+            write_lines(out / "held_out.jsonl", curated.held_out)
             console.print(f"written to {out}", markup=False, soft_wrap=True)
 
 

@@ -20,17 +20,21 @@ _HELD_OUT = TypeAdapter(HeldOutPrompt)
 T = TypeVar("T", Example, HeldOutPrompt)
 
 
-def write_examples(path: Path, examples: Iterable[Example]) -> None:
-    """Write examples atomically, one a line.
+def write_lines(path: Path, items: Iterable[Example] | Iterable[HeldOutPrompt]) -> None:
+    """Write examples or held-out prompts atomically, one a line.
 
     Raises:
         DataError: The file cannot be written.
     """
-    _write(path, examples)
+    content = b"".join(orjson.dumps(item, option=orjson.OPT_APPEND_NEWLINE) for item in items)
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or type(error).__name__}") from error
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Read what ``write_examples`` wrote.
+    """Read a file of examples.
 
     Raises:
         DataError: The file is missing, or a line is not an example.
@@ -38,17 +42,8 @@ def read_examples(path: Path) -> list[Example]:
     return _read(path, _EXAMPLE)
 
 
-def write_held_out(path: Path, prompts: Iterable[HeldOutPrompt]) -> None:
-    """Write held-out prompts atomically, one a line.
-
-    Raises:
-        DataError: The file cannot be written.
-    """
-    _write(path, prompts)
-
-
 def read_held_out(path: Path) -> list[HeldOutPrompt]:
-    """Read what ``write_held_out`` wrote.
+    """Read a file of held-out prompts.
 
     Raises:
         DataError: The file is missing, or a line is not a held-out prompt.
@@ -72,14 +67,6 @@ def _content(item: Example | HeldOutPrompt) -> bytes:
     if isinstance(item, Example) and item.reward_model is None:
         return orjson.dumps({name: value for name, value in asdict(item).items() if name != "reward_model"})
     return orjson.dumps(item)
-
-
-def _write(path: Path, items: Iterable[Example] | Iterable[HeldOutPrompt]) -> None:
-    content = b"".join(orjson.dumps(item, option=orjson.OPT_APPEND_NEWLINE) for item in items)
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or type(error).__name__}") from error
 
 
 def _read(path: Path, adapter: TypeAdapter[T]) -> list[T]:

@@ -14,6 +14,7 @@ Values = Sequence[float | None]
 
 _TOLERANCE_SD = 0.02  # of the probes' own rewards; 16-bit weights in another batch differ by less
 _NOISE = 1e-6
+_POLL_S = 0.2
 
 
 def _chat(*turns: str) -> list[Message]:
@@ -34,6 +35,20 @@ PROBES: tuple[tuple[list[Message], str], ...] = (
     (_chat("Describe a walk along a river."), "The path follows the water past willows and a small bridge. " * 60),
 )
 """Conversations and answers: good, bad, short and long ones, so that their rewards differ widely."""
+
+
+async def wait_until_ready(scorer: Scorer, timeout_s: float) -> None:
+    """Wait until the reward model answers.
+
+    Raises:
+        RewardError: It is not ready in time.
+    """
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + timeout_s
+    while not (state := await scorer.readiness()).ready:
+        if loop.time() > deadline_s:
+            raise RewardError(f"the reward model is not ready: {state.detail}")
+        await asyncio.sleep(_POLL_S)
 
 
 async def rewards_of_probes(scorer: Scorer) -> list[float | None]:

@@ -23,7 +23,7 @@ import structlog
 from distill.errors import DataError, EvaluationError, SettingsError
 from distill.evaluation.behaviours import recognise
 from distill.evaluation.curve import Floats
-from distill.evaluation.reward_probes import rewards_of_probes, same_rewards, tolerance
+from distill.evaluation.reward_probes import rewards_of_probes, same_rewards, tolerance, wait_until_ready
 from distill.evaluation.samples import Sample, SampleSet
 from distill.evaluation.scored import ScoredSamples, TextStatistics
 from distill.evaluation.workers import run_workers
@@ -42,7 +42,6 @@ _CHECKED = 8  # rewards of an earlier release that are requested again
 _ATTEMPTS = 3
 _RETRY_WAIT_S = 1.0
 _READY_TIMEOUT_S = 30.0
-_POLL_S = 0.2
 _REWARD_TIMEOUT_S = 120.0  # no caller waits for it
 
 log = structlog.get_logger()
@@ -220,11 +219,10 @@ async def _until_ready(scorer: Scorer) -> None:
             await scorer.loaded()
     except GatewayError as error:
         raise SettingsError(error.message) from error
-    deadline = asyncio.get_running_loop().time() + _READY_TIMEOUT_S
-    while not (state := await scorer.readiness()).ready:
-        if asyncio.get_running_loop().time() > deadline:
-            raise EvaluationError(f"the reward model is not ready: {state.detail}")
-        await asyncio.sleep(_POLL_S)
+    try:
+        await wait_until_ready(scorer, _READY_TIMEOUT_S)
+    except RewardError as error:
+        raise EvaluationError(error.message) from error
 
 
 async def _rewards_file(

@@ -9,16 +9,15 @@ from typing import Any
 
 import structlog
 
-from distill.evaluation.reward_probes import rewards_of_probes, same_rewards
+from distill.evaluation.reward_probes import rewards_of_probes, same_rewards, wait_until_ready
 from distill.training.base_files import base_digest
-from gateway.errors import GatewayError, RewardError
+from gateway.errors import GatewayError
 from gateway.reward.build import build_scorer
 from gateway.settings import RewardSettings
 from gateway.types import Scorer
 
 OBSERVE_EVERY_S = 60.0
 _READY_TIMEOUT_S = 10.0
-_POLL_S = 0.2
 
 log = structlog.get_logger()
 
@@ -49,7 +48,10 @@ class RewardIdentity:
         try:
             if self._scorer is None:
                 self._scorer = build_scorer(self._settings)
-            return await _rewards(self._scorer) if self._scorer is not None else None
+            if self._scorer is None:
+                return None
+            await wait_until_ready(self._scorer, _READY_TIMEOUT_S)
+            return await rewards_of_probes(self._scorer)
         except GatewayError as error:
             log.info("reward_probes_not_answered", error=error.message)
             return None
@@ -64,15 +66,6 @@ def same_identity(one: Any, other: Any) -> bool:
     if isinstance(one, list) and isinstance(other, list):
         return same_rewards(one, other)
     return bool(one == other)
-
-
-async def _rewards(scorer: Scorer) -> list[float | None]:
-    deadline = asyncio.get_running_loop().time() + _READY_TIMEOUT_S
-    while not (state := await scorer.readiness()).ready:
-        if asyncio.get_running_loop().time() > deadline:
-            raise RewardError(state.detail or "the reward model is not ready")
-        await asyncio.sleep(_POLL_S)
-    return await rewards_of_probes(scorer)
 
 
 def _files(settings: RewardSettings) -> str | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from distill.dataset.archive import Archive
 from distill.dataset.collect import LOST, Collected
 from distill.dataset.curate import curate as curate_records
-from distill.dataset.files import content_hash, read_examples, write_examples, write_held_out
+from distill.dataset.files import content_hash, read_examples, write_lines
 from distill.errors import TrainingError
 from distill.exits import TERMINATED
 from distill.nightly.context import Night
@@ -89,9 +89,9 @@ def curate(night: Night) -> CurateResult:
     known = _trained_before(night)
     new = [example for example in curated.examples if example.record_id not in known]
     earlier = [example for example in curated.examples if example.record_id in known]
-    write_examples(replay_file(night.run), earlier)
-    write_held_out(held_out_file(night.run), curated.held_out)
-    write_examples(examples_file(night.run), new)
+    write_lines(replay_file(night.run), earlier)
+    write_lines(held_out_file(night.run), curated.held_out)
+    write_lines(examples_file(night.run), new)
     night.print(
         f"{len(new)} new and {len(earlier)} earlier winners to train on, {len(curated.held_out)} held-out prompts, "
         f"{sum(curated.excluded.values())} of {curated.total} records left out"

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from distill.__main__ import app
-from distill.dataset.files import write_examples
+from distill.dataset.files import write_lines
 from distill.settings import TrainingSettings
 from distill.training.base import load_base
 from distill.training.train import train
@@ -31,8 +31,8 @@ def run(*arguments: object) -> Any:
 @pytest.mark.usefixtures("environment")
 def test_the_command_trains_and_prints_a_summary(tmp_path: Path) -> None:
     """On this night's examples and an earlier night's, into a folder of checkpoints."""
-    write_examples(tmp_path / "tonight.jsonl", tiny_examples(6))
-    write_examples(tmp_path / "before.jsonl", tiny_examples(2, start=50))
+    write_lines(tmp_path / "tonight.jsonl", tiny_examples(6))
+    write_lines(tmp_path / "before.jsonl", tiny_examples(2, start=50))
     done = run(tmp_path / "tonight.jsonl", "--out", tmp_path / "out", "--replay", tmp_path / "before.jsonl")
     assert 0 == done.exit_code
     assert "8 (2 of earlier nights)" in done.stderr
@@ -44,7 +44,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path: Path, monkeypatch: pytest.
     """A missing file, a folder that cannot be written, a bad setting."""
     missing = run(tmp_path / "none.jsonl", "--out", tmp_path / "out")
     assert (2, False) == (missing.exit_code, "Traceback" in missing.stderr)
-    write_examples(tmp_path / "tonight.jsonl", tiny_examples(1))
+    write_lines(tmp_path / "tonight.jsonl", tiny_examples(1))
     (tmp_path / "file").write_text("")
     blocked = run(tmp_path / "tonight.jsonl", "--out", tmp_path / "file" / "out")
     assert (2, True) == (blocked.exit_code, "Not a directory" in blocked.stderr)

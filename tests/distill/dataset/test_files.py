@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from distill.dataset.example import Example, HeldOutPrompt, ScoredAnswer
-from distill.dataset.files import content_hash, read_examples, read_held_out, write_examples, write_held_out
+from distill.dataset.files import content_hash, read_examples, read_held_out, write_lines
 from distill.errors import DataError
 from tests.distill.dataset.records import user
 from tests.distill.training.tiny import tiny_examples
@@ -38,20 +38,20 @@ def test_an_example_without_a_reward_model_has_the_hash_of_earlier_releases() ->
 
 
 def test_files_are_read_as_written(tmp_path: Path) -> None:
-    write_examples(tmp_path / "new" / "examples.jsonl", EXAMPLES)
-    write_held_out(tmp_path / "held_out.jsonl", PROMPTS)
+    write_lines(tmp_path / "new" / "examples.jsonl", EXAMPLES)
+    write_lines(tmp_path / "held_out.jsonl", PROMPTS)
     assert EXAMPLES == read_examples(tmp_path / "new" / "examples.jsonl")
     assert PROMPTS == read_held_out(tmp_path / "held_out.jsonl")
 
 
 def test_an_empty_set_is_an_empty_file(tmp_path: Path) -> None:
-    write_examples(tmp_path / "examples.jsonl", [])
+    write_lines(tmp_path / "examples.jsonl", [])
     assert [] == read_examples(tmp_path / "examples.jsonl")
 
 
 def test_a_bad_line_is_named_without_its_content(tmp_path: Path) -> None:
     path = tmp_path / "examples.jsonl"
-    write_examples(path, EXAMPLES)
+    write_lines(path, EXAMPLES)
     path.write_bytes(path.read_bytes() + b'{"key": "secret"}\n')
     with pytest.raises(DataError, match=f"{path}, line 6: ") as raised:
         read_examples(path)
@@ -62,7 +62,7 @@ def test_a_missing_file_and_a_folder_in_the_way_are_errors(tmp_path: Path) -> No
     with pytest.raises(DataError, match="cannot be read: No such file"):
         read_examples(tmp_path / "none")
     with pytest.raises(DataError, match="cannot be written: Is a directory"):
-        write_examples(tmp_path, EXAMPLES)
+        write_lines(tmp_path, EXAMPLES)
 
 
 def test_the_hash_depends_on_the_set_and_not_on_its_order() -> None:

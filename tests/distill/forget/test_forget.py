@@ -18,7 +18,7 @@ from distill.dataset.archive import Archive
 from distill.dataset.collect import collect
 from distill.dataset.curate import curate
 from distill.dataset.example import Example
-from distill.dataset.files import read_examples, write_examples, write_held_out
+from distill.dataset.files import read_examples, write_lines
 from distill.dataset.split import conversation_key
 from distill.errors import NightError
 from distill.evaluation.prompts import Prompt
@@ -93,8 +93,8 @@ async def kept(redis_server: RedisServer, redis_settings: RedisSettings, tmp_pat
         await collect(redis_settings, settings)
         publish(client, redis_settings, LATER)
     curated = curate(made.archive.completions(), [], settings.model_copy(update={"held_out_share": 0.5}))
-    write_examples(made.runs / "night-1" / "examples.jsonl", curated.examples)
-    write_held_out(made.runs / "night-1" / "held_out.jsonl", curated.held_out)
+    write_lines(made.runs / "night-1" / "examples.jsonl", curated.examples)
+    write_lines(made.runs / "night-1" / "held_out.jsonl", curated.held_out)
     prompts = [Prompt.of_text(text) for text in ["alice's first", "bob's first", "alice's second"]]
     lines = [Sample(prompt, 1.0, 0, 7, "text", "stop", 3).to_line() for prompt in prompts]
     conversation = json.loads(lines[0]) | {"prompt": "p", "turns": [{"role": "user", "content": "Alice's   FIRST"}]}
@@ -200,7 +200,7 @@ async def test_an_unfinished_training_starts_again_without_deleted_examples(kept
     """Its folder is deleted; a finished training keeps its checkpoints."""
     for name, ended in (("night-1", False), ("night-2", True)):
         run = RunDir(kept.runs / name)
-        write_examples(run.path / "examples.jsonl", _examples(kept))
+        write_lines(run.path / "examples.jsonl", _examples(kept))
         (run.path / "training").mkdir()
         if ended:
             run.mark("train", {})

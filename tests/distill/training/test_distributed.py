@@ -14,7 +14,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import FullyShardedDataParallelPlugin
 
 import distill.training
-from distill.dataset.files import write_examples
+from distill.dataset.files import write_lines
 from distill.training.train import RESULT_FILE, train
 from gateway.processes.child import free_port
 from tests.distill.training.tiny import settings, tiny_examples
@@ -26,7 +26,7 @@ CONFIG = Path(distill.training.__file__).with_name("fsdp.yaml")
 def test_two_processes_follow_the_trajectory_of_one(tiny: Path, tmp_path: Path) -> None:
     """Same steps, same losses, same gradient norms; the first process writes."""
     alone = train(tiny_examples(12), [], settings(tiny), tmp_path / "alone")
-    write_examples(tmp_path / "examples.jsonl", tiny_examples(12))
+    write_lines(tmp_path / "examples.jsonl", tiny_examples(12))
     wanted = {"MODEL": tiny, "RANK": 4, "ALPHA": 8, "BATCH_EXAMPLES": 4, "EPOCHS": 2, "LEARNING_RATE": 0.01,
               "MICRO_BATCH_TOKENS": 100}  # fmt: skip
     environment = {f"DISTILL_TRAINING__{name}": str(value) for name, value in wanted.items()}
