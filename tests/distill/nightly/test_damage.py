@@ -135,11 +135,15 @@ def test_missing_samples_and_rewards_are_made_again_before_the_gate(damaged: Dam
         path.write_bytes(b"".join(lines))
         assert words in damaged.run("--until", "score")
         assert "no reward" not in damaged.run("--until", "score")
-    for path, line in ((draws, b"garbage\n"), (scores, b'["a", NaN]\n'), (scores, b'["a"]\n')):
+    for path, line, advice in (
+        (draws, b"garbage\n", "is not a sample: remove the line, and it is drawn again"),
+        (scores, b'["a", NaN]\n', "is not a score: remove the line to score it again"),
+        (scores, b'["a"]\n', "is not a score: remove the line to score it again"),
+    ):
         whole = path.read_bytes()
         path.write_bytes(whole + line)
         output = damaged.run(expected=exits.BAD_INPUT)
-        assert "remove the line" in output
+        assert advice in output
         path.write_bytes(whole)
     damaged.run()
     assert "promoted" == NightFacts.read(damaged.night.path).outcome
