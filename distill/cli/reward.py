@@ -79,13 +79,11 @@ def reward(
     """Train a reward model (LoRA and head) from preference pairs, and measure it on unseen prompts."""
     if fold >= folds:
         raise typer.BadParameter(f"fold {fold} does not exist: {folds} folds are counted from 0", param_hint="--fold")
-    import torch  # slow to import: the other commands do not need it
-
+    # Slow to import, for torch's sake: the other commands do not need it.
     from distill.reward_training.model import Recipe
     from distill.reward_training.train import run
 
-    if threads:
-        torch.set_num_threads(threads)
+    _limit_threads(threads)
     recipe = Recipe(
         epochs=epochs,
         learning_rate=learning_rate,
@@ -117,6 +115,13 @@ def reward(
         )
     console.print(_table(metrics))
     console.print(f"written to {out}", highlight=False)
+
+
+def _limit_threads(threads: int) -> None:
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def _feedback_pairs(archive_dir: Path | None) -> list[Preference]:

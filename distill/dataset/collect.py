@@ -10,14 +10,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import structlog
 
 from distill.dataset.archive import Archive
-from distill.dataset.archive_writer import ArchiveWriter, writing
+from distill.dataset.archive_writer import Added, ArchiveWriter, writing
 from distill.errors import DataError, NightError
 from distill.settings import DatasetSettings
 from gateway.errors import JournalError
@@ -108,26 +108,14 @@ async def collect(
                 batch_records=batch_records,
                 claim_idle_s=settings.claim_idle_s,
             )
-            done = Collected()
+            collecting = _Pass(reader, writer, thread, flush_bytes, on_archived)
+            done = collecting.done
             try:
                 with _redis_in_words(done):
-                    await reader.start()
-                    start = await reader.place()
-                    done.trimmed = await reader.trim()  # a killed pass may not have trimmed what it acknowledged
-                    began_ms = await reader.clock_ms()
-                    more = True
-                    while more:
-                        full = await reader.full(redis.stream_max_records)
-                        oldest_ms = await _drain(reader, writer, thread, done, flush_bytes, on_archived)
-                        # No record is new if the stream is full because of another group.
-                        from_spools = oldest_ms is not None and oldest_ms < began_ms
-                        in_time = await reader.clock_ms() < began_ms + _LONGEST_REFILLING_MS
-                        more = full and from_spools and in_time
-                        more = more and await _filled_again(reader, redis.stream_max_records)
-                    done.lost = await reader.lost_since(start)
+                    await collecting.archive(redis.stream_max_records)
                     done.warnings = await _warnings(reader)
                     if settings.keep_days is not None:
-                        await _expire(reader, writer, thread, done, settings.keep_days, trust_clock, now())
+                        await collecting.expire(settings.keep_days, trust_clock, now())
             finally:
                 await reader.aclose()
             done.duplicates += reader.duplicates
@@ -141,40 +129,80 @@ async def collect(
     return done
 
 
-async def _drain(
-    reader: JournalReader,
-    writer: ArchiveWriter,
-    thread: ThreadPoolExecutor,
-    done: Collected,
-    flush_bytes: int,
-    on_archived: Callable[[Collected], None],
-) -> int | None:
-    """Archive and acknowledge the stream's records; return the time of the oldest (ms since the epoch)."""
-    end = await reader.newest()
-    collected = datetime.fromtimestamp(await reader.clock_ms() / 1000, UTC)
-    oldest_ms: int | None = None
-    waiting: dict[str, StreamEntry] = {}
-    more = True
-    while more:
-        deliveries = await reader.read()
-        more = any(delivery.order <= end for delivery in deliveries)
-        # A record that is redelivered, as if its reader were dead, must be acknowledged soon.
-        overdue = any(delivery.entry_id in waiting for delivery in deliveries)
-        waiting |= {delivery.entry_id: delivery for delivery in deliveries}
-        n_bytes = sum(len(delivery.data) for delivery in waiting.values())
-        if waiting and (not more or overdue or n_bytes >= flush_bytes):
-            payloads = [delivery.data for delivery in waiting.values()]
-            added = await asyncio.get_running_loop().run_in_executor(thread, writer.add, payloads, collected)
-            done.completions += added.completions
-            done.feedback += added.feedback
-            done.duplicates += added.duplicates
-            done.unreadable = tuple(sorted({*done.unreadable, *added.unreadable}))
-            oldest_ms = min((each for each in (oldest_ms, added.oldest_ms) if each is not None), default=None)
-            await reader.ack(list(waiting))
-            done.trimmed += await reader.trim()
-            waiting = {}
-            on_archived(done)
-    return oldest_ms
+@dataclass
+class _Pass:
+    """One pass over the stream; ``done`` counts its results."""
+
+    reader: JournalReader
+    writer: ArchiveWriter
+    thread: ThreadPoolExecutor
+    flush_bytes: int
+    on_archived: Callable[[Collected], None]
+    done: Collected = field(default_factory=Collected)
+
+    async def archive(self, stream_max_records: int) -> None:
+        """Archive, acknowledge and trim what the stream holds, and what spools refill it with."""
+        await self.reader.start()
+        start = await self.reader.place()
+        self.done.trimmed = await self.reader.trim()  # a killed pass may not have trimmed what it acknowledged
+        began_ms = await self.reader.clock_ms()
+        more = True
+        while more:
+            full = await self.reader.full(stream_max_records)
+            oldest_ms = await self._drain()
+            # No record is new if the stream is full because of another group.
+            from_spools = oldest_ms is not None and oldest_ms < began_ms
+            in_time = await self.reader.clock_ms() < began_ms + _LONGEST_REFILLING_MS
+            more = full and from_spools and in_time
+            more = more and await _filled_again(self.reader, stream_max_records)
+        self.done.lost = await self.reader.lost_since(start)
+
+    async def _drain(self) -> int | None:
+        """Archive and acknowledge the stream's records; return the time of the oldest (ms since the epoch)."""
+        end = await self.reader.newest()
+        collected = datetime.fromtimestamp(await self.reader.clock_ms() / 1000, UTC)
+        oldest_ms: int | None = None
+        waiting: dict[str, StreamEntry] = {}
+        more = True
+        while more:
+            deliveries = await self.reader.read()
+            more = any(delivery.order <= end for delivery in deliveries)
+            # A record that is redelivered, as if its reader were dead, must be acknowledged soon.
+            overdue = any(delivery.entry_id in waiting for delivery in deliveries)
+            waiting |= {delivery.entry_id: delivery for delivery in deliveries}
+            n_bytes = sum(len(delivery.data) for delivery in waiting.values())
+            if waiting and (not more or overdue or n_bytes >= self.flush_bytes):
+                added = await self._add([delivery.data for delivery in waiting.values()], collected)
+                oldest_ms = min((each for each in (oldest_ms, added.oldest_ms) if each is not None), default=None)
+                await self.reader.ack(list(waiting))
+                self.done.trimmed += await self.reader.trim()
+                waiting = {}
+                self.on_archived(self.done)
+        return oldest_ms
+
+    async def _add(self, payloads: list[bytes], collected: datetime) -> Added:
+        added = await asyncio.get_running_loop().run_in_executor(self.thread, self.writer.add, payloads, collected)
+        self.done.completions += added.completions
+        self.done.feedback += added.feedback
+        self.done.duplicates += added.duplicates
+        self.done.unreadable = tuple(sorted({*self.done.unreadable, *added.unreadable}))
+        return added
+
+    async def expire(self, keep_days: int, trust_clock: bool, now: datetime) -> None:
+        """Remove records older than ``keep_days``, unless the clocks are in doubt."""
+        redis_now = datetime.fromtimestamp(await self.reader.clock_ms() / 1000, UTC)
+        newest_ms = (await self.reader.newest())[0]
+        newest = datetime.fromtimestamp(newest_ms / 1000, UTC) if newest_ms else None
+        doubt = None if trust_clock else clock_doubt(now, redis_now, newest)
+        if doubt is not None:
+            self.done.warnings += (f"nothing was expired (DISTILL_DATASET__KEEP_DAYS): {doubt}",)
+            return
+        oldest = redis_now - timedelta(days=keep_days)
+        self.done.expired = await self.reader.drop_before(int(oldest.timestamp() * 1000))
+        # Whole days: a record is kept up to the end of the day on which it becomes too old.
+        days = oldest.date().isoformat(), redis_now.date().isoformat()
+        loop = asyncio.get_running_loop()
+        self.done.expired += await loop.run_in_executor(self.thread, self.writer.drop_before, *days)
 
 
 async def _filled_again(reader: JournalReader, max_records: int) -> bool:
@@ -202,30 +230,6 @@ async def _warnings(reader: JournalReader) -> tuple[str, ...]:
         if name.startswith(_CONSUMER) and idle_s < _SEEN_S
     ]
     return (*held, *others)
-
-
-async def _expire(
-    reader: JournalReader,
-    writer: ArchiveWriter,
-    thread: ThreadPoolExecutor,
-    done: Collected,
-    keep_days: int,
-    trust_clock: bool,
-    now: datetime,
-) -> None:
-    """Remove records older than ``keep_days``, unless the clocks are in doubt."""
-    redis_now = datetime.fromtimestamp(await reader.clock_ms() / 1000, UTC)
-    newest_ms = (await reader.newest())[0]
-    newest = datetime.fromtimestamp(newest_ms / 1000, UTC) if newest_ms else None
-    doubt = None if trust_clock else clock_doubt(now, redis_now, newest)
-    if doubt is not None:
-        done.warnings += (f"nothing was expired (DISTILL_DATASET__KEEP_DAYS): {doubt}",)
-        return
-    oldest = redis_now - timedelta(days=keep_days)
-    done.expired = await reader.drop_before(int(oldest.timestamp() * 1000))
-    # Whole days: a record is kept up to the end of the day on which it becomes too old.
-    days = oldest.date().isoformat(), redis_now.date().isoformat()
-    done.expired += await asyncio.get_running_loop().run_in_executor(thread, writer.drop_before, *days)
 
 
 def clock_doubt(now: datetime, redis_now: datetime, newest: datetime | None) -> str | None:

@@ -86,11 +86,7 @@ def run(
             "recipe": asdict(recipe),
             "folds": n_folds,
             "held_out_fold": held_out,
-            "data": {
-                "pairs_sha256": _sha256(pairs_file),
-                "answers_sha256": _sha256(answers_file) if answers_file else None,
-                "trained_on": dict(Counter(pair.source for pair in data.train)),
-            },
+            "data": _describe(data, pairs_file, answers_file),
             "signals": weights,
             "human": measure_human(served, data.test),
             "spoiled": measure_spoiled(served, data.test, data.test_answers, recipe.seed),
@@ -102,6 +98,14 @@ def run(
         for file in Path(unfinished).iterdir():
             write_atomically(out / file.name, file.read_bytes())
     return metrics
+
+
+def _describe(data: _Split, pairs_file: Path, answers_file: Path | None) -> dict[str, Any]:
+    return {
+        "pairs_sha256": _sha256(pairs_file),
+        "answers_sha256": _sha256(answers_file) if answers_file else None,
+        "trained_on": dict(Counter(pair.source for pair in data.train)),
+    }
 
 
 def _split(pairs: Sequence[Preference], answers_file: Path | None, n_folds: int, held_out: int) -> _Split:
