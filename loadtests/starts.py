@@ -18,6 +18,7 @@ import aiohttp
 import typer
 
 from gateway.embedded.weights import minilm_folder, reward_adapter_folder
+from gateway.telemetry import configure_logging
 from loadtests.stack import Surroundings, gateway, machine, quiet_logs, surroundings
 from loadtests.tables import write_result
 from tests.stubs.process import StubProcess
@@ -122,6 +123,7 @@ def main(
 ) -> None:
     """Start the gateway COUNT times with each source of rewards."""
     quiet_logs()
+    configure_logging("warning", "console")
     rows = asyncio.run(run(count))
     write_result(out, {"about": machine(), "starts": rows})
     raise typer.Exit(0 if all(row["good"] == row["count"] for row in rows) else 1)
