@@ -56,6 +56,20 @@ class RunDir:
         return number if isinstance(number, int) else 0
 
     @property
+    def examples_file(self) -> Path:
+        """Winners that no earlier night has trained on."""
+        return self.path / "examples.jsonl"
+
+    @property
+    def replay_file(self) -> Path:
+        """Winners of earlier nights, of which some may train again."""
+        return self.path / "replay.jsonl"
+
+    @property
+    def held_out_file(self) -> Path:
+        return self.path / "held_out.jsonl"
+
+    @property
     def attempts(self) -> int:
         """The number of times that the night was started or resumed."""
         return sum(line.get("step") is None for line in self._log())

@@ -13,7 +13,6 @@ from distill.nightly.checkpoint_adapters import serving_adapter
 from distill.nightly.context import Night
 from distill.nightly.results import DrawResult
 from distill.nightly.served_model import sample_file
-from distill.nightly.steps.data import held_out_file
 from distill.report.facts import Side
 from distill.settings import EvaluationSettings
 
@@ -78,7 +77,7 @@ def drawn_base(night: Night, drawn: DrawResult) -> list[MeasuredPolicy]:
 
 def held_out_prompts(night: Night) -> list[Prompt]:
     """Return the prompts that are measured: the first by hash, so that most of them stay from night to night."""
-    prompts = read_held_out(held_out_file(night.run))[: night.settings.evaluation.prompts]
+    prompts = read_held_out(night.run.held_out_file)[: night.settings.evaluation.prompts]
     return [Prompt(prompt.messages) for prompt in prompts]
 
 

@@ -64,6 +64,9 @@ class Entry:
     unused: int
     without_rewards: bool = False
 
+    def span_attributes(self) -> spans.Attributes:
+        return span_attributes.of_race(self.plan, n_run=self.n_run, queue_ms=self.queue_ms)
+
 
 @dataclass(slots=True)
 class Live:
@@ -142,7 +145,7 @@ class BestOfN:
             CallerError: The backend cannot serve this request.
             DeadlineExceeded: No candidate finished in time.
         """
-        with spans.span("race", lambda: span_attributes.of_entry(entry)):
+        with spans.span("race", entry.span_attributes):
             outcome = await self._run(entry, prompt, backend)
             spans.record(lambda: span_attributes.of_outcome(outcome))
             return outcome
@@ -182,7 +185,7 @@ class BestOfN:
         )
         outcome.scoring_error = RewardUnavailable.__name__ if entry.without_rewards else None
         deltas = self._stream(entry, prompt, backend, outcome)
-        return Live(spans.over_stream("race", deltas, lambda: span_attributes.of_entry(entry)), outcome)
+        return Live(spans.over_stream("race", deltas, entry.span_attributes), outcome)
 
     def _start(
         self,

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gateway.spans import CUT, Attributes
-from gateway.types import Answer, Candidate, Delta, Outcome, Score
-
-if TYPE_CHECKING:
-    from gateway.best_of_n.race import Entry
+from gateway.types import Answer, Candidate, Delta, Outcome, Plan, Score
 
 
-def of_entry(entry: Entry) -> Attributes:
-    plan = entry.plan
+def of_race(plan: Plan, *, n_run: int, queue_ms: float) -> Attributes:
     return {
-        "ratchet.n": entry.n_run,
+        "ratchet.n": n_run,
         "ratchet.n_asked": plan.n_asked,
-        "ratchet.queue_ms": entry.queue_ms,
+        "ratchet.queue_ms": queue_ms,
         "ratchet.policy_version": plan.policy_version,
         "ratchet.arm": plan.arm.name,
         "ratchet.exploration": plan.exploration,

@@ -16,25 +16,11 @@ from distill.errors import TrainingError
 from distill.exits import TERMINATED
 from distill.nightly.context import Night
 from distill.nightly.results import CollectResult, CurateResult, TrainResult, read_result, write_result
-from distill.run_dir import RunDir, runs
+from distill.run_dir import runs
 from gateway.processes.child import run_child
 
 if TYPE_CHECKING:
     from distill.training.callbacks import Step
-
-
-def examples_file(run: RunDir) -> Path:
-    """Return the file of winners that no earlier night has trained on."""
-    return run.path / "examples.jsonl"
-
-
-def replay_file(run: RunDir) -> Path:
-    """Return the file of earlier nights' winners, of which some may train again."""
-    return run.path / "replay.jsonl"
-
-
-def held_out_file(run: RunDir) -> Path:
-    return run.path / "held_out.jsonl"
 
 
 def collect(night: Night) -> CollectResult:
@@ -89,9 +75,9 @@ def curate(night: Night) -> CurateResult:
     known = _trained_before(night)
     new = [example for example in curated.examples if example.record_id not in known]
     earlier = [example for example in curated.examples if example.record_id in known]
-    write_lines(replay_file(night.run), earlier)
-    write_lines(held_out_file(night.run), curated.held_out)
-    write_lines(examples_file(night.run), new)
+    write_lines(night.run.replay_file, earlier)
+    write_lines(night.run.held_out_file, curated.held_out)
+    write_lines(night.run.examples_file, new)
     night.print(
         f"{len(new)} new and {len(earlier)} earlier winners to train on, {len(curated.held_out)} held-out prompts, "
         f"{sum(curated.excluded.values())} of {curated.total} records left out"
@@ -149,8 +135,8 @@ def train(night: Night) -> TrainResult:
             done = step.done
 
         trained = train_policy(
-            read_examples(examples_file(night.run)),
-            read_examples(replay_file(night.run)),
+            read_examples(night.run.examples_file),
+            read_examples(night.run.replay_file),
             night.settings.training,
             folder,
             on_progress=show,
@@ -169,7 +155,7 @@ def _launch(night: Night, folder: Path) -> None:
         TrainingError: They failed; the reason is on their stderr.
     """
     launcher = shlex.split(night.settings.night.train_launcher)
-    files = [str(examples_file(night.run)), "--replay", str(replay_file(night.run)), "--out", str(folder)]
+    files = [str(night.run.examples_file), "--replay", str(night.run.replay_file), "--out", str(folder)]
     code = run_child([*launcher, "-m", "distill", "train", *files])
     if code == TERMINATED:
         raise SystemExit(TERMINATED)
@@ -185,4 +171,5 @@ def _trained_before(night: Night) -> set[str]:
     if not earlier:
         return set()
     # The last night's examples and replay together hold every winner that the archive had then.
-    return {example.record_id for file in (examples_file, replay_file) for example in read_examples(file(earlier[-1]))}
+    last = earlier[-1]
+    return {example.record_id for file in (last.examples_file, last.replay_file) for example in read_examples(file)}
