@@ -59,6 +59,8 @@ async def observe(scenario: Scenario, options: argparse.Namespace) -> Facts:
             _, waited_s = await arriving
         acknowledged = stack.callers.acknowledged()
         lost, _ = await _arrival(stack, acknowledged, archived=scenario.archived)
+        if scenario.archived:  # under traffic a small stream is full again soon after a night has collected it
+            readiness_after = await _until_ready(stack)
         return Facts(
             seen=stack.callers.seen,
             since_s=since_s,

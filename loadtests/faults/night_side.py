@@ -53,7 +53,7 @@ async def collect_clock_wrong(stack: FaultStack) -> None:
     for days in (_DAYS_WRONG, -_DAYS_WRONG):
         collected = await stack.run("distill", "collect", clock_days=days)
         warned = f"{_DAYS_WRONG} days apart" in collected.output
-        stack.as_planned &= collected.code == 0 and warned and _counted("too old to keep", collected.output) == 0
+        stack.as_planned &= collected.code == 0 and warned and _counted("deleted as too old", collected.output) == 0
 
 
 async def reward_swapped(stack: FaultStack) -> None:
@@ -72,6 +72,7 @@ async def reward_swapped(stack: FaultStack) -> None:
 
 
 def _counted(what: str, output: str) -> int:
-    """Return a number of the table that ``collect`` prints; -1 if it printed none."""
+    """Return a number of the table that ``collect`` prints."""
     found = re.search(rf"{what}\D*([\d,]+)", output)
-    return int(found[1].replace(",", "")) if found else -1
+    assert found, f"collect printed no {what!r}: {output}"
+    return int(found[1].replace(",", ""))
