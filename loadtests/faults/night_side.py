@@ -72,7 +72,6 @@ async def reward_swapped(stack: FaultStack) -> None:
 
 
 def _counted(what: str, output: str) -> int:
-    """Return a number of the table that ``collect`` prints."""
+    """Return a number of the table that ``collect`` prints; -1 if it printed none."""
     found = re.search(rf"{what}\D*([\d,]+)", output)
-    assert found, f"collect printed no {what!r}: {output}"
-    return int(found[1].replace(",", ""))
+    return int(found[1].replace(",", "")) if found else -1
