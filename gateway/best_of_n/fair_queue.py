@@ -81,4 +81,3 @@ class FairQueue(Generic[Entry]):
             del self._entries[entry.key]
         if not self._entries:
             self._virtual.clear()
-            self._served_at = 0

@@ -200,7 +200,7 @@ class Permits:
         own = self.demand()
         demand = merged(own, neighbours.demand)
         races = sum(demand.values())
-        scale = self._recent.peak(races, self._clock()) / races if races > 0 else 1.0
+        scale = self._recent.peak(races, self._clock()) / races
         level = water_level(self._total(neighbours) / scale, demand)
         return level, scale * sum(number * min(want, level) for want, number in own.items())
 

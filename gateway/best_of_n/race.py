@@ -241,7 +241,7 @@ class BestOfN:
         while pending and now() < deadline and (quorum == len(tasks) or _n_finished(candidates) < quorum):
             _, pending = await asyncio.wait(
                 pending,
-                timeout=max(0.0, deadline - now()),
+                timeout=deadline - now(),
                 return_when=asyncio.ALL_COMPLETED if quorum == len(tasks) else asyncio.FIRST_COMPLETED,
             )
         _cancel(pending)

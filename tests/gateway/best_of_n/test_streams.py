@@ -86,6 +86,7 @@ async def test_a_stream_is_drawn_and_scored_with_the_callers_prompt() -> None:
     track = Track(FakeBackend([], deltas=PIECES))
     await drain(track, score_single=True)
     assert ([(PROMPT, 3)], [PROMPT.messages]) == (track.backend.asked, track.scorer.conversations)
+    assert [draw_seed(7, 0)] == track.backend.seeds
 
 
 async def test_a_stream_waits_for_its_reward_no_longer_than_the_timeout() -> None:
