@@ -7,11 +7,13 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.api.auth import ApiKeys
 from gateway.api.keyfile import Scope, new_key
 from gateway.errors import AuthenticationFailed, PermissionDenied, SettingsError
 from gateway.journal.record import CompletionRecord, FeedbackRecord
+from gateway.types import Readiness
 from tests.redis_server import RedisServer
 from tests.serving import Serve
 
@@ -125,13 +127,47 @@ async def test_a_changed_file_takes_effect_and_a_malformed_one_does_not(tmp_path
         path.unlink() if content is None else path.write_bytes(content)
         await keys.reread(path)
         assert keys.authenticate(f"Bearer {old}") is not None, reason
-        assert "cannot be used" in (await keys.readiness()).detail, reason
+        refused = Readiness(True, "the API key file was changed to one that cannot be used")
+        assert refused == await keys.readiness(), reason
     path.write_text(new_line)
     await keys.reread(path)
-    assert "" == (await keys.readiness()).detail
+    assert Readiness(True, "") == await keys.readiness()
     assert keys.authenticate(f"Bearer {new}") is not None
     with pytest.raises(AuthenticationFailed):
         keys.authenticate(f"Bearer {old}")
+
+
+async def test_a_change_is_logged_with_its_counts_and_each_problem_once(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    lines = [new_key(name)[1] for name in ("a", "b", "c")]
+    path.write_text(lines[0])
+    keys = ApiKeys(path)
+    with capture_logs() as logged:
+        for content in ("\n".join(lines), "\n".join(lines), lines[1], "", "", lines[1], ""):
+            path.write_text(content)
+            await keys.reread(path)
+    counts = [tuple(event.get(name) for name in ("event", "keys", "added", "removed", "kept")) for event in logged]
+    assert [
+        ("api_keys_changed", 3, 2, 0, None),
+        ("api_keys_changed", 1, 0, 2, None),
+        ("api_keys_refused", None, None, None, 1),
+        ("api_keys_changed", 1, 0, 0, None),
+        ("api_keys_refused", None, None, None, 1),
+    ] == counts
+
+
+async def test_closing_ends_the_rereading(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(new_key("a")[1])
+    keys = ApiKeys(tmp_path / "keys")
+    await keys.aclose()
+    keys.start()
+    assert "api-keys" in {task.get_name() for task in asyncio.all_tasks()}
+    await keys.aclose()
+    assert "api-keys" not in {task.get_name() for task in asyncio.all_tasks()}
+    without = ApiKeys(None)
+    without.start()
+    assert "api-keys" not in {task.get_name() for task in asyncio.all_tasks()}
+    await without.aclose()
 
 
 async def test_a_running_gateway_picks_up_a_rotated_key_without_a_restart(serve: Serve, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import httpx2
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from gateway.api.counters import CountersUnavailable, Entrance, Refusal
 from gateway.api.keyfile import Key, Limits, new_key
@@ -273,6 +274,19 @@ async def test_redis_is_asked_again_a_second_after_it_was_away() -> None:
     clock.now_s += 0.01
     await limiter.enter(KEY, race=True)
     assert (2, 2) == (len(shared.entered), len(own.entered))
+    await limiter.aclose()
+
+
+async def test_each_loss_of_redis_and_each_return_is_logged_once() -> None:
+    shared, clock = FakeCounters(), Clock()
+    limiter = limiter_over(shared, FakeCounters(), clock)
+    with capture_logs() as logged:
+        for lost in (False, True, True, False, False, True, False):
+            shared.lost = lost
+            await limiter.enter(KEY, race=True)
+            clock.now_s += 1.0
+    away, back = ("limits_not_shared", "TimeoutError"), ("limits_shared_again", None)
+    assert [away, back, away, back] == [(event["event"], event.get("error")) for event in logged]
     await limiter.aclose()
 
 
