@@ -159,6 +159,7 @@ async def test_a_change_is_logged_with_its_counts_and_each_problem_once(tmp_path
 async def test_closing_ends_the_rereading(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(new_key("a")[1])
     keys = ApiKeys(tmp_path / "keys")
+    assert Readiness(True, "") == await keys.readiness()
     await keys.aclose()
     keys.start()
     assert "api-keys" in {task.get_name() for task in asyncio.all_tasks()}

@@ -89,6 +89,12 @@ async def test_tokens_are_paid_at_the_end_and_a_debt_must_be_waited_out(counters
     assert 50 < refused.wait_s <= 60.1
 
 
+async def test_a_token_takes_a_whole_number_of_microseconds_to_refill() -> None:
+    counters, limits = LocalCounters(lease_s=LEASE_S, clock_us=Clock(1_000)), Limits(tokens_per_minute=7)
+    await counters.leave("a", limits, "one", 1)
+    assert 8.571428 == (await counters.enter("a", limits, "two")).tokens_full_in_s
+
+
 async def test_a_refused_request_costs_nothing(counters: Counters) -> None:
     limits = Limits(requests_per_minute=2, races_in_flight=1)
     assert await refusal_of(counters, "a", limits, "one") is None

@@ -299,6 +299,8 @@ async def test_a_race_is_paid_where_it_was_counted_or_here_if_redis_is_away() ->
     first.leave()
     await asyncio.sleep(0)
     assert ([(KEY.id, KEY.limits, 70)], []) == (shared.left, own.left)
+    await asyncio.sleep(0)
+    assert set() == limiter._leaving
     shared.lost = True
     second.leave()
     await limiter.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import orjson
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.api import render, sse
+from gateway.api import errors, render, sse
+from gateway.errors import BackendFailed
 from gateway.types import Answer, Arm, Candidate, Delta, Outcome, Plan, Selection, Timings
 
 # Text that JSON can hold: without lone surrogates.
@@ -159,3 +161,20 @@ def test_text_and_calls_of_a_live_piece_are_in_one_chunk() -> None:
     ):
         [choice] = orjson.loads(chunks.piece(delta).removeprefix(b"data: "))["choices"]
         assert (0, content) == (choice["index"], choice["delta"])
+
+
+async def test_only_the_first_event_of_a_stream_opens_the_answer() -> None:
+    async def pieces() -> AsyncGenerator[Delta | Outcome]:
+        for text in ("one", "two", "three"):
+            yield Delta(text)
+
+    chunks = sse.Chunks(completion_id="c", created=1, model="m", include_usage=False)
+    one, two, three = [event async for event in chunks.events(pieces())]
+    assert chunks.first() + chunks.piece(Delta("one")) == one
+    assert [chunks.piece(Delta("two")), chunks.piece(Delta("three"))] == [two, three]
+    assert {"x-bon-n": "1", "x-bon-selection": "single"} == chunks.headers
+
+
+def test_an_error_in_a_stream_has_its_envelope_and_is_the_end() -> None:
+    error = BackendFailed("it broke")
+    assert sse.frame(errors.describe(error)[1]) + b"data: [DONE]\n\n" == sse.error_event(error)

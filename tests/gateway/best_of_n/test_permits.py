@@ -305,6 +305,16 @@ async def test_permits_that_another_worker_took_in_the_same_instant_are_given_ba
     assert 2 == (await asyncio.wait_for(waiting, 5.0)).count
 
 
+async def test_races_that_have_ended_want_nothing() -> None:
+    """Also where thirds do not add up to a whole."""
+    bound = permits(6)
+    grants = [await bound.acquire(3) for _ in range(2)]
+    for grant in grants:
+        for _ in range(3):
+            grant.release()
+    assert {} == bound.demand()
+
+
 async def test_permits_that_other_workers_hold_are_not_free() -> None:
     ledger = Neighbourhood()
     bound = Permits(8, max_waiting=1, queue_timeout_s=5.0, ledger=ledger)
