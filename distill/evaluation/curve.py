@@ -44,8 +44,8 @@ def curves(select_rewards_PM: Floats, values_PM: Floats, ns: Sequence[int]) -> F
     prompts, draws = select_rewards_PM.shape
     weights_MK: Floats = np.array([rank_weights(draws, n) for n in ns]).T
     if select_rewards_PM is values_PM:  # tied draws are equal: nothing to average
-        return np.sort(values_PM, axis=1) @ weights_MK
-    order_PM = np.argsort(select_rewards_PM, axis=1, kind="stable")
+        return np.sort(values_PM) @ weights_MK
+    order_PM = np.argsort(select_rewards_PM)
     select_PM = np.take_along_axis(select_rewards_PM, order_PM, axis=1)
     rises_PM = np.ones((prompts, draws), dtype=np.int64)
     rises_PM[:, 1:] = select_PM[:, 1:] != select_PM[:, :-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
 from statistics import pstdev
 
@@ -82,11 +81,12 @@ def same_rewards(one: Values, other: Values) -> bool:
 def tolerance(rewards: Values) -> float:
     """Return the largest difference of two rewards that one model gives one answer."""
     given = [reward for reward in rewards if reward is not None]
-    largest = max(map(abs, given), default=0.0)
-    return max(_TOLERANCE_SD * pstdev(given), _NOISE * largest, _NOISE) if given else _NOISE
+    if not given:
+        return _NOISE
+    return max(_TOLERANCE_SD * pstdev(given), _NOISE * max(map(abs, given)), _NOISE)
 
 
 def _close(one: float | None, other: float | None, within: float) -> bool:
     if one is None or other is None:
         return one is other
-    return math.isclose(one, other, rel_tol=0.0, abs_tol=within)
+    return abs(one - other) <= within

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +171,35 @@ async def test_a_prompt_that_the_backend_refuses_is_a_behaviour(monkeypatch: pyt
 async def test_an_unreachable_replica_is_named_without_its_password() -> None:
     with pytest.raises(EvaluationError, match=r"^sampling stopped: 127\.0\.0\.1:9 did not answer the probes: "):
         await answers_to_probes(BackendSettings(urls=("http://user:secret@127.0.0.1:9",)))
+
+
+def test_the_behaviour_seen_last_is_newer_than_all_others_by_any_clock(tmp_path: Path) -> None:
+    """A clock that was set back, or that stands still between two writes."""
+    first, second = (recognise(tmp_path, "rewards", OF, [value], same) for value in (1, 2))
+    paths = [tmp_path / "probes" / f"rewards-{each.id}.json" for each in (first, second)]
+    ahead_ns = 4_000_000_000 * 10**9
+    os.utime(paths[1], ns=(ahead_ns, ahead_ns))
+    recognise(tmp_path, "rewards", OF, [1], same)
+    assert ahead_ns + 1 == paths[0].stat().st_mtime_ns
+    assert first.id == last_behaviour(tmp_path, "rewards", OF)
+    recognise(tmp_path, "rewards", OF, [1], same)
+    assert ahead_ns + 1 == paths[0].stat().st_mtime_ns
+
+
+def test_a_behaviours_id_is_the_digest_of_its_document(tmp_path: Path) -> None:
+    document = b'{"behaviour": [1], "of": {"adapter": "", "model": "judge"}}'
+    found = recognise(tmp_path, "rewards", {"model": "judge", "adapter": ""}, [1], same)
+    assert hashlib.blake2b(document, digest_size=6).hexdigest() == found.id
+    assert document == (tmp_path / "probes" / f"rewards-{found.id}.json").read_bytes()
+
+
+def test_the_known_behaviour_is_the_first_in_a_comparison(tmp_path: Path) -> None:
+    compared: list[tuple[Any, Any]] = []
+
+    def differ(known: Any, found: Any) -> bool:
+        compared.append((known, found))
+        return False
+
+    for value in (1, 2):
+        recognise(tmp_path, "rewards", OF, [value], differ)
+    assert [([1], [2])] == compared

@@ -96,3 +96,17 @@ def test_spread_and_correlation_ignore_differences_between_prompts() -> None:
     assert pytest.approx(2**0.5) == within_prompt_sd(within_PM + offset_P1)
     assert pytest.approx(-1.0) == within_prompt_correlation(within_PM + offset_P1, -within_PM)
     assert 0.0 == within_prompt_correlation(within_PM, np.zeros((2, 2)))
+
+
+def test_tied_draws_leave_no_empty_group() -> None:
+    with np.errstate(all="raise"):
+        assert 1.5 == selected_value([1.0, 1.0], [1.0, 2.0], 2)
+        assert 2.0 == selected_value([1.0, 0.0], [2.0, 1.0], 2)
+
+
+def test_by_default_two_thousand_samples_give_a_95_percent_interval() -> None:
+    values_P = np.random.default_rng(1).standard_normal(20)
+    picks_RP = np.random.default_rng(0).integers(20, size=(2000, 20))
+    low, high = np.quantile(values_P[picks_RP].mean(axis=1), [0.025, 0.975])
+    (found,) = mean_curve(values_P[:, None])
+    assert pytest.approx((values_P.mean(), low, high)) == (found.mean, found.low, found.high)

@@ -276,6 +276,10 @@ def test_one_side_may_have_more_draws_than_the_other() -> None:
         ([old(np.ones((PROMPTS, DRAWS)))], [candidate(0.0)], 8, "same reward"),
         (SERVING, [ScoredSamples("nan", 1.0, np.full((PROMPTS, 8), np.nan))], 8, "checkpoint nan: 2000 rewards"),
         (SERVING, [ScoredSamples("few", 1.0, np.ones((3, 8)))], 8, "there are 250 prompts"),
+        ([old(rewards(0.0, seed=0, draws=1))], [candidate(0.0)], 1, "temperature 1: 1 samples .* at least 2 are"),
+        (SERVING, [ScoredSamples("one", 1.0, rewards(0.0, seed=1, draws=1))], 1, "one: 1 samples .* at least 2 are"),
+        (SERVING, [ScoredSamples("one", 1.0, rewards(0.0, seed=1, draws=1))], 3, "one: 1 samples .* at least 2 are"),
+        (SERVING, [ScoredSamples("two", 1.0, rewards(0.0, seed=1, draws=2))], 4, "two: 2 samples .* at least 3 are"),
     ],
 )
 def test_bad_input_is_refused_with_its_reason(
@@ -336,3 +340,23 @@ def test_two_conversations_have_a_spread(conversations: int, has_spread: bool) -
     serving, new = rewards(0.0, seed=0, prompts=conversations), rewards(0.5, seed=1, prompts=conversations)
     verdict = decide([old(serving)], 1.0, [ScoredSamples("a", 1.0, new)], n_now=8, rules=RULES)
     assert has_spread == (verdict.candidates[0].tests[0].gain_sd > 0)
+
+
+@pytest.mark.parametrize(
+    ("n", "draws", "least"), [(1, 1, 2), (2, 1, 2), (3, 1, 2), (4, 2, 3), (1, 2, 0), (3, 2, 0), (4, 3, 0)]
+)
+def test_a_baseline_needs_one_draw_less_than_its_n_and_two_at_least(n: int, draws: int, least: int) -> None:
+    """``least`` is 0 where the draws suffice."""
+    base = Baseline(n, [old(rewards(0.0, seed=5, draws=draws), 0.5)])
+    if least:
+        message = f"the base at temperature 0.5: {draws} samples of each prompt; at least {least} are needed"
+        with pytest.raises(DataError, match=message):
+            decide(SERVING, 1.0, [candidate(1.0)], n_now=8, baseline=base, rules=RULES)
+    else:
+        assert n == decide(SERVING, 1.0, [candidate(1.0)], n_now=8, baseline=base, rules=RULES).n_base
+
+
+@pytest.mark.parametrize(("n_now", "draws"), [(1, 2), (2, 2), (3, 2), (4, 3)])
+def test_a_checkpoint_needs_one_draw_less_than_n_and_two_at_least(n_now: int, draws: int) -> None:
+    new = ScoredSamples("few", 1.0, rewards(0.0, seed=1, draws=draws))
+    assert n_now == gate(new, serving=[old(rewards(0.0, seed=0, draws=max(n_now, 2)))], n_now=n_now).n_now

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -15,7 +16,9 @@ from distill.evaluation.reward_probes import PROBES, tolerance
 from distill.evaluation.samples import Sample, answer_key
 from distill.evaluation.scoring import Scores, adapter_digest, judge_settings, read_scores, score_samples, score_set
 from gateway.embedded.weights import minilm_folder, reward_adapter_folder
+from gateway.errors import GatewayError, RewardError
 from gateway.settings import RewardSettings
+from tests.gateway.best_of_n.fakes import FakeScorer
 from tests.stubs.reward import RewardFault, RewardKnobs, RewardStub, reward_of
 
 PROMPT = Prompt.of_text("Name a tree.")
@@ -112,6 +115,14 @@ async def test_a_missing_model_is_a_settings_error(tmp_path: Path) -> None:
         await score_samples(RewardSettings(), SAMPLES, tmp_path)
 
 
+@pytest.mark.parametrize("line", ['["a", NaN]', '["a", Infinity]', '["a", null]', '["a", "x"]', '["a", 1, 2]', "{}"])
+def test_a_reward_that_is_no_finite_number_is_named_by_its_line(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "scores.jsonl"
+    path.write_text(f"{line}\n")
+    with pytest.raises(DataError, match=r"scores\.jsonl, line 1 is not a score: remove the line to score it again$"):
+        read_scores(path)
+
+
 def test_a_line_that_is_not_a_score_is_named(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     path.write_text(json.dumps(["a", 1.5]) + '\n["b"]\n')
@@ -152,8 +163,8 @@ async def test_rewards_of_an_earlier_release_are_reused_if_some_are_the_same(
         scores = await score_samples(remote(stub), SAMPLES, tmp_path)
     assert (0 if taken else 2, name) == (scores.missing, scores.model)
     assert path == scores.path
-    [news] = scores.news
-    assert ("are the same" in news) == taken
+    way = "reused: some were scored again and are the same" if taken else "not reused: some differ when scored again"
+    assert (f"rewards by {name} of an earlier release are {way}",) == scores.news
 
 
 def test_answers_and_models_find_their_rewards_of_earlier_releases() -> None:
@@ -171,3 +182,90 @@ def test_an_adapters_digest_is_of_its_files_names_and_contents(tmp_path: Path) -
     parts = [name.encode() + b"\0" + hashlib.sha256(content).digest() for name, content in files.items()]
     assert hashlib.sha256(b"".join(parts)).hexdigest() == adapter_digest(tmp_path)
     assert "" == adapter_digest(None)
+
+
+def test_the_judge_may_share_the_backbone_or_the_adapter_but_not_both() -> None:
+    adapter = reward_adapter_folder()
+    own = RewardSettings(model="backbone", adapter=adapter)
+    assert own.model_copy(update={"adapter": None}) == judge_settings(own, "backbone", None)
+    assert own.model_copy(update={"model": "other"}) == judge_settings(own, "other", adapter)
+    bare = RewardSettings(model="backbone")
+    assert own == judge_settings(bare, "", adapter)
+    with pytest.raises(SettingsError, match=r"^the judge is the selecting model: that proves nothing$"):
+        judge_settings(bare, "backbone", None)
+
+
+@pytest.mark.parametrize(("timeout_s", "patient_s"), [(5.0, 120.0), (120.0, 120.0), (121.0, 121.0)])
+async def test_a_reward_may_take_two_minutes_at_night(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout_s: float, patient_s: float
+) -> None:
+    built: list[RewardSettings] = []
+    monkeypatch.setattr(scoring, "build_scorer", built.append)
+    settings = RewardSettings(url="http://reward", timeout_s=timeout_s)
+    with pytest.raises(SettingsError, match="no reward model"):
+        await score_samples(settings, SAMPLES, tmp_path)
+    assert [settings.model_copy(update={"timeout_s": patient_s})] == built
+
+
+async def test_known_rewards_are_reported_before_the_beginning_and_new_ones_one_by_one(tmp_path: Path) -> None:
+    events: list[object] = []
+
+    def begin(scores: Scores, tokens: int) -> None:
+        events.append(("begin", scores.missing, tokens))
+
+    async with RewardStub() as stub:
+        for samples in (SAMPLES[:1], SAMPLES, SAMPLES):
+            scores = await score_samples(remote(stub), samples, tmp_path, on_begin=begin, on_scored=events.append)
+            assert () == scores.news
+    assert [0, ("begin", 1, 3), 1, 2, ("begin", 1, 3), 1, 3, ("begin", 0, 0)] == events
+
+
+async def test_the_longest_texts_are_scored_first(tmp_path: Path) -> None:
+    """Prompt and answer count together."""
+    texts = {"a": "four", "b": "a longer answer", "prompt of some length": "short", "c": ""}
+    missing = [(prompt, Sample(Prompt.of_text(prompt), 1.0, 0, 0, text, "stop", 1)) for prompt, text in texts.items()]
+    scorer, known, told = FakeScorer(lambda text: float(len(text))), {}, []  # type: ignore[var-annotated]
+    await scoring._score(scorer, missing, tmp_path / "scores.jsonl", known, told.append)
+    assert ["short", "a longer answer", "four", ""] == scorer.asked
+    expected = {"prompt of some length": 5.0, "b": 15.0, "a": 4.0, "c": 0.0}
+    assert expected == known == read_scores(tmp_path / "scores.jsonl")
+    assert list(expected) == told
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2, 3])
+async def test_a_reward_is_asked_for_three_times_with_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    pauses_s: list[float] = []
+
+    async def pause(duration_s: float) -> None:
+        pauses_s.append(duration_s)
+
+    results: list[float | GatewayError | None] = [*[RewardError("down")] * failures, 1.5]
+    scorer = FakeScorer(lambda _: results[len(scorer.asked) - 1])
+    monkeypatch.setattr(scoring, "asyncio", SimpleNamespace(sleep=pause))
+    if failures < 3:
+        assert 1.5 == await scoring._reward(scorer, SAMPLES[0])
+    else:
+        with pytest.raises(RewardError, match="down"):
+            await scoring._reward(scorer, SAMPLES[0])
+    assert ["Oak."] * min(failures + 1, 3) == scorer.asked
+    assert [PROMPT.messages] * len(scorer.asked) == scorer.conversations
+    assert [1.0, 2.0][:failures] == pauses_s
+
+
+@pytest.mark.parametrize(("known", "asked"), [(0, 0), (1, 1), (7, 7), (8, 8), (9, 8)])
+@pytest.mark.parametrize("off", [0.0, 0.5, -0.5, 0.75, -0.75])
+async def test_eight_rewards_of_an_earlier_release_are_asked_for_again(known: int, asked: int, off: float) -> None:
+    """Half a point is allowed; without a known reward nothing shows that they are the same."""
+    samples = [Sample(PROMPT, 1.0, i, i, "x" * i, "stop", 3) for i in range(1, 11)]
+    kept = {sample.answer_key: len(sample.text) + off for sample in samples[10 - known :]}
+    scorer = FakeScorer(lambda text: float(len(text)))
+    assert (known > 0 and abs(off) <= 0.5) == await scoring._gives_same_rewards(scorer, kept, samples, 0.5)
+    assert [sample.text for sample in samples[10 - known :][:asked]] == scorer.asked
+
+
+async def test_one_other_reward_of_an_earlier_release_is_enough_to_score_anew() -> None:
+    scorer = FakeScorer(lambda text: float(len(text)))
+    kept = {SAMPLES[0].answer_key: 4.0, SAMPLES[1].answer_key: 5.0}
+    assert not await scoring._gives_same_rewards(scorer, kept, SAMPLES, 0.5)

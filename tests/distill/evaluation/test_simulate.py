@@ -1,6 +1,7 @@
 """Simulated nights have the given truth, and the gate errs in them at most at its level."""
 
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from distill.evaluation.gate import QuantileMap, Rules
 from distill.evaluation.simulate import (
     Scenario,
     Shape,
+    _noise,
     clopper_pearson,
     prompts_for_power,
     simulate,
@@ -147,3 +149,19 @@ def test_bad_input_is_one_line_and_exit_code_two() -> None:
         result = runner.invoke(app, ["simulate", "--nights", "2", *arguments])
         assert 2 == result.exit_code
         assert 1 == len(result.stderr.strip().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("shape", "noise"),
+    [
+        ("gaussian", [-1.2815515655, 0.0, 1.2815515655]),
+        ("discrete", [-1.2815515655, 0.0, 1.2815515655]),
+        ("skewed", [-math.log(0.9) - 1, -math.log(0.5) - 1, -math.log(0.1) - 1]),
+        ("heavy", [-1.6377443536 / 3**0.5, 0.0, 1.6377443536 / 3**0.5]),
+    ],
+)
+def test_noise_has_mean_zero_and_spread_one_in_every_shape(shape: Shape, noise: list[float]) -> None:
+    """At the 10th, 50th and 90th percent of the tables of the normal, the exponential and Student's distribution."""
+    found = _noise(replace(EDGE, shape=shape), np.array([0.1, 0.5, 0.9]))
+    assert pytest.approx(noise, abs=1e-9) == found.tolist()
+    assert np.float64 == found.dtype
