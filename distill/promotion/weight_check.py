@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -211,7 +211,7 @@ def compare(replica: str, expected: ExpectedAnswers, served: Sequence[Sequence[G
         votes = sum(one > _LOW * whole for one, whole in sums) / len(sums)
         comparisons.append(RivalComparison(rival, across / squared if squared else 0.0, votes))
     followed = sum(_tokens_followed(answer, tokens) for answer, tokens in pairs)
-    return ReplicaCheck(replica, comparisons, _distance(expected, served), followed, sum(map(len, expected.answers)))
+    return ReplicaCheck(replica, comparisons, _distance(pairs), followed, sum(map(len, expected.answers)))
 
 
 def _read_expected(adapter: Adapter) -> ExpectedAnswers:
@@ -226,11 +226,11 @@ def _likeliest(likely: Logprobs) -> dict[str, float]:
     return dict(sorted(likely.items(), key=lambda one: -one[1])[:_STANDING_LISTED])
 
 
-def _distance(expected: ExpectedAnswers, served: Sequence[Sequence[GreedyToken]]) -> float:
+def _distance(pairs: Iterable[tuple[Sequence[ExpectedToken], Sequence[GreedyToken]]]) -> float:
     """Return the root mean square difference to the adapter over its likely tokens, in nats."""
     differences = [
         (_logprob(one.likely[""], token) - max(logprob, LEAST_LOGPROB)) ** 2
-        for answer, tokens in zip(expected.answers, served, strict=True)
+        for answer, tokens in pairs
         for one, (_, likely) in _comparable(answer, tokens)
         for token, logprob in likely.items()
         if one.likely[""].get(token, LEAST_LOGPROB) >= _LIKELY_LOGPROB

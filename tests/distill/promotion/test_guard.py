@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
+from distill.dataset.split import conversation_key
 from distill.evaluation import eprocess
 from distill.promotion.guard import FAILED, Evidence, GuardVerdict, Phase, Reading, decide, phase_of, read_record
 from distill.settings import PromotionSettings
@@ -272,3 +274,49 @@ def test_a_rank_is_the_mid_rank_among_earlier_values(
     other = Evidence(new=[*before, None], old=[*before, value])
     assert 0.0 == evidence.differences()[-1]
     assert -place == other.differences()[-1]
+
+
+def test_the_verdict_names_pairs_difference_and_both_evidences() -> None:
+    words = GuardVerdict("wait", 12, -0.1234, 0.256, 0.5).describe()
+    assert (
+        "12 pairs of live answers, mean difference -0.123 in ranks; evidence that the new policy is good enough 0.26 "
+        "of 1, that it is not 0.5 of 1"
+    ) == words
+
+
+def test_a_change_of_the_reward_model_decides_whatever_the_evidence() -> None:
+    evidence = replace(drawn(3.0, 60, 0), reward_change="changed")
+    assert GuardVerdict("roll back", 60, 0.0, 0.0, 0.0, "changed") == decide(evidence, CANARY, SETTINGS)
+
+
+def test_one_pair_is_evidence() -> None:
+    verdict = decide(Evidence(new=[1.0], old=[1.0]), CANARY, SETTINGS)
+    assert ("wait", 1, 0.0) == (verdict.decision, verdict.pairs, verdict.mean_difference)
+    assert 0 < verdict.worse < verdict.better < 1
+
+
+@pytest.mark.parametrize(("version", "counts"), [(2, False), (3, True), (4, True)])
+def test_records_count_from_the_phases_first_version_on(version: int, counts: bool) -> None:
+    assert counts == (("old", 4.0) == reading([1.0, 4.0, 2.0, 3.0], policy_version=version))
+
+
+def test_a_failed_request_counts_whatever_answered_it() -> None:
+    """The answer is the stable policy's: nothing about it matters. A conversation that is not stored never counts."""
+    assert ("new", FAILED) == reading([None], OLD, arm_failed="canary", n_asked=9, n_ordinary=7)
+    assert "not stored" == reading([1.0], OLD, arm_failed="canary", store=False)
+    assert "N not the policy's" == reading([1.0], OLD, arm_failed="canary", n_from_caller=True)
+
+
+def test_some_rewards_of_a_race_are_enough() -> None:
+    assert ("old", 2.0) == reading([1.0, None, 2.0, None])
+
+
+def test_a_conversation_is_a_hash_of_caller_user_and_question() -> None:
+    one = record([1.0] * 4, question="hello")
+    assert one.messages is not None
+    names = ["key", "user", conversation_key(one.messages)]
+    for changes in ({"key_id": "key", "user": "user"}, {"key_id": None, "user": None}):
+        found = read_record(replace(one, **changes), CANARY)
+        text = "\0".join([changes["key_id"] or "", changes["user"] or "", names[2]])
+        assert isinstance(found, Reading)
+        assert hashlib.blake2b(text.encode(), digest_size=8).hexdigest() == found.conversation

@@ -6,14 +6,18 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from distill.errors import PromotionError
+from distill.promotion import load as loading
 from distill.promotion.adapter import Adapter, BaseFacts, Manifest
 from distill.promotion.load import load, unload
 from distill.settings import PromotionSettings
+from gateway.backend.http import Response
+from gateway.backend.server import Server
 from gateway.settings import BackendSettings
 from tests.stubs.knobs import Knobs
 from tests.stubs.tgi import TgiStub
@@ -143,3 +147,94 @@ async def test_a_command_is_not_run_where_every_replica_serves_the_adapter_alrea
         with pytest.raises(PromotionError, match=f"does not serve {NAME} after 1 s: it does not list it"):
             await load(adapter, both, settings.model_copy(update={"load_timeout_s": 1}))
     assert "x" == written.read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import sys; sys.exit(sys.stdin.read() or 'no input')", "ended with status 1: no input"),
+        ("import sys; sys.exit(3)", "ended with status 3: (no output)"),
+        ("import os, sys; os.write(1, b' \\xff '); sys.exit(2)", "ended with status 2: \ufffd"),
+        ("import sys; print('a' + 'b' * 1998); sys.exit(1)", "ended with status 1: a" + "b" * 1998),
+        ("import sys; print('a' + 'b' * 2000); sys.exit(1)", "ended with status 1: " + "b" * 1999),
+    ],
+)
+async def test_the_end_of_a_failed_commands_output_is_its_reason(code: str, message: str) -> None:
+    with pytest.raises(PromotionError) as caught:
+        await loading._run([sys.executable, "-c", code], 60.0)
+    assert f"the load command {message}" == str(caught.value)
+
+
+def test_the_embedded_stack_restarts_itself() -> None:
+    """Braces in its folder are no placeholders."""
+    settings = PromotionSettings(gguf_dir=Path("/data/{x}/gguf"))
+    command = loading._command(BackendSettings(kind="llamacpp"), settings)
+    assert command is not None
+    filled = loading._filled(command, NAME, Path("/a"), url="")
+    arguments = ["-m", "gateway", "restart-backend", "--data-dir", "/data/{x}", "--timeout-s"]
+    assert [sys.executable, *arguments, str(settings.load_timeout_s)] == filled
+    assert loading._command(BackendSettings(kind="vllm"), settings) is None
+
+
+def test_values_are_filled_in_part_by_part() -> None:
+    parts = ["a", "{adapter}", "--to={path}", "{url}"]
+    assert ["a", NAME, "--to=/x y", "http://b"] == loading._filled(parts, NAME, Path("/x y"), url="http://b")
+    with pytest.raises(PromotionError, match="is not an adapter's name"):
+        loading._filled(parts, "other", Path("/a"), url="")
+
+
+@pytest.mark.parametrize(
+    ("content", "missing"),
+    [
+        (b'{"type": "NotFoundError", "message": "The lora adapter \'a\' cannot be found."}', True),
+        (b'{"error": {"type": "NotFoundError", "message": "The lora adapter cannot be found."}}', True),
+        (b'{"error": {"type": "NotFoundError", "message": "Not Found"}}', False),
+        (b'{"error": {"type": "NotFoundError", "message": ""}}', False),
+        (b'{"error": {"type": "NotFoundError"}}', False),
+        (b'{"error": {"type": "Other", "message": "The lora adapter cannot be found."}}', False),
+        (b'{"detail": "Not Found"}', False),
+        (b'{"error": "x"}', False),
+        (b"[]", False),
+        (b"<html>", False),
+    ],
+)
+def test_a_missing_adapter_is_told_from_a_missing_route(content: bytes, missing: bool) -> None:
+    assert missing == loading._is_missing_adapter(Response(404, {}, content))
+
+
+@pytest.mark.parametrize(("status", "refused"), [(199, True), (200, False), (299, False), (300, True), (500, True)])
+async def test_any_status_but_success_is_a_refusal(status: int, refused: bool) -> None:
+    calls: list[tuple[str, Any]] = []
+
+    async def call(route: str, body: Any) -> Response:
+        calls.append((route, body))
+        return Response(status, {}, b"\xff" + b"x" * 2500)
+
+    server = cast(Server, SimpleNamespace(name="host:1", call=call))
+    if refused:
+        with pytest.raises(PromotionError) as caught:
+            await loading._post(server, "/v1/route", {"lora_name": NAME})
+        assert f"host:1 answers /v1/route with {status}: \ufffd" + "x" * 1999 == str(caught.value)
+    else:
+        await loading._post(server, "/v1/route", {"lora_name": NAME})
+    assert [("/v1/route", {"lora_name": NAME})] == calls
+
+
+async def test_an_open_kind_is_that_of_the_first_server_that_says_it(adapter: Adapter) -> None:
+    async with VllmStub() as gone:
+        pass
+    async with VllmStub() as stub:
+        open_kind = BackendSettings(kind="auto", urls=(gone.url, stub.url))
+        assert open_kind.model_copy(update={"kind": "vllm"}) == await loading._with_kind(open_kind)
+        await load(adapter, BackendSettings(kind="auto", urls=(stub.url,)), PromotionSettings())
+        assert [("load_lora_adapter", {"lora_name": NAME, "lora_path": str(adapter.folder)})] == [
+            call for call in map(called, stub.state.requests) if call is not None
+        ]
+    silent = BackendSettings(kind="auto", urls=(gone.url,))
+    assert silent.model_copy(update={"kind": "tgi"}) == await loading._with_kind(silent)
+    named = BackendSettings(kind="llamacpp", urls=(gone.url,))
+    assert named is await loading._with_kind(named)
+
+
+def called(request: Any) -> tuple[str, Any] | None:
+    return (request.path.rpartition("/")[2], json.loads(request.body)) if "lora" in request.path else None

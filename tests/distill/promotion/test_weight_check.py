@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -20,6 +20,7 @@ from distill.promotion.weight_check import (
     ExpectedAnswers,
     ExpectedToken,
     ReplicaCheck,
+    RivalComparison,
     answer_prompt,
     check_replicas,
     compare,
@@ -27,6 +28,7 @@ from distill.promotion.weight_check import (
 )
 from gateway.backend.pool import BackendPool
 from gateway.settings import BackendSettings
+from tests.distill.evaluation.test_greedy import FakePool
 from tests.gateway.backend.rawserver import listening, ok, saying
 from tests.stubs.knobs import Fault, Knobs
 from tests.stubs.tgi import TgiStub
@@ -332,3 +334,112 @@ def test_tokens_are_counted_up_to_the_first_other_one(drawn: list[str], followed
     assert pytest.approx(1.0) == seen.comparisons[0].position
     assert 0.0 == seen.distance_nats
     assert f"; {followed} of 3 greedy tokens as expected" in str(seen)
+
+
+def position(served: dict[str, float], own: dict[str, float], base: dict[str, float]) -> float:
+    expected = ExpectedAnswers(["p"], [[ExpectedToken("a", {"": own, BASE: base})]])
+    return compare("here", expected, [[("a", served)]]).comparisons[0].position
+
+
+@pytest.mark.parametrize(
+    ("served", "own", "expected"),
+    [
+        ({"c": -7.0}, {"a": -30.0}, 0.5),  # not listed: as likely as the least likely one, and no less than -12
+        ({"c": -7.0}, {"a": -12.0}, 0.5),
+        ({"c": -40.0}, {"a": -30.0}, 1.0),
+        ({"c": -3.0}, {"a": -0.5, "b": -4.0}, 0.5),
+        ({"c": -3.0}, {"a": -0.5, "c": -4.0}, 0.5),
+        ({"d": -3.0}, {"a": -4.0}, 0.0),  # listed by neither
+        ({"c": -3.0, "d": -3.0}, {"a": -4.0}, 0.5),
+        ({"c": -3.0, "a": -4.0}, {"a": -4.0, "c": -4.0}, 0.5),
+    ],
+)
+def test_tokens_that_are_not_listed_count_as_the_least_likely_listed_ones(
+    served: dict[str, float], own: dict[str, float], expected: float
+) -> None:
+    assert pytest.approx(expected) == position(served, own, {"c": -2.0} | ({"a": -4.0} if "a" in served else {}))
+
+
+@pytest.mark.parametrize(("served", "distance_nats"), [(-3.0, 2.0), (-11.9, 10.9), (-12.0, 11.0), (-12.1, 11.0)])
+def test_noise_below_the_least_log_probability_adds_no_distance(served: float, distance_nats: float) -> None:
+    expected = ExpectedAnswers(["p"], [[ExpectedToken("a", {"": {"a": -1.0}, BASE: {"a": -2.0}})]])
+    assert pytest.approx(distance_nats) == compare("here", expected, [[("a", {"a": served})]]).distance_nats
+
+
+def test_the_distance_is_the_root_mean_square_over_all_prompts() -> None:
+    place = ExpectedToken("a", {"": {"a": -1.0, "b": -2.0}, BASE: {"a": -2.0, "b": -1.0}})
+    served = [[("a", {"a": -2.0, "b": -2.0})], [("a", {"a": -1.0, "b": -5.0})]]
+    seen = compare("here", ExpectedAnswers(["p", "q"], [[place], [place]]), served)
+    assert pytest.approx(((1 + 0 + 0 + 9) / 4) ** 0.5) == seen.distance_nats
+
+
+def test_each_rival_has_its_own_position_and_votes() -> None:
+    """On the first prompt the replica is the adapter, on the second the rival, which the base resembles little."""
+    models = {"": {"a": -1.0}, BASE: {"a": -3.0}, "rft-0": {"a": -2.0}}
+    expected = ExpectedAnswers(["p", "q"], [[ExpectedToken("a", models)]] * 2)
+    seen = compare("here", expected, [[("a", {"a": -1.0})], [("a", {"a": -2.0})]])
+    found = [(each.rival, each.position, each.votes) for each in seen.comparisons]
+    assert [(BASE, 0.75, 0.5), ("rft-0", 0.5, 0.5)] == found
+
+
+@pytest.mark.parametrize(
+    ("place", "votes", "passed"),
+    [
+        (0.5, 2 / 3, True), (1.5, 2 / 3, True), (1.0, 1.0, True),
+        (0.49, 1.0, False), (1.51, 1.0, False), (1.0, 0.66, False),
+    ],
+)  # fmt: skip
+def test_position_and_votes_may_lie_on_their_bounds(place: float, votes: float, passed: bool) -> None:
+    assert passed == RivalComparison(BASE, place, votes).passed
+
+
+@pytest.mark.parametrize(
+    ("nats", "places", "passed"),
+    [
+        (0.4, [1.0], True),
+        (0.41, [1.0], False),
+        (0.0, [1.0, 0.0], False),
+        (0.0, [0.0, 1.0], False),
+        (0.0, [1.0, 1.0], True),
+    ],
+)
+def test_a_replica_must_pass_against_every_rival(nats: float, places: list[float], passed: bool) -> None:
+    comparisons = [RivalComparison(BASE, place, 1.0) for place in places]
+    assert passed == ReplicaCheck("here", comparisons, nats, 1, 1).passed
+
+
+def test_a_check_is_described_in_numbers() -> None:
+    seen = ReplicaCheck("here", [RivalComparison(BASE, 0.987, 0.9), RivalComparison("rft-0", 0.5, 0.5)], 0.126, 7, 8)
+    assert (
+        "here: 0.99 on the way from the base model (0) to the adapter (1), 90% of the prompts nearer to the adapter; "
+        "0.50 on the way from rft-0 (0) to the adapter (1), 50% of the prompts nearer to the adapter; "
+        "0.13 nats from the adapter; 7 of 8 greedy tokens as expected"
+    ) == str(seen)
+
+
+def test_half_way_is_no_vote_for_the_adapter() -> None:
+    assert [0.0, 1.0] == [answered(place).comparisons[0].votes for place in (0.5, 0.5625)]
+
+
+def test_expected_answers_are_written_as_they_are_read_by_people() -> None:
+    place = ExpectedToken("né", {"": {"né": -0.5}, BASE: {"a": -1.0}})
+    written = ExpectedAnswers(["p"], [[place]]).encode().decode()
+    assert '{"token": "né", "likely": {"": {"né": -0.5}, "the base model": {"a": -1.0}}}' in written
+    assert written.startswith('{"prompts": ["p"], "answers": [[{')
+
+
+def test_every_prompt_has_its_answer() -> None:
+    place = ExpectedToken("a", {"": {"a": -1.0}, BASE: {"a": -2.0}})
+    expected = ExpectedAnswers(["p", "q"], [[place], [place]])
+    for served in (1, 3):
+        with pytest.raises(ValueError, match="zip"):
+            compare("here", expected, [[("a", {"a": -1.0})]] * served)
+
+
+@pytest.mark.parametrize("name", [None, NAME])
+async def test_eight_tokens_are_asked_for(name: str | None) -> None:
+    pool = FakePool("", None)
+    assert [] == await answer_prompt(cast(BackendPool, pool), "Name a tree.", name)
+    [(prompt, _)] = pool.calls
+    assert ([{"role": "user", "content": "Name a tree."}], name) == (prompt.messages, prompt.adapter)
+    assert 8 == prompt.sampling.max_tokens
