@@ -163,7 +163,7 @@ async def test_a_wait_ends_at_its_timeout_and_leaves_no_trace() -> None:
     bound = permits(1, queue_timeout_s=0.01)
     first = await bound.acquire(1)
     with pytest.raises(Overloaded):
-        await bound.acquire(1)
+        await asyncio.wait_for(bound.acquire(1), timeout=10.0)
     assert 0 == bound.waiting
     first.release()
     assert bound.try_acquire(1) is not None

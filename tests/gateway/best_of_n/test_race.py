@@ -116,7 +116,7 @@ async def test_nothing_finished_by_the_deadline_is_an_error() -> None:
 
 async def test_a_quorum_suffices_after_its_time() -> None:
     track = Track(FakeBackend([answer("a"), answer("bb"), None, None]), quorum=0.5)
-    outcome = await track.run(4)
+    outcome = await asyncio.wait_for(track.run(4), timeout=3.0)  # before the deadline
     assert (outcome.deadline_hit, outcome.n_scored, track.backend.cancelled) == (True, 2, 2)
 
 
@@ -151,7 +151,7 @@ async def test_exploration_without_all_its_permits_becomes_an_ordinary_race() ->
 )
 async def test_without_rewards_the_answer_is_a_flagged_fallback(reward: float | RewardError | None) -> None:
     track = Track(FakeBackend([answer("a"), answer("bb")]), FakeScorer(lambda _: reward), reward_timeout_s=0.02)
-    outcome = await track.run(2)
+    outcome = await asyncio.wait_for(track.run(2), timeout=10.0)
     assert (outcome.selection, outcome.winners[0].index) == (Selection.FALLBACK, 0)
     assert outcome.scoring_error == ("RewardTimeout" if reward is None else "RewardError")
     assert outcome.rewards == [None, None]

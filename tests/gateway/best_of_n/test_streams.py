@@ -91,7 +91,7 @@ async def test_a_stream_is_drawn_and_scored_with_the_callers_prompt() -> None:
 
 async def test_a_stream_waits_for_its_reward_no_longer_than_the_timeout() -> None:
     track = Track(FakeBackend([], deltas=PIECES), FakeScorer(lambda _: None), reward_timeout_s=0.02)
-    _, outcome = await drain(track, score_single=True)
+    _, outcome = await asyncio.wait_for(drain(track, score_single=True), timeout=10.0)
     assert (outcome.rewards, outcome.scoring_error, track.scorer.cancelled) == ([None], "RewardTimeout", 1)
 
 
