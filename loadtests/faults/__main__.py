@@ -26,6 +26,7 @@ from loadtests.faults.verdict import NORMAL_WITHIN_S, Facts, judge
 from loadtests.stack import machine, quiet_logs
 
 OUT = Path("loadtests/results/faults.json")
+_AFTER_READY_S = 1.0  # of traffic, whose answers show that all is normal again
 _POLL_S = 0.2
 
 console = Console(width=200)
@@ -56,6 +57,7 @@ async def observe(scenario: Scenario, options: argparse.Namespace) -> Facts:
             arriving = asyncio.create_task(_arrival(stack, under_fault, archived=scenario.archived))
             await asyncio.sleep(options.calm_s)
             readiness_after = "ready" if scenario.stays_broken else await _until_ready(stack)
+            await asyncio.sleep(_AFTER_READY_S)
             _, waited_s = await arriving
         acknowledged = stack.callers.acknowledged()
         lost, _ = await _arrival(stack, acknowledged, archived=scenario.archived)
