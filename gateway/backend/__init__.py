@@ -13,9 +13,9 @@ The modules besides these:
     replicas          the servers' load and health, and the choice among them
     health            passive health: failures, ejection, probation
     prober            active health: draws of one token for replicas that are ejected or silent
-    readiness         the health check of all replicas, for /readyz
+    readiness         the health check of all replicas, for /health/ready
     containment       requests that break servers; shared_containment shares them through Redis
-    weights           repeated weight checks of adapters that servers do not list
+    standing_check    repeated weight checks of adapters that servers do not list
     server            one server's other routes: health, identity, limits, list of adapters
     kind, identify    the servers' kind, set or asked for, and the routes that identify it
     adapters          the adapters that replicas list, and loading lost ones again

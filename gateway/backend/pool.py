@@ -24,7 +24,7 @@ from gateway.backend.readiness import check_replicas
 from gateway.backend.replicas import Replica, Replicas
 from gateway.backend.route import Draw, Route
 from gateway.backend.server import Server
-from gateway.backend.weights import Weights
+from gateway.backend.standing_check import StandingCheck
 from gateway.errors import RequestContained
 from gateway.settings import BackendSettings
 from gateway.single_flight import SingleFlight
@@ -82,7 +82,7 @@ class BackendPool:
         self._hedging = Hedging(self._draws, self._replicas, self._containment, self._prober, on_move)
         self._failover = Failover(self._replicas, self._containment, on_move)
         self._length = PromptLength(self._kind)
-        self._weights = Weights(self._replicas, self._calls, self._kind)
+        self._standing_check = StandingCheck(self._replicas, self._calls, self._kind)
 
     async def __aenter__(self) -> Self:
         return self
@@ -142,7 +142,7 @@ class BackendPool:
 
     def check_weights(self, adapter: str, check: WeightCheck) -> None:
         """Begin the weight checks of the adapter that are due."""
-        self._weights.tend(adapter, check)
+        self._standing_check.tend(adapter, check)
 
     def states(self) -> list[ReplicaState]:
         """Return each replica's state now, for metrics."""
@@ -166,7 +166,7 @@ class BackendPool:
 
     async def aclose(self) -> None:
         self._resolving.cancel()
-        await self._weights.aclose()
+        await self._standing_check.aclose()
         self._length.close()
         await self._prober.aclose()
         await self._adapters.aclose()

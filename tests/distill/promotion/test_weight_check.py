@@ -88,7 +88,7 @@ async def test_the_standing_check_tells_the_adapter_from_the_base(adapter: Adapt
     assert max(len(place) for one in check for place in (*one.adapter, *one.base)) <= 10
     async with TgiStub(Knobs()) as without, BackendPool(backend(knowing.url, without.url)) as pool:
         pool.check_weights(NAME, check)
-        await until(lambda: not pool._weights._checks)
+        await until(lambda: not pool._standing_check._checks)
         assert [False, True] == [state.lacks_adapter for state in pool.states()]
 
 

@@ -1,4 +1,4 @@
-"""Weight checks: repeated checks that servers which do not list their adapters still answer with them.
+"""The standing weight check: servers that do not list their adapters are checked again and again.
 
 After a failed check the adapter counts as lost: the server gets no draws for it until a check passes.
 """
@@ -29,7 +29,7 @@ log = structlog.get_logger()
 
 
 @dataclass(eq=False)
-class Weights:
+class StandingCheck:
     """Checks the replicas of one pool, each by one check at a time."""
 
     replicas: Replicas

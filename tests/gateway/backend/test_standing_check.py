@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.backend import weights
+from gateway.backend import standing_check
 from gateway.backend.pool import BackendPool
 from gateway.errors import AdapterMissing
 from gateway.types import Prompt, Sampling
@@ -51,8 +51,8 @@ async def check_of(stub: TgiStub, pool: BackendPool) -> WeightCheck:
 async def test_a_lost_adapter_leaves_the_rotation_until_a_check_passes(
     stub: TgiStub, pool_of: PoolOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "EVERY_S", 0.0)
-    monkeypatch.setattr(weights, "AGAIN_S", 0.0)
+    monkeypatch.setattr(standing_check, "EVERY_S", 0.0)
+    monkeypatch.setattr(standing_check, "AGAIN_S", 0.0)
     pool = pool_of(stub.url)
     check = await check_of(stub, pool)
 
@@ -74,10 +74,10 @@ async def test_it_is_checked_again_when_a_connection_broke_and_not_before(stub: 
     pool = pool_of(stub.url)
     check = await check_of(stub, pool)
     pool.check_weights(NAME, check)
-    await until(lambda: not pool._weights._checks)
+    await until(lambda: not pool._standing_check._checks)
     stub.knobs.update({"adapters": []})
     pool.check_weights(NAME, check)
-    assert not pool._weights._checks
+    assert not pool._standing_check._checks
     replica = pool._replicas.all[0]
     replica.health.broke_at_s = pool._replicas.clock()
     pool.check_weights(NAME, check)
