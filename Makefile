@@ -14,7 +14,7 @@ JS_CLIENT := $(if $(shell command -v npm),$(patsubst %/package-lock.json,%/node_
 .PHONY: help setup demo serve night test bench load faults soak hostile fuzz check audit constraints mutants vllm-front
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make the environment in .venv; done once, and again when its pins change
 

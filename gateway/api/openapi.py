@@ -55,6 +55,7 @@ def routes(app: FastAPI, operators_only: Callable[[Request], None]) -> APIRouter
     """Return the route of the document for operators, for when FastAPI does not serve it to everyone."""
     router = APIRouter()
 
+    @router.head("/openapi.json", include_in_schema=False)
     @router.get("/openapi.json", include_in_schema=False)
     async def document(request: Request) -> Response:
         operators_only(request)
