@@ -20,6 +20,7 @@ from gateway.redis_url import redis_url
 
 Urls = Annotated[tuple[str, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
+BackendKind = Literal["tgi", "vllm", "llamacpp"]
 
 PREFIX = "GATEWAY_"
 # Constants now. Accepted without effect for one release; after that unknown like any other name.
@@ -75,7 +76,7 @@ def server_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
 class BackendSettings(_Group):
     """The servers that draw candidates."""
 
-    kind: Literal["auto", "tgi", "vllm", "llamacpp"] = "auto"
+    kind: Literal["auto", BackendKind] = "auto"
     """Kind of server at the URLs; auto asks it, and treats it as TGI until it answers (SGLang is vllm)."""
     urls: Urls = Field(default=("http://127.0.0.1:8080",), min_length=1)
     """Base URLs of the replicas, separated by commas; dns+http://host:port means one for each address of the host."""

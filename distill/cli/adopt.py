@@ -9,10 +9,10 @@ import typer
 from rich.console import Console
 
 from distill import settings as distill_settings
-from distill.cli.sample import BackendKind
 from distill.evaluation.sample_store import adopt as adopt_samples
 from distill.evaluation.sample_store import sample_file
 from distill.exits import exit_on_error
+from gateway.settings import BackendKind
 
 console = Console()
 

@@ -7,7 +7,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -20,9 +20,7 @@ from distill.evaluation.sampling import sample_missing
 from distill.exits import exit_on_error
 from distill.progress import counting
 from gateway.backend.pool import BackendPool
-from gateway.settings import BackendSettings
-
-BackendKind = Literal["tgi", "vllm", "llamacpp"]
+from gateway.settings import BackendKind, BackendSettings
 
 _DEMO_PROMPTS = 12
 _TEMPERATURES = [0.4, 0.7, 1.0]
