@@ -97,8 +97,7 @@ def reward(
         lora_share=lora_share,
         seed=seed,
     )
-    console = Console(stderr=True)
-    with exit_on_sigterm(), exit_on_error(), counting(console, fact=LOSS) as bar:
+    with exit_on_sigterm(), exit_on_error(), counting(console := Console(stderr=True), fact=LOSS) as bar:
         task = bar.add_task("training", total=None, loss=float("nan"))
         metrics = run(
             pairs,

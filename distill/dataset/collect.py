@@ -119,14 +119,18 @@ async def collect(
             finally:
                 await reader.aclose()
             done.duplicates += reader.duplicates
+    _log_counts(done)
+    for error in writer.damaged.values():
+        raise DataError(f"{error} (the {done.collected} records of this pass are archived in other parts)")
+    return done
+
+
+def _log_counts(done: Collected) -> None:
     log.info("collected", completions=done.completions, feedback=done.feedback, unreadable=len(done.unreadable))
     if done.lost:
         log.error("records_lost_unread", count=done.lost)
     for warning in done.warnings:
         log.warning("collect_warning", problem=warning)
-    for error in writer.damaged.values():
-        raise DataError(f"{error} (the {done.collected} records of this pass are archived in other parts)")
-    return done
 
 
 @dataclass
