@@ -8,12 +8,16 @@ from typing import Any
 
 import redis
 
+from distill.dataset.archive import Archive
+from distill.dataset.collect import GROUP
+from distill.settings import DatasetSettings
 from gateway.journal.record import CandidateRecord, CompletionRecord, FeedbackRecord, Record, Usage, encode
 from gateway.journal.stream import stream_key
 from gateway.settings import RedisSettings
 from gateway.types import JsonObject, Sampling, Selection, Timings
 
 DAY_MS = 86_400_000
+STREAM = stream_key("ratchet")
 NOON = 1_763_812_800_000  # 2025-11-22 12:00 UTC
 
 
@@ -90,3 +94,15 @@ def publish(client: redis.Redis, settings: RedisSettings, records: Sequence[Reco
             data = record if isinstance(record, bytes) else encode(record)
             pipeline.xadd(stream_key(settings.key_prefix), {"id": getattr(record, "id", "?"), "data": data})
         pipeline.execute()
+
+
+def archived(dataset: DatasetSettings) -> list[str]:
+    return sorted(record.id for record in Archive(dataset.archive_dir).completions())
+
+
+def ids(records: Sequence[CompletionRecord]) -> list[str]:
+    return sorted(record.id for record in records)
+
+
+def pending(client: redis.Redis) -> int:
+    return int(client.xpending(STREAM, GROUP)["pending"])

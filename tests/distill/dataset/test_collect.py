@@ -1,19 +1,12 @@
-"""From the stream to the archive: each record once, even after kills."""
+"""From the stream to the archive: each record once."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 import resource
-import select
-import signal
-import subprocess
-import sys
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -21,40 +14,18 @@ import redis
 
 from distill.dataset.archive import Archive
 from distill.dataset.archive_writer import writing
-from distill.dataset.collect import CLOCKS_APART, GROUP, QUIET, Collected, clock_doubt, collect
+from distill.dataset.collect import GROUP, Collected, collect
 from distill.errors import DataError, NightError
 from distill.settings import DatasetSettings
 from gateway.files import write_atomically
 from gateway.journal.reader import JournalReader
-from gateway.journal.record import CompletionRecord
-from gateway.journal.stream import stream_key
 from gateway.journal.writer import Journal
 from gateway.settings import JournalSettings, RedisSettings
-from tests.distill.dataset.collector import POINTS
-from tests.distill.dataset.records import DAY_MS, publish, race, races, rated
+from tests.distill.dataset.records import STREAM, archived, ids, pending, publish, race, races, rated
 from tests.redis_server import RedisServer
 from tests.waiting import until
 
-ROOT = Path(__file__).parents[3]
-STREAM = stream_key("ratchet")
 WEEK_S = 7 * 86_400
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> DatasetSettings:
-    return DatasetSettings(archive_dir=tmp_path / "archive")
-
-
-def archived(dataset: DatasetSettings) -> list[str]:
-    return sorted(record.id for record in Archive(dataset.archive_dir).completions())
-
-
-def ids(records: Sequence[CompletionRecord]) -> list[str]:
-    return sorted(record.id for record in records)
-
-
-def pending(client: redis.Redis) -> int:
-    return int(client.xpending(STREAM, GROUP)["pending"])
 
 
 async def test_everything_is_archived_acknowledged_and_trimmed(
@@ -276,136 +247,6 @@ def trimmed(client: redis.Redis) -> int:
     return int(client.xlen(STREAM))
 
 
-@pytest.mark.parametrize("trimmed_away", [0, 1, 70])
-async def test_lost_records_are_counted_once(
-    trimmed_away: int, redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
-) -> None:
-    """Before the first pass, and between two; archived entries do not count."""
-    with redis_server.client() as client:
-        for first in (0, 1000):
-            publish(client, redis_settings, races(100, start=first))
-            client.xtrim(STREAM, maxlen=100 - trimmed_away, approximate=False)
-            done = await collect(redis_settings, dataset, batch_records=7)
-            assert (100 - trimmed_away, trimmed_away) == (done.collected, done.lost)
-            assert 0 == (await collect(redis_settings, dataset)).lost
-            publish(client, redis_settings, races(10, start=first + 500))
-            assert (10, 0) == ((done := await collect(redis_settings, dataset)).collected, done.lost)
-
-
-async def test_records_added_or_lost_during_a_pass_are_counted_right(
-    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
-) -> None:
-    """Records added while it reads are not lost; unread ones trimmed while it reads are."""
-    with redis_server.client() as client:
-        publish(client, redis_settings, races(40))
-
-        def meanwhile(done: Collected) -> None:
-            if done.collected == 10:
-                publish(client, redis_settings, races(25, start=100))
-                client.xtrim(STREAM, maxlen=25, approximate=False)
-
-        done = await collect(redis_settings, dataset, batch_records=10, flush_bytes=1, on_archived=meanwhile)
-        later = await collect(redis_settings, dataset)
-    assert (30, 0) == (done.lost, later.lost)
-    assert 35 == done.collected + later.collected
-
-
-async def test_records_trimmed_after_a_killed_pass_read_them_are_lost(
-    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
-) -> None:
-    """A killed pass had read records, and they were trimmed before the next pass."""
-    with redis_server.client() as client:
-        publish(client, redis_settings, races(10))
-        with pytest.raises(NightError):
-            await collect(redis_settings, dataset, on_archived=lambda _: redis_server.kill())
-        redis_server.start()
-        publish(client, redis_settings, races(10, start=20))
-        dead = JournalReader(redis_settings, group=GROUP, consumer="dead")
-        await dead.start()
-        assert 10 == len(await dead.read())
-        await dead.aclose()
-        client.xtrim(STREAM, maxlen=4, approximate=False)
-        done = await collect(redis_settings, dataset.model_copy(update={"claim_idle_s": 0.001}))
-        assert (4, 6) == (done.collected, done.lost)
-
-
-NOW = datetime(2026, 11, 28, 3, 30, tzinfo=UTC)
-SECOND = timedelta(seconds=1)
-
-
-@pytest.mark.parametrize(
-    ("ahead", "quiet", "doubted"),
-    [
-        (CLOCKS_APART - SECOND, SECOND, ""),
-        (CLOCKS_APART, SECOND, ""),
-        (CLOCKS_APART + SECOND, SECOND, "1.0 hours apart"),
-        (-CLOCKS_APART - SECOND, SECOND, "1.0 hours apart"),
-        (timedelta(days=40), SECOND, "40 days apart"),
-        (-timedelta(days=400), SECOND, "400 days apart"),
-        (SECOND, QUIET - SECOND, ""),
-        (SECOND, QUIET, ""),
-        (SECOND, QUIET + SECOND, "the newest record is 7 days old"),
-        (SECOND, None, ""),
-    ],
-)
-def test_clocks_are_trusted_within_bounds(ahead: timedelta, quiet: timedelta | None, doubted: str) -> None:
-    doubt = clock_doubt(NOW + ahead, NOW, None if quiet is None else NOW - quiet)
-    assert doubted in (doubt or "") if doubted else doubt is None
-
-
-async def test_a_clock_that_is_wrong_by_days_expires_nothing(
-    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
-) -> None:
-    """Whichever clock is wrong; an option confirms that the clock is right."""
-    keeping = dataset.model_copy(update={"keep_days": 30})
-    fresh = [race(f"chatcmpl-{n}", time_ms=int(time.time() * 1000) - n * DAY_MS) for n in range(3)]
-    with redis_server.client() as client:
-        publish(client, redis_settings, fresh)
-        client.xgroup_create(STREAM, "audit", id="0")  # keeps entries in the stream
-        for days in (40, -40):
-            wrong = datetime.now(UTC) + timedelta(days=days)
-            done = await collect(redis_settings, keeping, now=lambda wrong=wrong: wrong)  # type: ignore[misc]
-            assert (0, 3, 3) == (done.expired, client.xlen(STREAM), len(archived(dataset)))
-            assert "nothing was expired (DISTILL_DATASET__KEEP_DAYS): this machine's clock" in done.warnings[-1]
-        wrong = datetime.now(UTC) + timedelta(days=40)
-        done = await collect(redis_settings, keeping, now=lambda: wrong, trust_clock=True)
-        assert (0, 3) == (done.expired, len(archived(dataset)))  # by Redis's clock none is too old
-
-
-async def test_the_records_of_a_gateway_whose_clock_is_wrong_are_kept_from_their_collection_on(
-    redis_server: RedisServer,
-    redis_settings: RedisSettings,
-    dataset: DatasetSettings,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """400 days late or ahead: neither deleted at once nor kept permanently; with a right clock their time counts."""
-    keeping = dataset.model_copy(update={"keep_days": 30})
-    now = datetime.now(UTC)
-    now_ms = int(now.timestamp() * 1000)
-    ages = {"late": 400, "ahead": -400, "right": 0, "waited": 6}
-    with redis_server.client() as client:
-        publish(client, redis_settings, [race(name, time_ms=now_ms - days * DAY_MS) for name, days in ages.items()])
-    assert (4, 0) == ((done := await collect(redis_settings, keeping)).collected, done.expired)
-    assert sorted(ages) == archived(dataset)
-    for days, left in (
-        (24, sorted(ages)),
-        (25, ["ahead", "late", "right"]),
-        (30, ["ahead", "late", "right"]),
-        (31, []),
-    ):
-        later = now + timedelta(days=days)
-        monkeypatch.setattr(JournalReader, "clock_ms", _clock(later))
-        await collect(redis_settings, keeping, now=lambda later=later: later, trust_clock=True)  # type: ignore[misc]
-        assert left == archived(dataset), days
-
-
-def _clock(now: datetime) -> Callable[[JournalReader], Awaitable[int]]:
-    async def clock_ms(_: JournalReader) -> int:
-        return int(now.timestamp() * 1000)
-
-    return clock_ms
-
-
 async def test_unreachable_redis_is_an_error_and_the_next_pass_continues(
     redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
 ) -> None:
@@ -520,65 +361,3 @@ async def test_a_cancelled_pass_releases_the_lock_after_its_last_write(
     assert ".parquet" == order[-1]
     monkeypatch.undo()
     assert Collected(0, 0, 5, (), 5) == await collect(redis_settings, dataset)
-
-
-def start_child(dataset: DatasetSettings, url: str, point: str, times: int) -> subprocess.Popen[bytes]:
-    module = "tests.distill.dataset.collector"
-    command = [sys.executable, "-m", module, str(dataset.archive_dir), url, point, str(times)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
-
-
-def run_child(dataset: DatasetSettings, url: str, point: str, times: int) -> int:
-    child = start_child(dataset, url, point, times)
-    child.communicate()
-    return child.returncode
-
-
-@pytest.mark.parametrize("point", [f"{when} {what}" for what in POINTS for when in ("before", "after")])
-async def test_killed_at_any_point_each_record_has_one_row(
-    point: str, redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
-) -> None:
-    """Batches span two days and hold an unreadable record."""
-    records = races(60, days=2)
-    with redis_server.client() as client:
-        publish(client, redis_settings, [*records[:30], b"garbage", *records[30:]])
-        times = 1 if point.endswith("trim") else 2
-        assert -signal.SIGKILL == await asyncio.to_thread(run_child, dataset, redis_server.url, point, times)
-        assert 1 == max(Counter(archived(dataset)).values(), default=1)
-        done = await collect(redis_settings, dataset)
-        assert (0, 0) == (pending(client), client.xlen(STREAM))
-    assert ids(records) == archived(dataset)
-    assert 1 == len(list((dataset.archive_dir / "_quarantine").iterdir()))
-    assert [] == list(dataset.archive_dir.rglob(".part-*"))
-    assert done.collected <= 60
-
-
-async def test_after_kills_at_random_moments_each_record_has_one_row(
-    redis_server: RedisServer, redis_settings: RedisSettings, dataset: DatasetSettings
-) -> None:
-    """While records arrive, some of them twice, and two collectors run at once."""
-    chance = random.Random(0)
-    everything: list[CompletionRecord] = []
-    with redis_server.client() as client:
-        for _ in range(3):
-            fresh = races(300, days=3, start=len(everything))
-            publish(client, redis_settings, [*fresh, *chance.sample(everything, min(50, len(everything)))])
-            everything += fresh
-            children = [start_child(dataset, redis_server.url, "never", 0) for _ in range(2)]
-            seen = await asyncio.to_thread(kill_while_archiving, children, chance)
-            assert seen
-        await collect(redis_settings, dataset)
-        assert (0, 0) == (pending(client), client.xlen(STREAM))
-    assert ids(everything) == archived(dataset)
-
-
-def kill_while_archiving(children: list[subprocess.Popen[bytes]], chance: random.Random) -> bool:
-    """Kill -9 both, a moment after whichever got the archive has written its first batch."""
-    outputs = [child.stderr for child in children if child.stderr is not None]
-    pipes = [output.fileno() for output in outputs]
-    seen = bool(select.select(pipes, [], [], 60)[0])
-    time.sleep(chance.uniform(0, 0.05))
-    for child in children:
-        child.kill()
-        child.communicate()
-    return seen

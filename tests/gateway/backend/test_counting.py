@@ -10,7 +10,7 @@ from gateway.backend.flavours import FLAVOURS
 from gateway.backend.reading import StreamReader
 from gateway.errors import BackendProtocolError
 from gateway.types import JsonObject, Prompt, Sampling
-from tests.gateway.backend.test_reading import chunk
+from tests.gateway.backend.answers import chunk
 
 CALL = {"index": 0, "id": "c", "function": {"name": "f", "arguments": '{"a":'}}
 CALL_BYTES = len('[[{"index":0,"id":"c","function":{"name":"f","arguments":"{\\"a\\":"}}]]')
