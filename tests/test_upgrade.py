@@ -116,7 +116,7 @@ async def test_records_of_the_first_version_are_all_archived_once(
         add("archived", "streamed-1", "streamed-2")
         journal = Journal(JournalSettings(spool_dir=tmp_path / "spool"), redis_settings)
         await journal.start()
-        assert await journal.drain(30)
+        assert await journal.drained(30)
         await journal.aclose()
         dataset = DatasetSettings(archive_dir=archive)
         done = await collect(redis_settings, dataset)

@@ -122,7 +122,7 @@ class Journal:
             spans.record(lambda: {"ratchet.record.durable": durable})
             return durable
 
-    async def drain(self, timeout_s: float) -> bool:
+    async def drained(self, timeout_s: float) -> bool:
         """Wait until Redis has every appended record; return False after ``timeout_s``."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -163,7 +163,7 @@ class Journal:
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
         if self.stats.last_error is None:
-            await self.drain(drain_s)
+            await self.drained(drain_s)
         self._shipper.stop()
         self._shipping.cancel()
         await asyncio.gather(self._shipping, return_exceptions=True)

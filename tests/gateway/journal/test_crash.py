@@ -67,7 +67,7 @@ async def test_two_killed_workers_lose_nothing(
 
     journal = Journal(JournalSettings(spool_dir=tmp_path), redis_settings)
     await journal.start()
-    assert await journal.drain(60)
+    assert await journal.drained(60)
     await journal.aclose()
 
     arrived = await read_everything(redis_settings)
@@ -87,7 +87,7 @@ async def test_redis_and_worker_killed_together_lose_nothing(
 
     journal = Journal(JournalSettings(spool_dir=tmp_path), redis_settings)
     await journal.start()
-    assert await journal.drain(60)
+    assert await journal.drained(60)
     await journal.aclose()
 
     arrived = await read_everything(redis_settings)

@@ -62,7 +62,7 @@ async def test_records_arrive_whole_and_in_order(make_journal: MakeJournal, redi
     await journal.start()
     names = [f"chatcmpl-{n}" for n in range(600)]
     await append(journal, *names)
-    assert await journal.drain(PATIENCE_S)
+    assert await journal.drained(PATIENCE_S)
     assert names == arrived(redis_server)
     assert completion("chatcmpl-0") == entries_of(redis_server)[0].record()
     assert (600, 0, 0) == (journal.stats.shipped_records, journal.stats.lag_records, journal.stats.lag_bytes)
@@ -110,9 +110,9 @@ async def test_redis_down_at_start(make_journal: MakeJournal, stopped_redis_serv
     await until_failing(journal, "ConnectionError")
     assert not journal.stats.connected
     assert "Redis takes no records (ConnectionError)" == (await journal.readiness()).detail
-    assert not await journal.drain(0.05)
+    assert not await journal.drained(0.05)
     stopped_redis_server.start()
-    assert await journal.drain(PATIENCE_S)
+    assert await journal.drained(PATIENCE_S)
     assert ["a", "b"] == arrived(stopped_redis_server)
     assert (True, None) == (journal.stats.connected, journal.stats.last_error)
 
@@ -124,13 +124,13 @@ async def test_redis_frozen(
     journal = make_journal(redis=redis_settings.model_copy(update={"timeout_s": 0.5}))
     await journal.start()
     await append(journal, "before")
-    assert await journal.drain(PATIENCE_S)
+    assert await journal.drained(PATIENCE_S)
     redis_server.pause()
     await append(journal, *[f"during-{n}" for n in range(20)])
     await until_failing(journal, "TimeoutError")
     await append(journal, "later")
     redis_server.resume()
-    assert await journal.drain(PATIENCE_S)
+    assert await journal.drained(PATIENCE_S)
     assert {"before", "later", *[f"during-{n}" for n in range(20)]} == set(arrived(redis_server))
 
 
@@ -161,12 +161,12 @@ async def test_redis_out_of_memory(make_journal: MakeJournal, redis_server: Redi
     journal = make_journal()
     await journal.start()
     await append(journal, "before")
-    assert await journal.drain(PATIENCE_S)
+    assert await journal.drained(PATIENCE_S)
     redis_server.fill()
     await append(journal, "during-1", "during-2")
     await until_failing(journal, "OutOfMemoryError")
     redis_server.drain()
-    assert await journal.drain(PATIENCE_S)
+    assert await journal.drained(PATIENCE_S)
     assert ["before", "during-1", "during-2"] == arrived(redis_server)
 
 
@@ -179,7 +179,7 @@ async def test_redis_read_only(make_journal: MakeJournal, redis_server: RedisSer
         await append(journal, "a")
         await until_failing(journal, "ReadOnlyError")
         client.replicaof("NO", "ONE")
-    assert await journal.drain(PATIENCE_S)
+    assert await journal.drained(PATIENCE_S)
     assert ["a"] == arrived(redis_server)
 
 
@@ -188,12 +188,12 @@ async def test_redis_restarted_empty(make_journal: MakeJournal, redis_server: Re
     journal = make_journal()
     await journal.start()
     await append(journal, "forgotten")
-    assert await journal.drain(PATIENCE_S)
+    assert await journal.drained(PATIENCE_S)
     redis_server.kill()
     await append(journal, "kept")
     await until_failing(journal, "ConnectionError")
     redis_server.start()
-    assert await journal.drain(PATIENCE_S)
+    assert await journal.drained(PATIENCE_S)
     assert ["kept"] == arrived(redis_server)
     assert journal.stats.aof is False
 
@@ -206,7 +206,7 @@ async def test_redis_with_an_append_only_file_loses_nothing_it_acknowledged(
     journal = make_journal()
     await journal.start()
     await append(journal, *map(str, range(50)))
-    assert await journal.drain(PATIENCE_S)
+    assert await journal.drained(PATIENCE_S)
     assert journal.stats.aof is True
     stopped_redis_server.restart()
     assert {str(n) for n in range(50)} <= set(arrived(stopped_redis_server))
@@ -223,7 +223,7 @@ async def test_a_stream_key_of_another_type_delays_shipping_only(
         await append(journal, "a")
         await until_failing(journal, "ResponseError")
         client.delete(STREAM)
-    assert await journal.drain(PATIENCE_S)
+    assert await journal.drained(PATIENCE_S)
     assert ["a"] == arrived(redis_server)
 
 
@@ -239,7 +239,7 @@ async def test_records_in_memory_survive_a_refusal(make_journal: MakeJournal, re
     assert not await journal.append(completion("a"))
     await until_failing(journal, "OutOfMemoryError")
     redis_server.drain()
-    assert await journal.drain(PATIENCE_S)
+    assert await journal.drained(PATIENCE_S)
     assert ["a"] == arrived(redis_server)
 
 
@@ -266,7 +266,7 @@ async def test_a_full_stream_drops_nothing_and_records_wait_in_the_spool(
     assert (appended - waiting, waiting) == (len(arrived(redis_server)), journal.stats.lag_records)
     with redis_server.client() as client:
         client.xtrim(STREAM, maxlen=10, approximate=False)
-    assert await journal.drain(PATIENCE_S)
+    assert await journal.drained(PATIENCE_S)
     assert 10 + waiting == len(arrived(redis_server))
     await until(lambda: journal.stats.stream_records == 10 + waiting and not journal.stats.full)
 
@@ -293,8 +293,8 @@ async def test_two_workers_share_a_spool(make_journal: MakeJournal, redis_server
     await second.start()
     assert 2 == len(folders(tmp_path))
     await asyncio.gather(append(first, "a", "b"), append(second, "c", "d"))
-    assert await first.drain(PATIENCE_S)
-    assert await second.drain(PATIENCE_S)
+    assert await first.drained(PATIENCE_S)
+    assert await second.drained(PATIENCE_S)
     assert ["a", "b", "c", "d"] == sorted(arrived(redis_server))
 
 
@@ -309,7 +309,7 @@ async def test_the_next_worker_ships_what_one_left(
     stopped_redis_server.start()
     started = make_journal()
     await started.start()
-    assert await started.drain(PATIENCE_S)
+    assert await started.drained(PATIENCE_S)
     assert ["a", "b"] == arrived(stopped_redis_server)
     await started.aclose(drain_s=PATIENCE_S)
     assert [] == folders(tmp_path)
@@ -356,7 +356,7 @@ async def test_an_unreadable_folder_delays_no_other(
     journal = make_journal()
     await journal.start()
     await append(journal, "a")
-    assert await journal.drain(PATIENCE_S)
+    assert await journal.drained(PATIENCE_S)
     assert ["a"] == arrived(redis_server)
     assert orphan.folder.exists()
 
@@ -368,7 +368,7 @@ async def test_the_journal_runs_on_when_its_own_folder_breaks(
     journal = make_journal()
     await journal.start()
     await append(journal, "a")
-    assert await journal.drain(PATIENCE_S)
+    assert await journal.drained(PATIENCE_S)
     (folder,) = folders(tmp_path)
     (folder / "00000001.seg").rename(folder / "aside")
     (folder / "00000001.seg").mkdir()
@@ -388,7 +388,7 @@ async def test_a_cursor_that_cannot_be_saved_does_not_stop_shipping(
     (folder,) = folders(tmp_path)
     (folder / "cursor").mkdir()
     await append(journal, "a")
-    assert await journal.drain(PATIENCE_S)
+    assert await journal.drained(PATIENCE_S)
     assert (["a"], None) == (arrived(redis_server), journal.stats.last_error)
 
 
@@ -405,7 +405,7 @@ async def test_a_slow_append_only_file_is_asked_again(
     stopped_redis_server.configure(appendfsync="always")
     with stopped_redis_server.client() as client:
         client.set("any", "write")  # makes the server sync
-    assert await journal.drain(PATIENCE_S)
+    assert await journal.drained(PATIENCE_S)
     assert ["a"] == arrived(stopped_redis_server)
 
 

@@ -125,7 +125,7 @@ async def test_records_that_the_disk_refuses_are_sent_to_redis_from_memory(
     assert "the spool's disk refuses records" in (await journal.readiness()).detail
     disk.broken = False
     assert await journal.append(completion("chatcmpl-2"))
-    assert await journal.drain(30)
+    assert await journal.drained(30)
     assert "" == (await journal.readiness()).detail
     assert (1, 1, 0) == (journal.stats.direct_records, journal.stats.shipped_records, journal.stats.lost_records)
     with redis_server.client() as client:
