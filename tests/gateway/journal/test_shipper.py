@@ -373,7 +373,7 @@ async def test_the_journal_runs_on_when_its_own_folder_breaks(
     (folder / "00000001.seg").rename(folder / "aside")
     (folder / "00000001.seg").mkdir()
     await append(journal, "b")
-    assert not await journal.drain(0.2)
+    assert not await journal.drained(0.2)
     assert 1 == journal.stats.lag_records
     await journal.aclose(drain_s=0)
     assert folder.exists()
@@ -401,7 +401,7 @@ async def test_a_slow_append_only_file_is_asked_again(
     await journal.start()
     await append(journal, "a")
     await until(lambda: journal.stats.aof is True)  # asked once, without success
-    assert not await journal.drain(0.0)
+    assert not await journal.drained(0.0)
     stopped_redis_server.configure(appendfsync="always")
     with stopped_redis_server.client() as client:
         client.set("any", "write")  # makes the server sync
