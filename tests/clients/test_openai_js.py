@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 async def test_the_javascript_client_works(serve: Serve, tmp_path: Path) -> None:
     node = shutil.which("node")
     if node is None or not (HERE / "node_modules" / "openai").is_dir():
-        missing = "node and `npm ci` in tests/clients are needed; `make test` sees to the latter"
+        missing = "node and the client's packages are needed; `make test` installs the packages by `npm ci`"
         assert not os.environ.get("CI"), missing
         pytest.skip(missing)
     key, line = new_key("javascript")
