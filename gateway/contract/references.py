@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from urllib.parse import unquote
 
@@ -15,6 +16,7 @@ _CONDITIONS = ("not", "if", "then", "else")
 _ITEMS = ("items", "additionalItems", "contains", "unevaluatedItems")
 _PROPERTIES = ("additionalProperties", "propertyNames", "unevaluatedProperties")
 SINGLES = (*_ITEMS, *_PROPERTIES, *_CONDITIONS, "contentSchema")
+_INDEX = re.compile(r"[0-9]{1,9}")  # int() refuses more than 4,300 digits
 
 
 class References:
@@ -40,7 +42,7 @@ class References:
             name = unquote(step).replace("~1", "/").replace("~0", "~")
             if isinstance(found, dict):
                 found = found.get(name)
-            elif isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+            elif isinstance(found, list) and _INDEX.fullmatch(name) and int(name) < len(found):
                 found = found[int(name)]
             else:
                 return None

@@ -164,6 +164,8 @@ def test_a_reference_out_of_the_document_is_refused(reference: str) -> None:
         inside({"$ref": "Tree"}, **{"$id": "Tree"}),
         inside({"$ref": "#/definitions/a~1b"}, definitions={"a/b": INTEGER}),
         inside({"$ref": "#/$defs/missing"}),
+        inside({"$ref": "#/allOf/0"}, allOf=[INTEGER]),
+        inside({"$ref": "#/allOf/" + "9" * 5_000}, allOf=[INTEGER]),
     ],
 )
 def test_every_spelling_of_an_inner_reference_is_accepted(schema: JsonObject) -> None:
