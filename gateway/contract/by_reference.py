@@ -56,6 +56,7 @@ class _Rewriter:
         self._dialect = dialect
         self._references = References(root)
         self._names: dict[int, str] = {}
+        self._namesakes: dict[str, int] = {}  # by each name that is taken
         self._waiting: list[tuple[str, JsonObject]] = []
         self._enum_values = 0
         self._merges = 0
@@ -164,9 +165,12 @@ class _Rewriter:
     def _name(self, schema: JsonObject) -> str:
         """Return a name for a definition: its own if that needs no escape and is free."""
         own = str(reference_of(schema)).rpartition("/")[2]
-        plain = own if own.isascii() and own.replace("_", "").replace("-", "").isalnum() else "Schema"
-        taken = self._names.values()
-        return plain if plain not in taken else f"{plain}_{len(self._names)}"
+        plain = name = own if own.isascii() and own.replace("_", "").replace("-", "").isalnum() else "Schema"
+        while name in self._namesakes:
+            self._namesakes[plain] += 1
+            name = f"{plain}_{self._namesakes[plain]}"
+        self._namesakes[name] = 0
+        return name
 
     def _repair(self, schema: JsonObject, out: JsonObject) -> None:
         """Rewrite keywords of older drafts, and combinations that servers refuse."""

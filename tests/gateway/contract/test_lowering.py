@@ -210,6 +210,26 @@ def test_every_reference_becomes_a_pointer_into_defs(kind: str, reference: str, 
     assert pointer.removeprefix("#/$defs/") in lowered["$defs"]
 
 
+@pytest.mark.parametrize("kind", ["vllm", "llamacpp"])
+def test_definitions_with_equal_names_stay_apart(kind: str) -> None:
+    """Also where one has the name that another would get by a number after its own."""
+    targets = {
+        "#/$defs/a/$defs/D": INTEGER,
+        "#/$defs/D_2": STRING,
+        "#/$defs/b/$defs/D": {"type": "null"},
+        "#/$defs/D_1": {"type": "boolean"},
+        "#/$defs/c/$defs/D": {"type": "number"},
+    }
+    definitions: JsonObject = {
+        **{name: {"$defs": {"D": targets[f"#/$defs/{name}/$defs/D"]}} for name in "abc"},
+        **{name: targets[f"#/$defs/{name}"] for name in ("D_1", "D_2")},
+    }
+    schema = {"properties": {name: {"$ref": name} for name in targets}, "$defs": definitions}
+    lowered = lower(schema, kind)
+    pointers = {name: one["$ref"].removeprefix("#/$defs/") for name, one in lowered["properties"].items()}
+    assert targets == {name: lowered["$defs"][pointer] for name, pointer in pointers.items()}
+
+
 def taken_by_tgi(schema: JsonObject) -> JsonObject:
     """Lower a schema, check it with TGI's compiler as a format and as a tool, and return the format."""
     found = tgi_response_format(schema)
