@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import orjson
 
+from gateway.contract.keywords import count_of
 from gateway.contract.patterns import Unreadable, read_pattern
 from gateway.contract.references import References, circular, reference_of, subschemas
 from gateway.errors import InvalidRequest
@@ -175,8 +176,8 @@ class Measurer:
         for pattern in patterns:
             if isinstance(pattern, str):
                 self._refuse_large_pattern(pattern)
-        counts = [schema.get(name) for name in ("minItems", "maxItems", "minLength", "maxLength", "minProperties")]
-        return max([1, *(int(count) for count in counts if isinstance(count, (int, float)))])
+        counts = ("minItems", "maxItems", "minLength", "maxLength", "minProperties")
+        return max(1, *(count_of(schema, keyword) or 0 for keyword in counts))
 
     def _refuse_large_pattern(self, pattern: str) -> None:
         try:

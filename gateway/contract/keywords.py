@@ -31,9 +31,9 @@ def types_of(schema: JsonObject) -> list[str]:
 def count_of(schema: JsonObject, keyword: str) -> int | None:
     """Return a whole number of at least 0; None if there is none."""
     value = schema.get(keyword)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != int(value):
-        return None
-    return int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and value >= 0 else None
 
 
 def number_of(schema: JsonObject, keyword: str) -> float | None:

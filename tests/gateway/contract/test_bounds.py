@@ -1,5 +1,6 @@
 """Bounds on schemas, each at its limit and just over it; and no schema takes long to measure."""
 
+import math
 import time
 from typing import Any
 
@@ -57,7 +58,7 @@ def nested(levels: int) -> JsonObject:
     return schema
 
 
-def arrays(*counts: int) -> JsonObject:
+def arrays(*counts: Any) -> JsonObject:
     schema: JsonObject = INTEGER
     for count in counts:
         schema = {"type": "array", "items": schema, "maxItems": count}
@@ -170,6 +171,12 @@ def test_a_reference_out_of_the_document_is_refused(reference: str) -> None:
 )
 def test_every_spelling_of_an_inner_reference_is_accepted(schema: JsonObject) -> None:
     assert None is refusal(form(schema))
+
+
+@pytest.mark.parametrize("count", [math.inf, -1, 2.5, True, "9"])
+def test_a_value_that_is_not_a_count_repeats_nothing(count: Any) -> None:
+    assert None is refusal(form(arrays(count)), MAX_REPEATS=1)
+    assert None is not refusal(form(arrays(2.0)), MAX_REPEATS=1)
 
 
 def test_a_large_ordinary_schema_is_accepted() -> None:

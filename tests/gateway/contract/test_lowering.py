@@ -1,6 +1,7 @@
 """Schemas as each server takes them: TGI by its compiler's own rules, the others by what the real ones refuse."""
 
 import json
+import math
 from typing import Any
 
 import jsonschema_rs
@@ -61,6 +62,7 @@ def of_tgi(schema: JsonObject) -> Any:
         ({"type": "string", "pattern": "^[a-z]{201}$"}, STRING),
         ({"type": "string", "maxLength": 32}, {"type": "string", "maxLength": 32}),
         ({"type": "string", "maxLength": 33}, STRING),
+        ({"type": "string", "maxLength": math.inf}, STRING),
         ({"type": "string", "minLength": 1, "maxLength": 2083, "format": "uri"}, {"type": "string", "minLength": 1}),
         ({"type": "array", "items": STRING, "minItems": 2, "maxItems": 16},
          {"type": "array", "items": STRING, "minItems": 2, "maxItems": 16}),
@@ -177,6 +179,7 @@ def test_an_ordinary_schema_is_unchanged(kind: str, schema: JsonObject) -> None:
         ("vllm", {"items": [INTEGER, STRING], "type": "array"}, {"type": "array", "prefixItems": [INTEGER, STRING]}),
         ("vllm", {**INTEGER, "minimum": 1, "exclusiveMinimum": True}, {**INTEGER, "exclusiveMinimum": 1}),
         ("llamacpp", {"type": "string", "minLength": 1001}, STRING),
+        ("llamacpp", {"type": "string", "minLength": math.inf}, STRING),
         ("llamacpp", {"allOf": [STRING]}, STRING),
         ("llamacpp", {"allOf": [inside(INTEGER), {"properties": {"b": STRING}}]},
          {"type": "object", "properties": {"a": INTEGER, "b": STRING}}),
