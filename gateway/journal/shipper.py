@@ -47,17 +47,13 @@ class JournalStats:
 
     appended_records: int = 0
     commits: int = 0
-    shipped_records: int = 0
-    direct_records: int = 0  # sent to Redis from memory, because the disk refused them
     lost_records: int = 0  # neither on disk nor in Redis
-    cut_bytes: int = 0
     lag_records: int = 0  # on disk and not acknowledged by Redis yet
     lag_bytes: int = 0
     connected: bool = False
     stream_records: int = 0
     stream_share: float = 0.0  # stream_records as a share of the stream's limit
     full: bool = False  # the limit of the stream or of Redis's memory is reached, so records wait on disk
-    aof: bool | None = None  # Redis acknowledges what its append-only file has (True), or only its memory (False)
     last_error: str | None = None  # name of the error's class
 
 
@@ -184,7 +180,6 @@ class Shipper:
             await self._link.read_length()  # others add and the night trims while this worker sends nothing
         self._stats.stream_records = self._link.n_records
         self._stats.stream_share = self._link.n_records / self._link.max_records
-        self._stats.aof = self._link.aof
         if refusal is not None:
             raise refusal
         await self._finish_orphans()
@@ -217,14 +212,12 @@ class Shipper:
         n_taken, refusal = await self._link.add(records, limited=False)
         for _ in range(n_taken):
             self._direct_bytes -= len(self._direct.popleft()[1])
-        self._stats.direct_records += n_taken
         if refusal is not None:
             raise refusal
         return n_taken
 
     async def _acknowledge(self, source: _Source) -> None:
         sizes = list(source.reader.unacknowledged)
-        self._stats.shipped_records += len(sizes)
         self._stats.lag_records -= len(sizes)
         self._stats.lag_bytes -= sum(sizes)
         try:
@@ -248,7 +241,6 @@ class Shipper:
             log.info("spool_adopted", folder=claim.folder.name, records=n_records, bytes=n_bytes)
             self._stats.lag_records += n_records
             self._stats.lag_bytes += n_bytes
-            self._stats.cut_bytes += source.reader.cut_bytes
             self._orphans.append(source)
         self._next_adoption_s = loop.time() + _ADOPT_S
 

@@ -148,15 +148,10 @@ class SpoolReader:
 
     def __init__(self, folder: Path, *, from_start: bool = False) -> None:
         self.folder = folder
-        self._cuts: dict[int, int] = {}  # segment → bytes cut off
+        self._cut_segments: set[int] = set()  # each is logged once
         self.unacknowledged: list[int] = []  # sizes of the frames since the last acknowledgement
         self.acknowledged = Position(0, 0) if from_start else self._load()  # after the frames that Redis has
         self._position = self.acknowledged
-
-    @property
-    def cut_bytes(self) -> int:
-        """Bytes that were skipped because of a wrong checksum."""
-        return sum(self._cuts.values())
 
     def read(self, *, max_records: int, max_bytes: int, end: Position | None) -> list[Frame]:
         """Return the next frames, at least one if there is one before ``end`` (None: the end of the last segment)."""
@@ -225,9 +220,9 @@ class SpoolReader:
                         break
                     start = frame.end.offset
                     yield frame
-        if start < end and segment not in self._cuts:
+        if start < end and segment not in self._cut_segments:
             log.warning("spool_cut", folder=self.folder.name, segment=segment, cut_bytes=end - start)
-            self._cuts[segment] = end - start
+            self._cut_segments.add(segment)
 
     def _load(self) -> Position:
         try:

@@ -52,8 +52,8 @@ class Journal:
     raises an error, and the caller gets the answer in both cases.
 
     The spool deletes a record once Redis has acknowledged it. With an append-only file in Redis the acknowledgement
-    covers that file, so a crash of Redis loses nothing; without one (``stats.aof`` is False) the record is only in
-    Redis's memory, and lost with it.
+    covers that file, so a crash of Redis loses nothing; without one the record is only in Redis's memory, and lost
+    with it.
 
     Args:
         settings: The spool's folder, the durability of an append, the redaction (SettingsError if it is missing).

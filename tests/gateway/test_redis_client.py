@@ -84,7 +84,7 @@ async def test_records_stay_in_the_spool(settings: RedisSettings, tmp_path: Path
     try:
         assert await journal.append(completion())
         await until(lambda: journal.stats.last_error is not None)
-        assert (0, 1) == (journal.stats.shipped_records, journal.stats.lag_records)
+        assert 1 == journal.stats.lag_records
         assert not journal._shipping.done()
     finally:
         await journal.aclose(drain_s=0)

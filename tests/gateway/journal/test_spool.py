@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
 
 from gateway.journal.spool import MAGIC, Frame, Position, SegmentWriter, SpoolReader, pack, segments
 
@@ -34,6 +36,11 @@ def read_all(
         reader.advance(frames)
         pairs.extend((frame.record_id, frame.data) for frame in frames)
     return pairs
+
+
+def cuts(logs: list[EventDict]) -> list[int]:
+    """Return the bytes of each cut in the log."""
+    return [line["cut_bytes"] for line in logs if line["event"] == "spool_cut"]
 
 
 @contextmanager
@@ -73,9 +80,9 @@ def test_a_torn_last_frame_is_cut(tmp_path: Path) -> None:
         write(folder, kept)
         with (folder / "00000001.seg").open("ab") as file:
             file.write(torn[:length])
-        reader = SpoolReader(folder)
-        assert kept == read_all(reader)
-        assert length == reader.cut_bytes
+        with capture_logs() as logs:
+            assert kept == read_all(SpoolReader(folder))
+        assert ([length] if length else []) == cuts(logs)
 
 
 @pytest.mark.parametrize("at", range(len(pack(b"b", b"second"))))
@@ -94,9 +101,9 @@ def test_unwritten_blocks_are_cut(tmp_path: Path) -> None:
     write(tmp_path, [(b"a", b"first")])
     with (tmp_path / "00000001.seg").open("ab") as file:
         file.write(bytes(4096))
-    reader = SpoolReader(tmp_path)
-    assert [(b"a", b"first")] == read_all(reader)
-    assert 4096 == reader.cut_bytes
+    with capture_logs() as logs:
+        assert [(b"a", b"first")] == read_all(SpoolReader(tmp_path))
+    assert [4096] == cuts(logs)
 
 
 @pytest.mark.parametrize("content", [b"", MAGIC[:3], MAGIC, b"something else entirely"])
@@ -161,9 +168,9 @@ def test_a_full_disk_refuses_whole_groups_and_keeps_earlier_frames(tmp_path: Pat
         writer.write(pack(b"b", b"y" * 1_000))
     writer.write(pack(b"c", b"z"))
     writer.close()
-    reader = SpoolReader(tmp_path)
-    assert [b"a", b"c"] == [record_id for record_id, _ in read_all(reader)]
-    assert (0, [1]) == (reader.cut_bytes, segments(tmp_path))
+    with capture_logs() as logs:
+        assert [b"a", b"c"] == [record_id for record_id, _ in read_all(SpoolReader(tmp_path))]
+    assert ([], [1]) == (cuts(logs), segments(tmp_path))
 
 
 def test_a_disk_without_room_for_a_new_segment_has_none_afterwards(tmp_path: Path) -> None:

@@ -127,10 +127,10 @@ async def test_records_that_the_disk_refuses_are_sent_to_redis_from_memory(
     assert await journal.append(completion("chatcmpl-2"))
     assert await journal.drained(30)
     assert "" == (await journal.readiness()).detail
-    assert (1, 1, 0) == (journal.stats.direct_records, journal.stats.shipped_records, journal.stats.lost_records)
+    assert 0 == journal.stats.lost_records
     with redis_server.client() as client:
         entries: Any = client.xrange("ratchet:journal")
-    assert {"chatcmpl-1", "chatcmpl-2"} == {entry.record_id for entry in parse_entries(entries)}
+    assert ["chatcmpl-1", "chatcmpl-2"] == sorted(entry.record_id for entry in parse_entries(entries))
 
 
 async def test_without_disk_and_redis_a_record_is_lost_and_counted(make_journal: MakeJournal) -> None:
