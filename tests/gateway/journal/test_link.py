@@ -48,7 +48,23 @@ async def test_a_redis_without_append_only_file_is_asked_once_per_connection(
 
 
 async def test_records_taken_before_a_refusal_count(link: StreamLink, redis_server: RedisServer) -> None:
-    """They are not sent again."""
+    """They are not sent again. Redis refuses from the record on that finds its memory used up."""
+    records = [(b"%d" % number, b"x" * 10_000) for number in range(400)]
+    await link.connect()
+    with redis_server.client() as client:
+        redis_server.configure(
+            maxmemory_policy="noeviction", maxmemory=client.info("memory")["used_memory"] + 1_500_000
+        )
+        taken, refusal = await link.add(records)
+        assert "OutOfMemoryError" == type(refusal).__name__
+        assert 0 < taken < len(records)
+        redis_server.drain()
+        assert (len(records) - taken, None) == await link.add(records[taken:])
+        found = [fields[b"id"] for _, fields in client.xrange("ratchet:journal")]
+    assert {record_id for record_id, _ in records} == set(found)
+
+
+async def test_a_refused_batch_is_taken_later_as_a_whole(link: StreamLink, redis_server: RedisServer) -> None:
     await link.connect()
     redis_server.fill()
     taken, refusal = await link.add([(b"a", b"1"), (b"b", b"2")])
