@@ -67,7 +67,8 @@ class Redaction:
         )
 
     def _texts(self, value: T) -> T:
-        return self._walk(value)  # type: ignore[no-any-return]
+        redacted: T = self._walk(value)
+        return redacted
 
     def _walk(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -93,9 +94,9 @@ def load_redaction(name: str) -> Redact:
     """Import the function named ``package.module:function``; raise SettingsError if there is none."""
     module, colon, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute) if colon else None
+        found: Redact | None = getattr(importlib.import_module(module), attribute) if colon else None
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise SettingsError(f"GATEWAY_JOURNAL__REDACT: {name} cannot be imported: {type(error).__name__}") from error
     if not callable(found):
         raise SettingsError(f"GATEWAY_JOURNAL__REDACT: {name} is not a package.module:function")
-    return found  # type: ignore[no-any-return]
+    return found
