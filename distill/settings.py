@@ -124,7 +124,7 @@ class EvaluationSettings(_Group):
     @field_validator("temperatures", "candidate_temperatures", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        return environment.split_list(value) if isinstance(value, str) else value
 
 
 class PromotionSettings(_Group):

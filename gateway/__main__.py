@@ -213,7 +213,7 @@ def _arm_fields(*, adapter: str | None, urls: str | None, **numbers: float | Non
     if adapter is not None:
         fields["adapter"] = adapter or None
     if urls is not None:
-        fields["urls"] = tuple(url.strip() for url in urls.split(",") if url.strip())
+        fields["urls"] = environment.split_list(urls)
     return fields
 
 

@@ -63,6 +63,11 @@ def variables(settings: type[BaseSettings], prefix: str) -> dict[str, tuple[str,
     return rows
 
 
+def split_list(text: str) -> tuple[str, ...]:
+    """Return the parts of a list that is separated by commas, without empty ones."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def table(rows: Rows) -> str:
     """Return a Markdown table of variable, default and meaning."""
     lines = [

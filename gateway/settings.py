@@ -45,7 +45,7 @@ class _Group(BaseModel):
 
 
 def _split(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    return environment.split_list(value) if isinstance(value, str) else value
 
 
 def is_loopback(host: str) -> bool:
@@ -132,12 +132,12 @@ class RewardSettings(_Group):
 
     @property
     def urls(self) -> tuple[str, ...]:
-        return http_urls(tuple(part.strip() for part in self.url.split(",") if part.strip()))
+        return http_urls(environment.split_list(self.url))
 
     @field_validator("url")
     @classmethod
     def _http_only(cls, url: str) -> str:
-        if url and not http_urls(tuple(part.strip() for part in url.split(",") if part.strip())):
+        if url and not http_urls(environment.split_list(url)):
             raise ValueError("one or more http:// or https:// URLs are needed")
         return url
 
