@@ -18,6 +18,7 @@ EXPOSED = (
     "x-bon-arm",
     "x-bon-reward",
     "x-bon-reward-model",
+    "x-bon-shortfall",
     "x-bon-total-ms",
     "x-bon-overhead-ms",
     "x-ratelimit-limit-requests",

@@ -19,8 +19,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from gateway.api import cors, render
 from gateway.api.keyfile import new_key
 from gateway.settings import ApiSettings
+from tests.gateway.api.test_render import outcome
 from tests.redis_server import RedisServer
 from tests.serving import MESSAGES, Serve, Served
 
@@ -56,6 +58,12 @@ async def test_a_page_of_a_listed_origin_may_send_and_read(serve: Serve) -> None
         exposed = answer.headers["access-control-expose-headers"].split(", ")
         ours = [name for name in answer.headers if name.startswith(("x-bon-", "x-ratelimit-", "x-request-id", "retry"))]
         assert set() == set(ours) - set(exposed)
+
+
+def test_a_page_may_read_every_header_that_describes_the_race() -> None:
+    described = render.headers(outcome(n_returned=3))
+    assert "x-bon-shortfall" in described
+    assert set() == set(described) - set(cors.EXPOSED)
 
 
 @pytest.mark.parametrize(
