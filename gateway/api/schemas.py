@@ -13,6 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from gateway.types import ArmName, FinishReason
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -335,10 +337,8 @@ class BestOfNReport(BaseModel):
     generated_tokens: int
     policy: int = Field(description="Version of the policy that decided the race.")
     adapter: str | None
-    arm: Literal["stable", "canary", "holdback", "base"] = Field(description="The policy's arm that answered.")
-    arm_failed: Literal["stable", "canary", "holdback", "base"] | None = Field(
-        description="The arm that should have answered and could not."
-    )
+    arm: ArmName = Field(description="The policy's arm that answered.")
+    arm_failed: ArmName | None = Field(description="The arm that should have answered and could not.")
     reward_model: str | None
     exploration: bool
     deadline_hit: bool
@@ -356,7 +356,7 @@ class Choice(BaseModel):
     index: int
     message: AnswerMessage
     logprobs: dict[str, Any] | None
-    finish_reason: Literal["stop", "length", "tool_calls", "content_filter"]
+    finish_reason: FinishReason
 
 
 class Usage(BaseModel):
