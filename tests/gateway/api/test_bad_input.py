@@ -334,9 +334,11 @@ async def test_a_caller_who_hangs_up_before_the_first_event_leaves_nothing_behin
     gateway.served.tgi.knobs.update({"tokens_per_s": 30.0, "time_to_first_token_ms": 5_000.0})
     body = chat_body(best_of=best_of, stream=True)
     state = gateway.served.tgi.state
+    cancelled_before = state.cancelled
     request = asyncio.create_task(gateway.served.http.post("/v1/chat/completions", json=body))
     await state.until(lambda state: state.generating == best_of)
     request.cancel()
     await state.until(lambda state: state.generating == 0)
+    assert best_of == state.cancelled - cancelled_before
     gateway.restore()
     await gateway.assert_unharmed()

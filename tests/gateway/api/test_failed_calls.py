@@ -173,6 +173,7 @@ async def test_no_answer_outlives_a_race_whose_caller_has_gone(redis_settings: R
                 asking.cancel()
                 await asyncio.wait([asking])
             await until(lambda: grown_mb() < BODY_MB / 2, timeout_s=5)
+        assert 2 * CALLS == liar.heard.count(CHAT)
 
 
 async def test_no_request_outlives_its_refusal(redis_settings: RedisSettings, tmp_path: Path) -> None:

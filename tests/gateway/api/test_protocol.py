@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 import pytest
 import uvicorn
+from structlog.testing import capture_logs
 
 from gateway.api.connection import ClientGone, cancel_on_disconnect
 from gateway.api.keyfile import new_key
@@ -243,7 +244,7 @@ def address_of(server: uvicorn.Server) -> tuple[str, int]:
 @pytest.mark.parametrize("at_once", [False, True], ids=["in pieces", "all at once"])
 async def test_a_caller_who_does_not_read_is_cut_off_and_the_answer_is_freed(at_once: bool) -> None:
     async with large_answer(at_once=at_once, write_timeout_s=0.2) as (server, ended):
-        with socket.socket() as caller:
+        with capture_logs() as logs, socket.socket() as caller:
             caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             caller.connect(address_of(server))
             caller.sendall(LIVE + b"\r\n")
@@ -251,6 +252,7 @@ async def test_a_caller_who_does_not_read_is_cut_off_and_the_answer_is_freed(at_
                 await ended.wait()
                 while server.server_state.connections:
                     await asyncio.sleep(0.01)
+        assert ["reader_too_slow"] == [line["reason"] for line in logs if line["event"] == "connection_cut"]
 
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["in pieces", "all at once"])
