@@ -34,7 +34,7 @@ class Shared:
     last_entry: bytes = b"0"
 
     async def post(
-        self, content: bytes, headers: dict[str, str] | None = None, path: str = "/v1/chat/completions"
+        self, content: bytes, headers: dict[str, Any] | None = None, path: str = "/v1/chat/completions"
     ) -> httpx2.Response:
         """POST the bytes as they are."""
         return await self.served.http.post(path, content=content, headers={**JSON, **(headers or {})})

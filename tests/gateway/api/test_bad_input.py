@@ -250,7 +250,7 @@ async def test_contradictory_or_unsupported_fields_are_refused(
     ],
 )
 async def test_n_in_the_header_is_validated(gateway: Shared, value: str, complaint: str) -> None:
-    response = await gateway.post(json.dumps(chat_body()).encode(), {"X-Best-Of": value.encode()})  # type: ignore[dict-item]
+    response = await gateway.post(json.dumps(chat_body()).encode(), {"X-Best-Of": value.encode()})
     assert (400, INVALID, "X-Best-Of", f"X-Best-Of must be {complaint}") == error_of(response)
     await gateway.assert_unharmed()
 

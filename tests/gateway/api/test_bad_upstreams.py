@@ -12,7 +12,7 @@ from tests.gateway.api.conftest import Shared, chat_body
 from tests.redis_server import RedisServer
 from tests.serving import MESSAGES, Serve
 from tests.stubs.knobs import Fault, Knobs
-from tests.stubs.reward import RewardFault, RewardKnobs
+from tests.stubs.reward import Dialect, RewardFault, RewardKnobs
 
 module_loop = pytest.mark.asyncio(loop_scope="module")
 
@@ -138,7 +138,7 @@ async def test_a_reward_server_that_hangs_costs_its_timeout(serve: Serve) -> Non
 
 
 async def test_a_server_that_returns_probabilities_gives_no_rewards(serve: Serve) -> None:
-    served = await serve(rewards=RewardKnobs(dialect="vllm", always_activate=True))  # type: ignore[arg-type]
+    served = await serve(rewards=RewardKnobs(dialect=Dialect.VLLM, always_activate=True))
     body = (await served.chat(best_of=3)).json()
     assert "fallback" == body["best_of_n"]["selection"]
 

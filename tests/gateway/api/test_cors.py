@@ -146,12 +146,13 @@ SCRIPT = """<!doctype html><title>page</title><script>
         if (done) break;
         text += decoder.decode(value, {stream: true});
       }
-      found.push([answer.status, text.includes('[DONE]'), answer.headers.get('x-bon-n'), !!answer.headers.get('x-request-id')]);
+      const {headers} = answer;
+      found.push([answer.status, text.includes('[DONE]'), headers.get('x-bon-n'), !!headers.get('x-request-id')]);
     } catch (error) { found.push(String(error)); }
   }
   await fetch('/found', {method: 'POST', body: JSON.stringify(found)});
 })();
-</script>"""  # noqa: E501
+</script>"""
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx2
 import pytest
@@ -251,9 +251,10 @@ class Clock:
 
 
 def limiter_over(shared: FakeCounters, own: FakeCounters, clock: Clock) -> Limiter:
-    limiter: Any = Limiter(Settings(), clock=clock)
-    limiter._shared, limiter._own = shared, own
-    return cast("Limiter", limiter)
+    limiter = Limiter(Settings(), clock=clock)
+    counters: Any = limiter
+    counters._shared, counters._own = shared, own
+    return limiter
 
 
 KEY = Key("app", bytes(32), limits=Limits(60, 600, 2))

@@ -17,7 +17,7 @@ from gateway.types import AnswerRequest, Message, Sampling
 
 USER = {"role": "user", "content": "Hello"}
 TEXT = {"type": "text", "text": "a"}
-CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+CALL: dict[str, Any] = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
 
 
 def translated(*, header: str | None = None, **fields: Any) -> AnswerRequest:
@@ -145,7 +145,7 @@ def test_fields_of_an_answer_may_be_sent_back(message: dict[str, Any], content: 
 
 def test_tool_calls_may_be_sent_back_as_clients_store_them() -> None:
     """openai-python's ``parse`` adds ``parsed_arguments``; clients that assemble a stream keep ``index``."""
-    function = {**CALL["function"], "parsed_arguments": {"a": 1}}  # type: ignore[dict-item]
+    function = {**CALL["function"], "parsed_arguments": {"a": 1}}
     for kept in ({**CALL, "index": 0, "custom": None}, {**CALL, "function": function}):
         assert {"role": "assistant", "content": None, "tool_calls": [CALL]} == sent_back(tool_calls=[kept])
 

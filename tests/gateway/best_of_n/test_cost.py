@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from gateway.best_of_n.cost import most_prompt_tokens, race_cost
@@ -9,9 +11,9 @@ from gateway.metering import Meter
 from gateway.types import Message, Prompt, Sampling
 
 
-def prompt(text: str = "hi", **sampling: object) -> Prompt:
+def prompt(text: str = "hi", **sampling: Any) -> Prompt:
     messages: list[Message] = [{"role": "user", "content": text}]
-    return Prompt(messages, Sampling(**sampling))  # type: ignore[arg-type]
+    return Prompt(messages, Sampling(**sampling))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+from typing import Any
 
 import pytest
 
@@ -54,8 +55,12 @@ async def test_all_candidates_are_drawn_at_once() -> None:
 
 async def test_each_candidate_is_scored_as_soon_as_it_is_drawn() -> None:
     gate = asyncio.Event()
-    scorer = FakeScorer(lambda text: gate.set() or length(text))  # type: ignore[func-returns-value]
-    track = Track(FakeBackend([answer("early"), answer("late")], gates={1: gate}), scorer)
+
+    def score(text: str) -> float:
+        gate.set()
+        return length(text)
+
+    track = Track(FakeBackend([answer("early"), answer("late")], gates={1: gate}), FakeScorer(score))
     outcome = await track.run(2)  # would hang if the first score waited for the second draw
     assert outcome.n_scored == 2
 
@@ -167,7 +172,7 @@ async def test_without_rewards_the_answer_is_a_flagged_fallback(reward: float | 
     ],
 )
 async def test_while_no_rewards_can_be_had_a_race_draws_the_answers_wanted_and_is_flagged(
-    n: int, options: dict[str, int | bool], drawn: int
+    n: int, options: dict[str, Any], drawn: int
 ) -> None:
     scorer = FakeScorer(length, available=False)
     outcome = await Track(FakeBackend([answer("a"), answer("bb")]), scorer).run(n, **options)
@@ -288,14 +293,14 @@ class RecordingPermits(Permits):
 )
 async def test_a_race_acquires_permits_for_its_key_and_at_least_one_for_each_answer(
     n: int,
-    options: dict[str, int | bool],
+    options: dict[str, Any],
     available: bool,
     asked: list[tuple[int, int, str | None]],
     without_rewards: bool,
 ) -> None:
     permits = RecordingPermits(8)
     race = BestOfN(FakeScorer(length, available=available), permits, RaceSettings(), reward_timeout_s=5.0)
-    async with race.entered(plan(n, **options), key="a") as entry:  # type: ignore[arg-type]
+    async with race.entered(plan(n, **options), key="a") as entry:
         assert (asked, without_rewards) == (permits.asked, entry.without_rewards)
         assert [entry.n_run, entry.n_run] == [entry.unused, permits.in_flight]
         assert 0.0 <= entry.queue_ms < (1000.0 if asked else 1e-9)
@@ -312,13 +317,13 @@ async def test_every_candidate_is_drawn_and_scored_with_the_callers_prompt() -> 
 
 @pytest.mark.parametrize(("n", "options"), [(2, {}), (8, {"exploration": True, "ordinary": 2})])
 @pytest.mark.parametrize("available", [True, False])
-async def test_the_entry_has_the_time_in_the_queue(n: int, options: dict[str, int | bool], available: bool) -> None:
+async def test_the_entry_has_the_time_in_the_queue(n: int, options: dict[str, Any], available: bool) -> None:
     clock, permits = Clock(), Permits(8, max_waiting=1, queue_timeout_s=5.0)
     scorer = FakeScorer(length, available=available)
     race = BestOfN(scorer, permits, RaceSettings(), reward_timeout_s=5.0, clock=clock)
     running = await permits.acquire(8)
     async with contextlib.AsyncExitStack() as stack:
-        entered = race.entered(plan(n, **options))  # type: ignore[arg-type]
+        entered = race.entered(plan(n, **options))
         waiting = asyncio.create_task(stack.enter_async_context(entered))
         await settled()
         clock.now += 0.25

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 from gateway.best_of_n.permits import Permits
 from gateway.best_of_n.race import BestOfN
@@ -57,9 +58,9 @@ class Track:
         settings = RaceSettings(deadline_s=deadline_s, quorum=quorum, quorum_after_s=quorum_after_s)
         self.race = BestOfN(self.scorer, self.permits, settings, reward_timeout_s=reward_timeout_s)
 
-    async def run(self, n: int, **options: int | bool) -> Outcome:
+    async def run(self, n: int, **options: Any) -> Outcome:
         try:
-            async with self.race.entered(plan(n, **options)) as entry:  # type: ignore[arg-type]
+            async with self.race.entered(plan(n, **options)) as entry:
                 return await self.race.run(entry, PROMPT, self.backend)
         finally:
             await asyncio.sleep(0)  # the last task gives its permit back in a callback
