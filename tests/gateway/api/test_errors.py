@@ -173,7 +173,7 @@ class Many(pydantic.BaseModel):
 def test_more_than_a_hundred_mistakes_are_only_counted(mistakes: int, only_counted: bool) -> None:
     error = problem(Many, orjson.dumps({"values": ["x"] * mistakes}))
     counted = f"the body has {mistakes} errors"
-    assert (counted if only_counted else None) == (error.message if only_counted else None)
+    assert only_counted == (counted == error.message)
     assert (None if only_counted else "values[0]") == error.param
 
 

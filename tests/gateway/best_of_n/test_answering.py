@@ -112,10 +112,7 @@ async def test_the_policys_temperature_holds_where_the_caller_sets_none(start: S
     assert [0.4, 1.1] == [record.sampling.temperature for record in answering.records()]
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_request_that_cannot_be_served_is_refused_before_anything_is_drawn(
-    start: StartAnswering, stream: bool
-) -> None:
+async def test_a_request_that_cannot_be_served_is_refused_before_anything_is_drawn(start: StartAnswering) -> None:
     answering = await start(schemas={"max_properties": 1}, backend={"kind": "tgi"})
     two = {"type": "object", "properties": {"a": {}, "b": {}}}
     tool = {"type": "function", "function": {"name": "f", "parameters": two}}

@@ -70,12 +70,12 @@ def test_a_promotion_moves_conversations_only_from_the_old_policy_to_the_new_one
 
 
 def test_text_that_is_not_unicode_has_an_arm() -> None:
-    assert choose_arm(SHARED, messages=conversation("\ud800"), caller="\ud801") is not None
+    assert choose_arm(SHARED, messages=conversation("\ud800"), caller="\ud801") in (SHARED.stable, SHARED.second)
 
 
 def test_a_conversation_without_a_user_message_has_an_arm() -> None:
     messages: list[Message] = [{"role": "system", "content": "hello"}]
-    assert choose_arm(SHARED, messages=messages, caller="") is not None
+    assert choose_arm(SHARED, messages=messages, caller="") in (SHARED.stable, SHARED.second)
 
 
 POLICY = Policy(version=3, n=4, n_max=8, canary=Canary(adapter="new", n=2, share=0.999))
