@@ -82,6 +82,16 @@ async def test_head_is_answered_wherever_get_is(serve: Serve, redis_server: Redi
     assert 404 == (await served.http.head("/v1/models/unknown")).status_code
 
 
+async def test_an_operators_head_is_answered_and_one_without_a_key_is_refused(serve: Serve, tmp_path: Path) -> None:
+    key, line = new_key("operator", scopes="admin")
+    (tmp_path / "keys").write_text(line)
+    served = await serve(api={"keys_file": tmp_path / "keys", "operators": "admin"})
+    for path in ("/metrics", "/openapi.json"):
+        answer = await served.http.head(path, headers={"Authorization": f"Bearer {key}"})
+        assert (path, 200, b"") == (path, answer.status_code, answer.content)
+        assert 401 == (await served.http.head(path)).status_code
+
+
 async def test_with_keys_only_operators_read_the_version(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(new_key("one")[1])
     served = await serve(api={"keys_file": tmp_path / "keys", "operators": "admin"})

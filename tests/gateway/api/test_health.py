@@ -127,11 +127,3 @@ async def test_an_unknown_route_is_a_404_in_the_same_envelope(
     served = await serve()
     response = await served.http.request(method, path)
     assert (status, code) == (response.status_code, response.json()["error"]["code"])
-
-
-async def test_a_balancer_may_probe_with_head(serve: Serve) -> None:
-    """HEAD gives GET's headers without its body."""
-    served = await serve()
-    for path in ("/health/live", "/health/ready"):
-        answer = await served.http.head(path)
-        assert (200, b"") == (answer.status_code, answer.content)
