@@ -24,6 +24,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from distill.reward_training.accuracy import wilson
 from loadtests.stack import machine
 from loadtests.tables import render, write_result
 
@@ -49,7 +50,7 @@ def main() -> None:
     """Make the mutants, run the tests against a sample of them, and write what survived."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--sample", type=int, default=1500, help="mutants to run, over all rooms")
-    parser.add_argument("--seed", type=int, default=1, help="which sample")
+    parser.add_argument("--seed", type=int, default=1, help="draws the sample")
     parser.add_argument("--only", default="", help="only mutants whose name begins so: gateway.api.limits")
     parser.add_argument("--children", type=int, default=os.cpu_count() or 2, help="test processes at once")
     parser.add_argument("--out", type=Path, default=Path("loadtests/results/mutants.json"))
@@ -87,22 +88,12 @@ def summary(sampled: dict[str, str | None], made: int) -> dict[str, Any]:
     by_room: dict[str, Counter[str]] = {}
     for name, status in sampled.items():
         by_room.setdefault(".".join(name.split(".")[:2]), Counter())[status or "not run"] += 1
-    total = sum(by_room.values(), Counter[str]())
     survivors = sorted(name for name, status in sampled.items() if status != KILLED)
     rooms = [{"room": room, **_counted(counts)} for room, counts in sorted(by_room.items())]
-    whole = _counted(total)
-    low, high = wilson(whole["killed"], whole["run"])
-    return {"total": {**whole, "low": low, "high": high, "made": made}, "rooms": rooms, "survivors": survivors}
-
-
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the Wilson interval of a share (Wilson 1927); ``z`` 1.96 is 95 %."""
-    if not trials:
-        return 0.0, 1.0
-    share = successes / trials
-    centre = share + z * z / (2 * trials)
-    spread = z * ((share * (1 - share) + z * z / (4 * trials)) / trials) ** 0.5
-    return (centre - spread) / (1 + z * z / trials), (centre + spread) / (1 + z * z / trials)
+    whole = _counted(sum(by_room.values(), Counter[str]()))
+    noticed = wilson(whole["killed"], whole["run"])
+    total = {**whole, "low": noticed.low, "high": noticed.high, "made": made}
+    return {"total": total, "rooms": rooms, "survivors": survivors}
 
 
 def _counted(counts: Counter[str]) -> dict[str, Any]:

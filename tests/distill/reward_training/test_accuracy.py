@@ -59,6 +59,15 @@ def test_wilsons_interval_as_tabulated() -> None:
     assert str(wilson(8, 10)) == "80.0% [49.0%, 94.3%]"
 
 
+@pytest.mark.parametrize(
+    ("right", "n", "interval"),
+    [(0, 0, (0.0, 1.0)), (0, 10, (0.0, 0.2775)), (5, 10, (0.2366, 0.7634)), (10, 10, (0.7225, 1.0))],
+)
+def test_wilsons_interval_stays_between_0_and_1(right: int, n: int, interval: tuple[float, float]) -> None:
+    share = wilson(right, n)
+    assert pytest.approx(interval, abs=1e-4) == (share.low, share.high)
+
+
 def test_the_human_report_is_by_source_and_length() -> None:
     items = [judged("a", longer_is_better=True, right=True, source="one")]
     items += [judged("b", longer_is_better=False, right=False, source="two")]
