@@ -36,6 +36,7 @@ from gateway.embedded.stack import EmbeddedStack
 from gateway.telemetry import configure_logging
 from loadtests.promotion_steps import Trial, harmful
 from loadtests.stack import machine
+from loadtests.tables import write_result
 from loadtests.traffic import Traffic
 
 RESULT = Path("loadtests/results/promotion.json")
@@ -163,8 +164,7 @@ def main() -> None:
     configure_logging("warning", "console")
     with exits.exit_on_sigterm(), tempfile.TemporaryDirectory(prefix="ratchet-promotion-") as folder:
         result = run(Path(folder), options)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_result(options.out, result)
     shown = ("requests", "failed", "records", "by_arm", "decisions", "request_s", "step_s", "seconds")
     print(json.dumps({name: result[name] for name in shown}, indent=1, ensure_ascii=False))
     check(result["failed"] == 0, "no request failed")
