@@ -24,10 +24,10 @@ from huggingface_hub import AsyncInferenceClient
 
 from gateway.backend.pool import BackendPool
 from gateway.settings import BackendSettings
-from gateway.types import Prompt, Sampling
+from gateway.types import Message, Prompt, Sampling
 
 ANSWER_TOKENS = 128
-MESSAGES = [{"role": "user", "content": "Why is the sky blue? Answer in two sentences. " * 8}]
+MESSAGES: list[Message] = [{"role": "user", "content": "Why is the sky blue? Answer in two sentences. " * 8}]
 
 
 @dataclass
@@ -59,7 +59,7 @@ async def hub_contender(name: str, url: str) -> AsyncIterator[Contender]:
 @asynccontextmanager
 async def gateway_contender(name: str, url: str) -> AsyncIterator[Contender]:
     """Open the gateway's backend: the hub's client over aiohttp, with answers parsed by the gateway."""
-    prompt = Prompt(MESSAGES, Sampling(max_tokens=ANSWER_TOKENS))  # type: ignore[arg-type]
+    prompt = Prompt(MESSAGES, Sampling(max_tokens=ANSWER_TOKENS))
     async with BackendPool(BackendSettings(urls=(url,))) as pool:
 
         async def call(seed: int) -> object:

@@ -26,6 +26,7 @@ from importlib import resources
 from pathlib import Path
 
 import openai
+from openai.types.chat import ChatCompletionMessageParam
 from rich.console import Console
 
 from distill import exits
@@ -87,8 +88,8 @@ def send(url: str, prompts: list[str], done_file: Path, *, best_of: int | None, 
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=10, timeout=600.0, http_client=http)
 
     def one(prompt: str) -> str:
-        message = {"role": "user", "content": prompt}
-        client.chat.completions.create(model="ratchet", messages=[message], max_tokens=MAX_TOKENS, extra_body=extra)  # type: ignore[list-item]
+        messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": prompt}]
+        client.chat.completions.create(model="ratchet", messages=messages, max_tokens=MAX_TOKENS, extra_body=extra)
         return prompt
 
     with client, done_file.open("a") as sink, counting(console) as progress, ThreadPoolExecutor(CLIENTS) as clients:

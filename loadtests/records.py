@@ -48,7 +48,7 @@ class StreamRecords:
     async def note_wipe(self) -> None:
         """Remember what Redis holds before its data is deleted, and block writes until Redis ends."""
         async with contextlib.aclosing(connect(self._settings)) as redis:
-            await redis.execute_command("CLIENT", "PAUSE", "60000", "WRITE")  # type: ignore[no-untyped-call]
+            await redis.client_pause(60_000, all=False)
         await self.read()
         self.wiped |= self.present
         self.present = set()

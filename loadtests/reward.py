@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from gateway.embedded.weights import minilm_folder, reward_adapter_folder
 from gateway.errors import RewardError
@@ -188,7 +188,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, object]]:
             if device.startswith("cuda") and not torch.cuda.is_available():
                 print(f"{device}: not measured: there is no such device", file=sys.stderr)
                 continue
-            for dtype in cast("list[Dtype]", ["bfloat16", "float32"] if device.startswith("cuda") else ["float32"]):
+            dtypes: list[Dtype] = ["bfloat16", "float32"] if device.startswith("cuda") else ["float32"]
+            for dtype in dtypes:
                 settings = RewardSettings(model=model, adapter=adapter, device=device, dtype=dtype)
                 try:
                     yield measure(settings, options)

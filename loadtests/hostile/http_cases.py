@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from typing import Any
 
 import orjson
 
@@ -22,9 +23,9 @@ _SERVED = words("200 single")
 _TOO_MUCH = words("431,400,cut")
 
 
-def _case(name: str, tried: str, allowed: frozenset[str] | str, *parts: bytes, **more: object) -> Case:
+def _case(name: str, tried: str, allowed: frozenset[str] | str, *parts: bytes, **more: Any) -> Case:
     outcomes = words(allowed) if isinstance(allowed, str) else allowed
-    return Case(f"http-{name}", tried, outcomes, parts, **more)  # type: ignore[arg-type]
+    return Case(f"http-{name}", tried, outcomes, parts, **more)
 
 
 def _chunks(name: str, tried: str, allowed: str, body: bytes) -> Case:

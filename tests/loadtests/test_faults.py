@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import replace
+from typing import Any
 
 import orjson
 import pytest
@@ -55,9 +56,9 @@ def test_a_run_in_which_all_held_has_no_failures() -> None:
         ({"seen": [Seen(0.0, 0.5, "scored", "a"), Seen(50.0, 50.5, "cut"), Seen(51.0, 52.0, "scored", "b")]}, "again"),
     ],
 )
-def test_each_condition_that_does_not_hold_fails_the_run(change: dict[str, object], complaint: str) -> None:
+def test_each_condition_that_does_not_hold_fails_the_run(change: dict[str, Any], complaint: str) -> None:
     """Each condition has a failure of its own."""
-    failures = judge(SCENARIO, replace(FACTS, **change)).failures  # type: ignore[arg-type]
+    failures = judge(SCENARIO, replace(FACTS, **change)).failures
     assert any(complaint in failure for failure in failures), failures
 
 
