@@ -32,7 +32,7 @@ demo: $(READY) ## Ask a real model a dozen prompts, best of 8, and show every ra
 serve: $(READY) ## Keep the embedded stack running on this machine until Ctrl-C
 	@$(BIN)/python -m gateway serve --embedded
 
-night: $(READY) ## A whole night on the embedded stack, in a quarter of an hour: traffic, training, the gate's verdict, the report
+night: $(READY) ## A whole night on the embedded stack, in 10 to 15 minutes: traffic, training, the gate's verdict, the report
 	@$(BIN)/python -m distill night
 
 test: $(READY) $(JS_CLIENT) ## Run the tests; coverage must reach 95 % of the gateway and 90 % of the night
