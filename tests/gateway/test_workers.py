@@ -27,7 +27,7 @@ def test_a_worker_freezes_loaded_objects_out_of_the_garbage_collector(tmp_path: 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux spreads connections")
 def test_connections_spread_over_all_processes_that_share_the_port() -> None:
-    """Of 200 connections the chance that one of two gets fewer than 50 is below 1e-12."""
+    """The kernel spreads 200 by a hash: one of two gets fewer than 50 by chance in less than one of 10^12 runs."""
     with ExitStack() as open_sockets:
         port = open_sockets.enter_context(SharedPort.at(socket.AF_INET, ("127.0.0.1", 0)))
         workers = [open_sockets.enter_context(pickle.loads(pickle.dumps(port))) for _ in range(2)]
