@@ -11,7 +11,7 @@ import yaml
 
 from distill.settings import TrainingSettings
 from gateway.app import create_app
-from gateway.settings import Settings
+from gateway.settings import RedisSettings, Settings
 from tests.docker.conftest import Configured
 from tests.docker.files import (
     DOCKER,
@@ -37,8 +37,8 @@ def image_of(service: dict[str, Any]) -> str:
 
 def environment(service: dict[str, Any]) -> dict[str, Any]:
     """Return the environment of a service's container."""
-    told: dict[str, Any] = service.get("environment", {})
-    return image_environment(image_of(service)) | told
+    own: dict[str, Any] = service.get("environment", {})
+    return image_environment(image_of(service)) | own
 
 
 def hosts(model: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -54,14 +54,14 @@ def hosts(model: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def ports(service: dict[str, Any]) -> set[int]:
     """Return the ports that a service listens on, by its command or its image."""
     command = " ".join(map(str, service.get("command", ())))
-    said = re.findall(r"--port (\d+)", command)
+    found = re.findall(r"--port (\d+)", command)
     if service["image"].startswith("ratchet-"):
-        said += [line.rest for line in dockerfile(image_of(service)) if line.word == "EXPOSE"]
+        found += [line.rest for line in dockerfile(image_of(service)) if line.word == "EXPOSE"]
     if "valkey" in service["image"]:
-        said += ["6379"]
+        found += ["6379"]
     if "node-exporter" in service["image"]:
-        said += ["9100"]
-    return set(map(int, said))
+        found += ["9100"]
+    return set(map(int, found))
 
 
 def test_the_profiles_are_the_backends() -> None:
@@ -71,18 +71,19 @@ def test_the_profiles_are_the_backends() -> None:
 @each_profile
 def test_every_variable_has_a_value(profile: str) -> None:
     """Every variable of a profile is used."""
-    said = env_file(DOCKER / "profiles" / f"{profile}.env")
-    assert variables_of_compose() <= set(said) | set(env_file(DOCKER / ".env.example"))
+    variables = env_file(DOCKER / "profiles" / f"{profile}.env")
+    assert variables_of_compose() <= set(variables) | set(env_file(DOCKER / ".env.example"))
     text = (DOCKER / "compose.yaml").read_text()
-    assert [] == [name for name in said if f"${{{name}" not in text and name != "COMPOSE_PROFILES"]
+    assert [] == [name for name in variables if f"${{{name}" not in text and name != "COMPOSE_PROFILES"]
 
 
 @each_profile
 def test_our_containers_know_all_their_settings(profile: str, configured: Configured) -> None:
     for name, service in ours(compose(profile)).items():
-        told = environment(service)
-        assert any(key.startswith("GATEWAY_") for key in told), name
-        configured(told)
+        variables = environment(service)
+        assert any(key.startswith("GATEWAY_") for key in variables), name
+        gateway, _ = configured(variables)
+        assert variables.get("GATEWAY_REDIS__URL", RedisSettings().url) == gateway.redis.url
 
 
 @each_profile
@@ -149,11 +150,11 @@ def test_the_night_and_its_guard_share_volumes(profile: str) -> None:
 @each_profile
 def test_a_restarted_backends_name_is_the_one_in_its_url(profile: str) -> None:
     model = compose(profile)
-    said = env_file(DOCKER / "profiles" / f"{profile}.env")
-    backend = model["services"][urlsplit(said["BACKEND_URLS"]).hostname]
-    if said["LOAD_COMMAND"]:
-        assert urlsplit(said["BACKEND_URLS"]).hostname == backend["environment"]["REPLICA"]
-        assert said["BACKEND_KIND"] == backend["entrypoint"][2]
+    variables = env_file(DOCKER / "profiles" / f"{profile}.env")
+    backend = model["services"][urlsplit(variables["BACKEND_URLS"]).hostname]
+    if variables["LOAD_COMMAND"]:
+        assert urlsplit(variables["BACKEND_URLS"]).hostname == backend["environment"]["REPLICA"]
+        assert variables["BACKEND_KIND"] == backend["entrypoint"][2]
     else:
         assert "True" == backend["environment"]["VLLM_ALLOW_RUNTIME_LORA_UPDATING"]
 
@@ -182,9 +183,9 @@ def test_vllm_finishes_its_running_answers_before_it_is_killed() -> None:
 def test_vllm_has_a_parser_for_its_models_tool_calls() -> None:
     """Without a parser it refuses every request with tools."""
     command = compose("vllm")["services"]["vllm"]["command"]
-    said = env_file(DOCKER / "profiles" / "vllm.env")
+    variables = env_file(DOCKER / "profiles" / "vllm.env")
     assert "--enable-auto-tool-choice" in command
-    assert said["TOOL_CALL_PARSER"] == option(command, "--tool-call-parser")
+    assert variables["TOOL_CALL_PARSER"] == option(command, "--tool-call-parser")
 
 
 def test_vllm_accepts_adapters_of_the_trained_rank() -> None:

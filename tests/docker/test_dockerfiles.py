@@ -133,10 +133,10 @@ def test_its_command_exists(image: str) -> None:
     words = {line.word: line.rest for line in final_stage(image)}
     command = [*json.loads(words["ENTRYPOINT"]), *json.loads(words["CMD"])]
     assert "python" == command[0]
-    told = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, *command[1:], "--help"], cwd=ROOT, check=True, capture_output=True, text=True
     )
-    assert "Usage" in told.stdout
+    assert "Usage" in ended.stdout
 
 
 @pytest.mark.parametrize("image", ["gateway", "reward"])

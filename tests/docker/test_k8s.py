@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from distill import exits
+from gateway.settings import RedisSettings
 from gateway.telemetry import Metrics
 from tests.docker.conftest import Configured
 from tests.docker.files import (
@@ -61,7 +62,21 @@ def named_ports(pod: str) -> dict[str, int]:
 )
 def test_every_manifest_is_valid_by_the_apis_schema(manifest: dict[str, Any]) -> None:
     """Strictly: Kubernetes silently drops a field that it does not know."""
-    kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+    assert "" == refusal(manifest)
+
+
+def test_a_manifest_with_an_unknown_field_is_invalid() -> None:
+    manifest = of_kind("Service")["gateway"]
+    assert "publishNotReady" in refusal(manifest | {"spec": manifest["spec"] | {"publishNotReady": True}})
+
+
+def refusal(manifest: dict[str, Any]) -> str:
+    """Return the message with which the API would refuse a manifest; empty if it is valid."""
+    try:
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return str(error.message)
+    return ""
 
 
 def test_the_kustomization_names_every_file_and_every_image() -> None:
@@ -82,16 +97,18 @@ def test_no_service_becomes_a_setting(pod: str) -> None:
 def test_our_containers_know_all_their_settings(pod: str, configured: Configured) -> None:
     for container in containers(pod):
         if container["image"].startswith("ratchet-") and "command" not in container:
-            configured(environment(container))
+            variables = environment(container)
+            gateway, _ = configured(variables)
+            assert variables.get("GATEWAY_REDIS__URL", RedisSettings().url) == gateway.redis.url
 
 
 @each_pod
 def test_addresses_lead_to_services_that_listen_there(pod: str, configured: Configured) -> None:
     services = of_kind("Service")
     for container in containers(pod):
-        told = environment(container) if container["image"].startswith("ratchet-") else {}
-        if "GATEWAY_BACKEND__URLS" in told:
-            gateway, _ = configured(told)
+        variables = environment(container) if container["image"].startswith("ratchet-") else {}
+        if "GATEWAY_BACKEND__URLS" in variables:
+            gateway, _ = configured(variables)
             for url in (*gateway.backend.urls, gateway.reward.url, gateway.redis.url):
                 *replica, service = (urlsplit(url).hostname or "").split(".")
                 assert urlsplit(url).port in [port["port"] for port in services[service]["spec"]["ports"]], url

@@ -81,6 +81,6 @@ async def test_a_record_has_the_guides_size(
     finally:
         await journal.aclose()
     base, each_candidate = guide()
-    said = base + n * (each_candidate + answer) + conversation
-    assert said == pytest.approx(used / _RECORDS, rel=_TOLERANCE)
+    expected = base + n * (each_candidate + answer) + conversation
+    assert expected == pytest.approx(used / _RECORDS, rel=_TOLERANCE)
     assert len(encode(records[0])) <= used / _RECORDS
