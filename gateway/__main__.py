@@ -100,7 +100,7 @@ def policy_show() -> None:
 
 
 @policy_cli.command("history")
-def policy_history(limit: Annotated[int, typer.Option(min=1)] = 20) -> None:
+def policy_history(limit: Annotated[int, typer.Option(min=1, help="Most versions to show.")] = 20) -> None:
     """Show the latest versions of the policy, newest first."""
 
     async def show() -> None:
