@@ -291,8 +291,10 @@ async def test_a_folder_that_cannot_be_written_is_no_failure(
     (tmp_path / "file").touch()
     store = make_store(folder=tmp_path / "file")
     await store.start()
-    await store.publish(store.current.successor(n=2, reason="good"))
+    with capture_logs() as logs:
+        await store.publish(store.current.successor(n=2, reason="good"))
     assert 2 == store.current.n
+    assert ["policy_not_saved"] == [line["event"] for line in logs if line["log_level"] == "error"]
 
 
 async def test_no_draft_stays_beside_the_file(make_store: MakeStore, redis_server: RedisServer, tmp_path: Path) -> None:
