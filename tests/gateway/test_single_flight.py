@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 import structlog
@@ -78,7 +79,7 @@ async def test_a_key_has_one_task_at_a_time_and_closing_cancels_it() -> None:
         await ended.wait()
 
     for name in ("a", "a", "b"):
-        tasks.start(name, lambda name=name: run(name))  # type: ignore[misc]
+        tasks.start(name, partial(run, name))
     await asyncio.sleep(0)
     assert (["a", "b"], 2, True) == (started, len(tasks), "a" in tasks)
     ended.set()

@@ -7,7 +7,6 @@ import asyncio
 import pytest
 
 from gateway.errors import RewardError
-from gateway.reward import availability
 from gateway.reward.availability import FAILURES_IN_A_ROW, FIRST_PAUSE_S, LONGEST_PAUSE_S, SOON_S, Availability
 
 
@@ -20,7 +19,7 @@ class Source:
         self.answers = False
         self.probed = asyncio.Event()
         self._sleep = asyncio.sleep
-        monkeypatch.setattr(availability.asyncio, "sleep", self._pause)  # type: ignore[attr-defined]
+        monkeypatch.setattr(asyncio, "sleep", self._pause)
         self.availability = Availability(self._probe, name="source", clock=lambda: self.now_s)
 
     async def _pause(self, pause_s: float) -> None:

@@ -26,39 +26,39 @@ def feature(name: str, answer: str, question: str = QUESTION) -> float:
     return dict(zip(FEATURES, extract_features(question, answer), strict=True))[name]
 
 
-def signed(adapter: Path, folder: Path, **header: str) -> Path:
+def with_header(adapter: Path, folder: Path, **header: str) -> Path:
     """Copy the adapter with this header on its weights."""
     shutil.copytree(adapter, folder)
     save_file(load_file(adapter / ADAPTER_FILE), folder / ADAPTER_FILE, metadata={"format": "pt"} | header)
     return folder
 
 
-@pytest.mark.parametrize(
-    ("name", "more", "less"),
-    [
-        ("copied_3", "You asked how do I bake a loaf of bread.", GOOD),
-        ("copied_6", "How do I bake a loaf of bread at home?", "To bake a loaf of rye, begin early."),
-        ("covered", "Bread baked at home: shape a loaf and bake it.", "Take the train."),
-        ("new", GOOD, "Bake bread at home."),
-        ("repeated", "Bake the bread now. Then bake the bread now. Then bake the bread now.", GOOD),
-        ("repeated_sentences", "Let it rise well. Let it rise well.", GOOD),
-        ("compressed", GOOD, "Bake it well. " * 20),
-        ("function_words", "It is what it is, and that is it.", GOOD),
-        ("word_length", "Refrigeration considerably decelerates fermentation.", "Do it as I do it."),
-        ("stray", "the of Loaf bake then a. dough In two the hot and rise", GOOD),
-        ("finished", GOOD, "Mix flour, water and"),
-        ("stock_phrases", "I hope this helps! Feel free to ask any other questions.", GOOD),
-        ("placeholder", "[Recipe]", GOOD),
-        ("wordless", "...", "No"),
-    ],
-)
+RISES = [
+    ("copied_3", "You asked how do I bake a loaf of bread.", GOOD),
+    ("copied_6", "How do I bake a loaf of bread at home?", "To bake a loaf of rye, begin early."),
+    ("covered", "Bread baked at home: shape a loaf and bake it.", "Take the train."),
+    ("new", GOOD, "Bake bread at home."),
+    ("repeated", "Bake the bread now. Then bake the bread now. Then bake the bread now.", GOOD),
+    ("repeated_sentences", "Let it rise well. Let it rise well.", GOOD),
+    ("compressed", GOOD, "Bake it well. " * 20),
+    ("function_words", "It is what it is, and that is it.", GOOD),
+    ("word_length", "Refrigeration considerably decelerates fermentation.", "Do it as I do it."),
+    ("stray", "the of Loaf bake then a. dough In two the hot and rise", GOOD),
+    ("finished", GOOD, "Mix flour, water and"),
+    ("stock_phrases", "I hope this helps! Feel free to ask any other questions.", GOOD),
+    ("placeholder", "[Recipe]", GOOD),
+    ("wordless", "...", "No"),
+]
+"""Each feature, an answer that has more of it, and one that has less."""
+
+
+@pytest.mark.parametrize(("name", "more", "less"), RISES)
 def test_each_feature_rises_with_its_property(name: str, more: str, less: str) -> None:
     assert feature(name, more) > feature(name, less)
 
 
 def test_every_feature_is_tested() -> None:
-    cases = test_each_feature_rises_with_its_property.pytestmark[0].args[1]  # type: ignore[attr-defined]
-    assert {name for name, _, _ in cases} == FEATURES.keys()
+    assert {name for name, _, _ in RISES} == FEATURES.keys()
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_an_adapters_weights_add_to_its_logit_and_its_name_is_its_own(
     minilm: str, adapter: Path, tmp_path: Path
 ) -> None:
     weights = {"finished": 2.0, "copied_3": -5.0}
-    folder = signed(adapter, tmp_path / "signed", name="our-judge", signals=json.dumps(weights))
+    folder = with_header(adapter, tmp_path / "signed", name="our-judge", signals=json.dumps(weights))
     plain, with_features = (RewardModel.load(minilm, adapter=each, device="cpu") for each in (adapter, folder))
     answers = [GOOD, QUESTION, "Mix flour and"]
     assert with_features.name == "our-judge"
@@ -116,7 +116,7 @@ def test_an_adapters_weights_add_to_its_logit_and_its_name_is_its_own(
 
 def test_unknown_features_in_an_adapter_are_refused(minilm: str, adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="charm"):
-        RewardModel.load(minilm, adapter=signed(adapter, tmp_path / "signed", signals='{"charm": 1}'))
+        RewardModel.load(minilm, adapter=with_header(adapter, tmp_path / "signed", signals='{"charm": 1}'))
 
 
 def test_loading_an_adapter_asks_no_hub(
@@ -127,7 +127,7 @@ def test_loading_an_adapter_asks_no_hub(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the hub was asked")
 
-    folder = signed(adapter, tmp_path / "named")
+    folder = with_header(adapter, tmp_path / "named")
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = "sentence-transformers/all-MiniLM-L6-v2"
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")

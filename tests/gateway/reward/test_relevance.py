@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,13 @@ import pytest
 from gateway.errors import SettingsError
 from gateway.reward.model import RewardModel
 from gateway.reward.relevance import CEILING
-from tests.gateway.reward.test_features import signed
+from tests.gateway.reward.test_features import with_header
 from tests.gateway.reward.texts import TEXTS, ask
 
 
 @pytest.fixture(scope="module")
 def relevant_model(minilm: str, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
-    folder = signed(adapter, tmp_path_factory.mktemp("relevance") / "adapter", signals='{"relevance": 6.0}')
+    folder = with_header(adapter, tmp_path_factory.mktemp("relevance") / "adapter", signals='{"relevance": 6.0}')
     return RewardModel.load(minilm, adapter=folder, device="cpu")
 
 
@@ -53,7 +54,7 @@ def test_empty_and_over_long_texts_have_a_reward(relevant_model: RewardModel) ->
     pairs = [
         relevant_model.encode(ask(prompt), answer) for prompt, answer in (("", ""), ("zebra " * 900, "word " * 900))
     ]
-    assert all(isinstance(reward, float) for reward in relevant_model.score(pairs))
+    assert [True, True] == [math.isfinite(reward) for reward in relevant_model.score(pairs)]
 
 
 def test_a_backbone_that_does_not_read_pairs_is_refused(
@@ -61,4 +62,4 @@ def test_a_backbone_that_does_not_read_pairs_is_refused(
 ) -> None:
     monkeypatch.setattr("transformers.BertTokenizer.model_input_names", ["input_ids", "attention_mask"])
     with pytest.raises(SettingsError, match="does not read pairs"):
-        RewardModel.load(minilm, adapter=signed(adapter, tmp_path / "adapter", signals='{"relevance": 1}'))
+        RewardModel.load(minilm, adapter=with_header(adapter, tmp_path / "adapter", signals='{"relevance": 1}'))

@@ -10,7 +10,7 @@ from aiohttp import web
 from gateway.errors import RewardError
 from gateway.reward.remote import CALLS_IN_FLIGHT, RemoteScorer
 from gateway.settings import RewardSettings
-from gateway.types import BatchStats
+from gateway.types import BatchStats, Score
 from tests.gateway.reward.conftest import Connect
 from tests.gateway.reward.fake_server import FakeServer
 from tests.gateway.reward.texts import ask
@@ -34,10 +34,10 @@ async def test_calls_in_flight_are_bounded(stub: RewardStub, connect: Connect) -
     scorer = await connect(stub.url)
     await scorer.score(ask("hi"), "first")
     stub.knobs.fault, stub.knobs.fault_next = RewardFault.HANG, 100
-    tasks = []
+    tasks: list[asyncio.Task[Score]] = []
     for n in range(CALLS_IN_FLIGHT):
         tasks.append(asyncio.create_task(scorer.score(ask("hi"), f"answer {n}")))
-        await stub.state.until(lambda state, calls=n + 1: state.scoring == calls)  # type: ignore[misc]
+        await stub.state.until(lambda state: state.scoring == len(tasks))
     tasks += [asyncio.create_task(scorer.score(ask("hi"), "one too many")) for _ in range(3)]
     await asyncio.sleep(0)
     assert (3, CALLS_IN_FLIGHT) == (scorer._batcher.waiting, stub.state.scoring)
