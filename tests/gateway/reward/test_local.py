@@ -6,7 +6,6 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from gateway.settings import RewardSettings
 from gateway.types import BatchStats
 from tests.gateway.reward.fake_model import FakeModel
 from tests.gateway.reward.texts import TEXTS, ask
+from tests.waiting import until
 
 
 def scorer_of(model: FakeModel, **settings: object) -> LocalScorer:
@@ -127,10 +127,10 @@ async def test_a_cancelled_score_is_dropped_before_it_runs() -> None:
     running = asyncio.create_task(scorer.score(ask("hi"), "a"))
     await asyncio.to_thread(model.begun.wait, 30)
     waiting = asyncio.create_task(scorer.score(ask("hi"), "ab"))
-    await _until(lambda: scorer.waiting == 1)
+    await until(lambda: scorer.waiting == 1)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    await _until(lambda: scorer.waiting == 0)
+    await until(lambda: scorer.waiting == 0)
     model.gate.set()
     assert 1.0 == (await running).reward
     assert [1] == model.batches
@@ -147,7 +147,7 @@ async def test_a_full_queue_takes_all_of_a_call_or_nothing(monkeypatch: pytest.M
     await asyncio.to_thread(model.begun.wait, 30)
     with pytest.raises(QueueFull):
         await scorer.score_many([Conversation(ask("hi"), "a")] * 3)
-    await _until(lambda: scorer.waiting == 0)
+    await until(lambda: scorer.waiting == 0)
     model.gate.set()
     await running
     await scorer.aclose()
@@ -165,7 +165,7 @@ async def test_after_closing_there_are_no_rewards() -> None:
 async def test_starting_a_batch_weighs_more_on_a_gpu(device: str, tokens: int) -> None:
     scorer = scorer_of(FakeModel(device))
     await scorer.loaded()
-    await _until(lambda: scorer._batcher.launch_tokens == tokens)
+    assert tokens == scorer._batcher.launch_tokens
     await scorer.aclose()
 
 
@@ -174,12 +174,6 @@ def test_the_settings_choose_the_scorer_and_torch_is_imported_late() -> None:
     assert isinstance(build_scorer(RewardSettings(url="http://127.0.0.1:1")), RemoteScorer)
     program = "import sys, gateway.reward.build, gateway.reward.server; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def test_a_model_that_fails_repeatedly_is_not_asked_until_a_probe_succeeds(
@@ -205,9 +199,7 @@ async def test_a_model_that_fails_repeatedly_is_not_asked_until_a_probe_succeeds
         await scorer.score(ask("hi"), "hello")
     assert "gives no rewards: the reward model failed" in (await scorer.readiness()).detail
     monkeypatch.setattr(model, "score", score)
-    async with asyncio.timeout(20):
-        while not scorer.available:
-            await asyncio.sleep(0.01)
+    await until(lambda: scorer.available)
     assert 5.0 == (await scorer.score(ask("hi"), "hello")).reward
     await scorer.aclose()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import orjson
@@ -17,6 +17,7 @@ from gateway.reward.remote import RemoteScorer
 from tests.gateway.reward.conftest import Connect
 from tests.gateway.reward.texts import ask
 from tests.stubs.reward import Dialect, RewardFault, RewardKnobs, RewardStub, reward_of
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -30,12 +31,6 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(availability, "FIRST_PAUSE_S", 0.05)
     monkeypatch.setattr(availability, "PROBE_PAUSE_S", 0.05)
     monkeypatch.setattr(client, "IDENTIFY_PAUSE_S", 0.01)
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not is_so():
-            await asyncio.sleep(0.01)
 
 
 def both(stubs: list[RewardStub]) -> str:
@@ -75,7 +70,9 @@ async def test_after_a_server_that_hangs_there_is_time_for_another(stubs: list[R
     stubs[0].knobs.fault, stubs[0].knobs.fault_probability = RewardFault.HANG, 1.0
     async with asyncio.timeout(8):
         for n in range(FAILURES_IN_A_ROW + 2):
-            await asyncio.gather(*(score(scorer, f"answer {n} {m}") for m in range(2)))
+            answers = [f"answer {n} {m}" for m in range(2)]
+            rewards = await asyncio.gather(*(score(scorer, answer) for answer in answers))
+            assert [reward_of(answer) for answer in answers] == pytest.approx(rewards)
 
 
 async def test_while_all_are_away_answers_are_refused_at_once_until_a_probe_succeeds(
@@ -168,11 +165,11 @@ async def test_the_search_for_refused_answers_is_bounded(stub: RewardStub, conne
     assert client.MAX_PARTS / 2 < stub.state.rejected <= client.MAX_PARTS + 1
 
 
-@pytest.mark.parametrize(("told", "setting", "limit"), [(32, 64, 32), (64, 64, 64), (65, 64, 64), (0, 64, 64)])
+@pytest.mark.parametrize(("served", "setting", "limit"), [(32, 64, 32), (64, 64, 64), (65, 64, 64), (0, 64, 64)])
 async def test_a_text_is_cut_to_the_servers_limit(
-    stub: RewardStub, connect: Connect, decoder: str, told: int, setting: int, limit: int
+    stub: RewardStub, connect: Connect, decoder: str, served: int, setting: int, limit: int
 ) -> None:
-    stub.knobs.dialect, stub.knobs.max_model_len = Dialect.VLLM, told
+    stub.knobs.dialect, stub.knobs.max_model_len = Dialect.VLLM, served
     scorer = await connect(stub.url, tokenizer=decoder, max_length_tokens=setting)
     long = await scorer.score(ask("zebra " * 200), "an answer")
     assert long.prompt_truncated
