@@ -115,7 +115,7 @@ class EvaluationSettings(_Group):
     max_rise: ClassVar[float] = 0.03
     """Largest absolute rise of the shares of truncated samples and of repeated text."""
     min_diversity: ClassVar[float] = 0.6
-    """Least distinctness of a prompt's samples (and token entropy, where known), as a share of the old policy's."""
+    """Least distinctness of a prompt's samples, as a share of the old policy's."""
     judge_model: str = ""
     """Backbone of the judge, a second reward model; unset: GATEWAY_REWARD__MODEL with the judge's adapter."""
     judge_adapter: Path | None = None

@@ -81,17 +81,13 @@ class Comparison:
         old, new = (scored.texts for scored, _ in self._sides)
         if old is None or new is None:
             return []
-        guardrails = [
+        return [
             self._length(old, new, bounds.max_length_change),
             self._rise("truncation", "answers cut at the limit", old.truncated_PM, new.truncated_PM, bounds.max_rise),
             self._rise("repetition", "repeated text", old.repetition_PM, new.repetition_PM, bounds.max_rise),
             self._floor("distinct answers", old.distinct_P, new.distinct_P, bounds.min_diversity),
             self._floor("distinct word pairs", old.distinct_bigrams_P, new.distinct_bigrams_P, bounds.min_diversity),
         ]
-        if old.entropy_PM is not None and new.entropy_PM is not None:
-            entropies_P = (old.entropy_PM.mean(axis=1), new.entropy_PM.mean(axis=1))
-            guardrails.append(self._floor("token entropy", *entropies_P, bounds.min_diversity))
-        return guardrails
 
     def _length(self, old: TextStatistics, new: TextStatistics, bound: float) -> Guardrail:
         means_C2 = self._means_of_the_picks(old.tokens_PM, new.tokens_PM)

@@ -30,8 +30,6 @@ class TextStatistics:
     """Share of a prompt's answers that are unlike all others."""
     distinct_bigrams_P: Floats
     """Share of the word pairs in a prompt's answers that are distinct."""
-    entropy_PM: Floats | None = None
-    """Mean entropy, or surprise, of the answer's tokens; None where the backend does not give it."""
 
     @classmethod
     def of(cls, samples: SampleSet) -> TextStatistics:
@@ -54,12 +52,12 @@ class ScoredSamples:
     temperature: float
     rewards_PM: Floats
     texts: TextStatistics | None = None
-    """None: the guards on the texts are not computed."""
+    """None: the guardrails on the texts are not checked."""
     judge_PM: Floats | None = None
     """Rewards of the held-out reward model; None: there is none."""
 
     def check(self, name: str, *, prompts: int, samples: int) -> None:
-        """Refuse what cannot be measured.
+        """Refuse samples that cannot be measured.
 
         Args:
             name: Of the policy, for the message.
@@ -67,7 +65,7 @@ class ScoredSamples:
             samples: Samples of each there must be at least.
 
         Raises:
-            DataError: Says what is wrong.
+            DataError: They cannot; the message names the reason.
         """
         if self.rewards_PM.ndim != 2 or len(self.rewards_PM) != prompts:
             raise DataError(f"{name}: rewards of shape {self.rewards_PM.shape}, but there are {prompts} prompts")

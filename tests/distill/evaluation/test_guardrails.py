@@ -39,7 +39,6 @@ def answers(
     repetition: float = 0.05,
     distinct: float = 1.0,
     bigrams: float = 0.8,
-    entropy: float | None = None,
 ) -> TextStatistics:
     return TextStatistics(
         tokens_PM=constant(tokens),
@@ -47,7 +46,6 @@ def answers(
         repetition_PM=constant(repetition),
         distinct_P=np.full(PROMPTS, distinct),
         distinct_bigrams_P=np.full(PROMPTS, bigrams),
-        entropy_PM=None if entropy is None else constant(entropy),
     )
 
 
@@ -57,8 +55,8 @@ def check(old: TextStatistics | None, new: TextStatistics | None, bounds: Bounds
 
 
 def test_the_same_answers_pass_every_guardrail() -> None:
-    guardrails = check(answers(entropy=2.0), answers(entropy=2.0))
-    names = ["length", "truncation", "repetition", "distinct answers", "distinct word pairs", "token entropy"]
+    guardrails = check(answers(), answers())
+    names = ["length", "truncation", "repetition", "distinct answers", "distinct word pairs"]
     assert names == list(guardrails)
     assert all(guardrail.passed for guardrail in guardrails.values())
 
@@ -78,12 +76,10 @@ def test_the_same_answers_pass_every_guardrail() -> None:
         (answers(distinct=0.61), None),
         (answers(distinct=0.59), "distinct answers"),
         (answers(bigrams=0.47), "distinct word pairs"),
-        (answers(entropy=1.3), None),
-        (answers(entropy=1.1), "token entropy"),
     ],
 )
 def test_a_guardrail_fails_exactly_beyond_its_bound(changed: TextStatistics, broken: str | None) -> None:
-    guardrails = check(answers(entropy=2.0), changed)
+    guardrails = check(answers(), changed)
     assert ([broken] if broken else []) == [guardrail.name for guardrail in guardrails.values() if not guardrail.passed]
 
 
@@ -118,10 +114,10 @@ def test_a_share_may_rise_by_the_bound_and_no_more(name: str, now: float, passed
 
 
 @pytest.mark.parametrize(("now", "passed"), [(0.49, False), (0.5, True), (0.51, True)])
-@pytest.mark.parametrize("name", ["distinct answers", "distinct word pairs", "token entropy"])
+@pytest.mark.parametrize("name", ["distinct answers", "distinct word pairs"])
 def test_diversity_may_fall_to_the_bound_and_no_further(name: str, now: float, passed: bool) -> None:
-    field = {"distinct answers": "distinct", "distinct word pairs": "bigrams", "token entropy": "entropy"}[name]
-    old, new = ({"entropy": 1.0, field: value} for value in (1.0, now))
+    field = {"distinct answers": "distinct", "distinct word pairs": "bigrams"}[name]
+    old, new = ({field: value} for value in (1.0, now))
     guardrail = check(answers(**old), answers(**new), Bounds(min_diversity=0.5))[name]
     assert passed == guardrail.passed
     assert [pytest.approx(now)] * 3 == [guardrail.value, guardrail.low, guardrail.high]

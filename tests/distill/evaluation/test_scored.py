@@ -37,7 +37,6 @@ def test_distinctness_is_of_the_answers_to_one_prompt() -> None:
     statistics = TextStatistics.of(sample_set([["a b", "a b ", "a b"], ["a b", "c d", "a d"]]))
     assert pytest.approx([1 / 3, 1.0]) == statistics.distinct_P.tolist()
     assert pytest.approx([1 / 3, 1.0]) == statistics.distinct_bigrams_P.tolist()
-    assert statistics.entropy_PM is None
 
 
 @pytest.mark.parametrize(("finish_reason", "truncated"), [("length", 1.0), ("stop", 0.0)])

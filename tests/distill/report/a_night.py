@@ -141,7 +141,7 @@ def _measured(rng: np.random.Generator) -> Measured:
             Guardrail("truncation", -0.02, -0.03, -0.01, 0.03, True, "21 % → 19 %"),
             Guardrail("repetition", 0.0, -0.01, 0.01, 0.03, True, "3 % → 3 %"),
             Guardrail("distinct answers", 0.93, 0.91, 0.95, 0.5, True, "93 %"),
-            Guardrail("token entropy", 4.1, 3.9, 4.3, 3.0, True, "4.1 bits"),
+            Guardrail("distinct word pairs", 0.97, 0.96, 0.98, 0.5, True, "97 %"),
             Guardrail("judge", 0.008, -0.002, 0.018, 0.0, True, "+0.008 [-0.002, +0.018]"),
         ],
         rewards=[_bars(*key, values, reward_edges) for key, values in rewards.items() if key in shown],
