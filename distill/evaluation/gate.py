@@ -180,13 +180,13 @@ class _Control:
         self._to_sd: Scale = scale_at(reference_PM)
         self.conversations = int(index_P.max()) + 1
         self._bootstrap = Bootstrap(self.conversations, resamples=rules.resamples, seed=rules.seed)
-        self._unit_CK = {each.temperature: self._curve(self._to_unit(each.rewards_PM), self._ns) for each in serving}
+        unit_CK = {each.temperature: self._curve(self._to_unit(each.rewards_PM), self._ns) for each in serving}
         self._sd_CK = {each.temperature: self._curve(self._to_sd(each.rewards_PM), self._ns) for each in serving}
         self.curves = {f"{t:g}": self._points(each_CK) for t, each_CK in self._sd_CK.items()}
-        self._now_T = {t: each_CK[:, n_now - 1] for t, each_CK in self._unit_CK.items()}
+        now_T = {t: each_CK[:, n_now - 1] for t, each_CK in unit_CK.items()}
         fewer = max(n_now - 1, 1)
-        self._fewer_T = {t: each_CK[:, fewer - 1] for t, each_CK in self._unit_CK.items()}
-        self._controls = {f"the old policy's best of {fewer} at temperature {t:g}": x for t, x in self._fewer_T.items()}
+        fewer_T = {t: each_CK[:, fewer - 1] for t, each_CK in unit_CK.items()}
+        self._controls = {f"the old policy's best of {fewer} at temperature {t:g}": x for t, x in fewer_T.items()}
         self._base_sd_CK: list[Floats] = []
         if baseline is not None:
             self._base_sd_CK = self._base_curves(baseline)
@@ -194,9 +194,9 @@ class _Control:
             for each in baseline.samples:
                 name = f"the base's best of {first} at temperature {each.temperature:g}, which every night must keep"
                 self._controls[name] = self._curve(self._to_unit(each.rewards_PM), [first])[:, 0]
-        self.best_temperature = max(self._now_T, key=lambda t: float(self._now_T[t].mean()))
-        best_now, best_fewer = (max(float(x.mean()) for x in side.values()) for side in (self._now_T, self._fewer_T))
-        self.delta = best_now - best_fewer
+        self.best_temperature = max(now_T, key=lambda t: float(now_T[t].mean()))
+        self._best_now_C = now_T[self.best_temperature]
+        self.delta = float(self._best_now_C.mean()) - max(float(x.mean()) for x in fewer_T.values())
 
     def test(self, candidate: ScoredSamples, alpha: float, planned: int | None) -> CheckpointResult:
         """Test one checkpoint at every N′, with its guardrails and curves."""
@@ -234,7 +234,7 @@ class _Control:
         # The control that was never beaten, or beaten last, decides the verdict, so the report shows it.
         hardest = max(processes, key=lambda name: (processes[name].crossed_at or math.inf, -processes[name].highest))
         against, process = xs[hardest], processes[hardest]
-        (difference,) = self._bootstrap.estimates((new_C - self._now_T[self.best_temperature])[:, None])
+        (difference,) = self._bootstrap.estimates((new_C - self._best_now_C)[:, None])
         crossings = [each.crossed_at for each in processes.values()]
         crossed = [place for place in crossings if place is not None]
         return NonInferiorityTest(
