@@ -54,29 +54,6 @@ def curves(select_rewards_PM: Floats, values_PM: Floats, ns: Sequence[int]) -> F
     return (sums / np.bincount(group))[group].reshape(prompts, draws) @ weights_MK
 
 
-def mean_curve(values_PK: Floats, *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> list[Estimate]:
-    """Return the mean over prompts of each column, with a percentile bootstrap interval.
-
-    Whole rows are resampled: a prompt's draws and columns stay together. So differences of columns taken before
-    the call (gains over n = 1, one temperature against another on the same prompts) have paired intervals.
-
-    Args:
-        values_PK: One row a prompt.
-        resamples: Bootstrap samples.
-        level: Coverage of the interval.
-        seed: Same seed, same interval.
-    """
-    prompts = len(values_PK)
-    if prompts == 0:
-        raise ValueError("no prompts to average over")
-    picks_RP = np.random.default_rng(seed).integers(prompts, size=(resamples, prompts))
-    means_RK = values_PK[picks_RP].mean(axis=1)
-    tail = (1 - level) / 2
-    low_K, high_K = np.quantile(means_RK, [tail, 1 - tail], axis=0)
-    columns = zip(values_PK.mean(axis=0), low_K, high_K, strict=True)
-    return [Estimate(float(mean), float(low), float(high)) for mean, low, high in columns]
-
-
 def within_prompt_sd(rewards_PM: Floats) -> float:
     """Return the pooled within-prompt standard deviation: the root of the mean of each prompt's unbiased variance."""
     return float(np.sqrt(rewards_PM.var(axis=1, ddof=1).mean()))

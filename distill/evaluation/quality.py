@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distill.errors import DataError
-from distill.evaluation.curve import Estimate, Floats, curves, mean_curve, within_prompt_correlation, within_prompt_sd
+from distill.evaluation.curve import Estimate, Floats, curves, within_prompt_correlation, within_prompt_sd
+from distill.evaluation.resample import Bootstrap
 from distill.evaluation.samples import Sample, SampleSet
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def measure(
     to_select, to_judge = (scale_at(rewards[reference_temperature]) for rewards in (select, judge))
     judge_PK = {t: curves(select[t], to_judge(judge[t]), ns) for t in draws}
     best_PK = _best_columns(list(judge_PK.values()))
+    bootstrap = Bootstrap(prompt_count, seed=seed)
     points: list[Point] = []
     for t, prompts in draws.items():
         selected = curves(select[t], to_select(select[t]), ns)
@@ -167,7 +169,7 @@ def measure(
             "judge_raw": curves(select[t], judge[t], ns),
             "completion_tokens": curves(select[t], tokens_PM, ns),
         }
-        estimates = {name: mean_curve(values, seed=seed) for name, values in columns_PK.items()}
+        estimates = {name: bootstrap.estimates(values) for name, values in columns_PK.items()}
         points += [Point(t, n, **{name: each[k] for name, each in estimates.items()}) for k, n in enumerate(ns)]
     return Quality(
         prompts=prompt_count,
