@@ -16,7 +16,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils.memory import should_reduce_batch_size
 from peft import LoraConfig
-from transformers import PrinterCallback
+from transformers import PrinterCallback, Trainer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from distill.errors import TrainingError
@@ -36,17 +36,13 @@ Inputs = dict[str, torch.Tensor]
 _log = structlog.get_logger()
 
 
-class _Stepwise:
+class _Stepwise(Trainer):  # type: ignore[misc]
     """The common part of both trainers: micro-batches, out-of-memory, non-finite numbers, sealed checkpoints."""
 
     micro_batch_tokens: int
     rows_per_example: int
     base_name: str
     started_s: float
-    model: Any
-    accelerator: Any
-    state: Any
-    args: Any
 
     def training_step(self, model: Any, inputs: Inputs, num_items_in_batch: Any = None) -> torch.Tensor:
         """Run forward and backward over the whole batch of a step.
@@ -79,7 +75,7 @@ class _Stepwise:
                 if self._flattens():
                     micro = flattened(micro)
                 self.micro_share = share
-                losses.append(super().training_step(model, micro, num_items))  # type: ignore[misc]
+                losses.append(super().training_step(model, micro, num_items))
         return torch.stack(losses).sum()
 
     def _make_room(self, error: Exception, parts: list[list[int]]) -> None:
@@ -112,7 +108,7 @@ class _Stepwise:
         return self.rows_per_example == 1 and attention.startswith("flash")
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        norm = super()._clip_grad_norm(model)  # type: ignore[misc]
+        norm = super()._clip_grad_norm(model)
         if not math.isfinite(float(norm)):
             raise TrainingError(f"the gradient's norm is {float(norm)} at step {self.state.global_step + 1}")
         return norm
@@ -121,7 +117,7 @@ class _Stepwise:
         """Write no card: the night's report replaces it."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             seal(self.args.output_dir, self.state, self.base_name, monotonic() - self.started_s)
@@ -227,7 +223,7 @@ def rows(inputs: Inputs, examples: list[int], rows_per_example: int = 1) -> Inpu
     }
 
 
-def flattened(inputs: Inputs) -> Inputs:
+def flattened(inputs: Inputs) -> dict[str, Any]:
     """Join the rows into one, each with its own positions, which flash attention reads as separate sequences."""
     real = inputs["attention_mask"].bool()
     lengths = real.sum(dim=1)
@@ -241,8 +237,8 @@ def flattened(inputs: Inputs) -> Inputs:
         "position_ids": torch.cat([torch.arange(int(length)) for length in lengths]).to(lengths.device)[None],
         "cu_seq_lens_q": ends,
         "cu_seq_lens_k": ends,
-        "max_length_q": longest,  # type: ignore[dict-item]
-        "max_length_k": longest,  # type: ignore[dict-item]
+        "max_length_q": longest,
+        "max_length_k": longest,
     }
 
 
