@@ -62,7 +62,7 @@ def simulate(
 def _table(scenario: Scenario, prompts: int, outcome: Outcome) -> Table:
     title = f"{outcome.nights} nights: {scenario.n_from} → {scenario.n_to}, true E[D] = {scenario.true_d:+g} δ"
     table = Table(title=title, show_header=False)
-    table.add_row("held-out prompts × draws", f"{prompts} × {scenario.draws}")
+    table.add_row("held-out prompts × samples", f"{prompts} × {scenario.samples}")
     table.add_row("promoted", f"{outcome.promoted:.1%} [{outcome.low:.1%}, {outcome.high:.1%}]")
     table.add_row("a fixed-sample t-test would promote", f"{outcome.fixed_sample:.1%}")
     if outcome.crossed_at is not None:

@@ -1,4 +1,4 @@
-"""Equivalent N: the number of draws of the old policy that one draw of the new one is worth.
+"""Equivalent N: the number of samples of the old policy that one sample of the new one is worth.
 
 Shapes: C conversations, K = 1..n_max, R bootstrap samples.
 """
@@ -16,7 +16,7 @@ from distill.evaluation.resample import Bootstrap
 
 @dataclass(frozen=True, slots=True)
 class EquivalentN:
-    """k*: the n at which the old policy's curve reaches the new policy's mean reward of one draw."""
+    """k*: the n at which the old policy's curve reaches the new policy's mean reward of one sample."""
 
     value: float
     low: float
@@ -29,10 +29,10 @@ def equivalent_n(new_C1: Floats, old_CK: Sequence[Floats], bootstrap: Bootstrap)
     """Return k* with its bootstrap interval.
 
     Between whole n the curve is interpolated linearly in log n, where it is nearly straight. Nothing is extrapolated:
-    k* lies in 1..n_max. A new policy below one draw of the old one gets 1; the difference shows how far below it is.
+    k* lies in 1..n_max. A new policy below one sample of the old one gets 1; the difference shows how far below it is.
 
     Args:
-        new_C1: The new policy's mean reward of one draw.
+        new_C1: The new policy's mean reward of one sample.
         old_CK: The old policy's curves. Of several (temperatures) the highest mean at each n counts, chosen anew in
             each bootstrap sample.
         bootstrap: Over conversations.

@@ -3,11 +3,11 @@
 **The claim.** D = best of N′ of the new policy − best of N of the old one. The test is one of non-inferiority,
 H0: E[D] ≤ −δ, with the margin δ = best of N − best of N − 1 of the old policy: the worth of one sample. For each prompt
 D + δ is x = best of N′ (new) − best of N − 1 (old), so δ never has to be estimated, and the test is exact in it. At
-N = 1 nothing can shrink; there x compares one draw with one draw, and a better policy may replace the old one.
+N = 1 nothing can shrink; there x compares one sample with one sample, and a better policy may replace the old one.
 
 **The scale.** Rewards become mid-ranks among the serving policy's own at its serving temperature: in [0, 1] whatever
 the reward model's scale, so x lies in [−1, 1]. δ, D and x are on that scale; the curves are in standard units (0: the
-mean of one serving draw, 1: pooled within-prompt SD).
+mean of one serving sample, 1: pooled within-prompt SD).
 
 **The control** is the old policy at its best temperature. Which temperature that is is unknown, so the new policy has
 to beat **every** temperature that was sampled: H0 "not better than the best" is the union of "not better than t", and
@@ -28,7 +28,7 @@ the same n, so a policy that fails there has no claim to take over at N, where i
 **Several checkpoints** (or temperatures of one) share α equally: each wealth must reach (their number)/α. The other
 valid way, picking one on a quarter of the prompts and testing it on the rest, promotes less: of 600 simulated nights
 (8 → 4, 711 prompts, three checkpoints) 62 % against 79 % when all three are at D = 0, 48 % against 59 % when one is and
-the others are at −δ/2 and −δ. It needs fewer draws, though; where those are expensive, pick one checkpoint on
+the others are at −δ/2 and −δ. It needs fewer samples, though; where those are expensive, pick one checkpoint on
 *training* prompts and pass only that one.
 
 **Several nights.** A new night has a new checkpoint, so its test is a new one at α: of many nights in which nothing was
@@ -115,21 +115,21 @@ def decide(
         serving: The serving policy's sample sets, one a temperature, on the same prompts in the same order.
         serving_temperature: The temperature it serves at.
         candidates: The sample sets of the night's checkpoints.
-        n_now: Draws the policy chooses from now.
-        n_max: Last n of the curves; default: the number of draws.
+        n_now: Candidates that the policy chooses from now.
+        n_max: Last n of the curves; default: the number of samples.
         baseline: The base before the first night; None while the base serves.
         conversations: Each prompt's conversation, in an order that does not depend on rewards; default: all differ.
         planned: Final number of conversations, for a look at the first part; default: those given.
         rules: The gate's parameters.
 
     Raises:
-        DataError: Draws are missing, too few for N, or rewards are not finite.
+        DataError: Samples are missing, too few for N, or rewards are not finite.
     """
     prompts = len(conversations) if conversations is not None else _prompts(serving)
     _check(serving, serving_temperature, candidates, baseline, prompts, n_now)
     names = conversations if conversations is not None else [str(place) for place in range(prompts)]
-    draws = min(each.rewards_PM.shape[1] for each in (*serving, *candidates))
-    n_max = min(n_max or draws, draws)
+    samples = min(each.rewards_PM.shape[1] for each in (*serving, *candidates))
+    n_max = min(n_max or samples, samples)
     control = _Control(serving, serving_temperature, n_now, n_max, baseline, conversation_index(names), rules)
     alpha = rules.alpha / len(candidates)
     results = [control.test(candidate, alpha, planned) for candidate in candidates]
@@ -224,7 +224,7 @@ class _Control:
         )
 
     def _base_curves(self, baseline: Baseline) -> list[Floats]:
-        """Return the base's curves in the serving policy's unit, as far as the draws of every temperature reach."""
+        """Return the base's curves in the serving policy's unit, as far as the samples of every temperature reach."""
         ns = range(1, min(each.rewards_PM.shape[1] for each in baseline.samples) + 1)
         return [self._curve(self._to_sd(each.rewards_PM), ns) for each in baseline.samples]
 
@@ -288,9 +288,9 @@ def _check(
     n_now: int,
 ) -> None:
     if n_now < 1:
-        raise DataError(f"N = {n_now} is not a number of draws")
+        raise DataError(f"N = {n_now} is not a number of candidates")
     if temperature not in {each.temperature for each in serving}:
-        raise DataError(f"no draws at the serving temperature {temperature:g}")
+        raise DataError(f"no samples at the serving temperature {temperature:g}")
     if not candidates:
         raise DataError("there is no checkpoint to test")
     if prompts == 0:

@@ -56,9 +56,9 @@ class Comparison:
 
     Args:
         old: The serving policy at its serving temperature.
-        n_old: Draws that it chooses from now.
+        n_old: Samples that it chooses from now.
         new: The candidate.
-        n_new: Draws that it would choose from.
+        n_new: Samples that it would choose from.
         index_P: Number of each prompt's conversation.
         bootstrap: Over conversations.
     """
@@ -144,9 +144,9 @@ def check_judge(
 
     Args:
         old: The serving policy's sample sets, one a temperature.
-        n_old: Draws that it chooses from now.
+        n_old: Samples that it chooses from now.
         new: The checkpoint's samples.
-        n_new: Draws that it would choose from.
+        n_new: Samples that it would choose from.
         index_P: Number of each prompt's conversation.
         bootstrap: Over conversations.
 

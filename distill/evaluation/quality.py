@@ -1,7 +1,7 @@
 """Measure the quality of best-of-n: one reward model selects, and another, which selected nothing, judges.
 
 A model that judges its own choices would count the noise that it selects as an improvement.
-Shapes: P prompts, M draws of each at one temperature, K values of n.
+Shapes: P prompts, M samples of each at one temperature, K values of n.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _BATCH = 32
 class Scale:
     """Convert a model's raw rewards to standard ones: ``(raw − origin) / sd``.
 
-    ``origin`` is the mean reward of one draw and ``sd`` the pooled within-prompt standard deviation, both at the
-    reference temperature. So 0 is the mean of one draw there, and 1 the spread of draws of one prompt.
+    ``origin`` is the mean reward of one sample and ``sd`` the pooled within-prompt standard deviation, both at the
+    reference temperature. So 0 is the mean of one sample there, and 1 the spread of samples of one prompt.
     """
 
     origin: float
@@ -65,6 +65,7 @@ class Quality:
 
     prompts: int
     draws: int
+    """Samples of each prompt at each temperature; the key in the file of results."""
     reference_temperature: float
     select_scale: Scale
     judge_scale: Scale
@@ -80,8 +81,8 @@ class Quality:
         return {n: max(points, key=lambda point: point.judge.mean).temperature for n, points in by_n.items()}
 
 
-def complete_prompts(draws: Sequence[Sample]) -> dict[float, SampleSet]:
-    """Return draws by temperature, then prompt, of the prompts that have all draws at every temperature.
+def complete_prompts(samples: Sequence[Sample]) -> dict[float, SampleSet]:
+    """Return samples by temperature, then prompt, of the prompts that have all samples at every temperature.
 
     The prompts are in the same order at each temperature.
 
@@ -89,31 +90,31 @@ def complete_prompts(draws: Sequence[Sample]) -> dict[float, SampleSet]:
         DataError: No prompt is complete.
     """
     cells: dict[str, dict[float, list[Sample]]] = defaultdict(lambda: defaultdict(list))
-    for draw in draws:
-        cells[draw.prompt.key][draw.temperature].append(draw)
-    temperatures = sorted({draw.temperature for draw in draws})
+    for sample in samples:
+        cells[sample.prompt.key][sample.temperature].append(sample)
+    temperatures = sorted({sample.temperature for sample in samples})
     most = max((len(cell) for prompt in cells.values() for cell in prompt.values()), default=0)
     complete = [prompt for prompt in cells.values() if all(len(prompt[t]) == most for t in temperatures)]
     if not complete:
-        raise DataError("no prompt has all its draws at every temperature: let `python -m distill sample` go on")
-    return {t: [sorted(prompt[t], key=lambda draw: draw.index) for prompt in complete] for t in temperatures}
+        raise DataError("no prompt has all its samples at every temperature: let `python -m distill sample` go on")
+    return {t: [sorted(prompt[t], key=lambda sample: sample.index) for prompt in complete] for t in temperatures}
 
 
 def score_sets(
-    model: RewardModel, draws: dict[float, SampleSet], on_scored: Callable[[int], None] = lambda _: None
+    model: RewardModel, samples: dict[float, SampleSet], on_scored: Callable[[int], None] = lambda _: None
 ) -> dict[float, Floats]:
-    """Return the rewards of every draw, shape (P, M) for each temperature. Equal answers to a prompt are scored once.
+    """Return the rewards of every sample, shape (P, M) for each temperature. Equal answers to a prompt are scored once.
 
     Args:
         model: A loaded reward model.
-        draws: From ``complete_prompts``.
-        on_scored: Called with the number of draws that each batch scored.
+        samples: From ``complete_prompts``.
+        on_scored: Called with the number of samples that each batch scored.
     """
-    every = [draw for prompts in draws.values() for prompt in prompts for draw in prompt]
+    every = [sample for prompts in samples.values() for prompt in prompts for sample in prompt]
     waiting: dict[tuple[str, str], int] = defaultdict(int)
-    prompts_by_key = {draw.prompt.key: draw.prompt for draw in every}
-    for draw in every:
-        waiting[draw.prompt.key, draw.text] += 1
+    prompts_by_key = {sample.prompt.key: sample.prompt for sample in every}
+    for sample in every:
+        waiting[sample.prompt.key, sample.text] += 1
     # Longest first: texts of similar length share a batch, which saves padding and never underestimates the time left.
     texts = sorted(waiting, key=lambda text: len(text[0]) + len(text[1]), reverse=True)
     rewards: dict[tuple[str, str], float] = {}
@@ -122,11 +123,14 @@ def score_sets(
         pairs = [model.encode(prompts_by_key[key].messages, answer) for key, answer in batch]
         rewards.update(zip(batch, model.score(pairs), strict=True))
         on_scored(sum(waiting[text] for text in batch))
-    return {t: np.array([[rewards[d.prompt.key, d.text] for d in prompt] for prompt in draws[t]]) for t in draws}
+    return {
+        t: np.array([[rewards[sample.prompt.key, sample.text] for sample in prompt] for prompt in prompts])
+        for t, prompts in samples.items()
+    }
 
 
 def measure(
-    draws: dict[float, SampleSet],
+    samples: dict[float, SampleSet],
     select: dict[float, Floats],
     judge: dict[float, Floats],
     *,
@@ -137,28 +141,28 @@ def measure(
     """Return the curves of both rewards at every temperature and n.
 
     Args:
-        draws: From ``complete_prompts``.
+        samples: From ``complete_prompts``.
         select: Rewards of the model that selects, raw, from ``score_sets``.
         judge: Rewards of the model that judges, raw.
-        ns: Numbers of draws to choose from, each at most M; gains are measured against the first.
+        ns: Numbers of samples to choose from, each at most M; gains are measured against the first.
         reference_temperature: Temperature that defines the standard units.
         seed: Seed of the bootstrap.
     """
-    if reference_temperature not in draws:
-        raise DataError(f"no draws at the reference temperature {reference_temperature:g}")
-    prompt_count, draw_count = select[reference_temperature].shape
-    if max(ns) > draw_count:
+    if reference_temperature not in samples:
+        raise DataError(f"no samples at the reference temperature {reference_temperature:g}")
+    prompt_count, sample_count = select[reference_temperature].shape
+    if max(ns) > sample_count:
         raise DataError(
-            f"n = {max(ns)} is more than the {draw_count} draws of each prompt: that would be extrapolation"
+            f"n = {max(ns)} is more than the {sample_count} samples of each prompt: that would be extrapolation"
         )
     to_select, to_judge = (scale_at(rewards[reference_temperature]) for rewards in (select, judge))
-    judge_PK = {t: curves(select[t], to_judge(judge[t]), ns) for t in draws}
+    judge_PK = {t: curves(select[t], to_judge(judge[t]), ns) for t in samples}
     best_PK = _best_columns(list(judge_PK.values()))
     bootstrap = Bootstrap(prompt_count, seed=seed)
     points: list[Point] = []
-    for t, prompts in draws.items():
+    for t, prompts in samples.items():
         selected = curves(select[t], to_select(select[t]), ns)
-        tokens_PM = np.array([[draw.completion_tokens for draw in prompt] for prompt in prompts], dtype=np.float64)
+        tokens_PM = np.array([[sample.completion_tokens for sample in prompt] for prompt in prompts], dtype=np.float64)
         columns_PK = {
             "select": selected,
             "judge": judge_PK[t],
@@ -173,11 +177,11 @@ def measure(
         points += [Point(t, n, **{name: each[k] for name, each in estimates.items()}) for k, n in enumerate(ns)]
     return Quality(
         prompts=prompt_count,
-        draws=draw_count,
+        draws=sample_count,
         reference_temperature=reference_temperature,
         select_scale=to_select,
         judge_scale=to_judge,
-        correlation={t: within_prompt_correlation(select[t], judge[t]) for t in draws},
+        correlation={t: within_prompt_correlation(select[t], judge[t]) for t in samples},
         points=points,
     )
 
@@ -190,7 +194,7 @@ def scale_at(raw_PM: Floats) -> Scale:
     """
     sd = within_prompt_sd(raw_PM)
     if sd == 0:
-        raise DataError("a reward model gave every draw of a prompt the same reward: nothing can be compared")
+        raise DataError("a reward model gave every sample of a prompt the same reward: nothing can be compared")
     return Scale(float(raw_PM.mean()), sd)
 
 

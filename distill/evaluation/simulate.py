@@ -2,7 +2,7 @@
 
 Rewards are a prompt's own level plus noise within the prompt. The new policy's are shifted so that the true E[D], on
 the gate's [0, 1] scale, is the given multiple of δ: −1 is the edge of the null, 0 equality with the old best of N.
-Shapes: P prompts, M draws; G × U a grid of levels and quantiles that represents the whole population.
+Shapes: P prompts, M samples; G × U a grid of levels and quantiles that represents the whole population.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Scenario:
     """A night with a known truth."""
 
     prompts: int
-    draws: int
+    samples: int
     n_from: int
     n_to: int
     true_d: float
@@ -50,8 +50,8 @@ class Scenario:
     """Spread of the prompts' levels, in standard deviations within a prompt."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n_to < self.n_from <= self.draws:
-            raise DataError(f"1 ≤ to < from ≤ draws does not hold: {self.n_to}, {self.n_from}, {self.draws}")
+        if not 1 <= self.n_to < self.n_from <= self.samples:
+            raise DataError(f"1 ≤ to < from ≤ samples does not hold: {self.n_to}, {self.n_from}, {self.samples}")
         if self.prompts < 1 or self.sd_ratio <= 0 or self.prompt_sd < 0:
             raise DataError("prompts and spreads must be positive")
 
@@ -186,9 +186,9 @@ def solve_shift(scenario: Scenario) -> float:
 
 
 def _night(scenario: Scenario, shift: float, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Draw rewards of the old and the new policy on the same prompts."""
+    """Sample rewards of the old and the new policy on the same prompts."""
     level_P1 = scenario.prompt_sd * rng.standard_normal((scenario.prompts, 1))
-    old_U, new_U = rng.random((2, scenario.prompts, scenario.draws))
+    old_U, new_U = rng.random((2, scenario.prompts, scenario.samples))
     new_PM = level_P1 + shift + scenario.sd_ratio * _noise(scenario, new_U)
     return _observed(scenario, level_P1 + _noise(scenario, old_U)), _observed(scenario, new_PM)
 

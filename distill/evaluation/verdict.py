@@ -73,11 +73,11 @@ class CheckpointResult:
     sd_ratio: float
     """Within-prompt spread, new over old. Reported, not tested: the curve at N′ already includes it."""
     worth_at_serving: EquivalentN
-    """Old draws, at the serving temperature, that one new draw is worth."""
+    """Old samples, at the serving temperature, that one new sample is worth."""
     worth_at_best: EquivalentN
-    """Old draws, at the best temperature for each n, that one new draw is worth: the headline."""
+    """Old samples, at the best temperature for each n, that one new sample is worth: the headline."""
     worth_at_base: EquivalentN | None = None
-    """Draws of the base, at its best temperature for each n: the gain of all nights. None while the base serves."""
+    """Samples of the base, at its best temperature for each n: the gain of all nights. None while the base serves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +118,18 @@ class Verdict:
 
     @property
     def fewer(self) -> int:
-        """N − 1, the number of old draws that the new policy has to match; 1 at N = 1."""
+        """N − 1, the number of old samples that the new policy has to match; 1 at N = 1."""
         return max(self.n_now - 1, 1)
 
     @property
     def summary(self) -> str:
         """The verdict in one short sentence; ``why`` has the numbers."""
         if self.promote:
-            return f"{self.outcome}: the best of {self.n_new} new draws beats the best of {self.fewer} old ones"
+            return f"{self.outcome}: the best of {self.n_new} new samples beats the best of {self.fewer} old ones"
         found = self.guarded
         if found is not None:
             failed = ", ".join(each.label for each in found[1].guardrails if not each.passed)
-            return f"{self.outcome}: {found[1].n} draws would keep the reward, but guardrails fail: {failed}"
+            return f"{self.outcome}: {found[1].n} samples would keep the reward, but guardrails fail: {failed}"
         if self.more_prompts is not None:
             return f"{self.outcome}: not enough evidence yet, about {self.more_prompts:,} more prompts would settle it"
         return f"{self.outcome}: on this evidence the new policy is no better"

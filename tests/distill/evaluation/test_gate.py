@@ -269,9 +269,9 @@ def test_one_side_may_have_more_draws_than_the_other() -> None:
     ("serving", "candidates", "n_now", "message"),
     [
         (SERVING, [], 8, "no checkpoint"),
-        (SERVING, [candidate(0.0)], 0, "N = 0"),
+        (SERVING, [candidate(0.0)], 0, "N = 0 is not a number of candidates"),
         (SERVING, [candidate(0.0)], 9, "temperature 1: 8 samples of each prompt; at least 9"),
-        ([replace(SERVING[0], temperature=0.5)], [candidate(0.0)], 8, "no draws at the serving temperature 1"),
+        ([replace(SERVING[0], temperature=0.5)], [candidate(0.0)], 8, "no samples at the serving temperature 1"),
         ([old(np.empty((0, 8)))], [candidate(0.0)], 8, "no held-out prompts"),
         ([old(np.ones((PROMPTS, DRAWS)))], [candidate(0.0)], 8, "same reward"),
         (SERVING, [ScoredSamples("nan", 1.0, np.full((PROMPTS, 8), np.nan))], 8, "checkpoint nan: 2000 rewards"),

@@ -145,7 +145,7 @@ def test_a_guardrails_text_names_both_values() -> None:
 
 
 def test_the_picked_answers_are_compared_not_all_samples() -> None:
-    """Only the winner of two grew: the mean of all draws would hide it at N′ = 2."""
+    """Only the winner of two grew: the mean of all samples would hide it at N′ = 2."""
     long = replace(answers(), tokens_PM=np.where(REWARDS == REWARDS.max(axis=1, keepdims=True), 200.0, 100.0))
     assert pytest.approx(0.5) == check(answers(), long)["length"].value
 

@@ -25,18 +25,18 @@ from distill.evaluation.simulate import (
 
 runner = CliRunner(env={"COLUMNS": "120"})
 
-EDGE = Scenario(prompts=200, draws=8, n_from=8, n_to=4, true_d=-1.0)
+EDGE = Scenario(prompts=200, samples=8, n_from=8, n_to=4, true_d=-1.0)
 SHAPES: list[Shape] = ["gaussian", "skewed", "heavy", "discrete"]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_true_difference_is_the_given_multiple_of_delta(shape: Shape) -> None:
-    """Drawn anew from the population, far more draws than any night has, without the simulation's own grid."""
+    """Drawn anew from the population, far more samples than any night has, without the simulation's own grid."""
     scenario = replace(EDGE, shape=shape, sd_ratio=0.8, true_d=0.5)
     rng = np.random.default_rng(0)
 
-    def noise(draws: int) -> np.ndarray:
-        size = (30_000, draws)
+    def noise(samples: int) -> np.ndarray:
+        size = (30_000, samples)
         if shape == "skewed":
             return rng.exponential(size=size) - 1
         return rng.standard_t(3, size) / 3**0.5 if shape == "heavy" else rng.standard_normal(size)
@@ -103,11 +103,18 @@ def test_exact_intervals_are_the_textbooks() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"n_to": 8}, {"n_to": 0}, {"n_from": 9}, {"prompts": 0}, {"sd_ratio": 0.0}, {"prompt_sd": -1.0}],
+    ("wrong", "problem"),
+    [
+        ({"n_to": 8}, "does not hold: 8, 8, 8"),
+        ({"n_to": 0}, "does not hold: 0, 8, 8"),
+        ({"n_from": 9}, "does not hold: 4, 9, 8"),
+        ({"prompts": 0}, "must be positive"),
+        ({"sd_ratio": 0.0}, "must be positive"),
+        ({"prompt_sd": -1.0}, "must be positive"),
+    ],
 )
-def test_an_impossible_night_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(DataError):
+def test_an_impossible_night_is_refused_with_its_reason(wrong: dict[str, float], problem: str) -> None:
+    with pytest.raises(DataError, match=problem):
         replace(EDGE, **wrong)  # type: ignore[arg-type]
 
 

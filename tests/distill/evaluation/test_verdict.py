@@ -137,9 +137,9 @@ def test_the_summary_has_no_numbers_but_n_and_the_prompts_needed() -> None:
     more = replace(first, more_prompts=1240)
     assert more.summary == "N stays 4: not enough evidence yet, about 1,240 more prompts would settle it"
     fallen = replace(first, promote=True, n_new=2)
-    assert fallen.summary == "N falls from 4 to 2: the best of 2 new draws beats the best of 3 old ones"
+    assert fallen.summary == "N falls from 4 to 2: the best of 2 new samples beats the best of 3 old ones"
     same = replace(first, promote=True, n_now=1, n_new=1)
-    assert same.summary == "N stays 1, with the new policy: the best of 1 new draws beats the best of 1 old ones"
+    assert same.summary == "N stays 1, with the new policy: the best of 1 new samples beats the best of 1 old ones"
 
 
 def test_the_summary_names_failed_guardrails() -> None:
@@ -150,7 +150,7 @@ def test_the_summary_names_failed_guardrails() -> None:
     )
     tests = [a_test(0.1, 0.5), replace(a_test(0.1, 0.5), n=2, guardrails=guardrails)]
     failed = replace(first, more_prompts=3, candidates=[replace(first.candidates[0], tests=tests)])
-    expected = "N stays 4: 2 draws would keep the reward, but guardrails fail: length, held-out reward model"
+    expected = "N stays 4: 2 samples would keep the reward, but guardrails fail: length, held-out reward model"
     assert expected == failed.summary
 
 

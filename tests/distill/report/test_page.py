@@ -174,11 +174,11 @@ def test_numbers_on_the_page_are_those_of_the_facts() -> None:
 @pytest.mark.parametrize(
     ("expected", "name"),
     [
-        ("N falls from 8 to 4: the best of 4 new draws beats the best of 7 old ones", "promoted"),
+        ("N falls from 8 to 4: the best of 4 new samples beats the best of 7 old ones", "promoted"),
         ("N stays 8: not enough evidence yet, about 240 more prompts would settle it", "kept"),
-        ("N stays 8: 4 draws would keep the reward, but guardrails fail: length, held-out reward model", "refused"),
+        ("N stays 8: 4 samples would keep the reward, but guardrails fail: length, held-out reward model", "refused"),
         ("N stays 8: 12 winners to train on, 32 are needed", "too-few"),
-        ("N falls from 8 to 4: the best of 4 new draws beats the best of 7 old ones", "no-draws"),
+        ("N falls from 8 to 4: the best of 4 new samples beats the best of 7 old ones", "no-draws"),
     ],
 )
 def test_the_headline_is_one_sentence_that_an_operator_understands(expected: str, name: str) -> None:
