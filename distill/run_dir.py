@@ -16,6 +16,7 @@ from gateway.files import write_atomically
 
 MANIFEST = "manifest.json"
 _LAST_STEP = "report"
+_WRITTEN_AGAIN = "remove it, and it is written again"
 
 
 class RunDir:
@@ -98,11 +99,21 @@ class RunDir:
         return self.path / "steps" / f"{step}.json"
 
     def write_once(self, name: str, facts: dict[str, Any]) -> dict[str, Any]:
-        """Write facts once per night; on resume, return those that were written first."""
+        """Write facts once per night; on resume, return those that were written first.
+
+        Raises:
+            DataError: The file of an earlier attempt is malformed; says what to do.
+        """
         path = self.path / "draws" / f"begun-{name}.json"
         if not path.exists():
             write_atomically(path, json.dumps(facts).encode())
-        return _read_json(path)
+        try:
+            first = _read_json(path)
+        except DataError as error:
+            raise DataError(f"{error}: {_WRITTEN_AGAIN}") from error
+        if missing := sorted(facts.keys() - first.keys()):
+            raise DataError(f"{path} lacks {', '.join(missing)}: {_WRITTEN_AGAIN}")
+        return first
 
     def log_attempt(self) -> None:
         """Log that the night is started or resumed."""

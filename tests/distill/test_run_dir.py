@@ -31,6 +31,30 @@ def test_attempts_and_times_of_steps_survive_the_process(tmp_path: Path) -> None
     assert (2, 3.75, 0.0) == (again.attempts, again.seconds("draw"), again.seconds("score"))
 
 
+def test_facts_that_are_written_once_stay_those_of_the_first_attempt(tmp_path: Path) -> None:
+    run = new_run(tmp_path, {})
+    assert {"reused": 3, "tokens": 7} == run.write_once("draw", {"reused": 3, "tokens": 7})
+    assert {"reused": 3, "tokens": 7} == RunDir(run.path).write_once("draw", {"reused": 9, "tokens": 0})
+    assert {"tokens": 1} == run.write_once("score", {"tokens": 1})
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [("{gar", "is not JSON"), ("[]", "is no JSON object"), ('{"tokens": 7}', "lacks reused")]
+)
+def test_damaged_facts_of_an_earlier_attempt_are_named_with_what_to_do(
+    tmp_path: Path, content: str, problem: str
+) -> None:
+    run = new_run(tmp_path, {})
+    run.write_once("draw", {"reused": 3, "tokens": 7})
+    path = run.path / "draws" / "begun-draw.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=problem) as raised:
+        run.write_once("draw", {"reused": 9, "tokens": 0})
+    assert f"{path} {problem}: remove it, and it is written again" == str(raised.value)
+    path.unlink()
+    assert {"reused": 9, "tokens": 0} == run.write_once("draw", {"reused": 9, "tokens": 0})
+
+
 def test_runs_are_found_by_id_by_path_and_in_order(tmp_path: Path) -> None:
     first, second = new_run(tmp_path, {"a": 1}), new_run(tmp_path, {"a": 2})
     (tmp_path / "half").mkdir()

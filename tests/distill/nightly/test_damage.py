@@ -100,6 +100,20 @@ def test_a_damaged_marker_is_named_and_its_step_runs_again_when_it_is_removed(da
     assert "checkpoints" in (damaged.night.result("train") or {})
 
 
+def test_a_damaged_note_of_the_first_attempt_at_drawing_is_named_and_written_again(damaged: DamagedNight) -> None:
+    damaged.run("--until", "draw")
+    damaged.night.unmark("draw")
+    note = damaged.night.path / "draws" / "begun-draw.json"
+    for bad in (b"{gar", b"{}"):
+        note.write_bytes(bad)
+        output = damaged.run("--until", "draw", expected=exits.BAD_INPUT)
+        assert str(note) in output, bad
+        assert "remove it, and it is written again" in output, bad
+    note.unlink()
+    damaged.run("--until", "draw")
+    assert damaged.night.result("draw") is not None
+
+
 def test_settings_that_would_change_a_begun_night_are_refused_by_name(damaged: DamagedNight) -> None:
     damaged.run("--until", "train")
     for name, value, text in (
