@@ -122,6 +122,21 @@ def test_a_night_with_too_few_winners_finishes_without_training(tmp_path: Path, 
     assert (run.path / "report.html").exists()
 
 
+def test_a_finished_night_can_be_resumed_until_any_step_and_stays_finished(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
+    few = {**variables, "DISTILL_NIGHT__MIN_EXAMPLES": "1000"}
+    assert exits.FINISHED == attempt(few), output(tmp_path)
+    (run,) = runs(tmp_path / "runs")
+    finished = run.result("report")
+    (tmp_path / "attempts.log").unlink()
+    for arguments, ending in ((["--until", "curate"], "stopped after curate"), ([], str(run.path / "report.html"))):
+        assert exits.FINISHED == attempt(few, ["--resume", run.id, *arguments]), output(tmp_path)
+        assert ending in output(tmp_path)
+    assert finished == run.result("report")
+    assert [run.id] == [each.id for each in runs(tmp_path / "runs")]
+
+
 def test_a_night_with_a_worse_model_finishes_without_promotion(tmp_path: Path, variables: dict[str, str]) -> None:
     assert exits.FINISHED == attempt({**variables, "ATTEMPT_ADAPTERS": "dull"}), output(tmp_path)
     (run,) = runs(tmp_path / "runs")
