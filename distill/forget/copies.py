@@ -27,8 +27,6 @@ from distill.report.page import HTML_FILE, write_report
 from distill.run_dir import RunDir, delete_lines
 from gateway.files import drop_drafts
 
-_CURATED = ("examples.jsonl", "replay.jsonl", "held_out.jsonl")
-
 
 @dataclass(frozen=True, slots=True)
 class Copies:
@@ -72,11 +70,11 @@ def _delete_scores(draws: Iterable[Path], scores: Iterable[Path], targets: Targe
 
 def _delete_from_run(folder: Path, targets: Targets) -> int:
     """Delete from a run's curated files; an unfinished training on them starts again."""
-    count = 0
-    for name in _CURATED:
-        if (folder / name).exists():
-            count += _delete_lines(folder / name, lambda line: _is_example_of(line, targets))
     run = RunDir(folder)
+    count = 0
+    for path in (run.examples_file, run.replay_file, run.held_out_file):
+        if path.exists():
+            count += _delete_lines(path, lambda line: _is_example_of(line, targets))
     if count and run.result("train") is None:
         shutil.rmtree(folder / "training", ignore_errors=True)
     drawn = run.result("draw") or {}

@@ -37,7 +37,7 @@ def find_in_archive(archive: Archive, targets: Targets) -> None:
     """Add the archive's completions that match to the targets."""
     for path in archive.parts():
         for row in _facts(path):
-            if row["kind"] == "completion" and targets.matches(row["id"], row["key_id"], row["conversation_key"]):
+            if row["kind"] == "completion" and _matches(targets, row):
                 targets.add(row["id"], row["conversation_key"])
 
 
@@ -72,7 +72,7 @@ def delete_from_archive(archive: Archive, writer: ArchiveWriter, targets: Target
     """Delete rows of one kind from the archive; return their number."""
     count = 0
     for path in archive.parts():
-        kept = [row["kind"] != kind or not targets.matches(**_without_kind(row)) for row in _facts(path)]
+        kept = [row["kind"] != kind or not _matches(targets, row) for row in _facts(path)]
         if all(kept):
             continue
         with open_part(path) as part, readable(path):
@@ -158,6 +158,5 @@ def _facts(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _without_kind(row: dict[str, Any]) -> dict[str, Any]:
-    names = {"id": "id", "key_id": "key_id", "conversation_key": "conversation", "completion_id": "completion_id"}
-    return {name: row[column] for column, name in names.items()}
+def _matches(targets: Targets, row: dict[str, Any]) -> bool:
+    return targets.matches(row["id"], row["key_id"], row["conversation_key"], row["completion_id"])
