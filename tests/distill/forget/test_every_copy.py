@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import pytest
 from typer.testing import CliRunner
 
 from distill.__main__ import app
@@ -26,9 +23,7 @@ from gateway.settings import RedisSettings, variables
 from tests.distill.dataset.records import candidate, publish, race, rated, user
 from tests.distill.nightly.attempts import attempt
 from tests.distill.nightly.fleet import environment
-from tests.distill.training.tiny import tiny_base
 from tests.redis_server import RedisServer
-from tests.stubs.process import StubProcess
 
 ALICE, BOB = "a" * 16, "b" * 16
 PLANTED = b"xyzzy"
@@ -98,16 +93,6 @@ def places(*folders: Path) -> set[str]:
     return found
 
 
-@pytest.fixture
-def stubs() -> Iterator[tuple[str, str]]:
-    with ExitStack() as running:
-        started = [StubProcess("tests.stubs.tgi"), StubProcess("tests.stubs.reward")]
-        for stub in started:
-            stub.start()
-            running.callback(stub.stop)
-        yield started[0].url, started[1].url
-
-
 def spool(folder: Path) -> Claim:
     """Two workers' folders: one died with records that Redis lacks; one runs, and Redis has its records."""
     for name in ("dead", "running"):
@@ -126,14 +111,18 @@ def spool(folder: Path) -> Claim:
 
 
 def test_after_forget_no_file_holds_the_planted_word(
-    tmp_path: Path, stopped_redis_server: RedisServer, redis_settings: RedisSettings, stubs: tuple[str, str]
+    tmp_path: Path,
+    stopped_redis_server: RedisServer,
+    redis_settings: RedisSettings,
+    stub_urls: tuple[str, str],
+    model: Path,
 ) -> None:
+    tgi, rewards = stub_urls
     stopped_redis_server.start(appendonly="yes")
     folder = tmp_path / "data"
     folder.mkdir()
     unreadable = b'{"kind": "new", "text": "xyzzy", "key_id": "%s"}' % ALICE.encode()
-    model = tiny_base(tmp_path / "model")
-    night = environment(folder, tgi_url=stubs[0], reward_url=stubs[1], redis_url=stopped_redis_server.url, model=model)
+    night = environment(folder, tgi_url=tgi, reward_url=rewards, redis_url=stopped_redis_server.url, model=model)
     with stopped_redis_server.client() as client:
         server: Any = client.config_get("dir")
         aof = Path(server["dir"]) / "appendonlydir"

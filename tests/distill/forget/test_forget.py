@@ -175,8 +175,8 @@ async def test_the_command_deletes_and_refuses_while_a_night_runs(
     for bad in ([], ["--key", "../x"], ["--completion", "chatcmpl-1"], ["--conversation", "*"]):
         assert 2 == (await command(*bad)).exit_code
     assert id_of(1) in kept.ids()
-    said = await command("--key", ALICE, "--completion", id_of(5))
-    assert 0 == said.exit_code, said.output
+    done = await command("--key", ALICE, "--completion", id_of(5))
+    assert 0 == done.exit_code, done.output
     assert sorted([id_of(2), "feedback-2"]) == kept.ids()
 
 
