@@ -1,5 +1,6 @@
 """Tests of a night's context: each step runs once."""
 
+import time
 from io import StringIO
 from pathlib import Path
 
@@ -52,14 +53,18 @@ def test_a_step_gets_the_earlier_results_that_it_uses(night: Night) -> None:
 
 def test_a_step_that_fails_is_run_again_and_its_time_counts(night: Night) -> None:
     def fails(_: Night) -> TrainResult:
+        time.sleep(0.02)
         raise OSError("no")
+
+    def succeeds(_: Night) -> TrainResult:
+        time.sleep(0.02)
+        return trained()
 
     with pytest.raises(OSError, match="no"):
         night.step(TrainResult, fails)
-    spent = night.run.seconds("train")
-    assert spent >= 0
-    assert trained() == resumed(night).step(TrainResult, lambda _: trained())
-    assert night.run.seconds("train") >= spent
+    assert night.run.seconds("train") >= 0.02
+    assert trained() == resumed(night).step(TrainResult, succeeds)
+    assert night.run.seconds("train") >= 0.04
 
 
 def test_the_step_of_until_ends_every_attempt(night: Night) -> None:
