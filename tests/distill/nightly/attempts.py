@@ -19,8 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
 _PRELOADED = ["distill.nightly.pipeline", "distill.training.train", "distill.promotion.publish", "distill.__main__"]
+
+patch = pytest.MonkeyPatch()
+"""Patches of an attempt's own process, which ends with it."""
 
 Kill = tuple[str, int | None]
 """A step, and the number of advances of its progress bar before the kill; None: just before its marker is written."""
@@ -68,8 +72,8 @@ def _serve_published_adapters(url: str) -> None:
         return ["it answers"]
 
     for module in (checkpoint_adapters, rollout):
-        setattr(module, "load_adapter", loaded)  # noqa: B010 - mypy knows of no assignment to a module's names
-        setattr(module, "check_replicas", checked)  # noqa: B010
+        patch.setattr(module, "load_adapter", loaded)
+        patch.setattr(module, "check_replicas", checked)
 
 
 def _set_knobs(url: str, **knobs: Any) -> None:
@@ -111,7 +115,8 @@ def _kill_at(step: str, move: int | None) -> None:
 
             yield counted
 
-    Night.step, Night.bar = killed_step, killed_bar  # type: ignore[method-assign,assignment]
+    patch.setattr(Night, "step", killed_step)
+    patch.setattr(Night, "bar", killed_bar)
     if step == "collect" and move is not None:
         _kill_while_collecting(number)
 
@@ -124,4 +129,4 @@ def _kill_while_collecting(number: int) -> None:
     async def killed(*args: Any, **options: Any) -> Any:
         return await collect(*args, **{**options, "on_archived": lambda _: os.kill(os.getpid(), number)})
 
-    setattr(collecting, "collect_journal", killed)  # noqa: B010 - mypy knows of no assignment to a module's names
+    patch.setattr(collecting, "collect_journal", killed)

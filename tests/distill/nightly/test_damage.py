@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -207,16 +205,18 @@ def test_a_persons_data_can_be_deleted_between_any_two_attempts(damaged: Damaged
 
 def test_a_missing_serving_adapter_is_named_before_training(damaged: DamagedNight, redis_server: RedisServer) -> None:
     """A dry run names it too; with its folder restored, or another policy and --new, nights continue."""
-    serve: Callable[..., Any] = lambda *words: CliRunner().invoke(  # noqa: E731
-        cli, ["policy", "set", "--reason", "by hand", *words], env={**dict.fromkeys(variables()), **damaged.environ}
-    )
+
+    def serve(*options: str) -> int:
+        command = ["policy", "set", "--reason", "by hand", *options]
+        return CliRunner().invoke(cli, command, env={**dict.fromkeys(variables()), **damaged.environ}).exit_code
+
     name = "rft-20260101-0123456789ab"
-    assert 0 == serve("--adapter", name, "--n", "2").exit_code
+    assert 0 == serve("--adapter", name, "--n", "2")
     for arguments in ([], ["--dry-run"], ["--new"]):
         output = damaged.run(*arguments, expected=exits.BAD_INPUT)
         assert f"the policy serves {name}, but" in output
         assert "restore the adapter's folder" in output
     assert [] == runs(damaged.folder / "runs")
     assert 60 == Archive(damaged.folder / "archive").count(), "what was in the journal was not archived"
-    assert 0 == serve("--adapter", "", "--n", "4").exit_code
+    assert 0 == serve("--adapter", "", "--n", "4")
     damaged.run("--until", "curate")
