@@ -1,7 +1,6 @@
 """The night's settings are read from the environment; unknown and bad ones are named."""
 
 import re
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -9,8 +8,6 @@ from typer.testing import CliRunner
 from distill import settings
 from distill.__main__ import app
 from distill.errors import SettingsError
-
-_ROOT = Path(__file__).parents[2]
 
 
 def test_a_variable_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,7 @@ def test_numbers_on_the_page_are_those_of_the_facts() -> None:
     assert "8 → 4" in text
     assert "1 h 52 min" in text
     assert "2.71 GB" in text
-    assert night.data_hash in text if night.data_hash else False
+    assert f"data hash {night.data_hash} " in text
 
 
 @pytest.mark.parametrize(
@@ -274,8 +274,8 @@ def test_the_control_is_the_old_policy_at_its_best_temperature_for_each_n() -> N
 
 def test_a_judge_that_does_not_agree_is_shown_at_the_top() -> None:
     text = _Page(render(refused_by_guardrails())).text
-    plainly = text.index("The held-out reward model does not agree that the new policy is better")
-    assert plainly < text.index("Reward against N")
+    alarm = text.index("The held-out reward model does not agree that the new policy is better")
+    assert alarm < text.index("Reward against N")
     assert "2 of 6 guardrails fail" in text
     assert "second judge: the judge scores it -0.031" in text
     assert "There is enough evidence down to N′ = 4" in text
