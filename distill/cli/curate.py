@@ -32,9 +32,9 @@ def curate(
         archive = Archive(dataset.archive_dir)
         with counting(console) as progress:
             bar = progress.add_task("curating", total=archive.count())
-            feedback = list(archive.feedback())
-            progress.advance(bar, len(feedback))
-            curated = curate_records(archive.completions(), feedback, dataset, on_record=lambda: progress.advance(bar))
+            curated = curate_records(
+                archive.completions(), archive.feedback(), dataset, on_record=lambda: progress.advance(bar)
+            )
         console.print(_table(curated))
         console.print(f"content {content_hash(curated.examples, curated.held_out)}", soft_wrap=True)
         if out is not None:

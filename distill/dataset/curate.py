@@ -95,9 +95,13 @@ def curate(
         feedback: Callers' ratings of them.
         settings: The held-out share and the conditions for examples.
         rolled_back: Adapters that were rolled back: their answers must not train the next one.
-        on_record: Called after each completion, for a progress bar.
+        on_record: Called after each rating and each completion, for a progress bar.
     """
-    disliked = {each.completion_id for each in feedback if each.rating < 0}
+    disliked: set[str] = set()
+    for each in feedback:
+        if each.rating < 0:
+            disliked.add(each.completion_id)
+        on_record()
     excluded: Counter[Reason] = Counter()
     seen: set[str] = set()
     held_out: dict[str, _Place] = {}

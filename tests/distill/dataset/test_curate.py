@@ -268,8 +268,9 @@ def test_a_repeated_record_is_counted_as_repeated() -> None:
 
 def test_progress_is_reported_once_a_record() -> None:
     calls: list[None] = []
-    curate_records([race(), race("b")], [], SETTINGS, on_record=lambda: calls.append(None))
-    assert 2 == len(calls)
+    ratings = [rated("a", 1.0), rated("b", -1.0), rated("unknown", -1.0)]
+    curate_records([race(), race("b")], ratings, SETTINGS, on_record=lambda: calls.append(None))
+    assert 5 == len(calls)
 
 
 REWARDS = st.one_of(st.none(), st.sampled_from([0.0, 1.0, 2.0]), st.floats(allow_nan=False, allow_infinity=False))
