@@ -14,8 +14,8 @@ from rich.console import Console
 
 from distill.errors import DataError
 from distill.evaluation.prompts import Prompt, spread
-from distill.evaluation.sample_store import SAMPLE_TIMEOUT_S
-from distill.evaluation.samples import Sample, SamplePlan, read_samples
+from distill.evaluation.sample_store import SAMPLE_TIMEOUT_S, count_missing
+from distill.evaluation.samples import Sample, SamplePlan
 from distill.evaluation.sampling import sample_missing
 from distill.exits import exit_on_error
 from distill.progress import counting
@@ -51,8 +51,7 @@ def sample(
             url, kind = running.enter_context(LlamaServer(slots=concurrency)).url, "llamacpp"
         settings = BackendSettings(kind=kind, urls=(url,), request_timeout_s=SAMPLE_TIMEOUT_S)
         progress = running.enter_context(counting(console))
-        known = len(read_samples(out)) if out.exists() else 0
-        bar = progress.add_task("drawing", total=plan.size, completed=known)
+        bar = progress.add_task("drawing", total=plan.size, completed=plan.size - count_missing(plan, out))
         asyncio.run(_sample(settings, plan, out, concurrency, lambda _: progress.advance(bar)))
 
 
