@@ -75,7 +75,7 @@ def trend(spots: Sequence[Spot]) -> list[Spot]:
 
 def histograms(compared: Sequence[Bars], unit: str, label: str) -> Markup | None:
     """Plot the shares of samples of both policies in one figure; None where neither has any."""
-    shown = [(bars, shares(bars)) for bars in compared if any(bars.counts)]
+    shown = [(bars, percentages(bars)) for bars in compared if any(bars.counts)]
     if not shown:
         return None
     left, right = min(bars.edges[0] for bars, _ in shown), max(bars.edges[-1] for bars, _ in shown)
@@ -94,7 +94,7 @@ def histograms(compared: Sequence[Bars], unit: str, label: str) -> Markup | None
     return responsive(draw, WIDE, NARROW, label)
 
 
-def shares(bars: Bars) -> list[float]:
+def percentages(bars: Bars) -> list[float]:
     """Return the percentage of samples in each bin."""
     return [100 * value / sum(bars.counts) for value in bars.counts]
 

@@ -101,11 +101,9 @@ FILTERS = {
     "fixed": fixed,
     "signed": signed,
     "percent": percent,
-    "change": change,
     "wealth": wealth,
     "seconds": seconds,
     "size": size,
-    "reason": reason,
     "sentence": sentence,
     "clipped": clipped,
 }

@@ -30,7 +30,7 @@ def evidence_paths(verdict: Verdict) -> Markup | None:
     return responsive(draw, WIDE, NARROW, f"{evidence_title(verdict)}. The table has every N′.")
 
 
-def shares(verdict: Verdict) -> int:
+def checkpoints_sharing_alpha(verdict: Verdict) -> int:
     """Return the number of checkpoints that share α: each of them needs that many times 1/α."""
     return max(round(verdict.threshold * verdict.alpha), 1)
 

@@ -12,7 +12,7 @@ from distill.evaluation.guardrails import JUDGE
 from distill.evaluation.verdict import CheckpointResult
 from distill.report import curves, figures, gate_figures, view
 from distill.report.facts import NightFacts
-from distill.report.formats import FILTERS, SHOWN_CHARACTERS, visible
+from distill.report.formats import FILTERS, SHOWN_CHARACTERS, reason, visible
 from gateway.files import write_atomically
 
 HTML_FILE = "report.html"
@@ -60,7 +60,7 @@ def _records(facts: NightFacts) -> dict[str, Any]:
         return {"fates": [], "accounted": 0}
     fates = [("training examples", collected.examples, "new"), ("held out for measuring", collected.held_out, "best")]
     left_out = sorted(collected.excluded.items(), key=lambda item: -item[1])
-    fates += [(f"left out: {name.replace('_', ' ')}", number, "old") for name, number in left_out]
+    fates += [(f"left out: {reason(name)}", number, "old") for name, number in left_out]
     return {"fates": fates, "accounted": sum(number for _, number, _ in fates)}
 
 
@@ -84,7 +84,7 @@ def _gate(facts: NightFacts) -> dict[str, Any]:
     """Return the gate's figure, and its table rows for the best checkpoint and for the others."""
     verdict = facts.verdict
     if verdict is None:
-        return {"evidence_figure": None, "tests": [], "others": [], "shares": 1}
+        return {"evidence_figure": None, "tests": [], "others": [], "sharing": 1}
     best = verdict.best
 
     def rows(result: CheckpointResult) -> list[dict[str, Any]]:
@@ -104,5 +104,5 @@ def _gate(facts: NightFacts) -> dict[str, Any]:
         "evidence_figure": gate_figures.evidence_paths(verdict),
         "tests": rows(best),
         "others": [row for result in verdict.candidates if result != best for row in rows(result)],
-        "shares": gate_figures.shares(verdict),
+        "sharing": gate_figures.checkpoints_sharing_alpha(verdict),
     }

@@ -109,14 +109,12 @@ def judge_disagrees(measured: Measured) -> str | None:
 
 def loss_title(facts: NightFacts) -> str:
     """Return the mean loss of the first tenth of the steps, and of the last."""
-    loss = [point.loss for point in facts.trained.loss] if facts.trained else []
-    if not loss:
+    if facts.trained is None or not facts.trained.loss:
         return "Loss"
+    loss = [point.loss for point in facts.trained.loss]
     part = max(1, len(loss) // 10)
     first, last = sum(loss[:part]) / part, sum(loss[-part:]) / part
-    return (
-        f"Loss went from {fixed(first)} to {fixed(last)} in {count(facts.trained.steps if facts.trained else 0)} steps"
-    )
+    return f"Loss went from {fixed(first)} to {fixed(last)} in {count(facts.trained.steps)} steps"
 
 
 def spread_title(verdict: Verdict) -> str:
