@@ -42,14 +42,14 @@ def evaluate(
     with exit_on_error():
         drawn = complete_prompts(read_samples(draws))
         model, adapter = model or str(minilm_folder()), adapter or reward_adapter_folder()
-        if _digest(adapter) == _digest(judge):
+        digests = {"select_sha256": _digest(adapter), "judge_sha256": _digest(judge)}
+        if digests["select_sha256"] == digests["judge_sha256"]:
             raise DataError("the judge is the selecting model: that proves nothing")
         rewards = [_score(model, each, drawn) for each in (adapter, judge)]
         quality = measure(drawn, *rewards, ns=sorted(n), reference_temperature=reference_temperature)
         console.print(_table(quality))
         target = out or draws.with_suffix(".quality.json")
-        sources = {"draws": draws.name, "select_sha256": _digest(adapter), "judge_sha256": _digest(judge)}
-        facts = sources | {"best_temperatures": quality.best_temperatures()} | asdict(quality)
+        facts = {"draws": draws.name} | digests | {"best_temperatures": quality.best_temperatures()} | asdict(quality)
         target.write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS) + b"\n")
         console.print(f"written to {target}")
 

@@ -79,7 +79,7 @@ def reward(
     """Train a reward model (LoRA and head) from preference pairs, and measure it on unseen prompts."""
     if fold >= folds:
         raise typer.BadParameter(f"fold {fold} does not exist: {folds} folds are counted from 0", param_hint="--fold")
-    # Slow to import, for torch's sake: the other commands do not need it.
+    # Imported here, because torch loads slowly and the other commands do not need it.
     from distill.reward_training.model import Recipe
     from distill.reward_training.train import run
 

@@ -51,7 +51,7 @@ def train(examples: Examples, out: Out, replay: Replay = None, restart: Restart 
 
 
 def _table(trained: Trained) -> Table:
-    table = Table("what", "how much", title="Trained", show_header=False)
+    table = Table(title="Trained", show_header=False)
     table.add_row("examples", f"{trained.examples} ({trained.replayed} of earlier nights)")
     table.add_row("left out", ", ".join(f"{count} {why}" for why, count in trained.left_out.items()) or "none")
     table.add_row("steps", str(trained.steps))
