@@ -25,7 +25,7 @@ from gateway.policy import Policy, PolicyStore
 from gateway.settings import Settings as GatewaySettings
 
 _PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "numpy", "scipy", "xllamacpp")
-_SECRETS = ("api_key", "url", "urls", "endpoint", "username", "password", "key_file", "keys_file", "load_command")
+_SECRETS = ("api_key", "url", "urls", "endpoint", "username", "password", "key_file", "keys_file")
 _FIXED_GROUPS = ("dataset", "training", "evaluation")
 _FIXED = (("night", "min_examples"),)
 # Settings of the fixed groups that do not change results: they may differ between two attempts at one night.

@@ -60,7 +60,7 @@ def write_metrics(path: Path, run: RunDir | None, exit_code: int) -> None:
 
 
 def _read(run: RunDir, kind: type[Result]) -> Result | None:
-    """Return a step's result; None if its marker is damaged, of which the night's own message tells."""
+    """Return a step's result; None if its marker is damaged: the night's own error names it."""
     try:
         return read_result(run, kind)
     except DataError:

@@ -64,7 +64,10 @@ def start(
         NightError: Redis does not answer, so the serving policy is not known.
     """
     check_reward_models(settings, gateway)
-    run = find_run(settings.night.runs_dir, resume) if resume else None if new else unfinished_run(settings)
+    if resume:
+        run: RunDir | None = find_run(settings.night.runs_dir, resume)
+    else:
+        run = None if new else unfinished_run(settings)
     if run is None:
         known = asyncio.run(known_policies(gateway))
         check_serving_adapter(known[0], settings)
